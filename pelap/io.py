@@ -1,0 +1,193 @@
+"""Files: atomic writes, checksums, locks, and one-line errors for what cannot be read.
+
+Whatever appears under its final name is complete: content goes to a hidden neighbour first and is
+renamed into place.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pelap.errors import BusyError, DataError, PelapError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `final`; it takes the final name when the block succeeds."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(final: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder; it replaces the folder `final` when the block succeeds.
+
+    A failed block leaves `final` as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial")
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Hold `target` for this process alone; the lock ends with the process, however it ends.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"{target}: another pelap process is writing here; wait for it to end, "
+            "or give this one another folder with --run"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented; NaN and infinities are refused (JSON has none)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DataError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); make it again") from None
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table atomically, without index, with the shortest exact floats."""
+    with atomic_path(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+
+
+def read_csv(path: Path) -> "pd.DataFrame":
+    """Read a table.
+
+    Raises:
+        DataError: The file is missing or is not a table.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable CSV table ({one_line(error)})") from None
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically; `metadata` is a flat mapping of strings."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as partial:
+        save_file(contiguous, partial, metadata=dict(metadata or {}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
+    """Tensors (on the CPU) and metadata of a safetensors file.
+
+    Raises:
+        DataError: The file is missing, truncated or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise missing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a complete safetensors file ({one_line(error)}); delete it and make it again"
+        ) from None
+
+
+def missing(path: Path) -> DataError:
+    """The error for a file that an earlier stage should have made."""
+    return DataError(f"{path}: no such file; run the stage that makes it first (see: pelap --help)")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Short name for a JSON-like value: equal values have equal digests."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text, for use inside a one-line message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work rather than after it if `folder` cannot be written.
+
+    Raises:
+        PelapError: The folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PelapError(f"{folder}: cannot write here ({error.strerror}); choose another --run") from None

@@ -1,0 +1,149 @@
+"""The one place where file names exist: what each stage reads and writes under a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DOWNLOADS = "downloads"
+"""Folder below the data folder where archives are looked for and put."""
+
+
+def packed_dataset(data: Path, dataset: str) -> Path:
+    """The packed file that `download` writes and every other stage reads."""
+    return data / f"{dataset}.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainPaths:
+    """What training one variant leaves."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def history(self) -> Path:
+        """Losses by step."""
+        return self.folder / "history.csv"
+
+    @property
+    def validation(self) -> Path:
+        """Losses on test pictures by epoch."""
+        return self.folder / "validation.csv"
+
+    @property
+    def reconstructions(self) -> Path:
+        return self.folder / "reconstructions.png"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.png"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run, stage by stage."""
+
+    root: Path
+
+    def train(self, variant: str) -> TrainPaths:
+        return TrainPaths(self.root / "train" / variant)
+
+    def checkpoint(self, stage: str, key: str) -> Path:
+        """Resume state: undeclared to DVC and Snakemake (both delete declared outputs), keyed by a
+        digest of the configuration, removed on success."""
+        return self.root / ".resume" / f"{stage}-{key}"
+
+    @property
+    def collapse(self) -> Path:
+        return self.root / "collapse"
+
+    @property
+    def collapse_table(self) -> Path:
+        return self.collapse / "collapse.csv"
+
+    @property
+    def masks_per_class(self) -> Path:
+        return self.collapse / "masks_per_class.csv"
+
+    @property
+    def score(self) -> Path:
+        return self.root / "score"
+
+    @property
+    def scores(self) -> Path:
+        return self.score / "scores.csv"
+
+    @property
+    def score_protocol(self) -> Path:
+        """Which model was scored and how."""
+        return self.score / "protocol.json"
+
+    @property
+    def prune(self) -> Path:
+        return self.root / "prune"
+
+    @property
+    def plan(self) -> Path:
+        return self.prune / "plan.json"
+
+    @property
+    def pruned_model(self) -> Path:
+        return self.prune / "model"
+
+    @property
+    def prune_result(self) -> Path:
+        """What was promised and what was measured."""
+        return self.prune / "result.json"
+
+    @property
+    def distill(self) -> Path:
+        return self.root / "distill"
+
+    @property
+    def distilled_model(self) -> Path:
+        return self.distill / "model"
+
+    @property
+    def distill_history(self) -> Path:
+        return self.distill / "history.csv"
+
+    @property
+    def evaluate(self) -> Path:
+        return self.root / "evaluate"
+
+    @property
+    def metrics(self) -> Path:
+        return self.evaluate / "metrics.json"
+
+    @property
+    def evaluate_protocol(self) -> Path:
+        """What the metrics were measured with."""
+        return self.evaluate / "protocol.json"
+
+    def samples(self, model: str) -> Path:
+        """Grid of pictures made from the same noise by every model."""
+        return self.evaluate / "samples" / f"{model}.png"
+
+    def reconstructions(self, model: str) -> Path:
+        """Grid of test pictures after encoding and decoding; ``real`` holds the originals."""
+        return self.evaluate / "reconstructions" / f"{model}.png"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def report_page(self) -> Path:
+        return self.report / "index.html"
+
+    @property
+    def report_figure(self) -> Path:
+        """The figure of README."""
+        return self.report / "overview.png"
+
+    @property
+    def report_table(self) -> Path:
+        """The table of README, in Markdown."""
+        return self.report / "overview.md"

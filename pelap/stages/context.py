@@ -1,0 +1,24 @@
+"""What the command line hands to a stage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pelap.config import Params
+from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.paths import RunPaths, packed_dataset
+
+
+@dataclass(frozen=True)
+class Context:
+    """Checked parameters, where to read and write, and what to compute on."""
+
+    params: Params
+    paths: RunPaths
+    data: Path
+    device: torch.device
+
+    def dataset(self) -> ImageDataset:
+        """The packed data set that `download` made."""
+        return load_dataset(packed_dataset(self.data, self.params.dataset))
