@@ -1,0 +1,70 @@
+# Every target works in a fresh clone: what it needs is installed into .venv first.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := $(CURDIR)/.venv/bin
+VENV_PATH := PATH="$(BIN):$$PATH"
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements.lock
+CORES ?= 4
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: .venv/.installed ## Install, run all eight stages with params.yaml, show the result
+	$(VENV_PATH) dvc repro
+	$(VENV_PATH) pelap show --run results/default
+
+.PHONY: repro
+repro: .venv/.installed ## Run what params.yaml, data or code make necessary (results/default)
+	$(VENV_PATH) dvc repro
+
+.PHONY: report
+report: .venv/.installed ## Bring results/default/report up to date and say where it is
+	$(VENV_PATH) dvc repro report
+	$(VENV_PATH) pelap show --run results/default
+
+.PHONY: sweep
+sweep: .venv/.installed ## Run data sets x seeds of workflow/config.yaml on CORES=4 (results/sweep)
+	$(VENV_PATH) snakemake --cores $(CORES) all_seeds
+
+.PHONY: test
+test: .venv/.installed-dev ## Run the tests
+	$(VENV_PATH) pytest
+
+.PHONY: lint
+lint: .venv/.installed-dev ## Check style, imports and workflow
+	$(VENV_PATH) ruff check
+	$(VENV_PATH) ruff format --check
+	$(VENV_PATH) lint-imports
+	$(VENV_PATH) snakemake --lint
+
+.PHONY: types
+types: .venv/.installed-dev ## Check types
+	$(VENV_PATH) mypy
+
+.PHONY: format
+format: .venv/.installed-dev ## Format the code and mend what can be mended
+	$(VENV_PATH) ruff check --fix
+	$(VENV_PATH) ruff format
+
+.PHONY: clean
+clean: ## Remove caches and build products; results, data and .venv stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage build dist dvc_plots
+	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml requirements.lock
+	@$(if $(PYTHON),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null,false) \
+		|| { echo "PeLAP needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,153 @@
+"""The command line: paths here, numbers in params.yaml."""
+
+import argparse
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pelap import __version__
+from pelap.errors import PelapError
+
+STAGES = {
+    "download": "fetch or make the data set and pack it into one file",
+    "train": "train the variants: autoencoder, mask and UNet jointly",
+    "collapse": "measure what each variant's mask did to its latents",
+    "score": "LD-Pruner's score of every operator of one variant's UNet",
+    "prune": "choose operators by score and cut them out",
+    "distill": "fine-tune the pruned UNet with the dense one as teacher",
+    "evaluate": "quality and cost of every model",
+    "report": "one HTML page with tables, figures and pictures",
+}
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; tests freeze its options."""
+    parser = argparse.ArgumentParser(
+        prog="pelap",
+        description="Masked latent diffusion models: explained, scored, pruned and distilled.",
+        epilog="The stages, in order: " + ", ".join(STAGES) + ". `dvc repro` runs them all.",
+    )
+    parser.add_argument("--version", action="version", version=f"pelap {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for stage, help_text in STAGES.items():
+        _add_stage(commands.add_parser(stage, help=help_text, description=_sentence(help_text)), stage)
+    _add_sample(commands)
+    show = commands.add_parser("show", help="print the table of a finished run and where its report is")
+    show.add_argument("--run", type=Path, default=Path("results/default"), metavar="DIR", help="run folder")
+    compare = commands.add_parser("compare", help="summarise a sweep over seeds and data sets")
+    compare.add_argument("--sweep", type=Path, default=Path("results/sweep"), metavar="DIR")
+    return parser
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
+    parser.set_defaults(stage=stage)
+    parser.add_argument(
+        "--run", type=Path, default=Path("results/default"), metavar="DIR", help="run folder [%(default)s]"
+    )
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters [%(default)s]"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
+    )
+    _add_device(parser)
+    if stage == "train":
+        parser.add_argument("--variant", metavar="NAME", help="just this one [every variant in turn]")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="[%(default)s]"
+    )
+
+
+def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sample = commands.add_parser("sample", help="make pictures with any model folder")
+    sample.add_argument("--model", type=Path, required=True, metavar="DIR", help="model folder")
+    sample.add_argument("--num", type=_positive, default=64, metavar="N", help="pictures [%(default)s]")
+    sample.add_argument("--seed", type=_natural, default=0, metavar="S", help="[%(default)s]")
+    sample.add_argument("--steps", type=_positive, default=50, metavar="N", help="DDIM steps [%(default)s]")
+    sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
+    _add_device(sample)
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 2 for an error the user can mend, 130 when interrupted."""
+    args = build_parser().parse_args(argv)
+    try:
+        _run(args)
+    except PelapError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("pelap: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror}; free space or choose another folder, then run again")
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"pelap: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _run(args: argparse.Namespace) -> None:
+    # Imported on use: torch and diffusers take seconds, `pelap --help` must not.
+    if args.command in STAGES:
+        _run_stage(args)
+    elif args.command == "sample":
+        from pelap.stages.sample import sample
+
+        sample(args.model, args.num, args.seed, args.steps, args.out, args.device)
+    elif args.command == "show":
+        from pelap.paths import RunPaths
+        from pelap.stages.report import show
+
+        show(RunPaths(args.run))
+    else:
+        from pelap.stages.compare import compare
+
+        compare(args.sweep)
+
+
+def _run_stage(args: argparse.Namespace) -> None:
+    from pelap.config import load_params
+
+    params = load_params(args.params, args.stage)
+    from pelap.device import choose_device
+    from pelap.io import check_writable
+    from pelap.paths import RunPaths
+    from pelap.stages.context import Context
+
+    check_writable(args.run)
+    context = Context(params, RunPaths(args.run), args.data, choose_device(args.device))
+    stage = importlib.import_module(f"pelap.stages.{args.stage}")
+    if args.stage == "train":
+        stage.run(context, args.variant)
+    else:
+        stage.run(context)

@@ -1,0 +1,184 @@
+"""The packed data set: uint8 pictures and labels in one safetensors file, and batches made from them."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pelap import io
+from pelap.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures and their labels."""
+
+    images: torch.Tensor  # (N, 3, H, W) uint8, H = W
+    labels: torch.Tensor  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Train and test pictures with their provenance.
+
+    Attributes:
+        name: As in `params.yaml`.
+        train: Pictures to learn from.
+        test: Pictures never learnt from.
+        class_names: Name of label 0, 1, ...
+        source: Where the pictures come from, in words.
+        checksum: Hexadecimal SHA-256 of the source archive (of all its files one after the other,
+            where there are several). Photographs, and a folder that is no archive, have none: theirs
+            is `pixel_checksum`.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    source: str
+    checksum: str
+
+
+def pixel_checksum(train: Split, test: Split) -> str:
+    """Hexadecimal SHA-256 of the pixels and labels of train, then of test."""
+    sha = hashlib.sha256()
+    for tensor in (train.images, train.labels, test.images, test.labels):
+        sha.update(tensor.contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+def make_split(images: Sequence[torch.Tensor], labels: Sequence[int]) -> Split:
+    """Stack pictures (3, H, W) into a split, classes evenly mixed.
+
+    Every prefix then holds the classes in the proportions of the whole, so that "the first 1,000
+    pictures" stand for all. Within a class the order stays.
+    """
+    order = _mixed(labels)
+    return Split(torch.stack([images[i] for i in order]), torch.tensor([labels[i] for i in order]))
+
+
+def _mixed(labels: Sequence[int]) -> list[int]:
+    """Positions, by how far into its own class each item lies (ties: by label)."""
+    totals = torch.tensor(labels).bincount().tolist()
+    seen = [0] * len(totals)
+    places = []
+    for position, label in enumerate(labels):
+        places.append(((seen[label] + 0.5) / totals[label], label, position))
+        seen[label] += 1
+    return [position for _, _, position in sorted(places)]
+
+
+def save_dataset(dataset: ImageDataset, path: Path) -> None:
+    """Write the one packed file, atomically."""
+    tensors = {
+        "train_images": dataset.train.images,
+        "train_labels": dataset.train.labels,
+        "test_images": dataset.test.images,
+        "test_labels": dataset.test.labels,
+    }
+    metadata = {
+        "name": dataset.name,
+        "class_names": json.dumps(dataset.class_names),
+        "source": dataset.source,
+        "checksum": dataset.checksum,
+    }
+    io.save_tensors(path, tensors, metadata)
+
+
+def load_dataset(path: Path) -> ImageDataset:
+    """Read and check a packed file.
+
+    Raises:
+        DataError: The file is missing, incomplete, or holds something else.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run `pelap download` with the same --params and --data")
+    tensors, metadata = io.load_tensors(path)
+    try:
+        class_names = tuple(json.loads(metadata["class_names"]))
+        dataset = ImageDataset(
+            name=metadata["name"],
+            train=Split(tensors["train_images"], tensors["train_labels"]),
+            test=Split(tensors["test_images"], tensors["test_labels"]),
+            class_names=class_names,
+            source=metadata["source"],
+            checksum=metadata["checksum"],
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise _not_packed(path, f"no usable {io.one_line(error)}") from None
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        problem = _problem(split, len(class_names), dataset.train.images.shape[1:])
+        if problem:
+            raise _not_packed(path, f"{name} {problem}")
+    return dataset
+
+
+def _not_packed(path: Path, problem: str) -> DataError:
+    return DataError(f"{path}: not a packed data set ({problem}); delete it and run `pelap download` again")
+
+
+def _problem(split: Split, num_classes: int, shape: torch.Size) -> str | None:
+    """What keeps a split from being used, in words."""
+    images, labels = split.images, split.labels
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
+        return f"images are {images.dtype} {tuple(images.shape)}"
+    if images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        return f"images are {tuple(images.shape)}, not (N, 3, S, S)"
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
+        return f"labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images"
+    if labels.min() < 0 or labels.max() >= num_classes:
+        return f"labels go from {labels.min()} to {labels.max()} for {num_classes} classes"
+    return None
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 to float32 [-1, 1], any shape."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float [-1, 1] (clamped) to uint8 0..255, any shape; the exact inverse of `to_float`."""
+    return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def epoch_batches(
+    images: torch.Tensor, batch_size: int, generator: torch.Generator, flip: bool
+) -> Iterator[torch.Tensor]:
+    """One epoch in random order; pictures beyond the last whole batch are dropped.
+
+    Args:
+        images: (N, 3, H, W) uint8, on the device to compute on.
+        batch_size: Pictures in a batch.
+        generator: On the CPU, so that every device sees the same order and flips.
+        flip: Mirror each picture, left to right, with probability 1/2.
+
+    Yields:
+        (batch_size, 3, H, W) float32 in [-1, 1], on the device of `images`.
+
+    Raises:
+        DataError: There are fewer pictures than a batch holds (raised by the call itself).
+    """
+    if len(images) < batch_size:
+        raise DataError(
+            f"batch_size: {batch_size} exceeds the {len(images)} pictures of the data set; "
+            f"use at most {len(images)}"
+        )
+    order = torch.randperm(len(images), generator=generator)
+    mirrored = torch.rand(len(images), generator=generator) < (0.5 if flip else 0.0)
+    return _batches(images, order.to(images.device), mirrored.to(images.device), batch_size)
+
+
+def _batches(
+    images: torch.Tensor, order: torch.Tensor, mirrored: torch.Tensor, batch_size: int
+) -> Iterator[torch.Tensor]:
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        chosen = slice(start, start + batch_size)
+        batch = images[order[chosen]]  # (B, 3, H, W)
+        yield to_float(torch.where(mirrored[chosen, None, None, None], batch.flip(-1), batch))

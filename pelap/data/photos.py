@@ -1,0 +1,117 @@
+"""Pictures without a network: random crops of photographs that ship inside scikit-image."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pelap.config import PhotoCrops
+from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
+from pelap.data.pictures import from_pillow
+from pelap.errors import DataError
+from pelap.io import one_line
+from pelap.seeding import generator
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PHOTOGRAPHS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
+    "rocket",
+    "stereo_motorcycle",
+)
+TEST_SHARE = 0.25
+"""Share of each photograph that only test crops come from."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of a photograph, in pixels; right and bottom lie just outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def short_side(self) -> int:
+        return min(self.right - self.left, self.bottom - self.top)
+
+
+def build_photos(params: PhotoCrops, image_size: int, seed: int) -> ImageDataset:
+    """Square crops of random side and place; a picture's label is its photograph.
+
+    Crop i of a photograph depends on the seed and i alone: asking for more keeps the first ones.
+
+    Raises:
+        DataError: `min_crop` is too large for a photograph, or scikit-image lacks one.
+    """
+    photos = [_photograph(name) for name in PHOTOGRAPHS]
+    limit = min(min(photo.height, photo.width, max(photo.size) // 2) for photo in photos)
+    if params.min_crop > limit:
+        raise DataError(
+            f"download.photos.min_crop: {params.min_crop} does not fit into the train and the test "
+            f"region of every photograph; use at most {limit}"
+        )
+    train = _crops(photos, "train", params.train_per_photo, params, image_size, seed)
+    test = _crops(photos, "test", params.test_per_photo, params, image_size, seed)
+    source = "photographs of scikit-image, random crops"
+    return ImageDataset("photos", train, test, PHOTOGRAPHS, source, pixel_checksum(train, test))
+
+
+def regions(width: int, height: int, min_crop: int) -> dict[str, Region]:
+    """Disjoint train and test regions: the longer side cut at about 3 to 1.
+
+    The test region is at least `min_crop` wide; so is the train region if the longer side holds both.
+    """
+    length = max(width, height)
+    cut = length - max(round(length * TEST_SHARE), min_crop)
+    if width >= height:
+        return {"train": Region(0, 0, cut, height), "test": Region(cut, 0, width, height)}
+    return {"train": Region(0, 0, width, cut), "test": Region(0, cut, width, height)}
+
+
+def draw_crop(region: Region, params: PhotoCrops, random: torch.Generator) -> Region:
+    """A square inside `region`, side uniform from `min_crop` to the lesser of `max_crop` and the region's."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=random))
+
+    side = draw(params.min_crop, min(params.max_crop, region.short_side))
+    left = draw(region.left, region.right - side)
+    top = draw(region.top, region.bottom - side)
+    return Region(left, top, left + side, top + side)
+
+
+def _crops(
+    photos: list["Image.Image"], split: str, count: int, params: PhotoCrops, image_size: int, seed: int
+) -> Split:
+    """`count` crops of each photograph."""
+    images, labels = [], []
+    for label, (name, photo) in enumerate(zip(PHOTOGRAPHS, photos, strict=True)):
+        region = regions(photo.width, photo.height, params.min_crop)[split]
+        for i in range(count):
+            crop = draw_crop(region, params, generator(seed, f"photos/{split}/{name}", i))
+            square = photo.crop((crop.left, crop.top, crop.right, crop.bottom))
+            images.append(from_pillow(square, image_size))
+            labels.append(label)
+    return make_split(images, labels)
+
+
+def _photograph(name: str) -> "Image.Image":
+    from PIL import Image
+    from skimage import data
+
+    try:
+        pixels = getattr(data, name)()
+    except (AttributeError, ImportError, OSError) as error:  # not shipped: scikit-image would download it
+        raise DataError(
+            f"photos: the installed scikit-image does not hold {name!r} ({one_line(error)}); "
+            "install the version in requirements.lock"
+        ) from None
+    return Image.fromarray(pixels[0] if name == "stereo_motorcycle" else pixels)

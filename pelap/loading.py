@@ -1,0 +1,129 @@
+"""A whole model as a folder, and any such folder, pruned or not, back to a model.
+
+::
+
+    model/config.json                   which parts, and what they were trained as
+    model/vae, mask, normaliser, scheduler, unet     each in diffusers' own format
+    model/unet/plan.json, pruned.safetensors         instead of the usual weights when pruned
+
+A pruned UNet has its weights under another file name: plain diffusers then refuses the folder
+instead of loading it with fresh random weights where operators are gone.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from pydantic import ValidationError
+from torch import nn
+
+from pelap import io
+from pelap.config import DiffusionParams, VariantParams
+from pelap.diffusion import make_scheduler
+from pelap.errors import DataError, ModelError, PlanError
+from pelap.models.ldm import LatentDiffusion, ModelInfo
+from pelap.models.light_unet import LightUNet
+from pelap.models.mask import ImportancePredictor, LatentNormaliser
+from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read_config, save_part
+from pelap.models.vae import VAE
+from pelap.pruning.plan import Plan, plan_from_json
+from pelap.pruning.surgery import apply_plan, removed_operators
+
+FORMAT = 1
+PLAN = "plan.json"
+PRUNED_WEIGHTS = "pruned.safetensors"
+UNETS = {kind.__name__: kind for kind in (UNet2DModel, LightUNet)}
+OPTIONAL_PARTS = {"mask": ImportancePredictor, "normaliser": LatentNormaliser}
+
+
+def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -> None:
+    """Write a model folder atomically.
+
+    Args:
+        model: What to save.
+        folder: Replaced if it exists.
+        plan: For a pruned UNet, how it came from the network that its configuration describes.
+    """
+    assert (plan is None) == (not removed_operators(model.unet)), "a pruned UNet is saved with its plan"
+    with io.atomic_dir(folder) as partial:
+        save_part(model.vae, partial / "vae")
+        for name in OPTIONAL_PARTS:
+            part = getattr(model, name)
+            if part is not None:
+                save_part(part, partial / name)
+        _save_unet(model.unet, partial / "unet", plan)
+        make_scheduler(model.info.diffusion).save_pretrained(partial / "scheduler")
+        io.write_json(partial / CONFIG, _info_to_json(model))
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> LatentDiffusion:
+    """Rebuild a model, in evaluation mode.
+
+    Raises:
+        ModelError: Not a model folder, or a file is missing or of another shape.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder; train one first, or correct the path")
+    config = read_config(folder)
+    info = _info_from_json(config, folder / CONFIG)
+    optional = {
+        name: load_part(kind, folder / name) if name in config["parts"] else None
+        for name, kind in OPTIONAL_PARTS.items()
+    }
+    model = LatentDiffusion(info, load_part(VAE, folder / "vae"), _load_unet(folder / "unet"), **optional)
+    return model.to(device).eval()
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        PlanError: It is missing or is not a plan.
+    """
+    try:
+        return plan_from_json(io.read_json(path), str(path))
+    except DataError as error:
+        raise PlanError(str(error)) from None
+
+
+def _save_unet(unet: nn.Module, folder: Path, plan: Plan | None) -> None:
+    if plan is None:
+        save_part(unet, folder)  # type: ignore[arg-type]
+        return
+    unet.save_config(folder)  # type: ignore[operator]
+    io.write_json(folder / PLAN, plan.to_json())
+    io.save_tensors(folder / PRUNED_WEIGHTS, unet.state_dict())
+
+
+def _load_unet(folder: Path) -> nn.Module:
+    name = read_config(folder).get("_class_name")
+    if name not in UNETS:
+        raise ModelError(f"{folder / CONFIG}: unknown UNet {name!r}; use one of {', '.join(UNETS)}")
+    if not (folder / PLAN).exists():
+        return load_part(UNETS[name], folder)
+    pruned = apply_plan(build_part(UNETS[name], folder), load_plan(folder / PLAN))
+    load_weights(pruned, folder / PRUNED_WEIGHTS)
+    return pruned
+
+
+def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
+    info = {field.name: getattr(model.info, field.name) for field in fields(ModelInfo)}
+    info["variant"] = model.info.variant.model_dump(mode="json")
+    info["diffusion"] = model.info.diffusion.model_dump(mode="json")
+    parts = ["vae", "unet", "scheduler", *(name for name in OPTIONAL_PARTS if getattr(model, name) is not None)]
+    return {"pelap_format": FORMAT, "parts": parts, "info": info}
+
+
+def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
+    if config.get("pelap_format") != FORMAT:
+        raise ModelError(f"{path}: not a PeLAP model of format {FORMAT}; give a folder that `pelap` wrote")
+    try:
+        info = dict(config["info"])
+        info["variant"] = VariantParams(**info["variant"])
+        info["diffusion"] = DiffusionParams(**info["diffusion"])
+        list(config["parts"])
+        return ModelInfo(**info)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ModelError(f"{path}: {io.one_line(error)}; make the model again") from None

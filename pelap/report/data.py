@@ -1,0 +1,56 @@
+"""What the report is made from: a run's tables, dictionaries and pictures, already read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from pelap.report.tables import metrics_frame
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run. Column names are those of the files that the stages write."""
+
+    dataset: str
+    seed: int
+    metrics: Mapping[str, Mapping[str, float | None]]
+    protocol: Mapping[str, Any]
+    history: Mapping[str, pd.DataFrame]
+    """Training losses by step, per variant."""
+    validation: Mapping[str, pd.DataFrame]
+    """Losses on test pictures by epoch, per variant."""
+    collapse: pd.DataFrame
+    masks: pd.DataFrame
+    scores: pd.DataFrame
+    plan: Mapping[str, Any]
+    prune_result: Mapping[str, Any]
+    distill: pd.DataFrame
+    samples: Mapping[str, bytes]
+    """PNG grids by model, from the same noise."""
+    reconstructions: Mapping[str, bytes]
+    """PNG grids by model; `real` holds the originals."""
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The metrics as a table."""
+        return metrics_frame(self.metrics, self.scored)
+
+    @property
+    def scored(self) -> str | None:
+        """The variant whose UNet was pruned."""
+        return self.protocol.get("scored_variant")
+
+    @property
+    def models(self) -> list[str]:
+        """Everything with a colour of its own, in the table's order."""
+        return list(dict.fromkeys([*self.metrics, *self.history]))
+
+    @cached_property
+    def removed(self) -> frozenset[str]:
+        """Names of the operators that the plan takes out."""
+        return frozenset(
+            entry if isinstance(entry, str) else entry["operator"] for entry in self.plan["operators"]
+        )

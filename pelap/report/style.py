@@ -1,0 +1,146 @@
+"""How every figure looks: one colour and marker per model, quiet axes, PNG and themeable SVG."""
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#24292e", "#6a737e", "#d8dee5", "#fefefd"
+"""Written by no other element, so that `to_svg` can hand them to the page's colour scheme."""
+REMOVED, KEPT = "#d55e00", "#8fa3b5"
+"""Operators that the plan removes, and the others."""
+
+_THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--paper)"}
+_FIXED = {
+    "baseline": ("#0072b2", "o"),
+    "pelap": ("#e69f00", "s"),
+    "invariant": ("#009e73", "D"),
+    "pruned": ("#d55e00", "v"),
+    "distilled": ("#cc79a7", "^"),
+    "real": ("#7f8790", "*"),
+}
+_SPARE = (("#56b4e9", "P"), ("#999933", "X"), ("#aa4499", "<"), ("#44aa99", ">"), ("#882255", "h"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of a model."""
+
+    colour: str
+    marker: str
+
+
+def looks(models: Iterable[str]) -> dict[str, Look]:
+    """One look per model, the same wherever the same models are shown (Okabe and Ito's palette).
+
+    Models with names of their own take the spare looks in the order given.
+    """
+    models = list(models)
+    own = [model for model in models if model not in _FIXED]
+    spare = {model: _SPARE[index % len(_SPARE)] for index, model in enumerate(own)}
+    return {model: Look(*_FIXED.get(model, spare.get(model, _SPARE[0]))) for model in models}
+
+
+def panels(columns: int, size: tuple[float, float], rows: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `size` inches with quiet axes, row by row."""
+    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+    for axis in axes:
+        quiet(axis)
+    return figure, axes
+
+
+def quiet(axis: Axes) -> None:
+    """No box, light grid behind the data, muted ticks."""
+    axis.set_facecolor(PAPER)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(GRID)
+    axis.grid(color=GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(which="both", colors=MUTED, labelsize=9, length=0)
+
+
+def titles(axis: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Title above the left edge, axis labels with units."""
+    axis.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
+    axis.set_xlabel(x, fontsize=9.5, color=INK)
+    axis.set_ylabel(y, fontsize=9.5, color=INK)
+
+
+def legend(owner: Axes | Figure, **where: Any) -> None:
+    """Frameless legend in the ink colour."""
+    owner.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
+
+
+def log_scale(axis: Axes, values: Iterable[float], which: str = "y") -> None:
+    """Logarithmic axis with plain numbers, if there is anything positive to show on it."""
+    if not any(value > 0 for value in values):
+        return
+    getattr(axis, f"set_{which}scale")("log")
+    side = axis.yaxis if which == "y" else axis.xaxis
+    side.set_major_formatter(plain_number)
+    side.set_minor_formatter(lambda value, _: "")
+    low, high = sorted(side.get_view_interval())
+    if low > 0 and high / low < 30:  # too few decades for the major ticks alone
+        side.set_minor_formatter(lambda value, _: plain_number(value) if _leads_with(value, "25") else "")
+
+
+def plain_number(value: float, _: int | None = None) -> str:
+    """Shortest readable number: 0.001, 0.5, 20, 1e-07."""
+    return f"{value:.3g}"
+
+
+def _leads_with(value: float, digits: str) -> bool:
+    return f"{value:.0e}"[0] in digits
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Move labels apart so that neighbours are `gap` from each other, in the order given."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    moved = list(positions)
+    for _ in range(100):
+        for low, high in zip(order, order[1:], strict=False):
+            overlap = gap - (moved[high] - moved[low])
+            if overlap > 1e-9:
+                moved[low] -= overlap / 2
+                moved[high] += overlap / 2
+    return moved
+
+
+def to_png(figure: Figure, dpi: int = 100) -> bytes:
+    """PNG of a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """SVG element for inlining: transparent, in the page's font, following its colour scheme.
+
+    Args:
+        figure: What to draw.
+        name: Unique on the page; keeps the identifiers of two figures apart, and the same run
+            gives the same file.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _adopt(buffer.getvalue())
+
+
+def _adopt(text: str) -> str:
+    """Turn a stand-alone SVG file into an element of the page."""
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
+    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    for colour, variable in _THEME.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r"font-family: 'DejaVu Sans Mono'[^;\"]*", "font-family: ui-monospace, monospace", text)
+    return re.sub(r"font-family: [^;\"]*sans-serif", "font-family: system-ui, sans-serif", text)

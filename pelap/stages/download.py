@@ -1,0 +1,31 @@
+"""Stage `download`: make the packed data set that every other stage reads."""
+
+from pelap import io
+from pelap.data.dataset import ImageDataset, save_dataset
+from pelap.data.sources import build_dataset
+from pelap.paths import packed_dataset
+from pelap.stages.context import Context
+
+
+def run(context: Context) -> None:
+    """Build the data set named by the parameters and save it under the data folder.
+
+    Raises:
+        DataError: The pictures cannot be had or read.
+        BusyError: Another process is making the same data set.
+    """
+    params = context.params
+    path = packed_dataset(context.data, params.dataset)
+    with io.exclusive(path):
+        dataset = build_dataset(params.dataset, params.download, params.seed, context.data)
+        save_dataset(dataset, path)
+    print(f"{describe(dataset)} -> {path}")
+
+
+def describe(dataset: ImageDataset) -> str:
+    """The data set in one line."""
+    side = dataset.train.images.shape[-1]
+    return (
+        f"{dataset.name}: {len(dataset.train)} train and {len(dataset.test)} test pictures "
+        f"{side}x{side}, {len(dataset.class_names)} classes, sha256 {dataset.checksum[:12]}"
+    )

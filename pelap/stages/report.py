@@ -1,0 +1,128 @@
+"""report: one page, one figure and one table from everything that the run measured."""
+
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pelap import io
+from pelap.errors import DataError
+from pelap.paths import RunPaths
+from pelap.report import figures, html, tables
+from pelap.report.data import RunData
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pelap.config import Params
+    from pelap.stages.context import Context
+
+_LOSSES = ("step", "noise", "recon", "mean_mask")
+
+
+def run(context: "Context") -> None:
+    """Write the report of a run and print its table.
+
+    Raises:
+        DataError: A file of an earlier stage is missing or not what it should be.
+    """
+    paths = context.paths
+    with io.exclusive(paths.report):
+        data = load(context.params, paths)
+        with io.atomic_dir(paths.report) as folder:
+            io.write_text(folder / paths.report_page.name, html.render(data))
+            io.write_text(folder / paths.report_table.name, tables.markdown_table(data.frame))
+            (folder / paths.report_figure.name).write_bytes(_overview(data))
+    show(paths)
+
+
+def show(paths: RunPaths) -> None:
+    """Print the table of models, and the page's path as the last line."""
+    from rich.console import Console
+
+    metrics, protocol = read_metrics(paths.metrics), read_mapping(paths.evaluate_protocol)
+    frame = tables.metrics_frame(metrics, protocol.get("scored_variant"))
+    Console().print(tables.rich_table(frame))
+    print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
+
+
+def load(params: "Params", paths: RunPaths) -> RunData:
+    """Read everything that the report shows."""
+    metrics, variants = read_metrics(paths.metrics), tuple(params.variants)
+    return RunData(
+        dataset=params.dataset,
+        seed=params.seed,
+        metrics=metrics,
+        protocol=read_mapping(paths.evaluate_protocol),
+        history={name: read_table(paths.train(name).history, _LOSSES) for name in variants},
+        validation={name: read_table(paths.train(name).validation, _LOSSES) for name in variants},
+        collapse=read_table(paths.collapse_table, ("variant", "unet_input_std")),
+        masks=read_table(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
+        scores=read_table(paths.scores, ("operator", "score", "latency_share")),
+        plan=read_mapping(paths.plan, ("operators",)),
+        prune_result=read_mapping(paths.prune_result),
+        distill=read_table(paths.distill_history, ("step", "loss")),
+        samples={name: read_png(paths.samples(name)) for name in metrics if name != "real"},
+        reconstructions=_reconstructions(paths, variants),
+    )
+
+
+def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, bytes]:
+    """Originals and variants; pruning leaves the autoencoder alone."""
+    return {name: read_png(paths.reconstructions(name)) for name in ("real", *variants)}
+
+
+def _overview(data: RunData) -> bytes:
+    strips = {name: figures.image_strip(png) for name, png in data.samples.items()}
+    strips["real"] = figures.image_strip(data.reconstructions["real"])
+    return figures.to_png(figures.overview(data.frame, strips, data.models))
+
+
+def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON mapping that has at least these keys."""
+    value = io.read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON mapping; make it again")
+    _demand(path, "keys", keys, value)
+    return value
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
+    """Read metrics by model."""
+    metrics = read_mapping(path)
+    for model, values in metrics.items():
+        numbers = isinstance(values, dict) and all(
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            for value in values.values()
+        )
+        if not numbers:
+            raise DataError(f"{path}: {model}: expected a mapping of metrics to numbers; make it again")
+    return metrics
+
+
+def read_table(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
+    """Read a CSV table that has at least these columns."""
+    table = io.read_csv(path)
+    _demand(path, "columns", columns, table)
+    return table
+
+
+def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise DataError(f"{path}: lacks the {what} {', '.join(absent)}; make it again")
+
+
+def read_png(path: Path) -> bytes:
+    """Read a picture and check that it is a whole PNG file."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise io.missing(path)
+    content = path.read_bytes()
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{path}: not a readable PNG picture ({io.one_line(error)}); make it again") from None
+    return content

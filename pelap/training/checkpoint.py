@@ -1,0 +1,73 @@
+"""Resume state as a folder of safetensors and JSON: modules, optimiser, progress. No pickle."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pelap import io
+from pelap.errors import DataError
+
+TENSORS = "state.safetensors"
+PROGRESS = "progress.json"
+
+
+def save_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> None:
+    """Write atomically.
+
+    Args:
+        folder: Where to.
+        parts: Modules and optimisers by name.
+        progress: A dataclass instance of JSON values.
+    """
+    tensors = {
+        f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _tensors(part).items()
+    }
+    with io.atomic_dir(folder) as partial:
+        io.save_tensors(partial / TENSORS, {key: tensor.cpu() for key, tensor in tensors.items()})
+        io.write_json(partial / PROGRESS, vars(progress))
+
+
+def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
+    """Fill parts and progress from `folder` in place; False where there is nothing to go on from.
+
+    A checkpoint that does not fit (written by another version) is dropped: starting over is right.
+    """
+    try:
+        tensors, _ = io.load_tensors(folder / TENSORS)
+        fields = io.read_json(folder / PROGRESS)
+        for name, part in parts.items():
+            own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+            _fill(part, own)
+    except (DataError, RuntimeError, KeyError):
+        return False
+    for key, value in fields.items():
+        setattr(progress, key, value)
+    return True
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove the resume state of work that is done, and its parent once that is empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
+def _tensors(part: Any) -> dict[str, torch.Tensor]:
+    if isinstance(part, nn.Module):
+        return dict(part.state_dict())
+    state = part.state_dict()["state"]
+    return {f"{index}/{key}": value for index, slots in state.items() for key, value in slots.items()}
+
+
+def _fill(part: Any, tensors: dict[str, torch.Tensor]) -> None:
+    if isinstance(part, nn.Module):
+        part.load_state_dict(tensors)
+        return
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split("/", 1)
+        slots.setdefault(int(index), {})[key] = tensor
+    part.load_state_dict({"state": slots, "param_groups": part.state_dict()["param_groups"]})

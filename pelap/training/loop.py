@@ -1,0 +1,206 @@
+"""The optimisation loop that joint training and distillation share: step, average, log, resume."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from pelap.data.dataset import epoch_batches
+from pelap.device import autocast, synchronise
+from pelap.errors import TrainingError
+from pelap.progress import progress
+from pelap.seeding import generator
+from pelap.training.checkpoint import load_checkpoint, save_checkpoint
+
+CHECKPOINT_SECONDS = 30.0
+
+Losses = dict[str, torch.Tensor]
+"""Scalar losses by name; ``loss`` is the one that is minimised."""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How to take steps."""
+
+    num_steps: int
+    batch_size: int
+    lr_at: Callable[[int], float]
+    weight_decay: float
+    grad_clip: float
+    ema_decay: float
+    precision: str
+    log_every: int
+    select: str = "last"
+    """Which weights to keep: ``last``, or ``best`` by the caller's validation."""
+
+
+@dataclass
+class Progress:
+    """Where training stands; everything here survives an interruption."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+
+
+def cosine(lr: float, lr_min: float, position: float) -> float:
+    """Cosine from `lr` at position 0 down to `lr_min` at position 1."""
+    return lr_min + (lr - lr_min) * (1 + math.cos(math.pi * position)) / 2
+
+
+def batches_from(
+    images: torch.Tensor, batch_size: int, seed: int, purpose: str, flip: bool, step: int
+) -> Iterator[torch.Tensor]:
+    """Endless training batches (B, 3, H, W) in [-1, 1], starting with the one of `step`.
+
+    The order of an epoch depends on (seed, purpose, epoch) alone, so a resumed run sees what an
+    uninterrupted one would have seen.
+    """
+    steps_per_epoch = max(1, len(images) // batch_size)
+    for epoch in count(step // steps_per_epoch):
+        batches = epoch_batches(images, batch_size, generator(seed, purpose, epoch), flip)
+        for index, batch in enumerate(batches):
+            if epoch * steps_per_epoch + index >= step:
+                yield batch
+
+
+class Trainer:
+    """Minimises a loss over a module's trainable parameters.
+
+    `model` is what is optimised; `current` is what it is worth now, its moving average where there is
+    one; `kept` is what to use afterwards.
+    """
+
+    def __init__(
+        self, model: nn.Module, how: Optimisation, device: torch.device, checkpoint: Path, label: str
+    ) -> None:
+        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.how = how
+        self.device = device
+        self.checkpoint = checkpoint
+        self.label = label
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            parameters, lr=how.lr_at(0), weight_decay=how.weight_decay, fused=device.type != "mps"
+        )
+        self.average = _moving_average(model, how.ema_decay) if how.ema_decay else None
+        self.best = copy.deepcopy(model) if how.select == "best" else None
+        self.progress = Progress()
+        load_checkpoint(self.checkpoint, self.state(), self.progress)
+
+    @property
+    def current(self) -> nn.Module:
+        """The moving average of the weights, or the weights where there is none."""
+        return self.average.module if self.average is not None else self.model
+
+    @property
+    def kept(self) -> nn.Module:
+        """The weights to keep, by the rule `Optimisation.select`."""
+        return self.best if self.best is not None else self.current
+
+    def keep_current(self) -> None:
+        """Note that the current weights are the best so far."""
+        if self.best is not None:
+            self.best.load_state_dict(self.current.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """The stateful parts, by the name they have in a checkpoint."""
+        parts = {
+            "model": self.model,
+            "optimiser": self.optimiser,
+            "average": self.average,
+            "best": self.best,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def run(self, losses: Callable[[int], Losses], after_step: Callable[[int], None]) -> Progress:
+        """Train to the end from wherever the checkpoint left off.
+
+        Args:
+            losses: Losses of a step, computed under autocast.
+            after_step: Called with the number of steps done, for validation.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        totals: Losses = {}
+        logged_at, saved_at = time.monotonic(), time.monotonic()
+        state = self.progress
+        with progress(self.label, self.how.num_steps, state.step) as report:
+            while state.step < self.how.num_steps:
+                self._step(losses, totals)
+                if state.step % self.how.log_every == 0 or state.step == self.how.num_steps:
+                    row = self._log(totals, time.monotonic() - logged_at)
+                    report(state.step, f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s")
+                    totals, logged_at = {}, time.monotonic()
+                after_step(state.step)
+                if not totals and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved_at = time.monotonic()
+        return state
+
+    def save(self) -> None:
+        """Write the checkpoint that the next `Trainer` of the same configuration goes on from."""
+        save_checkpoint(self.checkpoint, self.state(), self.progress)
+
+    def _step(self, losses: Callable[[int], Losses], totals: Losses) -> None:
+        step = self.progress.step
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.how.lr_at(step)
+        with autocast(self.device, self.how.precision):
+            values = losses(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        values["loss"].backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.how.grad_clip)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        # Summed where they are computed: reading them here would wait for the device at every step.
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0) + value.detach()
+        totals["steps"] = totals.get("steps", torch.zeros(())) + 1
+        self.progress.step += 1
+
+    def _log(self, totals: Losses, seconds: float) -> dict[str, float]:
+        synchronise(self.device)
+        steps = float(totals.pop("steps"))
+        means = {name: float(total) / steps for name, total in totals.items()}
+        if not math.isfinite(means["loss"]):
+            raise TrainingError(
+                f"{self.label}: the loss is not finite near step {self.progress.step}; "
+                "lower lr (or set precision to fp32) and run again"
+            )
+        row = {
+            "step": self.progress.step,
+            **means,
+            "lr": self.how.lr_at(self.progress.step - 1),
+            "images_per_s": steps * self.how.batch_size / seconds,
+        }
+        self.progress.history.append(row)
+        return row
+
+
+def _moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of parameters and buffers.
+
+    The decay rises from 0.1 so that a short run does not average its random start in.
+    """
+
+    def update(averages: Any, currents: Any, num_averaged: Any) -> None:
+        num = int(num_averaged)
+        weight = 1 - min(decay, (1 + num) / (10 + num))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, weight)
+        else:
+            torch._foreach_copy_(averages, currents)
+
+    average = AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+    return average.requires_grad_(False)

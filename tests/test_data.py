@@ -1,0 +1,190 @@
+"""Data sets: photographs, the packed file, batches, the stage."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pelap import io
+from pelap.config import DownloadParams, Params, PhotoCrops
+from pelap.data.dataset import (
+    ImageDataset,
+    Split,
+    epoch_batches,
+    load_dataset,
+    make_split,
+    pixel_checksum,
+    save_dataset,
+    to_float,
+    to_uint8,
+)
+from pelap.data.photos import draw_crop, regions
+from pelap.data.sources import build_dataset
+from pelap.errors import BusyError, DataError
+from pelap.paths import RunPaths, packed_dataset
+from pelap.seeding import generator
+from pelap.stages import download
+from pelap.stages.context import Context
+
+CROPS = PhotoCrops(train_per_photo=6, test_per_photo=2, min_crop=48, max_crop=160)
+
+
+def params(**changes: object) -> DownloadParams:
+    base = DownloadParams(image_size=16, photos=CROPS, folders={})
+    return base.model_copy(update=changes)
+
+
+def expect_error(call: Callable[[], object], *parts: str) -> None:
+    """The call must fail with a one-line `DataError` that holds all parts."""
+    with pytest.raises(DataError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def small_dataset(count: int = 12) -> ImageDataset:
+    images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator(0, "test"), dtype=torch.uint8)
+    train = Split(images, torch.arange(count) % 3)
+    test = Split(255 - images, torch.arange(count) % 3)
+    return ImageDataset("x", train, test, ("a", "b", "c"), "here", pixel_checksum(train, test))
+
+
+# --- photographs
+
+
+def test_photos_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    first, again, other = (build_dataset("photos", params(), seed, tmp_path) for seed in (0, 0, 1))
+    assert torch.equal(first.train.images, again.train.images)
+    assert torch.equal(first.test.images, again.test.images)
+    assert first.checksum == again.checksum != other.checksum
+    assert first.train.images.shape == (48, 3, 16, 16) and first.train.images.dtype == torch.uint8
+    assert first.train.labels.bincount().tolist() == [6] * 8
+    assert first.test.labels.bincount().tolist() == [2] * 8
+    assert len(first.class_names) == 8
+
+
+def test_more_photo_crops_keep_the_first_ones(tmp_path: Path) -> None:
+    few = build_dataset("photos", params(), 0, tmp_path).train
+    many = build_dataset(
+        "photos", params(photos=CROPS.model_copy(update={"train_per_photo": 8})), 0, tmp_path
+    )
+    assert torch.equal(many.train.images[: len(few)], few.images)
+
+
+@pytest.mark.parametrize("size", [(451, 300), (300, 451), (512, 512), (100, 96)])
+def test_regions_are_disjoint_and_hold_their_crops(size: tuple[int, int]) -> None:
+    areas = regions(*size, min_crop=48)
+    pixels = np.zeros(size, dtype=int)
+    for split, area in areas.items():
+        pixels[area.left : area.right, area.top : area.bottom] += 1
+        assert area.short_side >= CROPS.min_crop
+        for i in range(200):
+            crop = draw_crop(area, CROPS, generator(0, split, i))
+            assert crop.right - crop.left == crop.bottom - crop.top >= CROPS.min_crop
+            assert area.left <= crop.left and crop.right <= area.right
+            assert area.top <= crop.top and crop.bottom <= area.bottom
+    assert (pixels == 1).all()
+
+
+def test_too_large_a_crop_is_refused(tmp_path: Path) -> None:
+    large = CROPS.model_copy(update={"min_crop": 226, "max_crop": 300})
+    expect_error(lambda: build_dataset("photos", params(photos=large), 0, tmp_path), "min_crop", "225")
+
+
+# --- the packed file and batches
+
+
+def test_uint8_survives_float() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    floats = to_float(values)
+    assert floats.dtype == torch.float32 and floats.min() == -1 and floats.max() == 1
+    assert torch.equal(to_uint8(floats), values)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_every_prefix_of_a_split_is_balanced() -> None:
+    labels = [0] * 8 + [1] * 4
+    split = make_split([torch.full((3, 1, 1), i) for i in range(12)], labels)
+    assert split.labels[:6].bincount().tolist() == [4, 2]
+    assert split.images[:, 0, 0, 0][split.labels == 1].tolist() == [8, 9, 10, 11]
+
+
+def test_packed_file_round_trip(tmp_path: Path) -> None:
+    dataset, path = small_dataset(), tmp_path / "x.safetensors"
+    save_dataset(dataset, path)
+    loaded = load_dataset(path)
+    assert torch.equal(loaded.train.images, dataset.train.images)
+    assert torch.equal(loaded.test.labels, dataset.test.labels)
+    assert (loaded.name, loaded.class_names, loaded.source) == ("x", ("a", "b", "c"), "here")
+    assert loaded.checksum == dataset.checksum
+
+
+def test_unusable_packed_files_are_refused(tmp_path: Path) -> None:
+    path, good = tmp_path / "x.safetensors", small_dataset()
+    expect_error(lambda: load_dataset(path), str(path), "pelap download")
+    save_dataset(good, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    expect_error(lambda: load_dataset(path), str(path))
+    io.save_tensors(path, {"weights": torch.zeros(2)})
+    expect_error(lambda: load_dataset(path), "class_names")
+    images, labels = good.test.images, good.test.labels
+    for bad in (
+        Split(images, labels + 1),
+        Split(images, labels - 1),
+        Split(images.float(), labels),
+        Split(images[:, :1], labels),
+        Split(images[:, :, :4], labels),
+        Split(images, labels[:-1]),
+        Split(images, labels.int()),
+        Split(images[:0], labels[:0]),
+    ):
+        save_dataset(ImageDataset("x", good.train, bad, ("a", "b", "c"), "", ""), path)
+        expect_error(lambda: load_dataset(path), "test", "pelap download")
+
+
+def test_an_epoch_shows_every_picture_once() -> None:
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 3, 4, 4)
+
+    def epoch(index: int, size: int) -> list[int]:
+        batches = list(epoch_batches(images, size, generator(0, "order", index), flip=True))
+        assert all(batch.shape == (size, 3, 4, 4) and batch.dtype == torch.float32 for batch in batches)
+        return to_uint8(torch.cat(batches))[:, 0, 0, 0].tolist()
+
+    assert sorted(epoch(0, 4)) == list(range(12))
+    assert epoch(0, 4) == epoch(0, 4) != epoch(1, 4)
+    assert len(set(epoch(0, 5))) == 10
+    with pytest.raises(DataError, match="13"):
+        epoch_batches(images, 13, generator(0, "order"), flip=False)
+
+
+def test_flips_mirror_about_half_of_the_pictures() -> None:
+    images = torch.zeros(400, 3, 2, 2, dtype=torch.uint8)
+    images[:, :, 0, 0] = 255  # bright at the top left
+    (flipped,) = epoch_batches(images, 400, generator(0, "flip"), flip=True)
+    at_left, at_right = flipped[:, 0, 0, 0] == 1, flipped[:, 0, 0, 1] == 1
+    assert torch.equal(at_left, ~at_right) and 150 < at_right.sum() < 250
+    (plain,) = epoch_batches(images, 400, generator(0, "flip"), flip=False)
+    assert torch.equal(to_uint8(plain), images)
+
+
+# --- the stage
+
+
+def test_the_stage_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = Params.model_construct(dataset="photos", seed=0, download=params())
+    context = Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+    download.run(context)
+    assert len(context.dataset().train) == 48
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "photos: 48 train and 16 test" in out and str(packed_dataset(tmp_path, "photos")) in out
+    with io.exclusive(packed_dataset(tmp_path, "photos")), pytest.raises(BusyError):
+        download.run(context)
+
+
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    expect_error(lambda: build_dataset("stl", params(), 0, tmp_path), "'stl'", "download.folders")
