@@ -59,6 +59,10 @@ def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
         "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
     )
     _add_device(parser)
+    if stage == "prune":
+        parser.add_argument(
+            "--plan", type=Path, metavar="FILE", help="apply this plan [one made from the scores]"
+        )
     if stage == "train":
         parser.add_argument("--variant", metavar="NAME", help="just this one [every variant in turn]")
 
@@ -149,5 +153,7 @@ def _run_stage(args: argparse.Namespace) -> None:
     stage = importlib.import_module(f"pelap.stages.{args.stage}")
     if args.stage == "train":
         stage.run(context, args.variant)
+    elif args.stage == "prune":
+        stage.run(context, args.plan)
     else:
         stage.run(context)

@@ -203,6 +203,7 @@ class DistillParams(Section):
     batch_size: PositiveInt
     lr: PositiveFloat
     lr_min: NonNegativeFloat
+    horizontal_flip: bool
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: NonNegativeFloat
     grad_clip: PositiveFloat

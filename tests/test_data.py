@@ -1,11 +1,13 @@
 """Data sets: photographs, the packed file, batches, the stage."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pelap import io
 from pelap.config import DownloadParams, Params, PhotoCrops
@@ -21,6 +23,7 @@ from pelap.data.dataset import (
     to_uint8,
 )
 from pelap.data.photos import draw_crop, regions
+from pelap.data.pictures import decode
 from pelap.data.sources import build_dataset
 from pelap.errors import BusyError, DataError
 from pelap.paths import RunPaths, packed_dataset
@@ -61,7 +64,8 @@ def test_photos_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert torch.equal(first.train.images, again.train.images)
     assert torch.equal(first.test.images, again.test.images)
     assert first.checksum == again.checksum != other.checksum
-    assert first.train.images.shape == (48, 3, 16, 16) and first.train.images.dtype == torch.uint8
+    assert first.train.images.shape == (48, 3, 16, 16)
+    assert first.train.images.dtype == torch.uint8
     assert first.train.labels.bincount().tolist() == [6] * 8
     assert first.test.labels.bincount().tolist() == [2] * 8
     assert len(first.class_names) == 8
@@ -85,8 +89,10 @@ def test_regions_are_disjoint_and_hold_their_crops(size: tuple[int, int]) -> Non
         for i in range(200):
             crop = draw_crop(area, CROPS, generator(0, split, i))
             assert crop.right - crop.left == crop.bottom - crop.top >= CROPS.min_crop
-            assert area.left <= crop.left and crop.right <= area.right
-            assert area.top <= crop.top and crop.bottom <= area.bottom
+            assert area.left <= crop.left
+            assert crop.right <= area.right
+            assert area.top <= crop.top
+            assert crop.bottom <= area.bottom
     assert (pixels == 1).all()
 
 
@@ -101,7 +107,9 @@ def test_too_large_a_crop_is_refused(tmp_path: Path) -> None:
 def test_uint8_survives_float() -> None:
     values = torch.arange(256, dtype=torch.uint8)
     floats = to_float(values)
-    assert floats.dtype == torch.float32 and floats.min() == -1 and floats.max() == 1
+    assert floats.dtype == torch.float32
+    assert floats.min() == -1
+    assert floats.max() == 1
     assert torch.equal(to_uint8(floats), values)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
@@ -144,6 +152,10 @@ def test_unusable_packed_files_are_refused(tmp_path: Path) -> None:
     ):
         save_dataset(ImageDataset("x", good.train, bad, ("a", "b", "c"), "", ""), path)
         expect_error(lambda: load_dataset(path), "test", "pelap download")
+    for shaped in (images[:, :1], images[:, :, :4]):  # alike in train and test
+        split, again = Split(shaped, labels), Split(shaped.clone(), labels.clone())
+        save_dataset(ImageDataset("x", split, again, ("a", "b", "c"), "", ""), path)
+        expect_error(lambda: load_dataset(path), "(N, 3, S, S)")
 
 
 def test_an_epoch_shows_every_picture_once() -> None:
@@ -166,9 +178,20 @@ def test_flips_mirror_about_half_of_the_pictures() -> None:
     images[:, :, 0, 0] = 255  # bright at the top left
     (flipped,) = epoch_batches(images, 400, generator(0, "flip"), flip=True)
     at_left, at_right = flipped[:, 0, 0, 0] == 1, flipped[:, 0, 0, 1] == 1
-    assert torch.equal(at_left, ~at_right) and 150 < at_right.sum() < 250
+    assert torch.equal(at_left, ~at_right)
+    assert 150 < at_right.sum() < 250
     (plain,) = epoch_batches(images, 400, generator(0, "flip"), flip=False)
     assert torch.equal(to_uint8(plain), images)
+
+
+def test_pictures_are_turned_upright() -> None:
+    image = Image.new("RGB", (8, 8))
+    image.paste((255, 255, 255), (0, 0, 8, 4))  # bright above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    buffer = BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    assert decode(buffer.getvalue(), 8)[:, :, 0].tolist() == [[0] * 4 + [255] * 4] * 3
 
 
 # --- the stage
@@ -181,7 +204,8 @@ def test_the_stage_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(context.dataset().train) == 48
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    assert "photos: 48 train and 16 test" in out and str(packed_dataset(tmp_path, "photos")) in out
+    assert "photos: 48 train and 16 test" in out
+    assert str(packed_dataset(tmp_path, "photos")) in out
     with io.exclusive(packed_dataset(tmp_path, "photos")), pytest.raises(BusyError):
         download.run(context)
 

@@ -50,8 +50,9 @@ def fake_cifar(monkeypatch: pytest.MonkeyPatch) -> bytes:
 
     pixels = np.arange(4 * 3072, dtype=np.uint32).astype(np.uint8).reshape(4, 3072)
     batch = pickle.dumps({"data": pixels, "labels": [3, 1, 2, 0]})
+    test = pickle.dumps({"data": pixels[:2] + 5, "labels": [4, 5]})
     meta = pickle.dumps({"label_names": [f"c{i}" for i in range(10)]})
-    files = {"data_batch_1": batch, "test_batch": batch, "batches.meta": meta}
+    files = {"data_batch_1": batch, "test_batch": test, "batches.meta": meta}
     archive = tar_bytes({f"cifar-10-batches-py/{name}": data for name, data in files.items()}, "gz")
 
     def md5(data: bytes) -> str:
@@ -59,7 +60,7 @@ def fake_cifar(monkeypatch: pytest.MonkeyPatch) -> bytes:
 
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", md5(batch)]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(batch)]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(test)]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(meta)})
     return archive
 
@@ -72,6 +73,7 @@ def test_cifar10_is_read_from_wherever_it_is(
 
     def from_network(url: str, root: str, filename: str, md5: str) -> None:
         assert place == "network"
+        assert Path(root).parent == data / "downloads"  # the same disk: the move is a rename
         (Path(root) / filename).write_bytes(archive)
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", from_network)
@@ -81,8 +83,11 @@ def test_cifar10_is_read_from_wherever_it_is(
         folder.mkdir(parents=True)
         (folder / name).write_bytes(archive)
     dataset = build_dataset("cifar10", params(image_size=32), 0, data)
-    assert dataset.train.labels.tolist() == [3, 1, 2, 0] and dataset.class_names[1] == "c1"
-    assert dataset.test.images[0, :, 0, :2].tolist() == [[0, 1], [0, 1], [0, 1]]
+    assert dataset.train.labels.tolist() == [3, 1, 2, 0]
+    assert dataset.class_names[1] == "c1"
+    assert dataset.train.images[0, :, 0, :2].tolist() == [[0, 1], [0, 1], [0, 1]]
+    assert dataset.test.labels.tolist() == [4, 5]
+    assert dataset.test.images[0, :, 0, :2].tolist() == [[5, 6], [5, 6], [5, 6]]
     assert dataset.checksum == hashlib.sha256(archive).hexdigest()
     if place != "PELAP_DATA_DIR":
         assert [path.name for path in (data / "downloads").iterdir()] == [name]
@@ -105,7 +110,8 @@ def test_svhn_is_read_from_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         stored[split] = [f"http://example.invalid/{file.name}", file.name, md5]
     monkeypatch.setattr(SVHN, "split_list", stored)
     dataset = build_dataset("svhn", params(image_size=32), 0, tmp_path)
-    assert dataset.test.labels.tolist() == [0, 1, 9] and len(dataset.class_names) == 10
+    assert dataset.test.labels.tolist() == [0, 1, 9]
+    assert len(dataset.class_names) == 10
     assert dataset.train.images.nonzero().tolist() == [[2, 1, 0, 5]]
 
 
@@ -150,6 +156,7 @@ def tree() -> Tree:
         "train/dog/2.png": picture((1, 2, 3, 255), (16, 16), "RGBA"),
         "train/dog/3.png": picture(40000, mode="I;16"),
         "train/dog/notes.txt": b"none",
+        "train/readme.txt": b"none",
         "train/dog/.hidden.png": b"none",
         "__MACOSX/train/dog/1.png": b"none",
         "test/cat/1.png": picture((9, 9, 9), (8, 90)),
@@ -193,10 +200,14 @@ def test_folder_and_archives_hold_the_same(name: str, wrapper: str, tmp_path: Pa
     dataset = read(store(files, tmp_path / name))
     assert dataset.class_names == ("cat", "dog")
     assert dataset.train.labels.tolist() == [1, 0, 1, 0, 1]
-    assert dataset.train.images.shape == (5, 3, 8, 8) and dataset.test.images.shape == (2, 3, 8, 8)
+    assert dataset.train.images.shape == (5, 3, 8, 8)
+    assert dataset.test.images.shape == (2, 3, 8, 8)
     centres = dataset.train.images[:, :, 4, 4].tolist()
-    assert centres[0] == [7, 7, 7] and centres[2] == [1, 2, 3] and centres[4] == [156] * 3
-    assert centres[1] == [255, 0, 0] and centres[3][1] > 250
+    assert centres[0] == [7, 7, 7]
+    assert centres[2] == [1, 2, 3]
+    assert centres[4] == [156] * 3
+    assert centres[1] == [255, 0, 0]
+    assert centres[3][1] > 250
     assert (dataset.train.images[1, 2] == 0).all()  # nothing of the blue sides
     archive = tmp_path / name
     expected = io.sha256(archive) if archive.is_file() else pixel_checksum(dataset.train, dataset.test)
@@ -218,8 +229,8 @@ def test_a_moved_archive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"train/": None}, ["no pictures in train/"]),
-        ({"test/": None}, ["no pictures in test/"]),
+        ({"train/": None}, ["no pictures in train/<class>"]),
+        ({"test/": None}, ["no pictures in test/<class>"]),
         ({"test/dog/": None}, ["test/ for dog"]),
         ({"train/dog/": None}, ["train/ for dog"]),
         ({"test/dog/": None, "test/dog/notes.txt": b"x"}, ["test/ for dog"]),
@@ -258,6 +269,20 @@ def test_a_tar_cut_between_members_is_refused(tmp_path: Path) -> None:
         last = archive.getmembers()[-1]
     path.write_bytes(path.read_bytes()[: last.offset])
     expect_error(lambda: read(path), "end mark")
+
+
+def test_an_encrypted_zip_and_a_dangling_link_are_refused(tmp_path: Path) -> None:
+    path = store(tree(), tmp_path / "a.zip")
+    data = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # flags of local and central headers
+        data[data.index(mark) + offset] |= 1
+    path.write_bytes(data)
+    expect_error(lambda: read(path), str(path), "encrypted")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo("train/cat/1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../elsewhere.png"
+        archive.addfile(link)
+    expect_error(lambda: read(tmp_path / "a.tar"), "a.tar", "elsewhere.png")
 
 
 def test_members_outside_the_layout_are_passed_over() -> None:

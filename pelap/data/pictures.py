@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def decode(data: bytes, image_size: int) -> torch.Tensor:
-    """A PNG or JPEG as RGB, upright, its central square resized.
+    """A PNG or JPEG as RGB (transparency dropped), upright, its central square resized.
 
     Returns:
         (3, image_size, image_size) uint8.

@@ -68,7 +68,7 @@ def build_svhn(image_size: int, data_dir: Path) -> ImageDataset:
         pixels = np.ascontiguousarray(stored.data.transpose(0, 2, 3, 1))  # (N, H, W, 3)
         splits.append(_split(pixels, stored.labels, image_size))
     digits = tuple(str(digit) for digit in range(10))
-    source = os.path.dirname(SVHN.split_list["train"][0])
+    source = SVHN.split_list["train"][0].rpartition("/")[0]
     return ImageDataset("svhn", splits[0], splits[1], digits, source, files_checksum(files))
 
 

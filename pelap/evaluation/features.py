@@ -9,8 +9,8 @@ from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from pelap.errors import DataError, ModelError
 from pelap.io import one_line, sha256
@@ -23,7 +23,7 @@ METRIC_NAMES = {
 """What a Frechet distance is called, by extractor; "FID" is the published 2015 Inception's alone."""
 
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Digest of the published port of the 2015 weights, which torch-fidelity, pytorch-fid and torchmetrics use."""
+"""Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""
 
 
 class Extractor(Protocol):
@@ -69,7 +69,7 @@ class _ChunkedExtractor(ABC):
         with torch.no_grad(), _exact_fp32(self._device):
             chunks = [
                 self._features(chunk.to(self._device)).float().cpu()
-                for chunk in images.split(self.chunk_size)
+                for chunk in torch.split(images, self.chunk_size)
             ]
         return torch.cat(chunks)  # (N, num_features)
 
@@ -104,17 +104,18 @@ class EffNetLite0(_ChunkedExtractor):
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
         # Not from_pretrained: that one prints, and unpickles anything.
         network.load_state_dict(_load_weights(weights))
-        self._network: Any = network.eval().requires_grad_(False)
-        self._network.to(device, memory_format=torch.channels_last)
+        network.eval().requires_grad_(False).to(device)
+        self._network: Any = network.to(memory_format=torch.channels_last)
         self._mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1)
         self._std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1)
 
     def _features(self, images: Tensor) -> Tensor:
         size = (self.input_size, self.input_size)
-        resized = F.interpolate(images.float(), size, mode="bilinear", antialias=True)  # 0..255
+        resized = interpolate(images.float(), size, mode="bilinear", antialias=True)  # 0..255
         normalised = (resized / 255 - self._mean) / self._std
-        maps = self._network.extract_features(normalised.contiguous(memory_format=torch.channels_last))
-        return torch.as_tensor(maps).mean(dim=(2, 3))  # (n, 1280, h, w) -> (n, 1280)
+        normalised = normalised.contiguous(memory_format=torch.channels_last)
+        maps: Tensor = self._network.extract_features(normalised)  # (n, 1280, h, w)
+        return maps.mean(dim=(2, 3))
 
 
 class Inception2015(_ChunkedExtractor):
@@ -152,8 +153,8 @@ class Inception2015(_ChunkedExtractor):
             ) from None
 
     def _features(self, images: Tensor) -> Tensor:
-        (features,) = self._network(images)  # resizes to 299 pixels and scales to -1..1 by itself
-        return torch.as_tensor(features)
+        features: tuple[Tensor] = self._network(images)  # resizes to 299 pixels, scales to -1..1 by itself
+        return features[0]
 
 
 def _build_inception(state: object) -> nn.Module:
@@ -193,7 +194,7 @@ def _check(images: Tensor) -> None:
 @contextmanager
 def _exact_fp32(device: torch.device) -> Iterator[None]:
     """No autocast and no TF32, whatever the caller has switched on: a metric is exact or it is another."""
-    convolutions = torch.backends.cudnn.conv
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
     try:

@@ -102,8 +102,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         )
     cov_a, cov_b = a.covariance, b.covariance
     cross = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
-    distance = (a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
-    return max(0.0, distance.item())
+    distance: float = ((a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+    return max(0.0, distance)
 
 
 def _factor(covariance: Tensor) -> Tensor:
@@ -112,4 +112,5 @@ def _factor(covariance: Tensor) -> Tensor:
     # What is below is rounding (the threshold of a matrix's rank), and half of it is negative.
     threshold = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     kept = values > threshold
-    return vectors[:, kept] * values[kept].sqrt()
+    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return factor

@@ -35,7 +35,10 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Gaussian window of 11, sigma 1.5), the mean over pictures; 1 when equal.
+    """Structural similarity, the mean over pictures; 1 when equal.
+
+    Gaussian window of 11 with sigma 1.5; borders are reflected and count, as torchmetrics does it
+    (scikit-image leaves them out, which gives slightly other values).
 
     Args:
         a: uint8 pictures (N, C, H, W), at least 11 pixels high and wide.
@@ -60,7 +63,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def _by_picture(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
     """A value a picture (N,) in float64 on the CPU, in chunks of bounded memory."""
     _check(a, b)
-    chunks = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
+    chunks = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
     values = [measure(first.float(), second.float()).reshape(-1) for first, second in chunks]
     return torch.cat(values).cpu().double()
 

@@ -83,20 +83,22 @@ def _cuda_rise(forward: Callable[[], object], device: torch.device) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     forward()
     synchronise(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    peak: int = torch.cuda.max_memory_allocated(device)
+    return peak - before
 
 
 def _storage_rise(forward: Callable[[], object]) -> int:
-    with _LiveStorage() as live:
+    live = _LiveStorage()
+    with live:
         forward()
     return live.peak_bytes
 
 
-class _LiveStorage(TorchDispatchMode):
+class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operators return, until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
         self._live_bytes = 0
@@ -129,8 +131,10 @@ def _storages(tree: object) -> list[torch.UntypedStorage]:
 
 @contextmanager
 def _countable_attention() -> Iterator[None]:
-    """Attention as plain matrix products: fused kernels are unknown to the counter, depending on the
-    device and the version, and would count as nothing."""
+    """Attention as plain matrix products.
+
+    Some fused kernels are unknown to the counter, depending on device and version, and count as nothing.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

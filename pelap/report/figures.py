@@ -8,10 +8,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
-from pelap.report.style import INK, MUTED, PAPER, Look, legend, looks, panels, spread, titles, to_png, to_svg
+from pelap.report.style import (
+    INK,
+    MUTED,
+    PAPER,
+    Look,
+    looks,
+    panels,
+    quiet,
+    shortened,
+    spread,
+    titles,
+    to_png,
+    to_svg,
+)
 from pelap.report.tables import Column, quality_column
 
 __all__ = ["image_strip", "nothing", "overview", "quality_latency", "to_png", "to_svg"]
@@ -20,6 +34,8 @@ GRID_COLUMNS = 8
 """Pictures in a row of the grids that the evaluation saves."""
 _LABEL_GAP = 0.075
 """Least distance of two labels, in heights of the axes."""
+_LABEL_WIDTH = 0.33
+"""Room that a label takes, in widths of the axes."""
 
 
 def quality_latency(frame: pd.DataFrame, models: Sequence[str]) -> Figure:
@@ -29,18 +45,17 @@ def quality_latency(frame: pd.DataFrame, models: Sequence[str]) -> Figure:
         frame: From `tables.metrics_frame`.
         models: All models of the report, which fixes the colours.
     """
-    figure, (axis,) = panels(1, (8.6, 4.3))
-    _quality_latency(axis, frame, looks(models))
+    figure, axes = panels(1, (8.6, 4.3))
+    _quality_latency(axes[0], frame, looks(models))
     return figure
 
 
 def overview(frame: pd.DataFrame, strips: Mapping[str, NDArray[np.uint8]], models: Sequence[str]) -> Figure:
     """The README's figure, 16:7: quality against time, and one row of samples of each model."""
     look = looks(models)
-    figure = Figure(figsize=(16, 7), layout="constrained", facecolor=PAPER)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.12))
-    for part in (left, right):
-        part.set_facecolor(PAPER)
+    figure = Figure(figsize=(16, 7), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12), facecolor=PAPER)
+    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.12), facecolor=PAPER)
+    left, right = parts[0]
     axis = left.subplots()
     _restyle(axis)
     _quality_latency(axis, frame, look, scale=1.45)
@@ -63,8 +78,6 @@ def nothing(axis: Axes, text: str) -> None:
 
 
 def _restyle(axis: Axes) -> None:
-    from pelap.report.style import quiet
-
     quiet(axis)
     axis.tick_params(labelsize=13)
 
@@ -119,12 +132,19 @@ def _name_points(
 ) -> None:
     """Names right of the points, moved apart where points lie close."""
     low, high = axis.get_ylim()
-    heights = [(value - low) / (high - low) for value in shown[column.key]]
-    for (model, row), y in zip(shown.iterrows(), spread(heights, _LABEL_GAP), strict=True):
+    left, right = axis.get_xlim()
+    points = list(
+        zip(
+            (shown["latency_ms"] - left) / (right - left),
+            (shown[column.key] - low) / (high - low),
+            strict=True,
+        )
+    )
+    for (model, row), y in zip(shown.iterrows(), spread(points, _LABEL_GAP, _LABEL_WIDTH), strict=True):
         axis.annotate(
-            f"{model}  {column.cell(row[column.key])}",
+            f"{shortened(str(model))}  {column.cell(row[column.key])}",
             (row["latency_ms"], row[column.key]),
-            xytext=(row["latency_ms"] + 0.035 * np.ptp(axis.get_xlim()), y),
+            xytext=(row["latency_ms"] + 0.035 * (right - left), y),
             textcoords=("data", "axes fraction"),
             arrowprops={"arrowstyle": "-", "color": look[str(model)].colour, "lw": 0.8, "shrinkB": 5},
             va="center", fontsize=10 * scale, color=INK,
@@ -142,7 +162,7 @@ def _strips(part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[st
     for axis, (model, strip) in zip(axes, strips.items(), strict=False):
         axis.imshow(strip, interpolation="nearest")
         axis.text(
-            -0.02, 0.5, model, transform=axis.transAxes, ha="right", va="center", fontsize=13,
+            -0.02, 0.5, shortened(model), transform=axis.transAxes, ha="right", va="center", fontsize=13,
             color=INK, fontweight="bold",
         )  # fmt: skip
         axis.plot(-0.008, 0.5, look[model].marker, color=look[model].colour, transform=axis.transAxes,

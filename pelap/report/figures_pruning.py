@@ -8,38 +8,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from pelap.report.figures import nothing
 from pelap.report.style import INK, KEPT, MUTED, REMOVED, legend, log_scale, panels, titles
 
 LOWEST, HIGHEST = 40, 10
 """Operators that the bar chart names when there are many more."""
+_FEW, _GAP = 5, 2
+"""Operators not worth leaving out; rows that the dots in their place take."""
 
 
 def operator_bars(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
-    """Scores as bars, lowest on top; with many operators the middle is left out."""
-    ordered = scores.sort_values("score", kind="stable")
-    skipped = len(ordered) - LOWEST - HIGHEST
-    if skipped > 5:
-        ordered = pd.concat([ordered.head(LOWEST), ordered.tail(HIGHEST)])
-    gap = 2 if skipped > 5 else 0
-    rows = np.arange(len(ordered), dtype=float)
-    rows[LOWEST:] += gap
-    figure, (axis,) = panels(1, (9.6, 1.5 + 0.185 * (len(ordered) + gap)))
-    if ordered.empty:
+    """Scores as bars, lowest on top: the extremes and whatever was taken out, dots for the rest."""
+    ordered = scores.sort_values("score", kind="stable", ignore_index=True)
+    ranks = np.flatnonzero(_named(ordered, removed))
+    rows = np.arange(len(ranks)) + _GAP * np.cumsum(np.diff(ranks, prepend=-1) > 1)
+    figure, (axis,) = panels(1, (9.6, 1.5 + 0.185 * (max(rows, default=0) + 1)))
+    if not len(ranks):
         nothing(axis, "no operator was scored")
         return figure
-    _bars(axis, ordered, rows, removed)
-    if gap:
-        axis.text(
-            0.5, LOWEST + 0.5, f"… {skipped} more …", ha="center", va="center", fontsize=9, color=MUTED,
-            transform=axis.get_yaxis_transform(),
-        )  # fmt: skip
+    _bars(axis, ordered.loc[ranks], rows, removed)
+    for row, skipped in zip(rows, np.diff(ranks, prepend=-1) - 1, strict=True):
+        if skipped:
+            axis.text(
+                0.5, row - _GAP / 2 - 0.5, f"… {skipped} more …", ha="center", va="center", fontsize=9,
+                color=MUTED, transform=axis.get_yaxis_transform(),
+            )  # fmt: skip
     return figure
 
 
-def _bars(axis: Axes, ordered: pd.DataFrame, rows: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-          removed: Collection[str]) -> None:  # fmt: skip
+def _named(ordered: pd.DataFrame, removed: Collection[str]) -> NDArray[np.bool_]:
+    """Which operators get a bar: all of them if few are left out otherwise."""
+    rank = np.arange(len(ordered))
+    named = (rank < LOWEST) | (rank >= len(ordered) - HIGHEST)
+    named |= ordered["operator"].isin(list(removed)).to_numpy()
+    return named if (~named).sum() > _FEW else np.ones_like(named)
+
+
+def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], removed: Collection[str]) -> None:
     colours = [REMOVED if name in removed else KEPT for name in ordered["operator"]]
     axis.barh(rows, _drawable(ordered["score"]), height=0.72, color=colours)
     axis.set_yticks(rows, list(ordered["operator"]), family="monospace", fontsize=7.5)
@@ -71,7 +78,13 @@ def score_latency(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
         )  # fmt: skip
     log_scale(axis, scores["score"])
     titles(axis, x="share of the UNet's time (%)", y="score (latent units)")
-    legend(axis, loc="lower right", handles=[_dot("taken out", REMOVED, "v"), _dot("kept", KEPT, "o")])
+    legend(
+        axis,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=2,
+        handles=[_dot("taken out", REMOVED, "v"), _dot("kept", KEPT, "o")],
+    )
     return figure
 
 

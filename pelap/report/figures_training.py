@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelap.report.style import INK, GRID, legend, log_scale, looks, panels, quiet, titles
+from pelap.report.style import INK, legend, literal, log_scale, looks, panels, shortened, titles
 
 _LOSSES = (
     ("noise", "Noise prediction", "mean squared error"),
@@ -20,8 +20,10 @@ _TERMS = (
     ("output", "output: the teacher's prediction", "#e69f00", "-"),
     ("feature", "features: the teacher's blocks", "#009e73", "-"),
 )
-_MOST_CLASSES = 24
-"""With more classes than this the heat map names only some and writes no numbers."""
+_MOST_CLASSES, _MOST_CHANNELS = 24, 8
+"""With more classes the heat map names only some; with more of either it writes no numbers."""
+_BRIGHT = 0.6
+"""From this value on the colour map wants dark numbers."""
 
 
 def training_curves(
@@ -35,7 +37,7 @@ def training_curves(
             _line(axis, table, column, color=look[variant].colour, linewidth=0.8, alpha=0.45)
         for variant, table in validation.items():
             _line(
-                axis, table, column, color=look[variant].colour, linewidth=1.8, label=variant,
+                axis, table, column, color=look[variant].colour, linewidth=1.8, label=shortened(variant),
                 marker=look[variant].marker, markersize=4.5,
             )  # fmt: skip
         titles(axis, title, "training step", unit)
@@ -93,10 +95,10 @@ def mask_heatmap(masks: pd.DataFrame) -> Figure:
         table = rows.pivot_table(index="class_name", columns="channel", values="mean_mask", sort=False)
         mesh = axis.pcolormesh(table.to_numpy(), cmap="viridis", vmin=0, vmax=1)
         _label_cells(axis, table)
-        titles(axis, variant, "latent channel")
+        titles(axis, shortened(str(variant)), "latent channel")
     if mesh is not None:
         bar = figure.colorbar(mesh, ax=axes, fraction=0.03, pad=0.01)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0, colors=INK)
         bar.set_label("mean mask (0 off, 1 open)", fontsize=9, color=INK)
     return figure
@@ -108,12 +110,13 @@ def _label_cells(axis: Axes, table: pd.DataFrame) -> None:
     every = 1 if classes <= _MOST_CLASSES else 5
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    axis.invert_yaxis()
-    axis.set_xticks(np.arange(channels) + 0.5, [str(name) for name in table.columns])
-    axis.set_yticks(np.arange(0, classes, every) + 0.5, [str(name) for name in table.index[::every]])
-    if classes > _MOST_CLASSES or channels > 8:
+    axis.set_ylim(classes, 0)  # first class on top; inverting a shared axis twice would undo it
+    axis.set_xticks(np.arange(channels) + 0.5, [literal(name) for name in table.columns])
+    axis.set_yticks(np.arange(0, classes, every) + 0.5, [literal(name) for name in table.index[::every]])
+    if classes > _MOST_CLASSES or channels > _MOST_CHANNELS:
         return
+    values = table.to_numpy(dtype=float)
     for row, column in np.ndindex(classes, channels):
-        value = table.iat[row, column]
-        ink = "#ffffff" if value < 0.6 else "#000000"
+        value = values[row, column]
+        ink = "#ffffff" if value < _BRIGHT else "#000000"
         axis.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)

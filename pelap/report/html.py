@@ -18,18 +18,25 @@ from pelap.report.tables import DASH, columns, number
 
 _GRID_WIDTH = 548
 """Pixels that a grid of pictures may take on the page; two stand side by side."""
+_LONGEST = 36
+"""Characters of a value in the line of the protocol below the table."""
 _COLLAPSE = (
-    ("mean_mask", "mean mask", 3, "Mean of the mask over channels and test pictures: 1 lets all through, 0 nothing."),
+    ("mean_mask", "mean mask", 3,
+     "Mean of the mask over channels and test pictures: 1 lets everything through, 0 nothing."),
     ("active_channels", "active channels", 0, "Channels whose mean mask is above the threshold."),
-    ("unet_input_std", "UNet input std", 4, "Standard deviation of what the UNet sees; near 0 the latent is gone."),
+    ("unet_input_std", "UNet input std", 4,
+     "Standard deviation of what the UNet sees; near 0 the latent is gone."),
     ("diffusion_loss", "diffusion loss", 4, "Mean squared error of the predicted noise on test pictures."),
-    ("gaussian_floor", "Gaussian floor", 4, "That error for the best predictor that knows only the variance of each "
-     "latent value. A reference for this latent scale, no lower bound: a network that uses structure goes below it."),
-    ("floor_ratio", "floor ratio", 2, "Diffusion loss divided by the Gaussian floor: comparable between latent scales, "
-     "which the loss alone is not."),
+    ("gaussian_floor", "Gaussian floor", 4,
+     "That error for the best predictor that knows only the variance of each latent value. A reference for "
+     "this latent scale, no lower bound: a network that uses structure goes below it."),
+    ("floor_ratio", "floor ratio", 2,
+     "Diffusion loss divided by the Gaussian floor: comparable between latent scales, which the loss alone "
+     "is not."),
     ("recon_mse", "recon. MSE", 2, "Squared error of pictures decoded from the plain latent."),
-    ("masked_recon_mse", "masked recon. MSE", 2, "The same, decoded from the masked latent, which is all that sampling "
-     "can give; far above the other, the decoder has never learned to use the mask."),
+    ("masked_recon_mse", "masked recon. MSE", 2,
+     "The same, decoded from the masked latent, which is all that sampling can give; far above the other, "
+     "the decoder has never learned to use the mask."),
 )  # fmt: skip
 
 
@@ -56,10 +63,12 @@ def render(run: RunData) -> str:
         columns=columns(run.frame),
         rows=list(_rows(run.frame)),
         collapse=_collapse(run.collapse),
-        figures={name: Markup(svg) for name, svg in _figures(run)},  # noqa: S704 - drawn by us, text escaped
+        # drawn by us; text inside is escaped
+        figures={name: Markup(svg) for name, svg in _figures(run)},
         samples=_pictures(run.samples),
         reconstructions=_pictures(run.reconstructions),
         protocol=dict(flat(run.protocol)),
+        in_short={key: shortened(value) for key, value in flat(run.protocol)},
     )
 
 
@@ -70,6 +79,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _text(value)
+
+
+def shortened(text: str) -> str:
+    """Checksums and the like, as far as a line has room for them."""
+    return text if len(text) <= _LONGEST else f"{text[:12]}…"
 
 
 def _text(value: Any) -> str:

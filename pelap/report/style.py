@@ -1,7 +1,9 @@
 """How every figure looks: one colour and marker per model, quiet axes, PNG and themeable SVG."""
 
 import io
+import itertools
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,10 @@ REMOVED, KEPT = "#d55e00", "#8fa3b5"
 """Operators that the plan removes, and the others."""
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--paper)"}
+_LONGEST = 18
+"""Characters of a name in a figure; the tables have all of them."""
+_ROUNDS = 200
+"""Times that overlapping labels push each other; enough for a dozen in one place."""
 _FIXED = {
     "baseline": ("#0072b2", "o"),
     "pelap": ("#e69f00", "s"),
@@ -46,10 +52,12 @@ def looks(models: Iterable[str]) -> dict[str, Look]:
     return {model: Look(*_FIXED.get(model, spare.get(model, _SPARE[0]))) for model in models}
 
 
-def panels(columns: int, size: tuple[float, float], rows: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+def panels(
+    columns: int, size: tuple[float, float], rows: int = 1, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     """A figure of `size` inches with quiet axes, row by row."""
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-    axes = list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for axis in axes:
         quiet(axis)
     return figure, axes
@@ -90,7 +98,7 @@ def log_scale(axis: Axes, values: Iterable[float], which: str = "y") -> None:
         side.set_minor_formatter(lambda value, _: plain_number(value) if _leads_with(value, "25") else "")
 
 
-def plain_number(value: float, _: int | None = None) -> str:
+def plain_number(value: float, _: float | None = None) -> str:
     """Shortest readable number: 0.001, 0.5, 20, 1e-07."""
     return f"{value:.3g}"
 
@@ -99,17 +107,31 @@ def _leads_with(value: float, digits: str) -> bool:
     return f"{value:.0e}"[0] in digits
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Move labels apart so that neighbours are `gap` from each other, in the order given."""
-    order = sorted(range(len(positions)), key=lambda index: positions[index])
-    moved = list(positions)
-    for _ in range(100):
-        for low, high in zip(order, order[1:], strict=False):
-            overlap = gap - (moved[high] - moved[low])
-            if overlap > 1e-9:
-                moved[low] -= overlap / 2
-                moved[high] += overlap / 2
-    return moved
+def shortened(text: str) -> str:
+    """A name, as far as a label has room for it."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def literal(text: object) -> str:
+    """A stranger's text for a label: matplotlib takes dollar signs for mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def spread(points: Sequence[tuple[float, float]], gap: float, reach: float) -> list[float]:
+    """Heights for the labels of points (x, y): `gap` apart where points are within `reach` sideways."""
+    order = sorted(range(len(points)), key=lambda index: points[index][1])
+    heights = [y for _, y in points]
+    pairs = [
+        (low, high)
+        for low, high in itertools.combinations(order, 2)
+        if abs(points[low][0] - points[high][0]) < reach
+    ]
+    for _ in range(_ROUNDS):
+        for low, high in pairs:
+            push = max(0.0, gap - (heights[high] - heights[low])) / 2
+            heights[low] -= push
+            heights[high] += push
+    return heights
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
@@ -129,7 +151,8 @@ def to_svg(figure: Figure, name: str) -> str:
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has more fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _adopt(buffer.getvalue())
 

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy import stats
 
 from pelap.errors import DataError
-from pelap.report.style import INK, Look, looks, panels, titles
+from pelap.report.style import INK, Look, looks, panels, shortened, titles
 from pelap.report.tables import column
 
 BASELINE = "baseline"
@@ -66,8 +67,7 @@ def _statistics(group: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float]
     }
 
 
-def _p_value(values: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-             baseline: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float:  # fmt: skip
+def _p_value(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> float:
     """Two-sided paired t-test, or NaN where it says nothing."""
     if len(values) < 2:
         return float("nan")
@@ -104,11 +104,11 @@ def _main_metrics(summary: pd.DataFrame) -> list[str]:
 def _panel(axis: Axes, summary: pd.DataFrame, cells: pd.DataFrame, models: Sequence[str]) -> None:
     look = looks(models)
     scale = column(str(summary["metric"].iloc[0])).scale if len(summary) else 1.0
-    for row in summary.itertuples(index=False):
-        place = models.index(row.model)
-        values = cells.loc[cells["model"] == row.model, "value"] * scale
-        _model(axis, place, values, (row.mean * scale, row.std * scale), look[row.model])
-    axis.set_xticks(range(len(models)), models, rotation=35, ha="right", rotation_mode="anchor")
+    for model, mean, std in zip(summary["model"], summary["mean"], summary["std"], strict=True):
+        values = cells.loc[cells["model"] == model, "value"] * scale
+        _model(axis, models.index(model), values, (mean * scale, std * scale), look[model])
+    names = [shortened(model) for model in models]
+    axis.set_xticks(range(len(models)), names, rotation=35, ha="right", rotation_mode="anchor")
     axis.set_xlim(-0.6, len(models) - 0.4)
     axis.grid(visible=False, axis="x")
 

@@ -1,5 +1,6 @@
 """The table of models: as a data frame, in Markdown, in the terminal and as cells for the page."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-DASH = "–"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 CHANGE = "latency_change"
 """Derived column: time of the UNet relative to the dense one that was pruned, minus one."""
 
@@ -39,10 +40,12 @@ class Column:
         return number(value * self.scale, self.decimals, self.signed)
 
     def short_cell(self, value: float) -> str:
-        """The number as the terminal shows it."""
+        """The number as the terminal shows it: short, and ASCII, as some terminals have no more."""
         if self.short_scale is None:
-            return self.cell(value)
-        return number(value * self.short_scale, 2, self.signed)
+            text = self.cell(value)
+        else:
+            text = number(value * self.short_scale, 2, self.signed)
+        return text.replace(DASH, "-").replace(MINUS, "-")
 
 
 _LOWER, _HIGHER = "↓", "↑"
@@ -61,12 +64,12 @@ _COLUMNS = (
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
     """Thousands separated by commas, a real minus sign, a dash for a missing value."""
-    if pd.isna(value):
+    if math.isnan(value):
         return DASH
     text = f"{value:{'+' if signed else ''},.{decimals}f}"
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 def metrics_frame(
@@ -84,9 +87,10 @@ def metrics_frame(
         index=pd.Index(list(metrics), name="model"),
         dtype=float,
     )
-    if scored in frame.index and "latency_ms" in frame:
-        frame[CHANGE] = frame["latency_ms"] / frame.loc[scored, "latency_ms"] - 1
-    return frame[sorted(frame.columns, key=_rank)].dropna(axis="columns", how="all")
+    if scored is not None and scored in metrics and "latency_ms" in frame:
+        frame[CHANGE] = frame["latency_ms"] / (metrics[scored].get("latency_ms") or math.nan) - 1
+    names = sorted([*columns, CHANGE] if CHANGE in frame else columns, key=_rank)
+    return frame[names].dropna(axis="columns", how="all")
 
 
 def _rank(key: str) -> int:
@@ -103,7 +107,7 @@ def column(key: str) -> Column:
         if known.key == key:
             return known
     if key.startswith("fd_"):
-        return Column(key, "Fréchet distance", key[3:], _LOWER, short="Fréchet\ndistance")
+        return Column(key, "Fréchet distance", key[3:], _LOWER, short="Frechet\ndistance")
     return Column(key, key, decimals=4)
 
 

@@ -56,16 +56,17 @@ def quality(run: RunData) -> str:
     """What pruning did to the pictures, and what distillation gave back."""
     column = quality_column(run.frame)
     values = run.frame[column.key].dropna() if column else pd.Series(dtype=float)
-    if column is None or run.scored not in values:
+    scored = run.scored
+    if column is None or scored is None or scored not in values:
         return ""
-    dense = values[run.scored]
+    dense = values[scored]
     steps = [
         f"{column.cell(values[model])} {when} ({compared(dense, values[model], 'better', 'worse')})"
         for model, when in (("pruned", "right after pruning"), ("distilled", "after distillation"))
         if model in values
     ]
     name = f"{column.title} ({column.unit})"
-    text = f"{name}, lower is better: {column.cell(dense)} for the dense {run.scored}"
+    text = f"{name}, lower is better: {column.cell(dense)} for the dense {scored}"
     text += "".join(f", {step}" for step in steps) + "."
     if "real" in values:
         text += f" Real pictures against other real pictures have {column.cell(values['real'])}: the floor."

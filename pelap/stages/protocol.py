@@ -1,0 +1,30 @@
+"""What every table of figures says of itself: where and with what it was made."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+
+import torch
+
+from pelap.device import describe
+
+PACKAGES = ("pelap", "torch", "torchvision", "diffusers")
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """Device, package versions and the revision of the code."""
+    return {
+        "device": describe(device),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,76 @@
+"""Noising and sampling."""
+
+import pytest
+import torch
+from torch import nn
+
+from pelap.config import SamplerParams
+from pelap.diffusion import add_noise, alphas_cumprod, make_scheduler, sample_latents
+from pelap.sampling import sample_images
+from pelap.seeding import generator, noise
+from tiny import tiny_model, tiny_params
+
+DIFFUSION = tiny_params().diffusion
+
+
+def test_noise_of_an_item_depends_on_seed_purpose_and_index_alone() -> None:
+    batch = noise((2, 3), seed=1, purpose="a", indices=range(4))
+    torch.testing.assert_close(noise((2, 3), 1, "a", [2]), batch[2:3], rtol=0, atol=0)
+    for seed, purpose, index in ((2, "a", 2), (1, "b", 2), (1, "a", 3)):
+        assert not torch.equal(noise((2, 3), seed, purpose, [index]), batch[2:3])
+
+
+def test_add_noise_agrees_with_diffusers() -> None:
+    z, e = torch.randn(5, 4, 8, 8), torch.randn(5, 4, 8, 8)
+    t = torch.tensor([0, 1, 500, 998, 999])
+    ours = add_noise(z, e, t, alphas_cumprod(DIFFUSION))
+    torch.testing.assert_close(ours, make_scheduler(DIFFUSION).add_noise(z, e, t))
+
+
+class Recorder(nn.Module):
+    """Predicts no noise and notes the time steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> nn.Module:
+        self.steps.append(int(t))
+        self.sample = torch.zeros_like(x)
+        return self
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+@pytest.mark.parametrize("steps", [1, 4, 20, 1000])
+def test_sampling_starts_at_the_last_time_step(kind: str, steps: int) -> None:
+    unet = Recorder()
+    streams = [generator(0, "s", i) for i in range(2)]
+    sample_latents(unet, DIFFUSION, SamplerParams(kind=kind, steps=steps), torch.randn(2, 4, 4, 4), streams)
+    assert len(unet.steps) == steps
+    assert unet.steps[0] == 999
+    assert unet.steps == sorted(unet.steps, reverse=True)
+
+
+class Ideal(nn.Module):
+    """The best noise predictor for latents of standard deviation 1 (independent coordinates)."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> nn.Module:
+        a = alphas_cumprod(DIFFUSION)[int(t)]
+        self.sample = (1 - a).sqrt() * x
+        return self
+
+
+def test_unit_variance_comes_out_with_unit_variance() -> None:
+    start = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    out = sample_latents(Ideal(), DIFFUSION, SamplerParams(kind="ddim", steps=50), start)
+    assert 0.95 < float(out.std()) < 1.05
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+def test_picture_does_not_depend_on_its_batch(kind: str) -> None:
+    model = tiny_model("pelap")
+    sampler = SamplerParams(kind=kind, steps=4)
+    together = sample_images(model, sampler, 6, seed=3, batch_size=6)
+    apart = sample_images(model, sampler, 6, seed=3, batch_size=2)
+    assert (together.int() - apart.int()).abs().max() <= 1
+    assert not torch.equal(together, sample_images(model, sampler, 6, seed=4, batch_size=6))

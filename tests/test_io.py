@@ -1,0 +1,90 @@
+"""What appears under its final name is complete, and nothing is lost."""
+
+import multiprocessing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pelap import io
+from pelap.errors import BusyError, DataError, PelapError
+
+
+def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    io.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        io.write_json(path, {"a": float("nan")})
+    with pytest.raises(RuntimeError), io.atomic_path(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert io.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with io.atomic_dir(folder) as partial:
+        (partial / "one").touch()
+    with pytest.raises(RuntimeError), io.atomic_dir(folder) as partial:
+        (partial / "two").touch()
+        raise RuntimeError
+    assert [p.name for p in folder.iterdir()] == ["one"]
+    with io.atomic_dir(folder) as partial:
+        (partial / "two").touch()
+    assert [p.name for p in folder.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def _hold(path: Path, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    with io.exclusive(path):
+        ready.set()
+        done.wait(30)
+
+
+def test_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", ready, done))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(BusyError, match="another pelap process"), io.exclusive(tmp_path / "out"):
+        pass
+    done.set()
+    other.join()
+    with io.exclusive(tmp_path / "out"):
+        pass
+
+
+def test_tables_and_tensors_survive_exactly(tmp_path: Path) -> None:
+    table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 1 / 3]})
+    io.write_csv(tmp_path / "t.csv", table)
+    pd.testing.assert_frame_equal(io.read_csv(tmp_path / "t.csv"), table, check_exact=True)
+    tensors = {"x": torch.randn(3, 2).T, "n": torch.arange(3)}
+    io.save_tensors(tmp_path / "t.safetensors", tensors, {"note": "here"})
+    loaded, metadata = io.load_tensors(tmp_path / "t.safetensors")
+    assert metadata == {"note": "here"}
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("read", [io.read_json, io.read_csv, io.load_tensors])
+def test_missing_and_broken_files_are_named_in_one_line(tmp_path: Path, read: object) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(DataError, match="no such file"):
+        read(path)  # type: ignore[operator]
+    path.write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(DataError) as caught:
+        read(path)  # type: ignore[operator]
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PelapError, match="cannot write here"):
+        io.check_writable(tmp_path / "file" / "below")
+
+
+def test_digest_tells_values_apart_and_ignores_their_order() -> None:
+    assert io.digest({"a": 1, "b": 2}) == io.digest({"b": 2, "a": 1}) != io.digest({"a": 2, "b": 1})

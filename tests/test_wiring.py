@@ -1,0 +1,337 @@
+"""dvc.yaml, the Snakefile and the packaging agree with the code: they cannot drift apart unseen."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+
+import pelap
+from pelap.config import STAGE_KEYS, STAGES, load_params, read_yaml
+from pelap.paths import RunPaths, packed_dataset
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+RAW = read_yaml(ROOT / "params.yaml")
+RUN = RunPaths(Path("results/default"))
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+WHOLE = ("unet", "variants", "download.folders")
+"""Sections whose keys a user may change: they are listed as a whole."""
+PLUMBING = {
+    "pelap.config",
+    "pelap.errors",
+    "pelap.paths",
+    "pelap.progress",
+    "pelap.stages.context",
+}
+"""Modules that name, check and show, and change no result: an edit of them reruns nothing."""
+
+
+def leaves(key: str, value: Any) -> Iterator[str]:
+    """Dotted names of the values below a key."""
+    if isinstance(value, Mapping) and key not in WHOLE:
+        for name, inner in value.items():
+            yield from leaves(f"{key}.{name}", inner)
+    else:
+        yield key
+
+
+def keys_of(names: tuple[str, ...]) -> set[str]:
+    return {leaf for name in names for leaf in leaves(name, RAW[name])}
+
+
+def resolve(value: Any, context: Mapping[str, Any]) -> Any:
+    """Fill in ``${a.b}`` as DVC does."""
+    if isinstance(value, list):
+        return [resolve(item, context) for item in value]
+    if isinstance(value, Mapping):
+        return {resolve(k, context): resolve(v, context) for k, v in value.items()}
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        found: Any = context
+        for part in match[1].split("."):
+            found = found[part]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", look_up, value)
+
+
+def dvc_stages() -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml with every template filled in."""
+    stages = {}
+    for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items():
+        if "foreach" in stage:
+            assert stage["foreach"] == "${variants}"
+            for key, item in RAW["variants"].items():
+                stages[f"{name}@{key}"] = resolve(stage["do"], {**RAW, "key": key, "item": item})
+        else:
+            stages[name] = resolve(stage, RAW)
+    return stages
+
+
+DVC = dvc_stages()
+
+
+def paths(stage: Mapping[str, Any], *kinds: str) -> set[str]:
+    entries = [entry for kind in kinds for entry in stage.get(kind, [])]
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+def outputs(stage: Mapping[str, Any]) -> set[str]:
+    return paths(stage, "outs", "metrics", "plots")
+
+
+def expected_outputs(name: str) -> set[str]:
+    if name.startswith("train@"):
+        train = RUN.train(name.removeprefix("train@"))
+        found = [train.model, train.history, train.validation, train.reconstructions, train.samples]
+    else:
+        found = {
+            "download": [packed_dataset(Path("data"), RAW["dataset"])],
+            "collapse": [RUN.collapse_table, RUN.masks_per_class],
+            "score": [RUN.scores, RUN.score_protocol],
+            "prune": [RUN.plan, RUN.pruned_model, RUN.prune_result],
+            "distill": [RUN.distilled_model, RUN.distill_history],
+            "evaluate": [
+                RUN.metrics,
+                RUN.evaluate_protocol,
+                RUN.samples("").parent,
+                RUN.reconstructions("").parent,
+            ],
+            "report": [RUN.report_page, RUN.report_figure, RUN.report_table],
+        }[name]
+    return {str(path) for path in found}
+
+
+def test_dvc_has_the_stages_in_order() -> None:
+    assert tuple(dict.fromkeys(name.partition("@")[0] for name in DVC)) == STAGES
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_dvc_lists_the_parameters_that_the_stage_reads(name: str) -> None:
+    stage, _, variant = name.partition("@")
+    expected = keys_of(STAGE_KEYS[stage])
+    if variant:
+        expected -= {"lambda", "variants"}
+        expected |= {f"variants.{variant}", RAW["variants"][variant]["strength"]}
+    assert set(DVC[name]["params"]) == expected
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_dvc_outputs_are_the_run_paths(name: str) -> None:
+    assert outputs(DVC[name]) == expected_outputs(name)
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_dvc_reads_what_earlier_stages_wrote(name: str) -> None:
+    names = list(DVC)
+    written = {path for before in names[: names.index(name)] for path in outputs(DVC[before])}
+    read = {path for path in paths(DVC[name], "deps") if not path.startswith("pelap/")}
+    orphans = {path for path in read if not any(f"{out}/".startswith(f"{path}/") for out in written)}
+    assert orphans == set()
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("pelap", cache_dir=None, exclude_type_checking_imports=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_depends_on_the_modules_that_the_stage_imports(stage: str, imports: grimp.ImportGraph) -> None:
+    module = f"pelap.stages.{stage}"
+    closure = (imports.find_upstream_modules(module) | {module}) - PLUMBING
+    expected = {f"{name.replace('.', '/')}.py" for name in closure}
+    expected = {path for path in expected if (ROOT / path).is_file()}
+    definition = next(DVC[name] for name in DVC if name.partition("@")[0] == stage)
+    listed: set[str] = set()
+    for path in paths(definition, "deps"):
+        if path.startswith("pelap/"):
+            files = (ROOT / path).glob("*.py") if (ROOT / path).is_dir() else [ROOT / path]
+            listed |= {str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"}
+    assert {path for path in listed if path.endswith(".py")} == expected
+    assert all((ROOT / path).is_file() for path in listed)
+
+
+def test_report_depends_on_its_template() -> None:
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "pelap" / "report").glob("*.html")}
+    assert templates
+    assert templates <= paths(DVC["report"], "deps")
+
+
+def test_dvc_plots_draw_declared_files() -> None:
+    written = {path for stage in DVC.values() for path in outputs(stage)}
+    for entry in read_yaml(ROOT / "dvc.yaml")["plots"]:
+        for plot in entry.values():
+            assert set(plot["y"]) <= written
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_have_the_keys_of_the_default(preset: Path) -> None:
+    load_params(preset)
+    raw = read_yaml(preset)
+    assert {leaf for key in raw for leaf in leaves(key, raw[key])} == keys_of(tuple(RAW))
+
+
+def test_versions_agree() -> None:
+    citation = read_yaml(ROOT / "CITATION.cff")
+    assert citation["version"] == pelap.__version__
+    assert f"pelap:{pelap.__version__}" in (ROOT / "Snakefile").read_text()
+    assert f"pelap:{pelap.__version__}" in (ROOT / "Dockerfile").read_text()
+    assert f"## [{pelap.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_lock_pins_every_dependency() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
+    pinned = {normal(line.partition("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {normal(re.split(r"[\[<>=~!; ]", name)[0]) for name in wanted} <= pinned
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_imports_go_one_way() -> None:
+    result = run(ROOT, "lint-imports", "--no-cache")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project without results, in a Git repository of its own."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("dvc.yaml", "params.yaml", "Snakefile", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("pelap", "workflow", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    fake = folder / "bin" / "pelap"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -S "{Path(__file__).with_name("fake_pelap.py")}" "$@"\n'
+    )
+    fake.chmod(0o755)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder / "bin"), str(BIN), os.environ.get("PATH", "")]),
+        "PYTHONPATH": str(folder),
+        "PELAP_CALLS": str(folder / "calls.txt"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def calls(folder: Path, *command: str) -> set[str]:
+    """The stages that a command runs."""
+    log = folder / "calls.txt"
+    log.write_text("")
+    result = run(folder, *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return set(log.read_text().split())
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    file = folder / "params.yaml"
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+TRAINED = {f"train@{variant}" for variant in RAW["variants"]}
+PENALISED = {f"train@{name}" for name, fields in RAW["variants"].items() if fields["strength"] == "lambda"}
+AFTER_TRAIN = {"collapse", "score", "prune", "distill", "evaluate", "report"}
+AFTER_PRUNE = {"prune", "distill", "evaluate", "report"}
+OWN_VARIANT = (
+    "variants:\n",
+    "variants:\n  own: {mask: sigmoid, normalise: true, decode_from: z, detach: [mask], strength: seed}\n",
+)
+LAMBDA = (f"\nlambda: {RAW['lambda']}", "\nlambda: 0.02")
+SHARE = (f"time_reduction: {RAW['prune']['time_reduction']}", "time_reduction: 0.31")
+
+
+@pytest.mark.slow
+def test_dvc_reruns_what_a_change_affects_and_nothing_else(project: Path) -> None:
+    assert calls(project, "dvc", "repro") == {"download", *TRAINED, *AFTER_TRAIN}
+    assert calls(project, "dvc", "repro") == set()
+    edit(project, *SHARE)
+    assert calls(project, "dvc", "repro") == AFTER_PRUNE
+    edit(project, *LAMBDA)
+    assert PENALISED < calls(project, "dvc", "repro") <= PENALISED | AFTER_TRAIN
+    edit(project, *OWN_VARIANT)
+    assert calls(project, "dvc", "repro") == {"train@own", "collapse", "evaluate", "report"}
+    shutil.copy(ROOT / "params.yaml", project)
+
+
+@pytest.mark.slow
+def test_snakemake_reruns_what_a_change_affects_and_nothing_else(project: Path) -> None:
+    sweep = ("snakemake", "--cores", "4", "all_seeds", "--config", "seeds=[3]")
+    assert calls(project, *sweep) == {"download", *TRAINED, *AFTER_TRAIN, "compare"}
+    for path in (RUN.metrics, RUN.report_page, *(RUN.train(name).model for name in RAW["variants"])):
+        assert (project / "results/sweep/photos/seed3" / path.relative_to(RUN.root)).exists()
+    edit(project, *SHARE)
+    assert calls(project, *sweep) == {*AFTER_PRUNE, "compare"}
+    edit(project, *LAMBDA)
+    assert calls(project, *sweep) == {*PENALISED, *AFTER_TRAIN, "compare"}
+    with (project / "pelap" / "collapse.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *sweep) == {"collapse", "report"}
+    assert calls(project, *sweep) == set()
+    shutil.copy(ROOT / "params.yaml", project)
+
+
+@pytest.mark.slow
+def test_snakemake_plans_every_cell(project: Path) -> None:
+    grid = ("--config", "datasets=[photos,cifar10]", "seeds=[7,8]", f"params={ROOT / 'params.yaml'}")
+    result = run(project, "snakemake", "-n", "--cores", "4", "all_seeds", *grid)
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", result.stdout + result.stderr, re.S | re.M)
+    assert table is not None
+    jobs = {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
+    cells = 4
+    assert jobs == {
+        "download": 3,  # photos differ from seed to seed, cifar10 does not
+        "train": cells * len(RAW["variants"]),
+        **dict.fromkeys(AFTER_TRAIN, cells),
+        "compare": 1,
+        "all_seeds": 1,
+        "total": 3 + cells * (len(RAW["variants"]) + len(AFTER_TRAIN)) + 2,
+    }
+
+
+@pytest.mark.slow
+def test_snakemake_lint_is_clean(project: Path) -> None:
+    result = run(project, "snakemake", "--lint")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("seed=[1]", "keys: Additional properties are not allowed ('seed' was unexpected)"),
+        ("datasets=[nope]", "dataset: 'nope' is unknown"),
+    ],
+)
+def test_snakemake_refuses_a_wrong_grid(project: Path, config: str, message: str) -> None:
+    result = run(project, "snakemake", "-n", "all_seeds", "--config", config)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr

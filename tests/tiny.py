@@ -1,0 +1,98 @@
+"""A model and a data set small enough for tests, from the real constructors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pelap.config import Params, VariantParams, parse_params, read_yaml
+from pelap.data.dataset import ImageDataset, Split
+from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model
+
+ROOT = Path(__file__).parent.parent
+
+
+def raw_params(**overrides: Any) -> dict[str, Any]:
+    """The default parameters as plain data, with dotted keys (``a__b``) overridden."""
+    raw = read_yaml(ROOT / "params.yaml")
+    for key, value in overrides.items():
+        *sections, last = key.split("__")
+        target = raw
+        for section in sections:
+            target = target[section]
+        target[last] = value
+    return raw
+
+
+def tiny_raw(**overrides: Any) -> dict[str, Any]:
+    """A whole run's parameters that finish in seconds."""
+    tiny = {
+        "download__photos": {"train_per_photo": 40, "test_per_photo": 8, "min_crop": 48, "max_crop": 96},
+        "vae__width": 8,
+        "unet": {
+            "kind": "unet2d",
+            "channels": [8, 16],
+            "layers_per_block": 1,
+            "attention": [False, True],
+            "attention_head_dim": 8,
+            "norm_num_groups": 4,
+        },
+        "train__epochs": 2,
+        "train__batch_size": 32,
+        "train__log_every": 2,
+        "train__num_validation": 16,
+        "train__preview": {"kind": "ddim", "steps": 4},
+        "train__precision": "fp32",
+        "collapse__num_images": 32,
+        "score__num_latents": 4,
+        "score__sampler": {"kind": "ddim", "steps": 4},
+        "score__batch_size": 32,
+        "score__latency_batch_size": 4,
+        "score__latency_repeats": 3,
+        "prune": {"time_reduction": None, "num_params": 3000, "num_operators": None},
+        "distill__steps": 6,
+        "distill__warmup_steps": 2,
+        "distill__batch_size": 16,
+        "distill__log_every": 2,
+        "distill__precision": "fp32",
+        "evaluate__num_images": 24,
+        "evaluate__num_reference": 64,
+        "evaluate__num_reconstructions": 16,
+        "evaluate__sampler": {"kind": "ddim", "steps": 4},
+        "evaluate__latency_batch_size": 4,
+        "evaluate__latency_repeats": 3,
+    }
+    return raw_params(**(tiny | overrides))
+
+
+def tiny_params(**overrides: Any) -> Params:
+    return parse_params(tiny_raw(**overrides), "tiny")
+
+
+def tiny_dataset(num_train: int = 64, num_test: int = 16, side: int = 16) -> ImageDataset:
+    """Random pictures of two classes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(num: int) -> Split:
+        images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, generator=generator)
+        return Split(images, torch.arange(num) % 2)
+
+    return ImageDataset("tiny", split(num_train), split(num_test), ("even", "odd"), "random", "0" * 64)
+
+
+def tiny_model(variant: str = "invariant", seed: int = 0, side: int = 16, **overrides: Any) -> LatentDiffusion:
+    """A fresh model of a variant, in evaluation mode, for pictures of 16x16."""
+    params = tiny_params(**overrides)
+    fields: VariantParams = params.variants[variant]
+    info = ModelInfo(
+        name=variant,
+        variant=fields,
+        diffusion=params.diffusion,
+        image_size=side,
+        dataset="tiny",
+        seed=seed,
+        strength=params.lambda_ if fields.strength == "lambda" else 0.0,
+        ema_decay=0.0,
+    )
+    torch.manual_seed(seed)
+    return build_model(info, params.vae, params.unet).eval()
