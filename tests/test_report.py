@@ -119,7 +119,7 @@ def test_pictures_are_the_ones_of_the_run(made: RunPaths) -> None:
     shown = [
         base64.b64decode(v.split(",")[1]) for tag, name, v in page.attributes if (tag, name) == ("img", "src")
     ]
-    samples = [made.samples(model).read_bytes() for model in METRICS if model != "real"]
+    samples = [made.samples(model).read_bytes() for model in METRICS]
     assert shown == samples + [made.reconstructions(name).read_bytes() for name in ("real", *VARIANTS)]
     assert ("img", "width", "548") in page.attributes  # 274 pixels, magnified by a whole number
 
@@ -200,8 +200,8 @@ def test_terminal_shows_table_and_path(made: RunPaths, capsys: pytest.CaptureFix
     *table, last = capsys.readouterr().out.splitlines()
     assert last == str(made.report_page)
     lines = {line.split()[0]: line.split()[1:] for line in table if line.strip()}
-    assert lines["invariant"] == ["91.73", "25.46", "0.839", "31.40", "0.0", "1.23", "43.2", "61.2"]
-    assert lines["pruned"] == ["131.55", "-", "-", "23.87", "-24.0", "0.81", "43.2", "61.2"]
+    assert lines["invariant"] == ["91.73", "25.46", "0.839", "31.40", "0.0", "1.23", "4.32", "61.2"]
+    assert lines["pruned"] == ["131.55", "-", "-", "23.87", "-24.0", "0.81", "4.32", "61.2"]
 
 
 def test_terminal_without_a_page(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,6 +272,16 @@ def test_failed_report_keeps_the_last_one(made: RunPaths, tmp_path: Path) -> Non
     with pytest.raises(DataError):
         report.run(context(paths))
     assert paths.report_page.read_bytes() == made.report_page.read_bytes()
+
+
+def test_report_appears_whole_or_not_at_all(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figures, "overview", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.run(context(paths))
+    assert not paths.report.exists()
 
 
 def test_two_reports_at_once(paths: RunPaths) -> None:
@@ -370,6 +380,8 @@ def test_numbers() -> None:
 
 def test_protocol_may_hold_anything() -> None:
     nested = {"a": {"b": 1, "c": {"d": None}}, "e": True, "f": ["x", 2]}
+    assert html.merged({"a": {"x": 1, "y": 1}, "b": {"x": 1}, "c": 2}) == {"a": 1, "b": {"x": 1}, "c": 2}
+    assert html.shortened("0123abcd" * 8) == "0123abcd0123…"
     assert dict(html.flat(nested)) == {"a.b": "1", "a.c.d": tables.DASH, "e": "yes", "f": "x, 2"}
 
 

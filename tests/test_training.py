@@ -157,7 +157,7 @@ def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
 def _distillation(student: LatentDiffusion, teacher: LatentDiffusion) -> Losses:
     names = matched_blocks(student.unet, teacher.unet)
     x, e, t = torch.randn(4, 4, 4, 4), torch.randn(4, 4, 4, 4), torch.tensor([0, 5, 500, 999])
-    with FeatureTap(student.unet, names) as s, FeatureTap(teacher.unet, names) as u:
+    with torch.no_grad(), FeatureTap(student.unet, names) as s, FeatureTap(teacher.unet, names) as u:
         predicted, target = student.unet(x, t).sample, teacher.unet(x, t).sample
         return distillation_losses(s, u, predicted, target, e, (1.0, 10.0, 100.0))
 
@@ -181,7 +181,7 @@ def test_matched_blocks_cover_the_network(unet: str) -> None:
     assert len(names) == (5 if unet == "unet2d" else 4)
     with FeatureTap(model.unet, names) as tap:
         model.unet(torch.randn(1, 4, 4, 4), 3)
-    assert list(tap.features) == names
+    assert set(tap.features) == set(names)
 
 
 def test_distillation_moves_the_student_alone(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class RunData:
     prune_result: Mapping[str, Any]
     distill: pd.DataFrame
     samples: Mapping[str, bytes]
-    """PNG grids by model, from the same noise."""
+    """PNG grids by model, from the same noise; `real` holds train pictures."""
     reconstructions: Mapping[str, bytes]
     """PNG grids by model; `real` holds the originals."""
 

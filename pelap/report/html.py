@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -25,15 +25,17 @@ _COLLAPSE = (
      "Mean of the mask over channels and test pictures: 1 lets everything through, 0 nothing."),
     ("active_channels", "active channels", 0, "Channels whose mean mask is above the threshold."),
     ("unet_input_std", "UNet input std", 4,
-     "Standard deviation of what the UNet sees; near 0 the latent is gone."),
+     "Standard deviation of what the UNet sees, averaged over the active channels (over all of them "
+     "where every one is off); near 0 the latent is gone."),
     ("diffusion_loss", "diffusion loss", 4, "Mean squared error of the predicted noise on test pictures."),
     ("gaussian_floor", "Gaussian floor", 4,
-     "That error for the best predictor that knows only the variance of each latent value. A reference for "
+     "That error for the best affine predictor that sees each latent value by itself. A reference for "
      "this latent scale, no lower bound: a network that uses structure goes below it."),
     ("floor_ratio", "floor ratio", 2,
      "Diffusion loss divided by the Gaussian floor: comparable between latent scales, which the loss alone "
      "is not."),
-    ("recon_mse", "recon. MSE", 2, "Squared error of pictures decoded from the plain latent."),
+    ("recon_mse", "recon. MSE", 2,
+     "Squared error of pictures decoded from the plain latent, summed over the values of a picture."),
     ("masked_recon_mse", "masked recon. MSE", 2,
      "The same, decoded from the masked latent, which is all that sampling can give; far above the other, "
      "the decoder has never learned to use the mask."),
@@ -68,7 +70,7 @@ def render(run: RunData) -> str:
         samples=_pictures(run.samples),
         reconstructions=_pictures(run.reconstructions),
         protocol=dict(flat(run.protocol)),
-        in_short={key: shortened(value) for key, value in flat(run.protocol)},
+        in_short={key: shortened(value) for key, value in flat(merged(run.protocol))},
     )
 
 
@@ -79,6 +81,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _text(value)
+
+
+def merged(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings with one value throughout, such as a setting that all models share, as that value."""
+    return {
+        key: next(iter(value.values())) if isinstance(value, Mapping) and _same(value.values()) else value
+        for key, value in values.items()
+    }
+
+
+def _same(values: Collection[Any]) -> bool:
+    return len(values) > 1 and all(value == next(iter(values)) for value in values)
 
 
 def shortened(text: str) -> str:

@@ -120,6 +120,6 @@ def _model(
     axis.plot([place - 0.14] * len(values), values, "o", color=look.colour, markersize=4.5, alpha=0.55,
               markeredgewidth=0)  # fmt: skip
     axis.errorbar(
-        place + 0.1, mean, yerr=None if np.isnan(std) else std, color=look.colour, marker=look.marker,
+        place + 0.1, mean, yerr=std, color=look.colour, marker=look.marker,
         markersize=7, capsize=3, elinewidth=1.6, ecolor=INK,
     )  # fmt: skip

@@ -57,7 +57,7 @@ _COLUMNS = (
     Column("latency_iqr_ms", "interquartile range", "ms"),
     Column(CHANGE, "time change", "%", _LOWER, decimals=1, scale=100, signed=True, short="time\n%"),
     Column("params", "parameters", "", _LOWER, decimals=0, short="params\nM", short_scale=1e-6),
-    Column("macs", "MACs", "million", _LOWER, decimals=1, scale=1e-6, short="MACs\nM"),
+    Column("macs", "MACs", "billion", _LOWER, decimals=2, scale=1e-9, short="MACs\nG"),
     Column("peak_memory_mib", "peak memory", "MiB", _LOWER, decimals=1, short="peak\nMiB"),
 )
 

@@ -62,7 +62,7 @@ def load(params: "Params", paths: RunPaths) -> RunData:
         plan=read_mapping(paths.plan, ("operators",)),
         prune_result=read_mapping(paths.prune_result),
         distill=read_table(paths.distill_history, ("step", "loss")),
-        samples={name: read_png(paths.samples(name)) for name in metrics if name != "real"},
+        samples={name: read_png(paths.samples(name)) for name in metrics},
         reconstructions=_reconstructions(paths, variants),
     )
 
@@ -74,7 +74,6 @@ def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, byte
 
 def _overview(data: RunData) -> bytes:
     strips = {name: figures.image_strip(png) for name, png in data.samples.items()}
-    strips["real"] = figures.image_strip(data.reconstructions["real"])
     return figures.to_png(figures.overview(data.frame, strips, data.models))
 
 

@@ -41,7 +41,7 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
         for name, part in parts.items():
             own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
             _fill(part, own)
-    except (DataError, RuntimeError, KeyError):
+    except (DataError, RuntimeError, LookupError):
         return False
     for key, value in fields.items():
         setattr(progress, key, value)
@@ -66,8 +66,16 @@ def _fill(part: Any, tensors: dict[str, torch.Tensor]) -> None:
     if isinstance(part, nn.Module):
         part.load_state_dict(tensors)
         return
+    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split("/", 1)
-        slots.setdefault(int(index), {})[key] = tensor
+        slots.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], tensor)
     part.load_state_dict({"state": slots, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The fused optimiser walks memory: its slots must have the strides of their parameter."""
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter).copy_(tensor)

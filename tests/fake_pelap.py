@@ -1,0 +1,57 @@
+"""Stands in for the `pelap` command where only the wiring is tested: makes what a stage declares.
+
+Contents depend on the parameters that the stage was given, and the call is noted in $PELAP_CALLS.
+It is started dozens of times, hence the light imports.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from pelap.paths import RunPaths, packed_dataset
+
+
+def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
+    """The files that a stage leaves; of a folder, one file in it."""
+    if stage == "download":
+        return [packed_dataset(data, dataset)]
+    if stage == "train":
+        files = run.train(variant)
+        csvs = [files.history, files.validation]
+        return [files.model / "config.json", *csvs, files.reconstructions, files.samples]
+    return {
+        "collapse": [run.collapse_table, run.masks_per_class],
+        "score": [run.scores, run.score_protocol],
+        "prune": [run.plan, run.prune_result, run.pruned_model / "config.json"],
+        "distill": [run.distilled_model / "config.json", run.distill_history],
+        "evaluate": [run.metrics, run.evaluate_protocol, run.samples("pelap"), run.reconstructions("pelap")],
+        "report": [run.report_page, run.report_figure, run.report_table],
+    }[stage]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage")
+    parser.add_argument("--run", type=Path, default=Path("results/default"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--sweep", type=Path)
+    parser.add_argument("--variant", default="")
+    args = parser.parse_args()
+    with Path(os.environ["PELAP_CALLS"]).open("a") as calls:
+        print(f"{args.stage}@{args.variant}" if args.variant else args.stage, file=calls)
+    if args.stage == "compare":
+        files, content = [args.sweep / "summary.csv", args.sweep / "summary.png"], ""
+    else:
+        content = args.params.read_text()
+        dataset = re.search(r'^ *"?dataset"?: "?([a-z0-9_-]+)', content, re.MULTILINE)
+        named = dataset[1] if dataset else ""
+        files = outputs(args.stage, RunPaths(args.run), args.data, args.variant, named)
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('{"pelap": {"number": 1}}' if file.name == "metrics.json" else content)
+
+
+if __name__ == "__main__":
+    main()

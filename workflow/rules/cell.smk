@@ -1,0 +1,259 @@
+"""One cell of the grid: the eight stages, under the names that they have everywhere."""
+
+SAMPLES = CELL.samples("").parent
+RECONSTRUCTIONS = CELL.reconstructions("").parent
+
+
+rule download:
+    output:
+        data=packed_dataset(DATA / "{place}", "{dataset}"),
+        parameters=DATA / "{place}" / "params" / "{dataset}.yaml",
+    log:
+        DATA / "{place}" / "logs" / "{dataset}.log",
+    benchmark:
+        DATA / "{place}" / "benchmarks" / "{dataset}.tsv"
+    params:
+        folder=subpath(output.data, parent=True),
+        archives=Path("data") / DOWNLOADS,
+        parameters=resolved("download"),
+        code=stage_code("download"),
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        'export PELAP_DATA_DIR="${{PELAP_DATA_DIR:-{params.archives}}}"; '
+        "pelap download --run {params.folder} --params {output.parameters}"
+        " --data {params.folder} > {log} 2>&1"
+
+
+rule train:
+    input:
+        data=packed,
+    output:
+        directory(MODEL.model),
+        MODEL.history,
+        MODEL.validation,
+        MODEL.reconstructions,
+        MODEL.samples,
+        parameters=parameter_file("train-{variant}"),
+    log:
+        log_file("train-{variant}"),
+    benchmark:
+        benchmark_file("train-{variant}")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("train"),
+        code=stage_code("train"),
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=720,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap train --variant {wildcards.variant} --run {params.run} --params {output.parameters}"
+        ' --data "$(dirname {input.data})" > {log} 2>&1'
+
+
+rule collapse:
+    input:
+        data=packed,
+        models=every_variant("model"),
+    output:
+        CELL.collapse_table,
+        CELL.masks_per_class,
+        parameters=parameter_file("collapse"),
+    log:
+        log_file("collapse"),
+    benchmark:
+        benchmark_file("collapse")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("collapse"),
+        code=stage_code("collapse"),
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=60,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap collapse --run {params.run} --params {output.parameters}"
+        ' --data "$(dirname {input.data})" > {log} 2>&1'
+
+
+rule score:
+    input:
+        model=CELL.train(PARAMETERS["score"]["variant"]).model,
+    output:
+        CELL.scores,
+        CELL.score_protocol,
+        parameters=parameter_file("score"),
+    log:
+        log_file("score"),
+    benchmark:
+        benchmark_file("score")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("score"),
+        code=stage_code("score"),
+    threads: all_cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=240,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap score --run {params.run} --params {output.parameters}"
+        " > {log} 2>&1"
+
+
+rule prune:
+    input:
+        model=CELL.train(PARAMETERS["score"]["variant"]).model,
+        scores=CELL.scores,
+        protocol=CELL.score_protocol,
+    output:
+        CELL.plan,
+        CELL.prune_result,
+        directory(CELL.pruned_model),
+        parameters=parameter_file("prune"),
+    log:
+        log_file("prune"),
+    benchmark:
+        benchmark_file("prune")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("prune"),
+        code=stage_code("prune"),
+    threads: all_cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=60,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap prune --run {params.run} --params {output.parameters}"
+        " > {log} 2>&1"
+
+
+rule distill:
+    input:
+        data=packed,
+        model=CELL.train(PARAMETERS["score"]["variant"]).model,
+        protocol=CELL.score_protocol,
+        plan=CELL.plan,
+        pruned=CELL.pruned_model,
+    output:
+        CELL.distill_history,
+        directory(CELL.distilled_model),
+        parameters=parameter_file("distill"),
+    log:
+        log_file("distill"),
+    benchmark:
+        benchmark_file("distill")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("distill"),
+        code=stage_code("distill"),
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=720,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap distill --run {params.run} --params {output.parameters}"
+        ' --data "$(dirname {input.data})" > {log} 2>&1'
+
+
+rule evaluate:
+    input:
+        data=packed,
+        models=every_variant("model"),
+        pruned=CELL.pruned_model,
+        distilled=CELL.distilled_model,
+        protocol=CELL.score_protocol,
+    output:
+        CELL.metrics,
+        CELL.evaluate_protocol,
+        directory(SAMPLES),
+        directory(RECONSTRUCTIONS),
+        parameters=parameter_file("evaluate"),
+    log:
+        log_file("evaluate"),
+    benchmark:
+        benchmark_file("evaluate")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("evaluate"),
+        code=stage_code("evaluate"),
+    threads: all_cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=240,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap evaluate --run {params.run} --params {output.parameters}"
+        ' --data "$(dirname {input.data})" > {log} 2>&1'
+
+
+rule report:
+    input:
+        every_variant("history"),
+        every_variant("validation"),
+        CELL.collapse_table,
+        CELL.masks_per_class,
+        CELL.scores,
+        CELL.plan,
+        CELL.prune_result,
+        CELL.distill_history,
+        CELL.metrics,
+        CELL.evaluate_protocol,
+        SAMPLES,
+        RECONSTRUCTIONS,
+    output:
+        CELL.report_page,
+        CELL.report_table,
+        report(
+            CELL.report_figure,
+            caption="../report/overview.rst",
+            category="Cells",
+            labels={"data set": "{dataset}", "seed": "{seed}"},
+        ),
+        parameters=parameter_file("report"),
+    log:
+        log_file("report"),
+    benchmark:
+        benchmark_file("report")
+    params:
+        run=subpath(output.parameters, ancestor=2),
+        parameters=resolved("report"),
+        code=stage_code("report"),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+        torch_threads=torch_threads,
+    shell:
+        "echo {params.parameters:q} > {output.parameters}; "
+        "export OMP_NUM_THREADS={resources.torch_threads}; "
+        "pelap report --run {params.run} --params {output.parameters}"
+        " > {log} 2>&1"

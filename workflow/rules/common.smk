@@ -1,0 +1,152 @@
+"""Configuration, file names and functions of the rules. File names come from pelap.paths."""
+
+import json
+import os
+import sys
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(workflow.basedir))
+
+from pelap import io
+from pelap.config import parse_params, read_yaml, select_keys
+from pelap.errors import PelapError
+from pelap.paths import DOWNLOADS, RunPaths, packed_dataset
+
+SWEEP = Path("results/sweep")
+SUMMARY = [SWEEP / "summary.csv", SWEEP / "summary.png"]
+CELL = RunPaths(SWEEP / "{dataset}" / "seed{seed}")
+MODEL = CELL.train("{variant}")
+DATA = Path("data/sweep")
+SEEDED_DATASETS = ("photos",)
+"""Data sets that differ from seed to seed; the others are packed once."""
+CLUSTER_CORES = 8
+"""Threads of a job that times itself, where no --cores is given; a profile's set-threads decides."""
+
+
+wildcard_constraints:
+    dataset="[a-z0-9][a-z0-9_-]*",
+    seed=r"\d+",
+    variant="[a-z0-9][a-z0-9_-]*",
+    place=r"shared|seed\d+",
+
+
+def check_config():
+    """Refuse a wrong grid in one line (`snakemake.utils.validate` takes a page)."""
+    schema = read_yaml(Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml")
+    problems = [
+        f"{'.'.join(map(str, error.path)) or 'keys'}: {error.message}"
+        for error in Draft202012Validator(schema).iter_errors(config)
+    ]
+    if problems:
+        raise WorkflowError(f"workflow/config.yaml (or --config): {'; '.join(problems)}")
+
+
+def read_parameters():
+    """The raw parameter file, checked for every cell of the grid."""
+    try:
+        raw = read_yaml(Path(config["params"]))
+        for dataset, seed in product(config["datasets"], config["seeds"]):
+            parse_params({**raw, "dataset": dataset, "seed": int(seed)}, config["params"])
+    except PelapError as error:
+        raise WorkflowError(str(error)) from None
+    return raw
+
+
+check_config()
+PARAMETERS = read_parameters()
+PIPELINE = read_yaml(Path(workflow.basedir) / "dvc.yaml")["stages"]
+VARIANTS = list(PARAMETERS["variants"])
+
+
+def cell_files(path):
+    """A file of a cell, in every cell of the grid."""
+    return expand(path, dataset=config["datasets"], seed=config["seeds"])
+
+
+def every_variant(output):
+    """A file of training, for every variant (the wildcards of the cell stay open)."""
+    return [str(getattr(CELL.train(variant), output)) for variant in VARIANTS]
+
+
+def parameter_file(stage):
+    """Where a cell's parameters for one stage are; one file for all would rerun everything."""
+    return CELL.root / "params" / f"{stage}.yaml"
+
+
+def log_file(stage):
+    return CELL.root / "logs" / f"{stage}.log"
+
+
+def benchmark_file(stage):
+    return CELL.root / "benchmarks" / f"{stage}.tsv"
+
+
+def place_of(dataset, seed):
+    return f"seed{seed}" if dataset in SEEDED_DATASETS else "shared"
+
+
+def packed(wildcards):
+    """The packed data set of a cell."""
+    return packed_dataset(DATA / place_of(wildcards.dataset, wildcards.seed), wildcards.dataset)
+
+
+def resolved(stage):
+    """The parameters of one stage in a cell: the job writes them down, a change reruns it.
+
+    JSON, hence YAML.
+    """
+
+    def of(wildcards):
+        seed = wildcards.get("seed")
+        if seed is None:
+            seed = wildcards.place.removeprefix("seed").replace("shared", str(PARAMETERS["seed"]))
+        raw = {**PARAMETERS, "dataset": wildcards.dataset, "seed": int(seed)}
+        return json.dumps(select_keys(raw, stage, wildcards.get("variant")), indent=2)
+
+    return of
+
+
+@cache
+def code(*paths):
+    """Digest of source files, so that an edit reruns what imports them."""
+    found = []
+    for path in (Path(workflow.basedir) / path for path in paths):
+        inside = path.rglob("*") if path.is_dir() else [path]
+        found += [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
+    return io.digest({str(file.relative_to(workflow.basedir)): io.sha256(file) for file in sorted(found)})
+
+
+def stage_code(stage):
+    """Digest of the modules that dvc.yaml lists for a stage."""
+    definition = PIPELINE[stage].get("do", PIPELINE[stage])
+    return code(*(path for path in definition["deps"] if path.startswith("pelap/")))
+
+
+def given_cores():
+    """What --cores says; None on a cluster."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return None
+
+
+def all_cores(wildcards):
+    """For jobs that time themselves: they need the machine for themselves."""
+    return given_cores() or CLUSTER_CORES
+
+
+def torch_threads(wildcards, threads):
+    """This job's share of the processors; more would only make the jobs wait for each other."""
+    if given_cores() is None:
+        return threads
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, here * threads // given_cores())
+
+
+# The `pelap` of the environment that Snakemake runs in, unless another is activated (or in the container).
+shell.prefix(f'set -euo pipefail; PATH="$PATH:{Path(sys.executable).parent}"; ')
