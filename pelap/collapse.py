@@ -106,9 +106,7 @@ def summarise(seen: Observations, alphas: torch.Tensor, active_threshold: float)
     }
 
 
-def masks_per_class(
-    masks: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str]
-) -> pd.DataFrame:
+def masks_per_class(masks: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str]) -> pd.DataFrame:
     """Mean mask (N, C) of each class and channel: columns class_name, channel, mean_mask."""
     rows = [
         {"class_name": name, "channel": channel, "mean_mask": float(value)}

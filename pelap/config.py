@@ -278,7 +278,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ConfigError: The file is missing or is not YAML.
     """
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

@@ -90,7 +90,7 @@ def load_plan(path: Path) -> Plan:
 
 def _save_unet(unet: nn.Module, folder: Path, plan: Plan | None) -> None:
     if plan is None:
-        save_part(unet, folder)  # type: ignore[arg-type]
+        save_part(unet, folder)
         return
     unet.save_config(folder)  # type: ignore[operator]
     io.write_json(folder / PLAN, plan.to_json())
@@ -102,8 +102,9 @@ def _load_unet(folder: Path) -> nn.Module:
     if name not in UNETS:
         raise ModelError(f"{folder / CONFIG}: unknown UNet {name!r}; use one of {', '.join(UNETS)}")
     if not (folder / PLAN).exists():
-        return load_part(UNETS[name], folder)
-    pruned = apply_plan(build_part(UNETS[name], folder), load_plan(folder / PLAN))
+        unet: nn.Module = load_part(UNETS[name], folder)
+        return unet
+    pruned: nn.Module = apply_plan(build_part(UNETS[name], folder), load_plan(folder / PLAN))
     load_weights(pruned, folder / PRUNED_WEIGHTS)
     return pruned
 
@@ -112,7 +113,12 @@ def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
     info = {field.name: getattr(model.info, field.name) for field in fields(ModelInfo)}
     info["variant"] = model.info.variant.model_dump(mode="json")
     info["diffusion"] = model.info.diffusion.model_dump(mode="json")
-    parts = ["vae", "unet", "scheduler", *(name for name in OPTIONAL_PARTS if getattr(model, name) is not None)]
+    parts = [
+        "vae",
+        "unet",
+        "scheduler",
+        *(name for name in OPTIONAL_PARTS if getattr(model, name) is not None),
+    ]
     return {"pelap_format": FORMAT, "parts": parts, "info": info}
 
 

@@ -51,8 +51,10 @@ class RunPaths:
         return TrainPaths(self.root / "train" / variant)
 
     def checkpoint(self, stage: str, key: str) -> Path:
-        """Resume state: undeclared to DVC and Snakemake (both delete declared outputs), keyed by a
-        digest of the configuration, removed on success."""
+        """Resume state, keyed by a digest of the configuration and removed on success.
+
+        It is undeclared to DVC and Snakemake, which both delete declared outputs before a rerun.
+        """
         return self.root / ".resume" / f"{stage}-{key}"
 
     @property

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from pelap.cli import STAGES, build_parser, main
 from pelap.config import STAGES as CONFIG_STAGES
-from tiny import ROOT
 
 COMMON = {"--run", "--params", "--data", "--device", "--help"}
 OPTIONS = {

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tiny import tiny_dataset, tiny_model, tiny_params
 
 from pelap.collapse import Observations, channel_std, gaussian_floor, masks_per_class, observe, summarise
 from pelap.diffusion import alphas_cumprod
-from tiny import tiny_dataset, tiny_model, tiny_params
 
 ALPHAS = alphas_cumprod(tiny_params().diffusion)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import ROOT, raw_params, tiny_raw
 
 from pelap.config import STAGE_KEYS, STAGES, load_params, parse_params, read_yaml, select_keys
 from pelap.errors import ConfigError
-from tiny import ROOT, raw_params, tiny_raw
 
 
 def _message(**overrides: Any) -> str:
@@ -125,7 +125,12 @@ def test_paper_preset_is_the_paper() -> None:
     train = params.train
     assert (train.epochs, train.batch_size, train.lr, train.lr_min) == (100, 128, 2e-4, 1e-5)
     assert (train.weight_decay, train.grad_clip, train.kl_weight) == (1e-4, 1.0, 0.001)
-    assert (train.lr_update, train.select, train.ema_decay, train.horizontal_flip) == ("epoch", "best", 0, True)
+    assert (train.lr_update, train.select, train.ema_decay, train.horizontal_flip) == (
+        "epoch",
+        "best",
+        0,
+        True,
+    )
     diffusion = params.diffusion
     assert (diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end) == (1000, 1e-4, 0.02)
     assert params.lambda_ == 0.01

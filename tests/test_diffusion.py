@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny import tiny_model, tiny_params
 from torch import nn
 
 from pelap.config import SamplerParams
 from pelap.diffusion import add_noise, alphas_cumprod, make_scheduler, sample_latents
 from pelap.sampling import sample_images
 from pelap.seeding import generator, noise
-from tiny import tiny_model, tiny_params
 
 DIFFUSION = tiny_params().diffusion
 

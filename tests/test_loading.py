@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tiny import tiny_model
 
 from pelap import io
 from pelap.errors import ModelError, PlanError
@@ -13,7 +14,6 @@ from pelap.loading import load_model, load_plan, save_model
 from pelap.models.ldm import LatentDiffusion
 from pelap.pruning.plan import plan_from_json
 from pelap.pruning.surgery import apply_plan
-from tiny import tiny_model
 
 PLAN = plan_from_json({"operators": ["mid_block.attentions.0", "down_blocks.0.resnets.0.norm1"]}, "test")
 LIGHT = {"unet": {"kind": "light", "width": 8}}

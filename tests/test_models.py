@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny import tiny_model
 
 from pelap.measure.cost import count_params
 from pelap.models.ldm import apply_mask
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportancePredictor, LatentNormaliser
 from pelap.models.vae import VAE
-from tiny import tiny_model
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny_model
 from torch import nn
 
 from pelap.config import SamplerParams
@@ -16,7 +17,6 @@ from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import Plan, Removal, make_plan, plan_from_json
 from pelap.pruning.score import distances, score_operators
 from pelap.pruning.surgery import apply_plan, removed_operators
-from tiny import tiny_model
 
 LIGHT = {"unet": {"kind": "light", "width": 8}}
 
@@ -166,7 +166,9 @@ def test_plan_survives_json() -> None:
     assert plan_from_json(plan.to_json(), "file") == plan
 
 
-@pytest.mark.parametrize("value", [[], {"operators": "a"}, {"operators": [3]}, {"operators": [{"name": "a"}]}])
+@pytest.mark.parametrize(
+    "value", [[], {"operators": "a"}, {"operators": [3]}, {"operators": [{"name": "a"}]}]
+)
 def test_not_a_plan(value: object) -> None:
     with pytest.raises(PlanError, match="file"):
         plan_from_json(value, "file")

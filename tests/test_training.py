@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_dataset, tiny_model, tiny_params
 
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.errors import TrainingError
@@ -13,7 +14,6 @@ from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_che
 from pelap.training.distill import FeatureTap, distill, distillation_losses, matched_blocks
 from pelap.training.joint import draw, joint_losses, kl_divergence, learning_rate, train_jointly
 from pelap.training.loop import Losses, Trainer, batches_from, cosine
-from tiny import tiny_dataset, tiny_model, tiny_params
 
 CPU = torch.device("cpu")
 

@@ -80,7 +80,9 @@ def tiny_dataset(num_train: int = 64, num_test: int = 16, side: int = 16) -> Ima
     return ImageDataset("tiny", split(num_train), split(num_test), ("even", "odd"), "random", "0" * 64)
 
 
-def tiny_model(variant: str = "invariant", seed: int = 0, side: int = 16, **overrides: Any) -> LatentDiffusion:
+def tiny_model(
+    variant: str = "invariant", seed: int = 0, side: int = 16, **overrides: Any
+) -> LatentDiffusion:
     """A fresh model of a variant, in evaluation mode, for pictures of 16x16."""
     params = tiny_params(**overrides)
     fields: VariantParams = params.variants[variant]

@@ -94,7 +94,7 @@ def _storage_rise(forward: Callable[[], object]) -> int:
     return live.peak_bytes
 
 
-class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LiveStorage(TorchDispatchMode):
     """Adds up the storages that operators return, until they are freed."""
 
     def __init__(self) -> None:

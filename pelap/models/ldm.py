@@ -95,7 +95,7 @@ class LatentDiffusion(nn.Module):
         return apply_mask(source, m)
 
     def decoder_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """z or z*m, whichever this variant's decoder is trained on."""
+        """Z or z*m, whichever this variant's decoder is trained on."""
         if self.info.variant.decode_from == "z":
             return latents
         return apply_mask(latents, self.importance(latents))

@@ -34,7 +34,7 @@ class LightBlock(nn.Module):
         return h
 
 
-class LightUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class LightUNet(ModelMixin, ConfigMixin):
     """Predicts the noise in noisy latents (PeLAP-A; width 64 and 4 channels have 820,748 parameters)."""
 
     @register_to_config

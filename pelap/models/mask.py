@@ -9,7 +9,7 @@ INITIAL_LOGIT = 3.0
 """Bias of the last layer: every mask starts at sigmoid(3) = 0.95 (PeLAP-A)."""
 
 
-class ImportancePredictor(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class ImportancePredictor(ModelMixin, ConfigMixin):
     """Mask m = sigmoid(MLP(mean of z over positions)), one value per picture and channel (PeLAP-A)."""
 
     @register_to_config
@@ -30,7 +30,7 @@ class ImportancePredictor(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return torch.sigmoid(self.layers(latents.float().mean(dim=(2, 3))))
 
 
-class LatentNormaliser(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class LatentNormaliser(ModelMixin, ConfigMixin):
     """Unit variance and zero mean per latent channel.
 
     By the batch's own statistics in training, by their stored running averages otherwise. Shrinking

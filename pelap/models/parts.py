@@ -81,7 +81,9 @@ def load_weights(part: nn.Module, path: Path) -> None:
 def _demand(path: Path, what: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise ModelError(f"{path}: {what} tensor {names[0]}{more}; it belongs to another model, make it again")
+        raise ModelError(
+            f"{path}: {what} tensor {names[0]}{more}; it belongs to another model, make it again"
+        )
 
 
 def _same_shape(path: Path, name: str, wanted: torch.Tensor, found: torch.Tensor) -> None:

@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
-class VAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class VAE(ModelMixin, ConfigMixin):
     """Variational autoencoder with a diagonal Gaussian posterior (PeLAP-A, section 3)."""
 
     @register_to_config

@@ -119,7 +119,9 @@ def find_operators(unet: nn.Module, forward: Callable[[], object]) -> list[Opera
     if not offered:
         raise ModelError(f"{type(unet).__name__} has no operator that keeps its input's shape")
     return [
-        Operator(name, kind, "residual" if kind in KINDS_WITH_RESIDUAL else "identity", _parent(name, offered))
+        Operator(
+            name, kind, "residual" if kind in KINDS_WITH_RESIDUAL else "identity", _parent(name, offered)
+        )
         for name, kind in offered.items()
     ]
 

@@ -85,4 +85,4 @@ def _modified(
         return pass_over
 
     with hooked(unet, list(slices), make):
-        return denoise(noise.repeat(len(group), 1, 1, 1)).split(num)
+        return torch.split(denoise(noise.repeat(len(group), 1, 1, 1)), num)

@@ -39,7 +39,9 @@ def run(context: Context) -> None:
             io.write_json(partial / paths.score_protocol.name, protocol)
     print(f"{len(table)} operators of {params.variant}; least and most important:")
     shown = ["operator", "kind", "score", "latency_share"]
-    print(pd.concat([table.head(5), table.tail(3)])[shown].to_string(index=False, float_format="{:.4g}".format))
+    print(
+        pd.concat([table.head(5), table.tail(3)])[shown].to_string(index=False, float_format="{:.4g}".format)
+    )
 
 
 def forward_pass(model: LatentDiffusion, batch_size: int) -> Callable[[], object]:

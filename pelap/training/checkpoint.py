@@ -39,7 +39,9 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
         tensors, _ = io.load_tensors(folder / TENSORS)
         fields = io.read_json(folder / PROGRESS)
         for name, part in parts.items():
-            own = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+            own = {
+                key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")
+            }
             _fill(part, own)
     except (DataError, RuntimeError, LookupError):
         return False

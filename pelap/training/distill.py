@@ -24,7 +24,9 @@ def matched_blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
     names = []
     for name, child in teacher.named_children():
         if name in BLOCK_LISTS:
-            names += [f"{name}.{i}" for i in range(len(child))] if isinstance(child, nn.ModuleList) else [name]
+            names += (
+                [f"{name}.{i}" for i in range(len(child))] if isinstance(child, nn.ModuleList) else [name]
+            )
         elif name.startswith("block_"):
             names.append(name)
     there = dict(student.named_modules())
@@ -36,9 +38,7 @@ class FeatureTap:
 
     def __init__(self, unet: nn.Module, names: Sequence[str]) -> None:
         self.features: dict[str, torch.Tensor] = {}
-        self._handles = [
-            unet.get_submodule(name).register_forward_hook(self._keeper(name)) for name in names
-        ]
+        self._handles = [unet.get_submodule(name).register_forward_hook(self._keeper(name)) for name in names]
 
     def _keeper(self, name: str) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -123,7 +123,12 @@ def distill(
     trainer = Trainer(student.unet.train(), how, device, checkpoint, "distill")
     alphas = alphas_cumprod(teacher.info.diffusion).to(device)
     batches = batches_from(
-        images.to(device), params.batch_size, seed, "distill-order", params.horizontal_flip, trainer.progress.step
+        images.to(device),
+        params.batch_size,
+        seed,
+        "distill-order",
+        params.horizontal_flip,
+        trainer.progress.step,
     )
     weights = (params.task_weight, params.output_weight, params.feature_weight)
     names = matched_blocks(student.unet, teacher.unet)
@@ -148,4 +153,6 @@ def _learning_rate(params: DistillParams, step: int) -> float:
     """Linear warm-up, then cosine; counted in steps."""
     if step < params.warmup_steps:
         return params.lr * (step + 1) / params.warmup_steps
-    return cosine(params.lr, params.lr_min, (step - params.warmup_steps) / (params.steps - params.warmup_steps))
+    return cosine(
+        params.lr, params.lr_min, (step - params.warmup_steps) / (params.steps - params.warmup_steps)
+    )

@@ -1,0 +1,171 @@
+"""The three commands of daily use on a run that is small in every number and whole in every stage."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from diffusers import UNet2DModel
+from ruamel.yaml import YAML
+
+from pelap import io
+from pelap.config import read_yaml
+from pelap.loading import load_model
+from pelap.paths import RunPaths
+from tiny import ROOT, tiny_raw
+
+pytestmark = pytest.mark.slow
+
+COPIED = ("pelap", "workflow", "profiles", "Snakefile", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+MODELS = ("baseline", "pelap", "invariant", "pruned", "distilled")
+METRICS = {"fd_effnet_lite0", "psnr", "ssim", "latency_ms", "params", "macs", "peak_memory_mib"}
+
+
+def command(folder: Path, *argv: str) -> str:
+    """Run a command of the virtual environment as a user would; its output."""
+    binaries = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "2",
+        "GIT_AUTHOR_NAME": "t",
+        "GIT_AUTHOR_EMAIL": "t@example.org",
+        "GIT_COMMITTER_NAME": "t",
+        "GIT_COMMITTER_EMAIL": "t@example.org",
+    }
+    result = subprocess.run(
+        argv, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert result.returncode == 0, f"{' '.join(argv)}\n{result.stdout[-4000:]}"
+    return result.stdout
+
+
+def write_params(folder: Path, raw: Mapping[str, Any]) -> None:
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(dict(raw), file)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with small parameters on which `dvc repro` has run."""
+    folder = tmp_path_factory.mktemp("project")
+    ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    write_params(folder, tiny_raw())
+    command(folder, "git", "init", "-q")
+    command(folder, "git", "add", "-A")
+    command(folder, "git", "commit", "-qm", "start")
+    command(folder, "dvc", "repro")
+    return folder
+
+
+def test_every_file_that_others_rely_on_is_there(project: Path) -> None:
+    run = RunPaths(project / "results" / "default")
+    metrics = io.read_json(run.metrics)
+    assert list(metrics) == [*MODELS, "real"]
+    for model in MODELS:
+        assert set(metrics[model]) >= METRICS
+        assert metrics[model]["fd_effnet_lite0"] > 0
+    scores = io.read_csv(run.scores)
+    columns = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs"]
+    assert list(scores.columns) == [*columns, "latency_ms", "latency_share"]
+    assert scores["score"].is_monotonic_increasing
+    unet = load_model(run.train("invariant").model).unet
+    assert set(scores["operator"]) <= {name for name, _ in unet.named_modules()}
+    collapse = io.read_csv(run.collapse_table)
+    assert list(collapse["variant"]) == ["baseline", "pelap", "invariant"]
+    assert set(io.read_csv(run.masks_per_class)["variant"]) == {"pelap", "invariant"}
+    assert set(io.read_csv(run.train("pelap").history).columns) >= {"step", "noise", "recon", "mean_mask"}
+    assert "<html" in run.report_page.read_text()
+
+
+def test_the_plan_was_carried_out(project: Path) -> None:
+    run = RunPaths(project / "results" / "default")
+    plan, metrics = io.read_json(run.plan), io.read_json(run.metrics)
+    removed = [entry["operator"] for entry in plan["operators"]]
+    assert removed
+    assert not [a for a in removed for b in removed if a.startswith(f"{b}.")]
+    saved = metrics["invariant"]["params"] - metrics["pruned"]["params"]
+    assert saved == plan["num_params"] >= 3000
+    assert metrics["distilled"]["params"] == metrics["pruned"]["params"]
+    for folder in (run.pruned_model, run.distilled_model):
+        assert load_model(folder).info.name in MODELS
+        with pytest.raises(OSError, match="diffusion_pytorch_model"):
+            UNet2DModel.from_pretrained(folder / "unet")
+
+
+def test_any_model_folder_makes_pictures(project: Path, tmp_path: Path) -> None:
+    for model in ("train/pelap/model", "distill/model"):
+        folder = str(project / "results" / "default" / model)
+        argv = ["pelap", "sample", "--num", "3", "--seed", "1", "--steps", "4", "--out", str(tmp_path / model)]
+        command(project, *argv, "--model", folder)
+        names = sorted(path.name for path in (tmp_path / model).iterdir())
+        assert names == ["00000.png", "00001.png", "00002.png", "grid.png"]
+
+
+def test_show_and_second_repro(project: Path) -> None:
+    assert "up to date" in command(project, "dvc", "repro")
+    shown = command(project, "pelap", "show")
+    assert shown.rstrip().endswith("report/index.html")
+    assert all(model in shown for model in MODELS)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ({"evaluate__num_images": 23}, {"evaluate"}),
+        ({"lambda": 0.5}, {"train@pelap", "train@invariant"}),
+        ({"prune": {"time_reduction": None, "num_params": 1, "num_operators": None}}, {"prune"}),
+    ],
+    ids=["evaluate", "lambda", "prune"],
+)
+def test_a_change_concerns_the_stages_that_read_it(
+    project: Path, change: dict[str, Any], stages: set[str]
+) -> None:
+    try:
+        write_params(project, tiny_raw(**change))
+        status = json.loads(command(project, "dvc", "status", "--json"))
+    finally:
+        write_params(project, tiny_raw())
+    own = {
+        name for name, reasons in status.items() if any("params.yaml" in str(reason) for reason in reasons)
+    }
+    assert own == stages
+
+
+def test_experiment_retrains_what_uses_lambda(project: Path) -> None:
+    command(project, "git", "add", "-A")
+    command(project, "git", "commit", "-qm", "results")
+    before = io.read_csv(RunPaths(project / "results" / "default").train("pelap").history)
+    output = command(project, "dvc", "exp", "run", "-S", "lambda=0.01")
+    assert "Running stage 'train@pelap'" in output
+    assert "Running stage 'train@invariant'" in output
+    assert "Running stage 'train@baseline'" not in output
+    assert read_yaml(project / "params.yaml")["lambda"] == 0.01
+    after = io.read_csv(RunPaths(project / "results" / "default").train("pelap").history)
+    assert not before["loss"].equals(after["loss"])
+    command(project, "git", "checkout", "-q", ".")
+
+
+def test_a_cell_of_the_sweep_is_the_canonical_run(project: Path) -> None:
+    command(project, "snakemake", "--cores", "4", "all_seeds", "--config", "seeds=[0]")
+    committed = command(project, "git", "show", "HEAD:results/default/evaluate/metrics.json")
+    ours = io.read_json(project / "results" / "sweep" / "photos" / "seed0" / "evaluate" / "metrics.json")
+    for model, metrics in json.loads(committed).items():
+        for name, value in metrics.items():
+            if not name.startswith("latency"):
+                assert ours[model][name] == pytest.approx(value, rel=1e-4), (model, name)
+    summary = pd.read_csv(project / "results" / "sweep" / "summary.csv")
+    assert set(summary["n"]) == {1}
+    assert set(summary["model"]) == {*MODELS, "real"}
