@@ -26,7 +26,9 @@ def atomic_path(final: Path) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
-        yield partial
+        with _writing(final):
+            yield partial
+        _give_usual_mode(partial)
         os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
@@ -44,7 +46,10 @@ def atomic_dir(final: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
+        with _writing(final):
+            yield partial
+        for file in partial.rglob("*.safetensors"):
+            _give_usual_mode(file)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             os.replace(final, old)
@@ -52,6 +57,25 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _writing(final: Path) -> Iterator[None]:
+    """Say what was being written when the tensor library ran out of space: it raises its own kind."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        reason = one_line(error)
+        raise PelapError(f"{final}: cannot be written ({reason}); free space and run again") from None
+
+
+def _give_usual_mode(path: Path) -> None:
+    """Safetensors makes files that only their owner can read; others share data sets and models."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from diffusers import UNet2DModel
 from ruamel.yaml import YAML
+from tiny import ROOT, tiny_raw
 
 from pelap import io
 from pelap.config import read_yaml
 from pelap.loading import load_model
 from pelap.paths import RunPaths
-from tiny import ROOT, tiny_raw
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,18 @@ def test_the_plan_was_carried_out(project: Path) -> None:
 def test_any_model_folder_makes_pictures(project: Path, tmp_path: Path) -> None:
     for model in ("train/pelap/model", "distill/model"):
         folder = str(project / "results" / "default" / model)
-        argv = ["pelap", "sample", "--num", "3", "--seed", "1", "--steps", "4", "--out", str(tmp_path / model)]
+        argv = [
+            "pelap",
+            "sample",
+            "--num",
+            "3",
+            "--seed",
+            "1",
+            "--steps",
+            "4",
+            "--out",
+            str(tmp_path / model),
+        ]
         command(project, *argv, "--model", folder)
         names = sorted(path.name for path in (tmp_path / model).iterdir())
         assert names == ["00000.png", "00001.png", "00002.png", "grid.png"]

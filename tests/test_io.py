@@ -1,11 +1,14 @@
 """What appears under its final name is complete, and nothing is lost."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from pelap import io
 from pelap.errors import BusyError, DataError, PelapError
@@ -68,6 +71,25 @@ def test_tables_and_tensors_survive_exactly(tmp_path: Path) -> None:
     loaded, metadata = io.load_tensors(tmp_path / "t.safetensors")
     assert metadata == {"note": "here"}
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_files_have_the_mode_that_others_expect(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        io.save_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(1)})
+        with io.atomic_dir(tmp_path / "model") as partial:
+            save_file({"x": torch.zeros(1)}, partial / "t.safetensors")
+    finally:
+        os.umask(umask)
+    for path in (tmp_path / "t.safetensors", tmp_path / "model" / "t.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    expected = pytest.raises(PelapError, match=r"out: cannot be written \(No space left")
+    with expected, io.atomic_dir(tmp_path / "out"):
+        raise SafetensorError("No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("read", [io.read_json, io.read_csv, io.load_tensors])

@@ -11,10 +11,14 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from pelap.report.figures import nothing
-from pelap.report.style import INK, KEPT, MUTED, REMOVED, legend, log_scale, panels, titles
+from pelap.report.style import INK, INSIDE, KEPT, MUTED, REMOVED, legend, log_scale, panels, titles
 
 LOWEST, HIGHEST = 40, 10
 """Operators that the bar chart names when there are many more."""
+FATES = {"taken out": REMOVED, "part of one taken out": INSIDE, "kept": KEPT}
+"""What became of an operator, and its colour."""
+MARKERS = {"kept": "o", "part of one taken out": "d", "taken out": "v"}
+"""In drawing order: what was chosen lies on top."""
 _FEW, _GAP = 5, 2
 """Operators not worth leaving out; rows that the dots in their place take."""
 
@@ -47,17 +51,25 @@ def _named(ordered: pd.DataFrame, removed: Collection[str]) -> NDArray[np.bool_]
 
 
 def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], removed: Collection[str]) -> None:
-    colours = [REMOVED if name in removed else KEPT for name in ordered["operator"]]
+    fates = [_fate(name, removed) for name in ordered["operator"]]
+    colours = [FATES[fate] for fate in fates]
     axis.barh(rows, _drawable(ordered["score"]), height=0.72, color=colours)
     axis.set_yticks(rows, list(ordered["operator"]), family="monospace", fontsize=7.5)
-    for label, name in zip(axis.get_yticklabels(), ordered["operator"], strict=True):
-        label.set_color(INK if name in removed else MUTED)
+    for label, fate in zip(axis.get_yticklabels(), fates, strict=True):
+        label.set_color(MUTED if fate == "kept" else INK)
     axis.set_ylim(rows[-1] + 0.8, -0.8)
     axis.grid(visible=False, axis="y")
     log_scale(axis, ordered["score"], "x")
     titles(axis, x="score: change of the latents' mean and spread (latent units)")
-    legend(axis, loc="lower left", bbox_to_anchor=(0, 1), ncols=2,
-           handles=[Patch(color=REMOVED, label="taken out"), Patch(color=KEPT, label="kept")])  # fmt: skip
+    legend(axis, loc="lower left", bbox_to_anchor=(0, 1), ncols=3,
+           handles=[Patch(color=colour, label=fate) for fate, colour in FATES.items()])  # fmt: skip
+
+
+def _fate(name: str, removed: Collection[str]) -> str:
+    """One of `FATES`."""
+    if name in removed:
+        return "taken out"
+    return "part of one taken out" if any(name.startswith(f"{other}.") for other in removed) else "kept"
 
 
 def _drawable(scores: "pd.Series[float]") -> "pd.Series[float]":
@@ -70,10 +82,11 @@ def score_latency(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
     """Score against the time that an operator takes; cheap harm and much time lie right and low."""
     figure, (axis,) = panels(1, (8.6, 4.0))
     heights = _drawable(scores["score"])
-    taken = scores["operator"].isin(list(removed))
-    for chosen, colour, marker in ((~taken, KEPT, "o"), (taken, REMOVED, "v")):
+    fates = scores["operator"].map(lambda name: _fate(name, removed))
+    for fate, marker in MARKERS.items():
+        chosen = fates == fate
         axis.plot(
-            scores.loc[chosen, "latency_share"] * 100, heights[chosen], marker, color=colour,
+            scores.loc[chosen, "latency_share"] * 100, heights[chosen], marker, color=FATES[fate],
             markersize=6, alpha=0.85, linestyle="none",
         )  # fmt: skip
     log_scale(axis, scores["score"])
@@ -82,8 +95,8 @@ def score_latency(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
         axis,
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=2,
-        handles=[_dot("taken out", REMOVED, "v"), _dot("kept", KEPT, "o")],
+        ncols=3,
+        handles=[_dot(fate, FATES[fate], marker) for fate, marker in MARKERS.items()],
     )
     return figure
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#24292e", "#6a737e", "#d8dee5", "#fefefd"
 """Written by no other element, so that `to_svg` can hand them to the page's colour scheme."""
-REMOVED, KEPT = "#d55e00", "#8fa3b5"
+REMOVED, INSIDE, KEPT = "#d55e00", "#f0b48f", "#8fa3b5"
 """Operators that the plan removes, and the others."""
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--paper)"}
