@@ -94,7 +94,7 @@ def exclusive(target: Path) -> Iterator[None]:
     except Timeout:
         raise BusyError(
             f"{target}: another pelap process is writing here; wait for it to end, "
-            "or give this one another folder with --run"
+            "or give this one another folder (--run, for download --data)"
         ) from None
     try:
         yield
