@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
-from pelap.config import DiffusionParams, SamplerParams
+from pelap.params import DiffusionParams, SamplerParams
 
 CLIP_RANGE = 4.0
 """Predicted clean latents are clipped to [-4, 4]. diffusers' default of 1 cuts 31 % of the values of

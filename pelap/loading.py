@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from pelap import io
-from pelap.config import DiffusionParams, VariantParams
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError, PlanError
 from pelap.models.ldm import LatentDiffusion, ModelInfo
@@ -28,6 +27,7 @@ from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportancePredictor, LatentNormaliser
 from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read_config, save_part
 from pelap.models.vae import VAE
+from pelap.params import DiffusionParams, VariantParams
 from pelap.pruning.plan import Plan, plan_from_json
 from pelap.pruning.surgery import apply_plan, removed_operators
 

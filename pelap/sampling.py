@@ -2,10 +2,10 @@
 
 import torch
 
-from pelap.config import SamplerParams
 from pelap.data.dataset import to_uint8
 from pelap.diffusion import sample_latents
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import SamplerParams
 from pelap.seeding import generator, noise
 
 PURPOSE = "sample"

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from pelap import io
-from pelap.config import DownloadParams, Params, PhotoCrops
 from pelap.data.dataset import (
     ImageDataset,
     Split,
@@ -26,6 +25,7 @@ from pelap.data.photos import draw_crop, regions
 from pelap.data.pictures import decode
 from pelap.data.sources import build_dataset
 from pelap.errors import BusyError, DataError
+from pelap.params import DownloadParams, Params, PhotoCrops
 from pelap.paths import RunPaths, packed_dataset
 from pelap.seeding import generator
 from pelap.stages import download

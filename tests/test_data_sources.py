@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from pelap import io
-from pelap.config import DownloadParams, PhotoCrops
 from pelap.data.dataset import (
     ImageDataset,
     pixel_checksum,
@@ -22,6 +21,7 @@ from pelap.data.dataset import (
 from pelap.data.folder import parse
 from pelap.data.sources import build_dataset
 from pelap.errors import DataError
+from pelap.params import DownloadParams, PhotoCrops
 
 Tree = dict[str, bytes]
 

@@ -5,8 +5,8 @@ import torch
 from tiny import tiny_model, tiny_params
 from torch import nn
 
-from pelap.config import SamplerParams
 from pelap.diffusion import add_noise, alphas_cumprod, make_scheduler, sample_latents
+from pelap.params import SamplerParams
 from pelap.sampling import sample_images
 from pelap.seeding import generator, noise
 

@@ -8,11 +8,11 @@ import torch
 from tiny import tiny_model
 from torch import nn
 
-from pelap.config import SamplerParams
 from pelap.diffusion import sample_latents
 from pelap.errors import PlanError
 from pelap.measure.cost import count_params
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import SamplerParams
 from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import Plan, Removal, make_plan, plan_from_json
 from pelap.pruning.score import distances, score_operators

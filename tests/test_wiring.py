@@ -27,6 +27,7 @@ WHOLE = ("unet", "variants", "download.folders")
 PLUMBING = {
     "pelap.config",
     "pelap.errors",
+    "pelap.params",
     "pelap.paths",
     "pelap.progress",
     "pelap.stages.context",

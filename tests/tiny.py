@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from pelap.config import Params, VariantParams, parse_params, read_yaml
+from pelap.config import parse_params, read_yaml
 from pelap.data.dataset import ImageDataset, Split
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model
+from pelap.params import Params, VariantParams
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pelap.config import PhotoCrops
+from pelap.params import PhotoCrops
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.pictures import from_pillow
 from pelap.errors import DataError

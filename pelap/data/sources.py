@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pelap.config import DownloadParams
+from pelap.params import DownloadParams
 from pelap.data.dataset import ImageDataset
 from pelap.data.folder import build_folder
 from pelap.data.photos import build_photos

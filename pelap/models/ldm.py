@@ -7,10 +7,10 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from pelap.config import DiffusionParams, LightUNetParams, UNetParams, VAEParams, VariantParams
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportancePredictor, LatentNormaliser
 from pelap.models.vae import DOWNSAMPLING, VAE
+from pelap.params import DiffusionParams, LightUNetParams, UNetParams, VAEParams, VariantParams
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from pelap.config import Params
 from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.params import Params
 from pelap.paths import RunPaths, packed_dataset
 
 

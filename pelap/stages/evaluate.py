@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from pelap import io
-from pelap.config import EvaluateParams
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
 from pelap.data.grid import save_grid
 from pelap.errors import DataError
@@ -18,6 +17,7 @@ from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
 from pelap.measure.latency import measure_latency
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import EvaluateParams
 from pelap.progress import progress
 from pelap.sampling import sample_images
 from pelap.stages.context import Context

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from pelap import io
-from pelap.config import PruneParams
 from pelap.loading import load_model, load_plan, save_model
 from pelap.measure.cost import count_params
 from pelap.measure.latency import measure_latency
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import PruneParams
 from pelap.pruning.plan import Plan, make_plan
 from pelap.pruning.surgery import apply_plan
 from pelap.stages.context import Context

@@ -14,7 +14,7 @@ from pelap.report.data import RunData
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pelap.config import Params
+    from pelap.params import Params
     from pelap.stages.context import Context
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pelap.config import SamplerParams
 from pelap.data.grid import save_grid, save_png
 from pelap.device import choose_device
 from pelap.errors import ConfigError
 from pelap.loading import load_model
+from pelap.params import SamplerParams
 from pelap.sampling import sample_images
 
 GRID = "grid.png"

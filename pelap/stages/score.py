@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from pelap import io
-from pelap.config import ScoreParams
 from pelap.diffusion import sample_latents
 from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_module_latencies
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import ScoreParams
 from pelap.progress import progress
 from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.score import score_operators

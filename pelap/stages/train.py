@@ -3,12 +3,12 @@
 import torch
 
 from pelap import io
-from pelap.config import VariantParams
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
 from pelap.data.grid import save_grid
 from pelap.errors import ConfigError
 from pelap.loading import save_model
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model
+from pelap.params import VariantParams
 from pelap.paths import TrainPaths
 from pelap.sampling import sample_images
 from pelap.stages.context import Context

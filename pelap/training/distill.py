@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pelap.config import DistillParams
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import DistillParams
 from pelap.training.joint import draw
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, batches_from, cosine
 

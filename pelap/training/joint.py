@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from pelap.config import TrainParams
 from pelap.data.dataset import ImageDataset, to_float
 from pelap.device import autocast
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import TrainParams
 from pelap.seeding import generator
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, batches_from, cosine
 

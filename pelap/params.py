@@ -1,0 +1,247 @@
+"""The parameters of a run as frozen models: one class a section of `params.yaml`."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
+
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """A mapping of `params.yaml`: no unknown key, no silent conversion, no infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+
+class PhotoCrops(Section):
+    """Crops taken from each of the eight photographs."""
+
+    train_per_photo: PositiveInt
+    test_per_photo: PositiveInt
+    min_crop: Annotated[int, Field(ge=8)]
+    max_crop: Annotated[int, Field(ge=8)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PhotoCrops":
+        if self.min_crop > self.max_crop:
+            raise ValueError("min_crop must not exceed max_crop")
+        return self
+
+
+class DownloadParams(Section):
+    """Where pictures come from."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
+    photos: PhotoCrops
+    folders: dict[Name, str]
+
+
+class VAEParams(Section):
+    """Size of the autoencoder; the paper has width 64 and 4 latent channels."""
+
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
+    latent_channels: PositiveInt
+
+
+class LightUNetParams(Section):
+    """The paper's UNet (base width 64)."""
+
+    kind: Literal["light"]
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
+
+
+class UNet2DParams(Section):
+    """A diffusers `UNet2DModel` with residual blocks and self-attention."""
+
+    kind: Literal["unet2d"]
+    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+    layers_per_block: PositiveInt
+    attention: Annotated[tuple[bool, ...], Field(strict=False)]
+    attention_head_dim: PositiveInt
+    norm_num_groups: PositiveInt
+
+    @model_validator(mode="after")
+    def _fits(self) -> "UNet2DParams":
+        if len(self.attention) != len(self.channels):
+            raise ValueError("attention needs one true or false for each entry of channels")
+        for value in self.channels:
+            if value % self.norm_num_groups or value % self.attention_head_dim:
+                raise ValueError(
+                    f"{value} channels are not a multiple of norm_num_groups and attention_head_dim"
+                )
+        return self
+
+
+UNetParams: TypeAlias = Annotated[LightUNetParams | UNet2DParams, Field(discriminator="kind")]
+
+
+class DiffusionParams(Section):
+    """The forward process: linear betas over `num_train_timesteps` steps."""
+
+    num_train_timesteps: PositiveInt
+    beta_start: Share
+    beta_end: Share
+
+    @model_validator(mode="after")
+    def _rising(self) -> "DiffusionParams":
+        if self.beta_start > self.beta_end:
+            raise ValueError("beta_start must not exceed beta_end")
+        return self
+
+
+class SamplerParams(Section):
+    """How noise becomes latents; `steps` must divide the number of training time steps."""
+
+    kind: Literal["ddim", "ddpm"]
+    steps: PositiveInt
+
+
+class TrainParams(Section):
+    """Joint training of VAE, mask and UNet."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    lr_min: NonNegativeFloat
+    lr_update: Literal["step", "epoch"]
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat
+    horizontal_flip: bool
+    kl_weight: NonNegativeFloat
+    ema_decay: Decay
+    precision: Precision
+    select: Literal["last", "best"]
+    log_every: PositiveInt
+    num_validation: PositiveInt
+    preview: SamplerParams
+
+
+class VariantParams(Section):
+    """One way of coupling autoencoder, mask and diffusion; comments in `params.yaml`."""
+
+    mask: Literal["none", "sigmoid"]
+    normalise: bool
+    decode_from: Literal["z", "z*m"]
+    detach: Annotated[tuple[Literal["encoder", "mask"], ...], Field(strict=False)]
+    strength: Literal["lambda", "seed"]
+
+    @model_validator(mode="after")
+    def _needs_mask(self) -> "VariantParams":
+        if self.mask == "none":
+            if self.decode_from == "z*m":
+                raise ValueError("decode_from z*m needs a mask; use z")
+            if "mask" in self.detach:
+                raise ValueError("detach names mask, but there is none; leave it out")
+            if self.strength == "lambda":
+                raise ValueError("strength lambda needs a mask; use seed")
+        return self
+
+
+class CollapseParams(Section):
+    """What the mask does, over `num_images` test pictures."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    batch_size: PositiveInt
+    active_threshold: Share
+
+
+class ScoreParams(Section):
+    """LD-Pruner's score of every operator."""
+
+    variant: Name
+    num_latents: Annotated[int, Field(ge=2)]
+    sampler: SamplerParams
+    batch_size: PositiveInt
+    latency_batch_size: PositiveInt
+    latency_repeats: Annotated[int, Field(ge=3)]
+
+
+class PruneParams(Section):
+    """How much to remove: exactly one of the three targets."""
+
+    time_reduction: Share | None
+    num_params: PositiveInt | None
+    num_operators: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "PruneParams":
+        if sum(target is not None for _, target in self) != 1:
+            raise ValueError("give exactly one of time_reduction, num_params, num_operators")
+        return self
+
+
+class DistillParams(Section):
+    """Fine-tuning of the pruned UNet with the dense one as teacher."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    lr_min: NonNegativeFloat
+    horizontal_flip: bool
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat
+    ema_decay: Decay
+    precision: Precision
+    task_weight: NonNegativeFloat
+    output_weight: NonNegativeFloat
+    feature_weight: NonNegativeFloat
+    log_every: PositiveInt
+
+    @model_validator(mode="after")
+    def _learns(self) -> "DistillParams":
+        if not (self.task_weight or self.output_weight or self.feature_weight):
+            raise ValueError("all three weights are zero: nothing to learn from")
+        if self.warmup_steps >= self.steps:
+            raise ValueError("warmup_steps must be below steps")
+        return self
+
+
+class EvaluateParams(Section):
+    """Quality and cost of every model."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    num_reference: Annotated[int, Field(ge=2)]
+    num_reconstructions: PositiveInt
+    batch_size: PositiveInt
+    sampler: SamplerParams
+    inception_weights: str | None
+    latency_batch_size: PositiveInt
+    latency_repeats: Annotated[int, Field(ge=3)]
+
+
+class Params(Section):
+    """A whole parameter file.
+
+    A stage may be given a file with just its own keys (see `STAGE_KEYS`); the others are then not
+    set on the object.
+    """
+
+    dataset: Name
+    seed: Annotated[int, Field(ge=0)]
+    lambda_: Annotated[NonNegativeFloat, Field(alias="lambda")]
+    download: DownloadParams
+    vae: VAEParams
+    unet: UNetParams
+    diffusion: DiffusionParams
+    train: TrainParams
+    variants: Annotated[dict[Name, VariantParams], Field(min_length=1)]
+    collapse: CollapseParams
+    score: ScoreParams
+    prune: PruneParams
+    distill: DistillParams
+    evaluate: EvaluateParams
