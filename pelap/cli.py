@@ -1,7 +1,6 @@
 """The command line: paths here, numbers in params.yaml."""
 
 import argparse
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ STAGES = {
     "evaluate": "quality and cost of every model",
     "report": "one HTML page with tables, figures and pictures",
 }
+RESUMING = ("train", "distill")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -105,13 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PelapError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("pelap: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        where = "goes on from the last checkpoint" if args.command in RESUMING else "starts again"
+        print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror}; free space or choose another folder, then run again")
+        return _fail(f"{where}{error.strerror}; check the path and the space left, then run again")
     return 0
 
 

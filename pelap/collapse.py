@@ -88,7 +88,7 @@ def summarise(seen: Observations, alphas: torch.Tensor, active_threshold: float)
     """The row of `collapse.csv`.
 
     ``active_channels`` have a mean mask above the threshold; ``unet_input_std`` is averaged over
-    them, or over all channels where none is active.
+    them, or over all channels where none is active. ``floor_ratio`` is NaN where the floor is 0.
     """
     active = seen.masks.mean(dim=0) > active_threshold  # (C,)
     stds = channel_std(seen.unet_inputs)
@@ -100,7 +100,7 @@ def summarise(seen: Observations, alphas: torch.Tensor, active_threshold: float)
         "unet_input_std": float(stds[active].mean() if active.any() else stds.mean()),
         "diffusion_loss": loss,
         "gaussian_floor": floor,
-        "floor_ratio": loss / floor,
+        "floor_ratio": loss / floor if floor > 0 else float("nan"),
         "recon_mse": float(seen.recon_errors.mean()),
         "masked_recon_mse": float(seen.masked_recon_errors.mean()),
     }

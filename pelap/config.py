@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError, create_model
 
 from pelap.errors import ConfigError
-from pelap.params import Params, Section
+from pelap.params import Params, Section, UNet2DParams
 
 TORCHVISION_DATASETS = ("cifar10", "cifar100", "svhn")
 BUILTIN_DATASETS = ("photos", *TORCHVISION_DATASETS)
@@ -15,12 +15,15 @@ STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluat
 RESERVED_MODELS = ("pruned", "distilled", "real")
 """Row names of the evaluation that no variant may take."""
 
+# Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
+NUM_PHOTOGRAPHS, DOWNSAMPLING, LIGHT_GROUPS = 8, 4, 8
+
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "download": ("dataset", "seed", "download"),
     "train": ("dataset", "seed", "lambda", "vae", "unet", "diffusion", "train", "variants"),
     "collapse": ("dataset", "seed", "variants", "collapse"),
     "score": ("seed", "score"),
-    "prune": ("seed", "prune"),
+    "prune": ("prune",),
     "distill": ("dataset", "seed", "distill"),
     "evaluate": ("dataset", "seed", "variants", "evaluate"),
     "report": ("dataset", "seed", "variants"),
@@ -37,11 +40,13 @@ def read_yaml(path: Path) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give a parameter file with --params")
     try:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give a parameter file with --params") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML ({reason})") from None
 
@@ -61,8 +66,8 @@ def load_params(path: Path, stage: str | None = None) -> Params:
 
 def parse_params(raw: Any, source: str, stage: str | None = None) -> Params:
     """Check parameters that are already parsed; see `load_params`. `source` names them in errors."""
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{source}: expected a mapping of parameters")
+    if not isinstance(raw, Mapping) or not all(isinstance(key, str) for key in raw):
+        raise ConfigError(f"{source}: expected a mapping of parameters; start from the params.yaml of PeLAP")
     demanded = {key_of(name) for name in Params.model_fields} if stage is None else set(STAGE_KEYS[stage])
     chosen = {
         name: (field.annotation, field)
@@ -72,7 +77,7 @@ def parse_params(raw: Any, source: str, stage: str | None = None) -> Params:
     try:
         checked = create_model("Params", __base__=Section, **chosen)(**raw)  # type: ignore[call-overload]
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
+        raise ConfigError(f"{source}: {explain(error)}") from None
     fields = {name: getattr(checked, name) for name in chosen}
     params = Params.model_construct(**fields)
     problems = _disagreements(params, frozenset(fields))
@@ -103,7 +108,8 @@ def select_keys(raw: Mapping[str, Any], stage: str, variant: str | None = None) 
     return chosen
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """Every offending key with its fault, on one line."""
     parts = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "parameters"
@@ -121,35 +127,84 @@ def _explain(error: ValidationError) -> str:
 
 
 def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
-    """Rules that span sections, applied to those that are there."""
-    problems = []
-    if {"dataset", "download"} <= given:
-        known = (*BUILTIN_DATASETS, *params.download.folders)
-        if params.dataset not in known:
-            problems.append(
-                f"dataset: {params.dataset!r} is unknown; use one of {', '.join(known)}, "
-                "or add its path to download.folders"
-            )
-    if "variants" in given:
-        problems += [
-            f"variants.{name}: is the name of a row of the evaluation; choose another"
-            for name in params.variants
-            if name in RESERVED_MODELS
+    """Rules that span sections, each applied where its sections are there."""
+    rules = {
+        _dataset_exists: {"dataset", "download"},
+        _folders_have_names_of_their_own: {"download"},
+        _photos_suffice: {"dataset", "download", "evaluate"},
+        _variants_have_names_of_their_own: {"variants"},
+        _scored_variant_exists: {"score", "variants"},
+        _unet_fits_latents: {"download", "unet", "vae"},
+        _sampler_steps_divide: {"diffusion", "train", "score", "evaluate"},
+    }
+    return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
+
+
+def _dataset_exists(params: Params) -> list[str]:
+    known = (*BUILTIN_DATASETS, *params.download.folders)
+    if params.dataset in known:
+        return []
+    return [
+        f"dataset: {params.dataset!r} is unknown; use one of {', '.join(known)}, "
+        "or add its path to download.folders"
+    ]
+
+
+def _folders_have_names_of_their_own(params: Params) -> list[str]:
+    taken = [name for name in params.download.folders if name in BUILTIN_DATASETS]
+    return [f"download.folders.{name}: is the name of a built-in data set; choose another" for name in taken]
+
+
+def _photos_suffice(params: Params) -> list[str]:
+    wanted = params.evaluate.num_reference + params.evaluate.num_images
+    there = NUM_PHOTOGRAPHS * params.download.photos.train_per_photo
+    if params.dataset != "photos" or wanted <= there:
+        return []
+    return [
+        f"evaluate: num_reference + num_images is {wanted}, but {NUM_PHOTOGRAPHS} photographs with "
+        f"download.photos.train_per_photo give {there} train pictures"
+    ]
+
+
+def _variants_have_names_of_their_own(params: Params) -> list[str]:
+    taken = [name for name in params.variants if name in RESERVED_MODELS]
+    return [f"variants.{name}: is the name of a row of the evaluation; choose another" for name in taken]
+
+
+def _scored_variant_exists(params: Params) -> list[str]:
+    if params.score.variant in params.variants:
+        return []
+    return [
+        f"score.variant: {params.score.variant!r} is not a variant; use one of {', '.join(params.variants)}"
+    ]
+
+
+def _unet_fits_latents(params: Params) -> list[str]:
+    unet, channels = params.unet, params.vae.latent_channels
+    side, halvings = params.download.image_size // DOWNSAMPLING, 1
+    if isinstance(unet, UNet2DParams):
+        halvings = len(unet.channels) - 1
+    elif channels > LIGHT_GROUPS and channels % LIGHT_GROUPS:
+        return [
+            f"vae.latent_channels: the light UNet takes up to {LIGHT_GROUPS} or a multiple, not {channels}"
         ]
-    if {"score", "variants"} <= given and params.score.variant not in params.variants:
-        problems.append(
-            f"score.variant: {params.score.variant!r} is not a variant; use one of "
-            f"{', '.join(params.variants)}"
-        )
-    if "diffusion" in given:
-        total = params.diffusion.num_train_timesteps
-        samplers = {"train": "preview", "score": "sampler", "evaluate": "sampler"}
-        for section, key in samplers.items():
-            if section in given:
-                steps = getattr(getattr(params, section), key).steps
-                if total % steps:
-                    problems.append(
-                        f"{section}.{key}.steps: {steps} does not divide "
-                        f"diffusion.num_train_timesteps ({total})"
-                    )
-    return problems
+    if side % 2**halvings == 0:
+        return []
+    return [
+        f"unet: halves latents {halvings} times, but those of download.image_size "
+        f"{params.download.image_size} have a side of {side}; use fewer levels or another size"
+    ]
+
+
+def _sampler_steps_divide(params: Params) -> list[str]:
+    total = params.diffusion.num_train_timesteps
+    steps = {
+        "train.preview": params.train.preview.steps,
+        "score.sampler": params.score.sampler.steps,
+        "evaluate.sampler": params.evaluate.sampler.steps,
+    }
+    return [
+        f"{key}.steps: {num} does not divide diffusion.num_train_timesteps ({total})"
+        for key, num in steps.items()
+        if total % num
+    ]

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
+from pelap.errors import ConfigError
 from pelap.params import DiffusionParams, SamplerParams
 
 CLIP_RANGE = 4.0
@@ -72,7 +73,15 @@ def sample_latents(
 
     Returns:
         Latents (B, C, h, w).
+
+    Raises:
+        ConfigError: The number of steps does not divide that of the forward process.
     """
+    if diffusion.num_train_timesteps % sampler.steps:
+        raise ConfigError(
+            f"{sampler.steps} sampling steps do not divide the model's {diffusion.num_train_timesteps} time "
+            "steps; use e.g. 50"
+        )
     scheduler = make_scheduler(diffusion, sampler.kind)
     scheduler.set_timesteps(sampler.steps)
     options = {} if sampler.kind == "ddim" else {"generator": list(generators) if generators else None}

@@ -4,11 +4,12 @@ Whatever appears under its final name is complete: content goes to a hidden neig
 renamed into place.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from pelap.errors import BusyError, DataError, PelapError
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+
+TEXT_COLUMNS = ("operator", "kind", "replacement", "variant", "class_name")
+"""Columns of our tables that hold names, whatever the names look like."""
 
 
 @contextmanager
@@ -61,12 +65,14 @@ def atomic_dir(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(final: Path) -> Iterator[None]:
-    """Say what was being written when the tensor library ran out of space: it raises its own kind."""
+    """Say what was being written when space ran out; the tensor library raises its own kind for that."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         reason = one_line(error)
         raise PelapError(f"{final}: cannot be written ({reason}); free space and run again") from None
 
@@ -127,26 +133,65 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON ({error}); make it again") from None
 
 
+def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON object that has at least these keys.
+
+    Raises:
+        DataError: It is missing, no object, or lacks a key.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON mapping; make it again")
+    _demand(path, "keys", keys, value)
+    return value
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
+    """Read ``{model: {metric: number}}``.
+
+    Raises:
+        DataError: It is missing or holds anything else.
+    """
+    metrics = read_mapping(path)
+    for model, values in metrics.items():
+        numbers = isinstance(values, dict) and all(
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            for value in values.values()
+        )
+        if not numbers:
+            raise DataError(f"{path}: {model}: expected a mapping of metrics to numbers; make it again")
+    return metrics
+
+
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write a table atomically, without index, with the shortest exact floats."""
     with atomic_path(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
 
 
-def read_csv(path: Path) -> "pd.DataFrame":
-    """Read a table.
+def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
+    """Read a table that has at least these columns. Names stay text, even ``NA`` and ``001``.
 
     Raises:
-        DataError: The file is missing or is not a table.
+        DataError: The file is missing, is not a table, or lacks a column.
     """
     import pandas as pd
 
     try:
-        return pd.read_csv(path)
+        text = dict.fromkeys(TEXT_COLUMNS, str)
+        table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=text)
     except FileNotFoundError:
         raise missing(path) from None
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable CSV table ({one_line(error)})") from None
+    _demand(path, "columns", columns, table)
+    return table
+
+
+def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise DataError(f"{path}: lacks the {what} {', '.join(absent)}; make it again")
 
 
 def save_tensors(

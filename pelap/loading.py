@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pelap import io
+from pelap.config import explain
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError, PlanError
 from pelap.models.ldm import LatentDiffusion, ModelInfo
@@ -46,7 +47,7 @@ def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -
         folder: Replaced if it exists.
         plan: For a pruned UNet, how it came from the network that its configuration describes.
     """
-    assert (plan is None) == (not removed_operators(model.unet)), "a pruned UNet is saved with its plan"
+    assert plan is not None or not removed_operators(model.unet), "a pruned UNet is saved with its plan"
     with io.atomic_dir(folder) as partial:
         save_part(model.vae, partial / "vae")
         for name in OPTIONAL_PARTS:
@@ -74,6 +75,15 @@ def load_model(folder: Path, device: torch.device | None = None) -> LatentDiffus
     }
     model = LatentDiffusion(info, load_part(VAE, folder / "vae"), _load_unet(folder / "unet"), **optional)
     return model.to(device).eval()
+
+
+def model_plan(folder: Path) -> Plan:
+    """The plan that a pruned model's UNet came by.
+
+    Raises:
+        PlanError: The model is not pruned, or its plan is damaged.
+    """
+    return load_plan(folder / "unet" / PLAN)
 
 
 def load_plan(path: Path) -> Plan:
@@ -131,5 +141,7 @@ def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
         info["diffusion"] = DiffusionParams(**info["diffusion"])
         list(config["parts"])
         return ModelInfo(**info)
-    except (KeyError, TypeError, ValidationError) as error:
+    except ValidationError as error:
+        raise ModelError(f"{path}: {explain(error)}; make the model again") from None
+    except (KeyError, TypeError) as error:
         raise ModelError(f"{path}: {io.one_line(error)}; make the model again") from None

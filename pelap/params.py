@@ -22,9 +22,7 @@ Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
 class Section(BaseModel):
     """A mapping of `params.yaml`: no unknown key, no silent conversion, no infinity."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PhotoCrops(Section):
@@ -45,7 +43,7 @@ class PhotoCrops(Section):
 class DownloadParams(Section):
     """Where pictures come from."""
 
-    image_size: Annotated[int, Field(ge=8, le=1024, multiple_of=4)]
+    image_size: Annotated[int, Field(ge=12, le=1024, multiple_of=4)]
     photos: PhotoCrops
     folders: dict[Name, str]
 
@@ -110,6 +108,11 @@ class SamplerParams(Section):
     steps: PositiveInt
 
 
+def _check_falling(lr: float, lr_min: float) -> None:
+    if lr_min > lr:
+        raise ValueError("lr_min must not exceed lr")
+
+
 class TrainParams(Section):
     """Joint training of VAE, mask and UNet."""
 
@@ -128,6 +131,11 @@ class TrainParams(Section):
     log_every: PositiveInt
     num_validation: PositiveInt
     preview: SamplerParams
+
+    @model_validator(mode="after")
+    def _falling(self) -> "TrainParams":
+        _check_falling(self.lr, self.lr_min)
+        return self
 
 
 class VariantParams(Section):
@@ -206,6 +214,7 @@ class DistillParams(Section):
     def _learns(self) -> "DistillParams":
         if not (self.task_weight or self.output_weight or self.feature_weight):
             raise ValueError("all three weights are zero: nothing to learn from")
+        _check_falling(self.lr, self.lr_min)
         if self.warmup_steps >= self.steps:
             raise ValueError("warmup_steps must be below steps")
         return self
@@ -232,7 +241,7 @@ class Params(Section):
     """
 
     dataset: Name
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
     lambda_: Annotated[NonNegativeFloat, Field(alias="lambda")]
     download: DownloadParams
     vae: VAEParams

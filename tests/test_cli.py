@@ -95,7 +95,7 @@ def test_full_disk_is_one_line(
 
     monkeypatch.setattr("pelap.stages.download.run", full)
     argv = ["download", "--run", str(tmp_path), "--params", str(ROOT / "params.yaml")]
-    assert "there: No space left on device; free space" in _fails(capsys, *argv)
+    assert "there: No space left on device; check the path and the space left" in _fails(capsys, *argv)
 
 
 def test_interruption_has_its_own_status(
@@ -107,7 +107,22 @@ def test_interruption_has_its_own_status(
     monkeypatch.setattr("pelap.stages.download.run", interrupt)
     argv = ["download", "--run", str(tmp_path), "--params", str(ROOT / "params.yaml")]
     assert main(argv) == 130
+    assert "starts again" in capsys.readouterr().err
+    monkeypatch.setattr("pelap.stages.train.run", interrupt)
+    assert main(["train", *argv[1:]]) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_sample_does_not_mix_pictures_with_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.png").touch()
+    assert "is not empty" in _fails(capsys, "sample", "--model", "m", "--out", str(tmp_path))
+
+
+def test_path_through_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert "check the path" in _fails(capsys, "show", "--run", str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("num", ["0", "-1", "x"])

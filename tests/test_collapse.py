@@ -1,10 +1,13 @@
 """The analysis of a mask, on cases whose answer is known."""
 
+import math
+
 import pytest
 import torch
 from tiny import tiny_dataset, tiny_model, tiny_params
 
 from pelap.collapse import Observations, channel_std, gaussian_floor, masks_per_class, observe, summarise
+from pelap.data.dataset import to_float
 from pelap.diffusion import alphas_cumprod
 
 ALPHAS = alphas_cumprod(tiny_params().diffusion)
@@ -55,6 +58,20 @@ def test_masks_per_class() -> None:
     masks = torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
     table = masks_per_class(masks, torch.tensor([0, 1, 0]), ["a", "b", "absent"])
     assert table.values.tolist() == [["a", 0, 0.5], ["a", 1, 0.5], ["b", 0, 0.5], ["b", 1, 0.5]]
+
+
+def test_a_closed_mask_leaves_nothing_to_the_unet_and_to_the_masked_decoder() -> None:
+    model, images = tiny_model("pelap"), tiny_dataset().test.images
+    assert model.mask is not None
+    torch.nn.init.constant_(model.mask.layers[-1].bias, -200.0)
+    seen = observe(model, images, 0, 16)
+    assert float(seen.unet_inputs.abs().max()) == 0
+    nothing = (model.vae.decode(torch.zeros(1, 4, 4, 4)) - to_float(images)).square().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(seen.masked_recon_errors, nothing.detach())
+    assert not torch.allclose(seen.recon_errors, nothing.detach())
+    row = summarise(seen, ALPHAS, 0.5)
+    assert row["gaussian_floor"] == 0
+    assert math.isnan(row["floor_ratio"])
 
 
 @pytest.mark.parametrize("variant", ["baseline", "pelap", "invariant"])

@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 from tiny import ROOT, raw_params, tiny_raw
 
+from pelap import config
 from pelap.config import STAGE_KEYS, STAGES, load_params, parse_params, read_yaml, select_keys
+from pelap.data.photos import PHOTOGRAPHS
 from pelap.errors import ConfigError
+from pelap.models.light_unet import MAX_GROUPS
+from pelap.models.vae import DOWNSAMPLING
 
 
 def _message(**overrides: Any) -> str:
@@ -49,6 +53,13 @@ def test_default_lambda() -> None:
         ({"variants__pelap__mask": "none"}, "strength lambda needs a mask"),
         ({"variants__invariant__mask": "none"}, "decode_from z*m needs a mask"),
         ({"variants": {}}, "variants: "),
+        ({"seed": 10**30}, "seed: "),
+        ({"lambda_": 0.1}, "lambda_: unknown key"),
+        ({"train__lr_min": 1.0}, "lr_min must not exceed lr"),
+        ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
+        ({"download__image_size": 20}, "unet: halves latents 2 times"),
+        ({"unet": {"kind": "light", "width": 8}, "vae__latent_channels": 12}, "vae.latent_channels: "),
+        ({"evaluate__num_reference": 8000}, "num_reference + num_images is 10000"),
         ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
     ],
 )
@@ -83,6 +94,19 @@ def test_scientific_notation_is_a_number_and_a_key_given_twice_is_refused(tmp_pa
         read_yaml(path)
     with pytest.raises(ConfigError, match="no such file"):
         read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [None, [], {("a",): 1}, {1: 2}])
+def test_not_a_parameter_file(raw: object) -> None:
+    with pytest.raises(ConfigError, match=r"expected a mapping"):
+        parse_params(raw, "params.yaml")
+
+
+def test_numbers_repeated_for_the_check_are_those_of_their_modules() -> None:
+    assert len(PHOTOGRAPHS) == config.NUM_PHOTOGRAPHS
+    assert (DOWNSAMPLING, MAX_GROUPS) == (config.DOWNSAMPLING, config.LIGHT_GROUPS)
 
 
 @pytest.mark.parametrize("stage", STAGES)

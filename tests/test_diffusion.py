@@ -6,6 +6,7 @@ from tiny import tiny_model, tiny_params
 from torch import nn
 
 from pelap.diffusion import add_noise, alphas_cumprod, make_scheduler, sample_latents
+from pelap.errors import ConfigError
 from pelap.params import SamplerParams
 from pelap.sampling import sample_images
 from pelap.seeding import generator, noise
@@ -25,6 +26,18 @@ def test_add_noise_agrees_with_diffusers() -> None:
     t = torch.tensor([0, 1, 500, 998, 999])
     ours = add_noise(z, e, t, alphas_cumprod(DIFFUSION))
     torch.testing.assert_close(ours, make_scheduler(DIFFUSION).add_noise(z, e, t))
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+def test_schedulers_have_the_settings_for_unbounded_latents(kind: str) -> None:
+    config = make_scheduler(DIFFUSION, kind).config
+    assert (config.clip_sample, config.clip_sample_range, config.timestep_spacing) == (True, 4.0, "trailing")
+    assert (config.beta_schedule, config.beta_start, config.beta_end) == ("linear", 1e-4, 0.02)
+
+
+def test_steps_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="7 sampling steps"):
+        sample_latents(Recorder(), DIFFUSION, SamplerParams(kind="ddim", steps=7), torch.randn(1, 4, 4, 4))
 
 
 class Recorder(nn.Module):

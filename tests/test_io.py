@@ -66,6 +66,12 @@ def test_tables_and_tensors_survive_exactly(tmp_path: Path) -> None:
     table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 1 / 3]})
     io.write_csv(tmp_path / "t.csv", table)
     pd.testing.assert_frame_equal(io.read_csv(tmp_path / "t.csv"), table, check_exact=True)
+    names = pd.DataFrame({"class_name": ["NA", "001"], "value": [float("nan"), 1.0]})
+    io.write_csv(tmp_path / "n.csv", names)
+    assert io.read_csv(tmp_path / "n.csv")["class_name"].tolist() == ["NA", "001"]
+    assert io.read_csv(tmp_path / "n.csv")["value"].isna().tolist() == [True, False]
+    with pytest.raises(DataError, match="lacks the columns score"):
+        io.read_csv(tmp_path / "n.csv", ["value", "score"])
     tensors = {"x": torch.randn(3, 2).T, "n": torch.arange(3)}
     io.save_tensors(tmp_path / "t.safetensors", tensors, {"note": "here"})
     loaded, metadata = io.load_tensors(tmp_path / "t.safetensors")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_raw
 
 from pelap.measure.cost import count_params
 from pelap.models.ldm import apply_mask
@@ -57,9 +57,9 @@ def test_normaliser_gives_unit_variance_in_training_and_by_stored_statistics_lat
         torch.testing.assert_close(result.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=0.01)
 
 
-def _gradients(variant: str) -> tuple[bool, bool]:
+def _gradients(variant: str, **overrides: object) -> tuple[bool, bool]:
     """Whether a loss on the UNet's input reaches (encoder, mask)."""
-    model = tiny_model(variant).train()
+    model = tiny_model(variant, **overrides).train()
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     loss = model.unet_input(model.encode(images).latents).square().sum()
     if not loss.requires_grad:
@@ -74,6 +74,15 @@ def test_noise_loss_reaches_what_the_variant_says() -> None:
     assert _gradients("baseline") == (True, False)
     assert _gradients("pelap") == (True, True)
     assert _gradients("invariant") == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("detach", "expected"), [([], (True, True)), (["encoder"], (False, True)), (["mask"], (True, False))]
+)
+def test_each_part_can_be_detached_by_itself(detach: list[str], expected: tuple[bool, bool]) -> None:
+    variants = tiny_raw()["variants"]
+    variants["pelap"]["detach"] = detach
+    assert _gradients("pelap", variants=variants) == expected
 
 
 @pytest.mark.parametrize(("variant", "masked"), [("baseline", False), ("pelap", False), ("invariant", True)])

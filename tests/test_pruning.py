@@ -14,7 +14,7 @@ from pelap.measure.cost import count_params
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.pruning.operators import Operator, find_operators
-from pelap.pruning.plan import Plan, Removal, make_plan, plan_from_json
+from pelap.pruning.plan import Plan, Removal, make_plan, plan_from_json, plan_of
 from pelap.pruning.score import distances, score_operators
 from pelap.pruning.surgery import apply_plan, removed_operators
 
@@ -161,13 +161,66 @@ def test_plan_out_of_reach_says_how_far_it_gets() -> None:
         make_plan(SCORES, "time_reduction", 0.6)
 
 
+def _changed(**values: object) -> pd.DataFrame:
+    """The scores with the first row's values replaced."""
+    table = SCORES.astype(object)
+    for column, value in values.items():
+        table.loc[0, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (_changed(score=float("nan")), "row 1"),
+        (_changed(score="abc"), "row 1"),
+        (_changed(params=float("nan")), "row 1"),
+        (_changed(operator="b"), "row 2"),
+        (_changed(operator=None), "row 1"),
+        (SCORES.iloc[:0], "no row"),
+        (SCORES.drop(columns="score"), "no column score"),
+        (SCORES.drop(columns="latency_share"), "no column latency_share"),
+    ],
+)
+def test_table_that_is_none_of_scores(scores: pd.DataFrame, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        make_plan(scores, "time_reduction", 0.1)
+
+
+def test_parameters_can_be_the_target_without_times() -> None:
+    plan = make_plan(SCORES.drop(columns="latency_share"), "num_params", 510)
+    assert [removal.operator for removal in plan.operators] == ["a.norm", "b"]
+
+
+def test_plan_of_somebody_else_gets_its_totals_from_the_scores() -> None:
+    plan = plan_of(SCORES, ["b", "c"])
+    assert (plan.num_params, plan.time_reduction) == (800, pytest.approx(0.25))
+    assert plan.operators[0].kind == "block"
+    for names, message in (
+        ([], "no operator"),
+        (["conv_in"], "'conv_in' is not among"),
+        (["b", "b"], "twice"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            plan_of(SCORES, names)
+
+
 def test_plan_survives_json() -> None:
     plan = make_plan(SCORES, "num_params", 510)
     assert plan_from_json(plan.to_json(), "file") == plan
 
 
 @pytest.mark.parametrize(
-    "value", [[], {"operators": "a"}, {"operators": [3]}, {"operators": [{"name": "a"}]}]
+    "value",
+    [
+        [],
+        {"operators": "a"},
+        {"operators": [3]},
+        {"operators": [{"name": "a"}]},
+        {"operators": [{"operator": "a", "replacement": ["x"]}]},
+        {"operators": [], "target": [1]},
+        {"operators": [], "time_reduction": None},
+    ],
 )
 def test_not_a_plan(value: object) -> None:
     with pytest.raises(PlanError, match="file"):
@@ -205,7 +258,9 @@ def test_pruned_network_equals_the_dense_one_with_its_operators_skipped() -> Non
     ("operators", "message"),
     [
         (["nowhere"], "no operator 'nowhere'"),
-        (["mid_block.attentions.0", "mid_block.attentions.0.to_q"], "inside one removed before"),
+        (["mid_block.attentions.0", "mid_block.attentions.0.to_q"], "listed inside"),
+        (["mid_block.attentions.0.to_q", "mid_block.attentions.0"], "listed inside"),
+        (["mid_block.resnets.0", "mid_block.resnets.0"], "listed twice"),
         ([""], "empty name"),
         ([{"operator": "mid_block", "replacement": "magic"}], "unknown replacement 'magic'"),
     ],

@@ -2,18 +2,21 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_dataset, tiny_model, tiny_params
 
+import pelap.training.distill as distillation
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.errors import TrainingError
 from pelap.models.ldm import LatentDiffusion, apply_mask
+from pelap.training import joint
 from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from pelap.training.distill import FeatureTap, distill, distillation_losses, matched_blocks
 from pelap.training.joint import draw, joint_losses, kl_divergence, learning_rate, train_jointly
-from pelap.training.loop import Losses, Trainer, batches_from, cosine
+from pelap.training.loop import Losses, Optimisation, Trainer, batches_from, cosine
 
 CPU = torch.device("cpu")
 
@@ -45,6 +48,48 @@ def test_loss_terms_are_the_definition(variant: str) -> None:
     torch.testing.assert_close(losses["mean_mask"], m.mean())
     strength = 0.0 if variant == "baseline" else 0.25
     torch.testing.assert_close(losses["loss"], recon + 0.001 * losses["kl"] + noise + strength * m.mean())
+
+
+@pytest.mark.parametrize("variant", ["pelap", "invariant"])
+def test_penalty_pulls_the_mask_down(variant: str) -> None:
+    def bias_gradient(strength: float) -> torch.Tensor:
+        model = tiny_model(variant, **{"lambda": strength})
+        images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        alphas = alphas_cumprod(model.info.diffusion)
+        joint_losses(model, images, draw(model, 4, 0, "test", 0), 0.001, alphas)["loss"].backward()
+        assert model.mask is not None
+        return model.mask.layers[-1].bias.grad
+
+    slope = 0.9525741 * (1 - 0.9525741) / 4  # of mean(m) in one of four logits, at the start
+    pull = bias_gradient(10.0) - bias_gradient(0.0)
+    torch.testing.assert_close(pull, torch.full((4,), 10 * slope), rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
+    how = Optimisation(2, 1, lambda step: 0.1 * (step + 1), 0.1, 0.5, 0.9, "fp32", 1)
+    start, target = torch.tensor([[3.0, -4.0]]), torch.tensor([[100.0, 0.0]])
+
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        return (weight - target).square().sum()
+
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.data.copy_(start)
+    trainer = Trainer(model, how, CPU, tmp_path / "c", "test")
+    trainer.run(lambda step: {"loss": loss(model.weight)}, lambda step: None)
+
+    reference = torch.nn.Parameter(start.clone())
+    optimiser = torch.optim.AdamW([reference], lr=0.1, weight_decay=0.1)
+    averages: list[torch.Tensor] = []
+    for step in range(2):
+        optimiser.param_groups[0]["lr"] = 0.1 * (step + 1)
+        optimiser.zero_grad()
+        loss(reference).backward()
+        torch.nn.utils.clip_grad_norm_([reference], 0.5)
+        optimiser.step()
+        now = reference.detach().clone()
+        averages.append(now if not averages else averages[-1].lerp(now, 1 - min(0.9, 2 / 11)))
+    torch.testing.assert_close(model.weight, reference)
+    torch.testing.assert_close(trainer.kept.weight.detach(), averages[-1])
 
 
 def test_learning_rate_moves_by_epoch_in_the_paper_and_by_step_here() -> None:
@@ -135,19 +180,37 @@ def test_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(self.current.vae.mean_head.weight.detach().clone())  # type: ignore[union-attr]
 
     monkeypatch.setattr(Trainer, "keep_current", keep)
-    params = tiny_params(**how).train
+    scripted = iter([3.0, 1.0, 2.0])
+    real_losses = joint.joint_losses
+
+    def losses(model: LatentDiffusion, *args: Any) -> Losses:
+        values = real_losses(model, *args)
+        return values if model.training else values | {"loss": torch.tensor(next(scripted))}
+
+    monkeypatch.setattr(joint, "joint_losses", losses)
+    params = tiny_params(**how, train__epochs=3).train
     kept, progress = train_jointly(model, tiny_dataset(), params, CPU, tmp_path / "a")
-    assert len(progress.validation) == params.epochs
+    assert [row["loss"] for row in progress.validation] == [3, 1, 2]
+    assert len(seen) == 2
     assert torch.equal(kept.vae.mean_head.weight, seen[-1])
+    assert not torch.equal(model.vae.mean_head.weight, seen[-1])
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        _train(tmp_path / "a", train__lr=1e38, train__batch_size=64, train__epochs=1)
 
 
 def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     from pelap.training.loop import Progress
 
-    model = torch.nn.Linear(2, 2)
+    model, empty = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = empty.weight.clone()
     save_checkpoint(tmp_path / "c", {"model": model}, Progress(step=3))
     assert load_checkpoint(tmp_path / "c", {"model": torch.nn.Linear(2, 2)}, Progress())
     assert not load_checkpoint(tmp_path / "c", {"model": torch.nn.Linear(3, 2)}, Progress())
+    assert not load_checkpoint(tmp_path / "c", {"model": empty, "average": torch.nn.Linear(2, 2)}, Progress())
+    assert torch.equal(empty.weight, before)
     (tmp_path / "c" / "progress.json").write_text("{")
     assert not load_checkpoint(tmp_path / "c", {"model": model}, Progress())
     drop_checkpoint(tmp_path / "c")
@@ -190,9 +253,39 @@ def test_distillation_moves_the_student_alone(tmp_path: Path) -> None:
     vae_before = student.vae.mean_head.weight.clone()
     start = student.unet.conv_in.weight.clone()
     images = tiny_dataset().train.images
-    unet, progress = distill(student, teacher, images, tiny_params().distill, CPU, tmp_path / "d")
+    unet, progress = distill(student, teacher, images, tiny_params().distill, 0, CPU, tmp_path / "d")
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert torch.equal(student.vae.mean_head.weight, vae_before)
     assert not torch.equal(unet.conv_in.weight, start)
     assert set(progress.history[0]) >= {"step", "loss", "task", "output", "feature", "lr"}
+
+
+def test_distillation_uses_masked_latents_its_weights_and_a_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tiny_model()
+    seen: list[torch.Tensor] = []
+    weights: list[tuple[float, ...]] = []
+    real_noise, real_losses = distillation.add_noise, distillation.distillation_losses
+
+    def noise(clean: torch.Tensor, *args: Any) -> torch.Tensor:
+        seen.append(clean)
+        return real_noise(clean, *args)
+
+    def losses(*args: Any) -> Losses:
+        weights.append(args[-1])
+        return real_losses(*args)
+
+    monkeypatch.setattr(distillation, "add_noise", noise)
+    monkeypatch.setattr(distillation, "distillation_losses", losses)
+    options = {"distill__task_weight": 2.0, "distill__output_weight": 3.0, "distill__feature_weight": 4.0}
+    assert teacher.mask is not None
+    torch.nn.init.constant_(teacher.mask.layers[-1].bias, -30.0)  # all channels closed
+    params = tiny_params(**options, distill__log_every=1, distill__warmup_steps=3).distill
+    _, progress = distill(tiny_model(seed=1), teacher, tiny_dataset().train.images, params, 0, CPU, tmp_path)
+    assert max(float(clean.abs().max()) for clean in seen) < 1e-9
+    assert set(weights) == {(2.0, 3.0, 4.0)}
+    rates = [row["lr"] for row in progress.history]
+    assert rates[:3] == pytest.approx([params.lr / 3, params.lr * 2 / 3, params.lr])
+    assert rates[3:] == sorted(rates[3:], reverse=True)

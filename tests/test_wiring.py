@@ -336,3 +336,12 @@ def test_snakemake_refuses_a_wrong_grid(project: Path, config: str, message: str
     result = run(project, "snakemake", "-n", "all_seeds", "--config", config)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
+
+
+def test_jobs_set_both_numbers_of_threads_that_torch_looks_at() -> None:
+    # Snakemake exports MKL_NUM_THREADS; with OMP_NUM_THREADS alone two jobs took six times as long.
+    rules = (ROOT / "workflow" / "rules" / "cell.smk").read_text()
+    assert rules.count("        PREPARE\n") == len(STAGES)
+    prepare = (ROOT / "workflow" / "rules" / "common.smk").read_text().partition("PREPARE = ")[2]
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert f"{name}={{resources.torch_threads}}" in prepare

@@ -163,7 +163,13 @@ def _entries(source: Path) -> Iterator[Entry]:
 
 
 def _folder_entries(source: Path) -> Iterator[Entry]:
+    seen = set()
     for parent, folders, files in os.walk(source, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder above would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
         inside = Path(parent).relative_to(source)
         for name in folders:
             yield Entry((inside / name).as_posix(), None)

@@ -20,12 +20,14 @@ def decode(data: bytes, image_size: int) -> torch.Tensor:
     Raises:
         ValueError: The bytes are not a complete picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
             upright = ImageOps.exif_transpose(image)
             return from_pillow(_central_square(_rgb(upright)), image_size)
+    except UnidentifiedImageError:
+        raise ValueError("its content is of another kind") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
 

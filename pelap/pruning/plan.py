@@ -1,16 +1,19 @@
 """From scores to a plan: which operators to remove. A plan is data that a person can read and edit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pelap.errors import PlanError
 from pelap.pruning.operators import is_inside
 
 FORMAT = 1
-SCORE_COLUMNS = ("operator", "kind", "replacement", "score", "params", "latency_share")
+NAMES = ("operator", "kind", "replacement")
+NUMBERS = ("score", "params", "latency_share")
+"""Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""
 
 
 @dataclass(frozen=True)
@@ -54,37 +57,41 @@ def plan_from_json(value: Any, source: str) -> Plan:
     entries = value.get("operators") if isinstance(value, Mapping) else None
     if not isinstance(entries, list):
         raise PlanError(f'{source}: not a pruning plan; expected an object with a list "operators"')
-    removals = []
-    for entry in entries:
-        fields = {"operator": entry} if isinstance(entry, str) else entry
-        if not isinstance(fields, Mapping) or not isinstance(fields.get("operator"), str):
-            raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
-        removals.append(
-            Removal(fields["operator"], fields.get("kind", ""), fields.get("replacement", "identity"))
+    removals = tuple(_removal(entry, source) for entry in entries)
+    try:
+        return Plan(
+            removals,
+            dict(value.get("target", {})),
+            float(value.get("time_reduction", 0.0)),
+            int(value.get("num_params", 0)),
         )
-    return Plan(
-        tuple(removals),
-        dict(value.get("target", {})),
-        float(value.get("time_reduction", 0.0)),
-        int(value.get("num_params", 0)),
-    )
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"{source}: target, time_reduction or num_params: {error}; drop that key") from None
+
+
+def _removal(entry: Any, source: str) -> Removal:
+    fields = {"operator": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, Mapping) or "operator" not in fields:
+        raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
+    removal = Removal(fields["operator"], fields.get("kind", ""), fields.get("replacement", "identity"))
+    if not all(isinstance(text, str) for text in vars(removal).values()):
+        raise PlanError(f"{source}: operators: {entry!r}: every value must be a text")
+    return removal
 
 
 def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
     """Take operators in order of score until the target is reached (LD-Pruner's one-shot choice).
 
     Args:
-        scores: With `SCORE_COLUMNS`; any order.
+        scores: With the columns `NAMES` and `NUMBERS`, in any order.
         target: ``time_reduction`` (share of the UNet's time, 0..1), ``num_params`` or
             ``num_operators``.
         amount: How much of it.
 
     Raises:
-        PlanError: A column is missing, or the target is out of reach.
+        PlanError: The table is not one of scores, or the target is out of reach.
     """
-    lacking = [column for column in SCORE_COLUMNS if column not in scores]
-    if lacking:
-        raise PlanError(f"scores: no column {lacking[0]}; make the table again with `pelap score`")
+    scores = _checked(scores, demand_latency=target == "time_reduction")
     weights = _weights(scores, target)
     chosen: list[str] = []
     for name in scores.sort_values(["score", "operator"])["operator"]:
@@ -98,6 +105,51 @@ def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
         f"prune.{target}: {amount:g} is out of reach, all {len(chosen)} outermost operators together "
         f"give {reached:.4g}; ask for less"
     )
+
+
+def plan_of(scores: pd.DataFrame, names: Sequence[str]) -> Plan:
+    """A plan that somebody else chose, with kinds and totals from the scores.
+
+    Raises:
+        PlanError: It is empty, names something that was not scored, or an operator twice.
+    """
+    scores = _checked(scores, demand_latency=False)
+    if not names:
+        raise PlanError("plan: lists no operator; add one, or keep the dense model")
+    unknown = [name for name in names if name not in set(scores["operator"])]
+    if unknown:
+        raise PlanError(
+            f"plan: {unknown[0]!r} is not among the scored operators; take names from this model's scores"
+        )
+    check_disjoint(names)
+    return _plan(scores, list(names), {})
+
+
+def check_disjoint(names: Sequence[str]) -> None:
+    """Raise a `PlanError` where an operator is listed twice, or inside another one."""
+    for position, name in enumerate(names):
+        for other in (*names[:position], *names[position + 1 :]):
+            if name == other or is_inside(name, other):
+                how = "twice" if name == other else f"inside {other!r}, which goes as a whole"
+                raise PlanError(f"plan: {name!r} is listed {how}; drop one of the entries")
+
+
+def _checked(scores: pd.DataFrame, demand_latency: bool) -> pd.DataFrame:
+    """The table with numbers that are numbers; a share of time that is not there counts as 0."""
+    if not demand_latency and "latency_share" not in scores:
+        scores = scores.assign(latency_share=0.0)
+    for column in (*NAMES, *NUMBERS):
+        if column not in scores:
+            raise PlanError(f"scores: no column {column}; make the table again with `pelap score`")
+    numbers = scores[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
+    bad = scores["operator"].isna() | scores["operator"].duplicated() | ~np.isfinite(numbers).all(axis=1)
+    if bad.any() or scores.empty:
+        where = f"row {int(bad.to_numpy().argmax()) + 1}" if bad.any() else "no row"
+        raise PlanError(
+            f"scores: {where}: every operator needs a name of its own and finite {', '.join(NUMBERS)}; "
+            "make the table again with `pelap score`"
+        )
+    return scores.assign(**{column: numbers[column] for column in NUMBERS})
 
 
 def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from pelap.errors import PlanError
 from pelap.pruning.operators import first_tensor
-from pelap.pruning.plan import Plan
+from pelap.pruning.plan import Plan, check_disjoint
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -24,14 +24,17 @@ class Skip(nn.Module):
 
 
 REPLACEMENTS = {"identity": Skip, "residual": Skip}
+"""By the name that a plan gives; where all shapes stay, both are the same module."""
 
 
 def apply_plan(unet: Network, plan: Plan) -> Network:
     """A copy of `unet` without the plan's operators; all other weights are kept.
 
     Raises:
-        PlanError: An operator does not exist, lies inside another one, or its replacement is unknown.
+        PlanError: An operator does not exist, is listed twice or inside another, or its replacement
+            is unknown.
     """
+    check_disjoint([removal.operator for removal in plan.operators])
     pruned = copy.deepcopy(unet)
     for removal in plan.operators:
         parent_name, _, child = removal.operator.rpartition(".")
@@ -39,8 +42,8 @@ def apply_plan(unet: Network, plan: Plan) -> Network:
             pruned.get_submodule(removal.operator)
         except AttributeError:
             raise PlanError(
-                f"plan: {type(unet).__name__} has no operator {removal.operator!r}, or it lies inside one "
-                "removed before; the plan belongs to another model, or drop this entry"
+                f"plan: {type(unet).__name__} has no operator {removal.operator!r}; the plan belongs to "
+                "another model, or correct this entry"
             ) from None
         if not child:
             raise PlanError("plan: an operator has an empty name; drop this entry")

@@ -6,9 +6,9 @@ from pelap import io
 from pelap.collapse import Observations, masks_per_class, observe, summarise
 from pelap.data.dataset import Split
 from pelap.diffusion import alphas_cumprod
-from pelap.loading import load_model
 from pelap.models.ldm import LatentDiffusion
 from pelap.stages.context import Context
+from pelap.stages.trained import trained_model
 
 
 def run(context: Context) -> None:
@@ -19,7 +19,7 @@ def run(context: Context) -> None:
     rows, classes = [], []
     with io.exclusive(paths.collapse):
         for name in context.params.variants:
-            model = load_model(paths.train(name).model, context.device)
+            model = trained_model(context, paths.train(name).model, dataset)
             seen = observe(model, test.images, context.params.seed, params.batch_size)
             rows.append(_row(name, model, seen, params.active_threshold))
             if model.mask is not None:

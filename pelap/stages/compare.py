@@ -1,5 +1,6 @@
 """compare: the cells of a sweep as mean, standard deviation and paired differences."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from pelap.report.style import to_png
 from pelap.report.sweep import summarise, sweep_figure
 
 PATTERN = "*/seed*/evaluate/metrics.json"
+SEED = re.compile(r"seed(\d+)")
 
 
 def compare(sweep: Path) -> None:
@@ -18,7 +20,7 @@ def compare(sweep: Path) -> None:
     Raises:
         DataError: There is none.
     """
-    files = sorted(sweep.glob(PATTERN))
+    files = [file for file in sorted(sweep.glob(PATTERN)) if SEED.fullmatch(file.parts[-3])]
     if not files:
         raise DataError(f"{sweep}: no {PATTERN} here; run `snakemake --cores 4 all_seeds` first")
     cells = pd.concat([_cell(file) for file in files], ignore_index=True)
@@ -34,7 +36,7 @@ def _cell(file: Path) -> pd.DataFrame:
     dataset, seed = file.parts[-4], int(file.parts[-3].removeprefix("seed"))
     rows = [
         {"dataset": dataset, "seed": seed, "model": model, "metric": metric, "value": value}
-        for model, values in io.read_json(file).items()
+        for model, values in io.read_metrics(file).items()
         for metric, value in values.items()
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["dataset", "seed", "model", "metric", "value"])

@@ -13,7 +13,6 @@ from pelap.errors import DataError
 from pelap.evaluation.features import METRIC_NAMES, EffNetLite0, Extractor, Inception2015
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
 from pelap.evaluation.quality import psnr, ssim
-from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
 from pelap.measure.latency import measure_latency
 from pelap.models.ldm import LatentDiffusion
@@ -23,6 +22,7 @@ from pelap.sampling import sample_images
 from pelap.stages.context import Context
 from pelap.stages.protocol import environment
 from pelap.stages.score import forward_pass
+from pelap.stages.trained import trained_model
 
 NUM_SHOWN = 32
 FLOOR = "real"
@@ -37,7 +37,7 @@ def run(context: Context) -> None:
     with io.exclusive(paths.evaluate):
         dataset = context.dataset()
         _check_size(dataset.train, params)
-        models = _models(context)
+        models = _models(context, dataset)
         extractors = _extractors(params, context.device)
         with io.atomic_dir(paths.evaluate) as partial:
             distances = _distances(context, models, dataset.train, extractors, partial)
@@ -61,10 +61,10 @@ def _check_size(train: Split, params: EvaluateParams) -> None:
         )
 
 
-def _models(context: Context) -> dict[str, LatentDiffusion]:
+def _models(context: Context, dataset: ImageDataset) -> dict[str, LatentDiffusion]:
     folders = {name: context.paths.train(name).model for name in context.params.variants}
     folders |= {"pruned": context.paths.pruned_model, "distilled": context.paths.distilled_model}
-    return {name: load_model(folder, context.device) for name, folder in folders.items()}
+    return {name: trained_model(context, folder, dataset) for name, folder in folders.items()}
 
 
 def _extractors(params: EvaluateParams, device: torch.device) -> list[Extractor]:
@@ -157,8 +157,8 @@ def _protocol(
         "extractors": {e.name: {"input_size": e.input_size, "sha256": e.checksum} for e in extractors},
         "sampler": params.sampler.model_dump(),
         "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
-        "scored_variant": io.read_json(context.paths.score_protocol)["variant"],
-        "num_reconstructions": params.num_reconstructions,
+        "scored_variant": io.read_mapping(context.paths.score_protocol, ["variant"])["variant"],
+        "num_reconstructions": min(params.num_reconstructions, len(dataset.test)),
         "latency_batch_size": params.latency_batch_size,
         "latency_repeats": params.latency_repeats,
         "seed": context.params.seed,

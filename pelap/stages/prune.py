@@ -3,16 +3,21 @@
 import dataclasses
 from pathlib import Path
 
+from torch import nn
+
 from pelap import io
 from pelap.loading import load_model, load_plan, save_model
 from pelap.measure.cost import count_params
 from pelap.measure.latency import measure_latency
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import PruneParams
-from pelap.pruning.plan import Plan, make_plan
+from pelap.pruning.plan import Plan, make_plan, plan_of
 from pelap.pruning.surgery import apply_plan
 from pelap.stages.context import Context
 from pelap.stages.score import forward_pass
+
+PROTOCOL_KEYS = ("variant", "latency_batch_size", "latency_repeats")
+"""What pruning takes over from the scoring that it follows."""
 
 
 def run(context: Context, plan_file: Path | None = None) -> None:
@@ -24,10 +29,10 @@ def run(context: Context, plan_file: Path | None = None) -> None:
     """
     paths = context.paths
     with io.exclusive(paths.prune):
-        protocol = io.read_json(paths.score_protocol)
+        protocol = io.read_mapping(paths.score_protocol, PROTOCOL_KEYS)
         dense = load_model(paths.train(protocol["variant"]).model, context.device)
         plan = _plan(context, plan_file)
-        pruned = with_unet(dense, apply_plan(dense.unet, plan), "pruned")
+        pruned = with_unet(dense, apply_plan(dense.unet, plan), "pruned", dense.info.ema_decay)
         batch_size, repeats = protocol["latency_batch_size"], protocol["latency_repeats"]
         result = _measure(dense, pruned, plan, batch_size, repeats)
         with io.atomic_dir(paths.prune) as partial:
@@ -41,17 +46,18 @@ def run(context: Context, plan_file: Path | None = None) -> None:
     )
 
 
-def with_unet(model: LatentDiffusion, unet: object, name: str) -> LatentDiffusion:
-    """The same model around another UNet."""
-    info = dataclasses.replace(model.info, name=name)
-    return LatentDiffusion(info, model.vae, unet, model.mask, model.normaliser).eval()  # type: ignore[arg-type]
+def with_unet(model: LatentDiffusion, unet: nn.Module, name: str, ema_decay: float) -> LatentDiffusion:
+    """The same model around another UNet, which is averaged by its own `ema_decay`."""
+    info = dataclasses.replace(model.info, name=name, ema_decay=ema_decay)
+    return LatentDiffusion(info, model.vae, unet, model.mask, model.normaliser).eval()
 
 
 def _plan(context: Context, plan_file: Path | None) -> Plan:
+    scores = io.read_csv(context.paths.scores)
     if plan_file is not None:
-        return load_plan(plan_file)
+        return plan_of(scores, [removal.operator for removal in load_plan(plan_file).operators])
     target, amount = _target(context.params.prune)
-    return make_plan(io.read_csv(context.paths.scores), target, amount)
+    return make_plan(scores, target, amount)
 
 
 def _target(params: PruneParams) -> tuple[str, float]:

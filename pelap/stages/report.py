@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pelap import io
 from pelap.errors import DataError
@@ -12,8 +12,6 @@ from pelap.report import figures, html, tables
 from pelap.report.data import RunData
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pelap.params import Params
     from pelap.stages.context import Context
 
@@ -40,7 +38,7 @@ def show(paths: RunPaths) -> None:
     """Print the table of models, and the page's path as the last line."""
     from rich.console import Console
 
-    metrics, protocol = read_metrics(paths.metrics), read_mapping(paths.evaluate_protocol)
+    metrics, protocol = io.read_metrics(paths.metrics), io.read_mapping(paths.evaluate_protocol)
     frame = tables.metrics_frame(metrics, protocol.get("scored_variant"))
     Console().print(tables.rich_table(frame))
     print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
@@ -48,20 +46,20 @@ def show(paths: RunPaths) -> None:
 
 def load(params: "Params", paths: RunPaths) -> RunData:
     """Read everything that the report shows."""
-    metrics, variants = read_metrics(paths.metrics), tuple(params.variants)
+    metrics, variants = io.read_metrics(paths.metrics), tuple(params.variants)
     return RunData(
         dataset=params.dataset,
         seed=params.seed,
         metrics=metrics,
-        protocol=read_mapping(paths.evaluate_protocol),
-        history={name: read_table(paths.train(name).history, _LOSSES) for name in variants},
-        validation={name: read_table(paths.train(name).validation, _LOSSES) for name in variants},
-        collapse=read_table(paths.collapse_table, ("variant", "unet_input_std")),
-        masks=read_table(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
-        scores=read_table(paths.scores, ("operator", "score", "latency_share")),
-        plan=read_mapping(paths.plan, ("operators",)),
-        prune_result=read_mapping(paths.prune_result),
-        distill=read_table(paths.distill_history, ("step", "loss")),
+        protocol=io.read_mapping(paths.evaluate_protocol),
+        history={name: io.read_csv(paths.train(name).history, _LOSSES) for name in variants},
+        validation={name: io.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
+        collapse=io.read_csv(paths.collapse_table, ("variant", "unet_input_std")),
+        masks=io.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
+        scores=io.read_csv(paths.scores, ("operator", "score", "latency_share")),
+        plan=io.read_mapping(paths.plan, ("operators",)),
+        prune_result=io.read_mapping(paths.prune_result),
+        distill=io.read_csv(paths.distill_history, ("step", "loss")),
         samples={name: read_png(paths.samples(name)) for name in metrics},
         reconstructions=_reconstructions(paths, variants),
     )
@@ -75,41 +73,6 @@ def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, byte
 def _overview(data: RunData) -> bytes:
     strips = {name: figures.image_strip(png) for name, png in data.samples.items()}
     return figures.to_png(figures.overview(data.frame, strips, data.models))
-
-
-def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a JSON mapping that has at least these keys."""
-    value = io.read_json(path)
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON mapping; make it again")
-    _demand(path, "keys", keys, value)
-    return value
-
-
-def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
-    """Read metrics by model."""
-    metrics = read_mapping(path)
-    for model, values in metrics.items():
-        numbers = isinstance(values, dict) and all(
-            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-            for value in values.values()
-        )
-        if not numbers:
-            raise DataError(f"{path}: {model}: expected a mapping of metrics to numbers; make it again")
-    return metrics
-
-
-def read_table(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
-    """Read a CSV table that has at least these columns."""
-    table = io.read_csv(path)
-    _demand(path, "columns", columns, table)
-    return table
-
-
-def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
-    absent = [name for name in names if name not in there]
-    if absent:
-        raise DataError(f"{path}: lacks the {what} {', '.join(absent)}; make it again")
 
 
 def read_png(path: Path) -> bytes:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pelap.data.grid import save_grid, save_png
 from pelap.device import choose_device
 from pelap.errors import ConfigError
+from pelap.io import atomic_dir
 from pelap.loading import load_model
 from pelap.params import SamplerParams
 from pelap.sampling import sample_images
@@ -16,14 +17,14 @@ def sample(folder: Path, num: int, seed: int, steps: int, out: Path, device: str
     """Write `num` PNG pictures and a grid into `out`; picture i depends on (seed, i) alone.
 
     Raises:
-        ConfigError: `steps` does not divide the model's number of time steps.
+        ConfigError: `out` holds something, or `steps` does not divide the model's number of time steps.
     """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
     model = load_model(folder, choose_device(device))
-    total = model.info.diffusion.num_train_timesteps
-    if total % steps:
-        raise ConfigError(f"--steps {steps}: does not divide the model's {total} time steps; use e.g. 50")
     images = sample_images(model, SamplerParams(kind="ddim", steps=steps), num, seed)
-    for index, image in enumerate(images):
-        save_png(image, out / f"{index:05d}.png")
-    save_grid(images, out / GRID)
+    with atomic_dir(out) as partial:
+        for index, image in enumerate(images):
+            save_png(image, partial / f"{index:05d}.png")
+        save_grid(images, partial / GRID)
     print(f"{num} pictures and {GRID} in {out}")

@@ -38,13 +38,14 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     try:
         tensors, _ = io.load_tensors(folder / TENSORS)
         fields = io.read_json(folder / PROGRESS)
-        for name, part in parts.items():
-            own = {
-                key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")
-            }
-            _fill(part, own)
-    except (DataError, RuntimeError, LookupError):
+    except DataError:
         return False
+    owned = {name: _below(name, tensors) for name in parts}
+    # All or nothing: a part that does not fit must not leave the others filled.
+    if not all(_fits(part, owned[name]) for name, part in parts.items()):
+        return False
+    for name, part in parts.items():
+        _fill(part, owned[name])
     for key, value in fields.items():
         setattr(progress, key, value)
     return True
@@ -55,6 +56,19 @@ def drop_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
+
+
+def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
+
+
+def _fits(part: Any, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the tensors are those of this module, or slots of this optimiser's parameters."""
+    if isinstance(part, nn.Module):
+        own = part.state_dict()
+        return own.keys() == tensors.keys() and all(own[key].shape == tensors[key].shape for key in own)
+    num_parameters = sum(len(group["params"]) for group in part.param_groups)
+    return {int(key.split("/")[0]) for key in tensors} == set(range(num_parameters))
 
 
 def _tensors(part: Any) -> dict[str, torch.Tensor]:

@@ -92,6 +92,7 @@ def distill(
     teacher: LatentDiffusion,
     images: torch.Tensor,
     params: DistillParams,
+    seed: int,
     device: torch.device,
     checkpoint: Path,
 ) -> tuple[nn.Module, Progress]:
@@ -102,6 +103,7 @@ def distill(
         teacher: The dense model.
         images: Training pictures (N, 3, H, W) uint8.
         params: The section `distill`.
+        seed: Names every random number.
         device: Where to compute.
         checkpoint: Folder of the resume state, read and written.
 
@@ -118,8 +120,8 @@ def distill(
         precision=params.precision,
         log_every=params.log_every,
     )
-    seed = teacher.info.seed
-    teacher = teacher.to(device).requires_grad_(False).eval()
+    teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher.requires_grad_(False).eval()
     trainer = Trainer(student.unet.train(), how, device, checkpoint, "distill")
     alphas = alphas_cumprod(teacher.info.diffusion).to(device)
     batches = batches_from(

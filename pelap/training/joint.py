@@ -169,6 +169,7 @@ class _Objective:
         kept.train(training)
         num = len(self.validation_images)
         row = {name: total / num for name, total in sums.items()}
+        self.trainer.demand_finite(row["loss"])
         history = self.trainer.progress.validation
         history.append({"epoch": epoch, "step": self.trainer.progress.step, **row})
         if row["loss"] == min(past["loss"] for past in history):

@@ -20,7 +20,7 @@ from pelap.progress import progress
 from pelap.seeding import generator
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
 
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = 15.0
 
 Losses = dict[str, torch.Tensor]
 """Scalar losses by name; ``loss`` is the one that is minimised."""
@@ -93,9 +93,9 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             parameters, lr=how.lr_at(0), weight_decay=how.weight_decay, fused=device.type != "mps"
         )
-        self.average = _moving_average(model, how.ema_decay) if how.ema_decay else None
-        self.best = copy.deepcopy(model) if how.select == "best" else None
         self.progress = Progress()
+        self.average = self._moving_average() if how.ema_decay else None
+        self.best = copy.deepcopy(model) if how.select == "best" else None
         load_checkpoint(self.checkpoint, self.state(), self.progress)
 
     @property
@@ -131,10 +131,10 @@ class Trainer:
             after_step: Called with the number of steps done, for validation.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: A loss or a weight is not finite.
         """
         totals: Losses = {}
-        logged_at, saved_at = time.monotonic(), time.monotonic()
+        logged_at = saved_at = time.monotonic()
         state = self.progress
         with progress(self.label, self.how.num_steps, state.step) as report:
             while state.step < self.how.num_steps:
@@ -143,15 +143,35 @@ class Trainer:
                     row = self._log(totals, time.monotonic() - logged_at)
                     report(state.step, f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s")
                     totals, logged_at = {}, time.monotonic()
+                paused_at = time.monotonic()
                 after_step(state.step)
+                logged_at += time.monotonic() - paused_at  # validation is not training speed
                 if not totals and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     self.save()
                     saved_at = time.monotonic()
+        self._demand_finite_weights()
         return state
 
     def save(self) -> None:
         """Write the checkpoint that the next `Trainer` of the same configuration goes on from."""
         save_checkpoint(self.checkpoint, self.state(), self.progress)
+
+    def demand_finite(self, loss: float) -> None:
+        """Stop a run that has diverged.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"{self.label}: the loss is not finite near step {self.progress.step}; "
+                "lower lr (or set precision to fp32) and run again"
+            )
+
+    def _demand_finite_weights(self) -> None:
+        # The losses were computed before the last update, which may have been the one too many.
+        for tensor in self.kept.state_dict().values():
+            self.demand_finite(float(tensor.float().sum()))
 
     def _step(self, losses: Callable[[int], Losses], totals: Losses) -> None:
         step = self.progress.step
@@ -171,15 +191,30 @@ class Trainer:
         totals["steps"] = totals.get("steps", torch.zeros(())) + 1
         self.progress.step += 1
 
+    def _moving_average(self) -> AveragedModel:
+        """Exponential moving average of parameters and buffers.
+
+        The decay rises from 0.1 so that a short run does not average its random start in.
+        """
+
+        @torch.no_grad()
+        def update(averages: Any, currents: Any, num_averaged: Any) -> None:
+            # Not `num_averaged`: reading it waits for the device.
+            num = self.progress.step
+            if averages[0].is_floating_point():
+                weight = 1 - min(self.how.ema_decay, (1 + num) / (10 + num))
+                torch._foreach_lerp_(averages, currents, weight)
+            else:
+                torch._foreach_copy_(averages, currents)
+
+        average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
+        return average.requires_grad_(False)
+
     def _log(self, totals: Losses, seconds: float) -> dict[str, float]:
         synchronise(self.device)
         steps = float(totals.pop("steps"))
         means = {name: float(total) / steps for name, total in totals.items()}
-        if not math.isfinite(means["loss"]):
-            raise TrainingError(
-                f"{self.label}: the loss is not finite near step {self.progress.step}; "
-                "lower lr (or set precision to fp32) and run again"
-            )
+        self.demand_finite(means["loss"])
         row = {
             "step": self.progress.step,
             **means,
@@ -188,24 +223,6 @@ class Trainer:
         }
         self.progress.history.append(row)
         return row
-
-
-def _moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of parameters and buffers.
-
-    The decay rises from 0.1 so that a short run does not average its random start in.
-    """
-
-    def update(averages: Any, currents: Any, num_averaged: Any) -> None:
-        num = int(num_averaged)
-        weight = 1 - min(decay, (1 + num) / (10 + num))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, currents, weight)
-        else:
-            torch._foreach_copy_(averages, currents)
-
-    average = AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
-    return average.requires_grad_(False)
 
 
 def _normalise_in_fp32(model: nn.Module) -> None:

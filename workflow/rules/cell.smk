@@ -23,9 +23,8 @@ rule download:
         runtime=60,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        'export PELAP_DATA_DIR="${{PELAP_DATA_DIR:-{params.archives}}}"; '
+        PREPARE
+        + 'export PELAP_DATA_DIR="${{PELAP_DATA_DIR:-{params.archives}}}"; '
         "pelap download --run {params.folder} --params {output.parameters}"
         " --data {params.folder} > {log} 2>&1"
 
@@ -55,9 +54,8 @@ rule train:
         runtime=720,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap train --variant {wildcards.variant} --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap train --variant {wildcards.variant} --run {params.run} --params {output.parameters}"
         ' --data "$(dirname {input.data})" > {log} 2>&1'
 
 
@@ -84,9 +82,8 @@ rule collapse:
         runtime=60,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap collapse --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap collapse --run {params.run} --params {output.parameters}"
         ' --data "$(dirname {input.data})" > {log} 2>&1'
 
 
@@ -112,9 +109,8 @@ rule score:
         runtime=240,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap score --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap score --run {params.run} --params {output.parameters}"
         " > {log} 2>&1"
 
 
@@ -143,9 +139,8 @@ rule prune:
         runtime=60,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap prune --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap prune --run {params.run} --params {output.parameters}"
         " > {log} 2>&1"
 
 
@@ -175,9 +170,8 @@ rule distill:
         runtime=720,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap distill --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap distill --run {params.run} --params {output.parameters}"
         ' --data "$(dirname {input.data})" > {log} 2>&1'
 
 
@@ -209,9 +203,8 @@ rule evaluate:
         runtime=240,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap evaluate --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap evaluate --run {params.run} --params {output.parameters}"
         ' --data "$(dirname {input.data})" > {log} 2>&1'
 
 
@@ -253,7 +246,6 @@ rule report:
         runtime=15,
         torch_threads=torch_threads,
     shell:
-        "echo {params.parameters:q} > {output.parameters}; "
-        "export OMP_NUM_THREADS={resources.torch_threads}; "
-        "pelap report --run {params.run} --params {output.parameters}"
+        PREPARE
+        + "pelap report --run {params.run} --params {output.parameters}"
         " > {log} 2>&1"

@@ -150,3 +150,10 @@ def torch_threads(wildcards, threads):
 
 # The `pelap` of the environment that Snakemake runs in, unless another is activated (or in the container).
 shell.prefix(f'set -euo pipefail; PATH="$PATH:{Path(sys.executable).parent}"; ')
+
+# Snakemake sets MKL_NUM_THREADS to a rule's threads, and torch takes the larger of the two.
+PREPARE = (
+    "echo {params.parameters:q} > {output.parameters}; "
+    "export OMP_NUM_THREADS={resources.torch_threads} MKL_NUM_THREADS={resources.torch_threads}; "
+)
+"""How every stage's job starts: its parameters written down, its share of the processors set."""
