@@ -66,7 +66,7 @@ def test_bad_parameters_end_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = tmp_path / "p.yaml"
-    params.write_text((ROOT / "params.yaml").read_text().replace("epochs: 8", "epochs: many"))
+    params.write_text((ROOT / "params.yaml").read_text().replace("epochs: ", "epochs: many "))
     error = _fails(capsys, "train", "--params", str(params), "--run", str(tmp_path / "run"))
     assert "train.epochs" in error
     assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ def test_default_lambda() -> None:
         ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
         ({"download__image_size": 20}, "unet: halves latents 2 times"),
         ({"unet": {"kind": "light", "width": 8}, "vae__latent_channels": 12}, "vae.latent_channels: "),
-        ({"evaluate__num_reference": 8000}, "num_reference + num_images is 10000"),
+        ({"evaluate__num_reference": 8000}, "num_reference + num_images is 9500"),
         ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
     ],
 )
