@@ -36,10 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     for stage, help_text in STAGES.items():
         _add_stage(commands.add_parser(stage, help=help_text, description=_sentence(help_text)), stage)
     _add_sample(commands)
+    _add_cut(commands)
     show = commands.add_parser("show", help="print the table of a finished run and where its report is")
     show.add_argument("--run", type=Path, default=Path("results/default"), metavar="DIR", help="run folder")
     compare = commands.add_parser("compare", help="summarise a sweep over seeds and data sets")
     compare.add_argument("--sweep", type=Path, default=Path("results/sweep"), metavar="DIR")
+    study = commands.add_parser("study", help="summarise the collapse study over seeds and data sets")
+    study.add_argument("--root", type=Path, default=Path("results/collapse_study"), metavar="DIR")
     return parser
 
 
@@ -81,6 +84,16 @@ def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     sample.add_argument("--steps", type=_positive, default=50, metavar="N", help="DDIM steps [%(default)s]")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
     _add_device(sample)
+
+
+def _add_cut(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    cut = commands.add_parser("cut", help="cut the latent channels that a mask closed out of a model folder")
+    cut.add_argument("--model", type=Path, required=True, metavar="DIR", help="model folder")
+    cut.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
+    )
+    cut.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the smaller model")
+    _add_device(cut)
 
 
 def _natural(text: str) -> int:
@@ -129,11 +142,19 @@ def _run(args: argparse.Namespace) -> None:
         from pelap.stages.sample import sample
 
         sample(args.model, args.num, args.seed, args.steps, args.out, args.device)
+    elif args.command == "cut":
+        from pelap.stages.cut import cut
+
+        cut(args.model, args.data, args.out, args.device)
     elif args.command == "show":
         from pelap.paths import RunPaths
         from pelap.stages.report import show
 
         show(RunPaths(args.run))
+    elif args.command == "study":
+        from pelap.stages.study import study
+
+        study(args.root)
     else:
         from pelap.stages.compare import compare
 

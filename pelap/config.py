@@ -7,7 +7,16 @@ from typing import Any
 from pydantic import ValidationError, create_model
 
 from pelap.errors import ConfigError
-from pelap.params import Params, Section, UNet2DParams
+from pelap.params import (
+    AutoencoderKLParams,
+    Params,
+    PelapVAEParams,
+    Section,
+    UNet2DParams,
+    UNetParams,
+    VAEParams,
+    VariantParams,
+)
 
 TORCHVISION_DATASETS = ("cifar10", "cifar100", "svhn")
 BUILTIN_DATASETS = ("photos", *TORCHVISION_DATASETS)
@@ -16,7 +25,7 @@ RESERVED_MODELS = ("pruned", "distilled", "real")
 """Row names of the evaluation that no variant may take."""
 
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
-NUM_PHOTOGRAPHS, DOWNSAMPLING, LIGHT_GROUPS = 8, 4, 8
+NUM_PHOTOGRAPHS, DOWNSAMPLING = 8, 4
 
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "download": ("dataset", "seed", "download"),
@@ -134,7 +143,9 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _photos_suffice: {"dataset", "download", "evaluate"},
         _variants_have_names_of_their_own: {"variants"},
         _scored_variant_exists: {"score", "variants"},
-        _unet_fits_latents: {"download", "unet", "vae"},
+        _masks_can_learn: {"lambda_", "variants"},
+        _schedules_end_in_time: {"train", "variants"},
+        _parts_fit: {"download", "unet", "vae", "variants"},
         _sampler_steps_divide: {"diffusion", "train", "score", "evaluate"},
     }
     return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
@@ -179,21 +190,84 @@ def _scored_variant_exists(params: Params) -> list[str]:
     ]
 
 
-def _unet_fits_latents(params: Params) -> list[str]:
-    unet, channels = params.unet, params.vae.latent_channels
-    side, halvings = params.download.image_size // DOWNSAMPLING, 1
-    if isinstance(unet, UNet2DParams):
-        halvings = len(unet.channels) - 1
-    elif channels > LIGHT_GROUPS and channels % LIGHT_GROUPS:
-        return [
-            f"vae.latent_channels: the light UNet takes up to {LIGHT_GROUPS} or a multiple, not {channels}"
-        ]
-    if side % 2**halvings == 0:
-        return []
+def _masks_can_learn(params: Params) -> list[str]:
     return [
-        f"unet: halves latents {halvings} times, but those of download.image_size "
-        f"{params.download.image_size} have a side of {side}; use fewer levels or another size"
+        f"variants.{name}: lambda is 0 and no other loss trains the mask; name one in mask_losses that "
+        "sees it"
+        for name, variant in params.variants.items()
+        if variant.gate != "none" and not variant.mask_learns(params.lambda_)
     ]
+
+
+def _schedules_end_in_time(params: Params) -> list[str]:
+    problems, epochs = [], params.train.epochs
+    for name, variant in params.variants.items():
+        if variant.start_epoch >= epochs:
+            problems.append(
+                f"variants.{name}.start_epoch: {variant.start_epoch} leaves none of the {epochs} "
+                "train.epochs to the mask"
+            )
+        elif variant.start_epoch + variant.warmup_epochs > epochs:
+            problems.append(
+                f"variants.{name}.warmup_epochs: ends after start_epoch + warmup_epochs = "
+                f"{variant.start_epoch + variant.warmup_epochs} epochs, training after {epochs}"
+            )
+    return problems
+
+
+def parts_of(variant: VariantParams, vae: VAEParams, unet: UNetParams) -> tuple[VAEParams, UNetParams]:
+    """The autoencoder and UNet of a variant: its own, or those of the run."""
+    return variant.vae or vae, variant.unet or unet
+
+
+def _parts_fit(params: Params) -> list[str]:
+    problems = []
+    for name, variant in params.variants.items():
+        vae, unet = parts_of(variant, params.vae, params.unet)
+        found = _vae_problem(variant, vae)
+        if found is None and isinstance(vae, PelapVAEParams):
+            found = latent_problem(
+                variant, unet, params.download.image_size, DOWNSAMPLING, vae.latent_channels
+            )
+        if found:
+            problems.append(f"variants.{name}: {found}")
+    return problems
+
+
+def _vae_problem(variant: VariantParams, vae: VAEParams) -> str | None:
+    if isinstance(vae, AutoencoderKLParams) and variant.vae_training != "frozen":
+        return (
+            f"vae_training {variant.vae_training}, but a pretrained autoencoder_kl stays as it is; use frozen"
+        )
+    if isinstance(vae, PelapVAEParams) and variant.vae_training == "frozen":
+        return "vae_training frozen needs a pretrained vae (kind autoencoder_kl); use first or joint"
+    return None
+
+
+def latent_problem(
+    variant: VariantParams, unet: UNetParams, image_size: int, downsampling: int, channels: int
+) -> str | None:
+    """Why latents of this size suit neither mask nor UNet; None where they do.
+
+    Args:
+        variant: With its mask.
+        unet: What denoises the latents.
+        image_size: Side of a picture in pixels.
+        downsampling: A picture's side over its latent's.
+        channels: Of a latent.
+    """
+    if variant.k is not None and variant.k > channels:
+        return f"k is {variant.k}, but there are {channels} latent channels"
+    if image_size % downsampling:
+        return f"pictures of {image_size} pixels are no multiple of the autoencoder's factor {downsampling}"
+    side = image_size // downsampling
+    halvings = len(unet.channels) - 1 if isinstance(unet, UNet2DParams) else 1
+    if side % 2**halvings == 0:
+        return None
+    return (
+        f"the UNet halves latents {halvings} times, but those of {image_size} pixels have a side of {side}; "
+        "use fewer levels or another size"
+    )
 
 
 def _sampler_steps_divide(params: Params) -> list[str]:

@@ -61,6 +61,7 @@ def sample_latents(
     sampler: SamplerParams,
     noise: torch.Tensor,
     generators: Sequence[torch.Generator] | None = None,
+    support: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Denoise from t = T-1 down.
 
@@ -70,6 +71,7 @@ def sample_latents(
         sampler: Which reverse process, in how many steps.
         noise: Standard normal (B, C, h, w): the starting point.
         generators: For `ddpm`, one CPU generator an item for the noise of its steps; not used by `ddim`.
+        support: Ones, and zeros where latents are kept at zero; any shape that broadcasts. None: ones.
 
     Returns:
         Latents (B, C, h, w).
@@ -85,8 +87,10 @@ def sample_latents(
     scheduler = make_scheduler(diffusion, sampler.kind)
     scheduler.set_timesteps(sampler.steps)
     options = {} if sampler.kind == "ddim" else {"generator": list(generators) if generators else None}
-    latents = noise
+    latents = noise if support is None else noise * support
     for t in scheduler.timesteps:
         predicted = unet(latents, t.to(noise.device)).sample
         latents = scheduler.step(predicted, t, latents, **options).prev_sample
+        if support is not None:
+            latents = latents * support
     return latents

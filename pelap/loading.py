@@ -5,9 +5,10 @@
     model/config.json                   which parts, and what they were trained as
     model/vae, mask, normaliser, scheduler, unet     each in diffusers' own format
     model/unet/plan.json, pruned.safetensors         instead of the usual weights when pruned
+    model/vae/kept_channels.json, cut.safetensors    the same for a pretrained autoencoder that was cut
 
-A pruned UNet has its weights under another file name: plain diffusers then refuses the folder
-instead of loading it with fresh random weights where operators are gone.
+These have their weights under another file name: plain diffusers then refuses the folder instead of
+loading it with fresh random weights where something is gone.
 """
 
 from dataclasses import fields
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, UNet2DModel
 from pydantic import ValidationError
 from torch import nn
 
@@ -23,20 +24,24 @@ from pelap import io
 from pelap.config import explain
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError, PlanError
-from pelap.models.ldm import LatentDiffusion, ModelInfo
+from pelap.models.cut import CutLightUNet
+from pelap.models.ldm import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
-from pelap.models.mask import ImportancePredictor, LatentNormaliser
+from pelap.models.mask import ImportanceMask, LatentNormaliser
 from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read_config, save_part
+from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.vae import VAE
 from pelap.params import DiffusionParams, VariantParams
 from pelap.pruning.plan import Plan, plan_from_json
 from pelap.pruning.surgery import apply_plan, removed_operators
 
-FORMAT = 1
+FORMAT = 2
 PLAN = "plan.json"
 PRUNED_WEIGHTS = "pruned.safetensors"
-UNETS = {kind.__name__: kind for kind in (UNet2DModel, LightUNet)}
-OPTIONAL_PARTS = {"mask": ImportancePredictor, "normaliser": LatentNormaliser}
+KEPT_CHANNELS = "kept_channels.json"
+CUT_WEIGHTS = "cut.safetensors"
+UNETS = {kind.__name__: kind for kind in (UNet2DModel, LightUNet, CutLightUNet)}
+OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNormaliser}
 
 
 def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -> None:
@@ -49,7 +54,7 @@ def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -
     """
     assert plan is not None or not removed_operators(model.unet), "a pruned UNet is saved with its plan"
     with io.atomic_dir(folder) as partial:
-        save_part(model.vae, partial / "vae")
+        _save_vae(model.vae, partial / "vae")
         for name in OPTIONAL_PARTS:
             part = getattr(model, name)
             if part is not None:
@@ -73,7 +78,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> LatentDiffus
         name: load_part(kind, folder / name) if name in config["parts"] else None
         for name, kind in OPTIONAL_PARTS.items()
     }
-    model = LatentDiffusion(info, load_part(VAE, folder / "vae"), _load_unet(folder / "unet"), **optional)
+    model = LatentDiffusion(info, _load_vae(folder / "vae"), _load_unet(folder / "unet"), **optional)
     return model.to(device).eval()
 
 
@@ -96,6 +101,41 @@ def load_plan(path: Path) -> Plan:
         return plan_from_json(io.read_json(path), str(path))
     except DataError as error:
         raise PlanError(str(error)) from None
+
+
+def _save_vae(vae: Autoencoder, folder: Path) -> None:
+    if not isinstance(vae, PretrainedVAE):
+        save_part(vae, folder)
+    elif not vae.is_cut:
+        save_part(vae.vae, folder)
+    else:
+        vae.vae.save_config(folder)
+        io.write_json(folder / KEPT_CHANNELS, vae.kept)
+        io.save_tensors(folder / CUT_WEIGHTS, vae.vae.state_dict())
+
+
+def _load_vae(folder: Path) -> Autoencoder:
+    if read_config(folder).get("_class_name") == VAE.__name__:
+        own: VAE = load_part(VAE, folder)
+        return own
+    if not (folder / KEPT_CHANNELS).exists():
+        return PretrainedVAE(load_part(AutoencoderKL, folder))
+    whole = PretrainedVAE(build_part(AutoencoderKL, folder))
+    vae = whole.keep(_kept_channels(folder / KEPT_CHANNELS, whole.latent_channels))
+    load_weights(vae.vae, folder / CUT_WEIGHTS)
+    return vae
+
+
+def _kept_channels(path: Path, channels: int) -> list[int]:
+    try:
+        kept = io.read_json(path)
+    except DataError as error:
+        raise ModelError(str(error)) from None
+    if not (isinstance(kept, list) and kept and kept == [c for c in range(channels) if c in kept]):
+        raise ModelError(
+            f"{path}: expected a rising list of channels in 0..{channels - 1}; make the model again"
+        )
+    return kept
 
 
 def _save_unet(unet: nn.Module, folder: Path, plan: Plan | None) -> None:
@@ -139,6 +179,7 @@ def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
         info = dict(config["info"])
         info["variant"] = VariantParams(**info["variant"])
         info["diffusion"] = DiffusionParams(**info["diffusion"])
+        info["cut_channels"] = tuple(info.get("cut_channels", ()))
         list(config["parts"])
         return ModelInfo(**info)
     except ValidationError as error:

@@ -7,6 +7,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
@@ -48,18 +49,30 @@ class DownloadParams(Section):
     folders: dict[Name, str]
 
 
-class VAEParams(Section):
-    """Size of the autoencoder; the paper has width 64 and 4 latent channels."""
+class PelapVAEParams(Section):
+    """The paper's autoencoder, trained here; the paper has width 64 and 4 latent channels."""
 
+    kind: Literal["pelap"]
     width: Annotated[int, Field(ge=8, multiple_of=8)]
     latent_channels: PositiveInt
 
 
+class AutoencoderKLParams(Section):
+    """A pretrained diffusers `AutoencoderKL`, frozen: `source` is a folder or a name on the hub."""
+
+    kind: Literal["autoencoder_kl"]
+    source: Annotated[str, Field(min_length=1)]
+
+
+VAEParams: TypeAlias = Annotated[PelapVAEParams | AutoencoderKLParams, Field(discriminator="kind")]
+
+
 class LightUNetParams(Section):
-    """The paper's UNet (base width 64)."""
+    """The paper's UNet (base width 64); `stem` puts a convolution before its first norm."""
 
     kind: Literal["light"]
     width: Annotated[int, Field(ge=8, multiple_of=8)]
+    stem: bool
 
 
 class UNet2DParams(Section):
@@ -114,9 +127,11 @@ def _check_falling(lr: float, lr_min: float) -> None:
 
 
 class TrainParams(Section):
-    """Joint training of VAE, mask and UNet."""
+    """Joint training of VAE, mask and UNet, after `vae_epochs` of the VAE alone where a variant says so."""
 
     epochs: PositiveInt
+    vae_epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None
     batch_size: PositiveInt
     lr: PositiveFloat
     lr_min: NonNegativeFloat
@@ -138,25 +153,105 @@ class TrainParams(Section):
         return self
 
 
-class VariantParams(Section):
-    """One way of coupling autoencoder, mask and diffusion; comments in `params.yaml`."""
+Loss: TypeAlias = Literal["diffusion", "reconstruction", "sparsity"]
+Losses: TypeAlias = Annotated[tuple[Loss, ...], Field(strict=False)]
+ALL_LOSSES: tuple[Loss, ...] = ("diffusion", "reconstruction", "sparsity")
 
-    mask: Literal["none", "sigmoid"]
-    normalise: bool
-    decode_from: Literal["z", "z*m"]
-    detach: Annotated[tuple[Literal["encoder", "mask"], ...], Field(strict=False)]
+
+class VariantParams(Section):
+    """One way of coupling autoencoder, mask and diffusion; what is left out is as in the paper.
+
+    `params.yaml` explains every field.
+    """
+
+    gate: Literal["none", "sigmoid", "topk", "hard_concrete"] = "sigmoid"
+    adaptive: bool = True
+    k: PositiveInt | None = None
+    mask_lr: PositiveFloat | None = None
     strength: Literal["lambda", "seed"]
+    penalty: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_epochs: NonNegativeInt = 0
+    start_epoch: NonNegativeInt = 0
+    normalise: Literal["none", "before_mask", "after_mask"] = "none"
+    decode_from: Literal["z", "z*m"] = "z"
+    encoder_losses: Losses = ALL_LOSSES
+    mask_losses: Losses = ALL_LOSSES
+    vae_training: Literal["joint", "first", "frozen"] = "joint"
+    cut: bool = False
+    vae: VAEParams | None = None
+    unet: UNetParams | None = None
 
     @model_validator(mode="after")
-    def _needs_mask(self) -> "VariantParams":
-        if self.mask == "none":
-            if self.decode_from == "z*m":
-                raise ValueError("decode_from z*m needs a mask; use z")
-            if "mask" in self.detach:
-                raise ValueError("detach names mask, but there is none; leave it out")
-            if self.strength == "lambda":
-                raise ValueError("strength lambda needs a mask; use seed")
+    def _coherent(self) -> "VariantParams":
+        rules = (self._without_mask, self._gate_problem, self._penalty_problem, self._training_problem)
+        for rule in rules:
+            problem = rule()
+            if problem:
+                raise ValueError(problem)
         return self
+
+    def weight(self, lambda_: float) -> float:
+        """The sparsity weight, once any warm-up is over, in a run with this `lambda`."""
+        return lambda_ if self.strength == "lambda" else self.penalty
+
+    def mask_learns(self, lambda_: float) -> bool:
+        """Whether any loss reaches the mask."""
+        return (
+            "diffusion" in self.mask_losses
+            or ("reconstruction" in self.mask_losses and self.decode_from == "z*m")
+            or ("sparsity" in self.mask_losses and self.weight(lambda_) > 0)
+        )
+
+    def _given(self, name: str) -> bool:
+        """Whether a field differs from the paper's."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def _without_mask(self) -> str | None:
+        """A field that needs a mask where there is none."""
+        if self.gate != "none":
+            return None
+        if self.decode_from == "z*m":
+            return "decode_from z*m needs a mask; use z"
+        if self.normalise == "after_mask":
+            return "normalise after_mask needs a mask; use before_mask"
+        if self.strength == "lambda":
+            return "strength lambda needs a mask; use seed"
+        mask_fields = (
+            "adaptive", "k", "mask_lr", "penalty", "schedule", "warmup_epochs", "start_epoch",
+            "mask_losses", "cut",
+        )  # fmt: skip
+        useless = [name for name in mask_fields if self._given(name)]
+        return f"{', '.join(useless)}: there is no mask; leave it out" if useless else None
+
+    def _gate_problem(self) -> str | None:
+        if (self.gate == "topk") != (self.k is not None):
+            return "k, the number of open channels, belongs to gate topk; give both or neither"
+        if self.gate == "topk" and (self.strength == "lambda" or self.penalty):
+            return "gate topk keeps k channels open, so a sparsity penalty changes nothing; use strength seed"
+        if self.cut and self.decode_from == "z":
+            return "cut takes channels away that a decoder of z was trained on; use decode_from z*m"
+        return None
+
+    def _penalty_problem(self) -> str | None:
+        if self.strength == "lambda" and self.penalty:
+            return "penalty is for strength seed; with strength lambda the weight is lambda"
+        if (self.schedule == "constant") != (self.warmup_epochs == 0):
+            return "schedule linear or cosine and warmup_epochs above 0 belong together; give both or neither"
+        if self.warmup_epochs and self.strength == "seed" and not self.penalty:
+            return "there is no penalty to warm up; give penalty, or use strength lambda"
+        return None
+
+    def _training_problem(self) -> str | None:
+        if self.vae_training != "joint" and self._given("encoder_losses"):
+            return (
+                f"vae_training {self.vae_training} keeps every loss from the encoder; "
+                "leave encoder_losses out"
+            )
+        # Whether lambda is 0 is not known here: `pelap.config` looks once more.
+        if self.gate != "none" and not self.mask_learns(lambda_=1.0):
+            return "no loss is left to train the mask; name one in mask_losses that sees it"
+        return None
 
 
 class CollapseParams(Section):
@@ -165,6 +260,7 @@ class CollapseParams(Section):
     num_images: Annotated[int, Field(ge=2)]
     batch_size: PositiveInt
     active_threshold: Share
+    scale_threshold: Share
 
 
 class ScoreParams(Section):
@@ -200,7 +296,7 @@ class DistillParams(Section):
     lr: PositiveFloat
     lr_min: NonNegativeFloat
     horizontal_flip: bool
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: NonNegativeInt
     weight_decay: NonNegativeFloat
     grad_clip: PositiveFloat
     ema_decay: Decay
@@ -221,8 +317,9 @@ class DistillParams(Section):
 
 
 class EvaluateParams(Section):
-    """Quality and cost of every model."""
+    """Quality and cost of every model, or of the variants alone."""
 
+    models: Literal["all", "variants"]
     num_images: Annotated[int, Field(ge=2)]
     num_reference: Annotated[int, Field(ge=2)]
     num_reconstructions: PositiveInt
@@ -230,7 +327,7 @@ class EvaluateParams(Section):
     sampler: SamplerParams
     inception_weights: str | None
     latency_batch_size: PositiveInt
-    latency_repeats: Annotated[int, Field(ge=3)]
+    latency_repeats: Annotated[int, Field(ge=3)] | None
 
 
 class Params(Section):

@@ -70,6 +70,37 @@ class RunPaths:
         return self.collapse / "masks_per_class.csv"
 
     @property
+    def collapse_epochs(self) -> Path:
+        """Losses and collapse of every variant after every epoch."""
+        return self.collapse / "epochs.csv"
+
+    @property
+    def collapse_channels(self) -> Path:
+        return self.collapse / "channels.csv"
+
+    @property
+    def collapse_timesteps(self) -> Path:
+        """Noise loss by time step."""
+        return self.collapse / "timesteps.csv"
+
+    @property
+    def collapse_metrics(self) -> Path:
+        """The numbers of `collapse_table` as DVC's metrics."""
+        return self.collapse / "metrics.json"
+
+    @property
+    def collapse_tables(self) -> dict[str, Path]:
+        """All tables of the stage by their names."""
+        tables = (
+            self.collapse_table,
+            self.masks_per_class,
+            self.collapse_epochs,
+            self.collapse_channels,
+            self.collapse_timesteps,
+        )
+        return {path.stem: path for path in tables}
+
+    @property
     def score(self) -> Path:
         return self.root / "score"
 
@@ -149,3 +180,24 @@ class RunPaths:
     def report_table(self) -> Path:
         """The table of README, in Markdown."""
         return self.report / "overview.md"
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """What many runs say together, above their folders ``{dataset}/seed{seed}``."""
+
+    root: Path
+
+    @property
+    def summary(self) -> Path:
+        """Mean and standard deviation over seeds."""
+        return self.root / "summary.csv"
+
+    @property
+    def cells(self) -> Path:
+        """Every value of every seed."""
+        return self.root / "cells.csv"
+
+    @property
+    def figure(self) -> Path:
+        return self.root / "summary.png"

@@ -3,7 +3,7 @@
 import torch
 
 from pelap.data.dataset import to_uint8
-from pelap.diffusion import sample_latents
+from pelap.denoising import denoise
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.seeding import generator, noise
@@ -17,10 +17,6 @@ def sample_images(
     model: LatentDiffusion, sampler: SamplerParams, num: int, seed: int, batch_size: int = 128
 ) -> torch.Tensor:
     """Generate pictures.
-
-    The UNet's sample is decoded as it is: `pelap` was trained so (and decodes near the zero latent
-    once its mask has collapsed, as in the paper); the sample of a variant that decodes z*m is already
-    masked, for z*m is what its UNet has learnt.
 
     Args:
         model: In evaluation mode.
@@ -38,6 +34,6 @@ def sample_images(
         indices = range(start, min(start + batch_size, num))
         start_noise = noise(model.latent_shape, seed, PURPOSE, indices).to(device)
         step_noise = [generator(seed, "sample-step", i) for i in indices]
-        latents = sample_latents(model.unet, model.info.diffusion, sampler, start_noise, step_noise)
-        pictures.append(to_uint8(model.vae.decode(latents)).cpu())
+        latents = denoise(model, sampler, start_noise, step_noise)
+        pictures.append(to_uint8(model.decode_sample(latents)).cpu())
     return torch.cat(pictures)

@@ -1,16 +1,30 @@
-"""The assembly: autoencoder, mask, normaliser and denoising UNet as one latent diffusion model."""
+"""The assembly: autoencoder, mask, normaliser and denoising UNet as one latent diffusion model.
+
+Shapes: B batch, C latent channels, h and w sides of a latent.
+"""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from diffusers import UNet2DModel
 from torch import nn
 
 from pelap.models.light_unet import LightUNet
-from pelap.models.mask import ImportancePredictor, LatentNormaliser
-from pelap.models.vae import DOWNSAMPLING, VAE
-from pelap.params import DiffusionParams, LightUNetParams, UNetParams, VAEParams, VariantParams
+from pelap.models.mask import Gates, ImportanceMask, LatentNormaliser
+from pelap.models.pretrained_vae import PretrainedVAE, load_pretrained_vae
+from pelap.models.vae import VAE
+from pelap.params import (
+    DiffusionParams,
+    LightUNetParams,
+    Loss,
+    PelapVAEParams,
+    UNetParams,
+    VAEParams,
+    VariantParams,
+)
+
+Autoencoder: TypeAlias = VAE | PretrainedVAE
 
 
 @dataclass(frozen=True)
@@ -25,15 +39,17 @@ class ModelInfo:
     dataset: str
     seed: int
     strength: float
-    """Weight of the sparsity penalty it was trained with."""
+    """Weight of the sparsity penalty it was trained with, after any warm-up."""
     ema_decay: float
     """0 when the weights are not a moving average."""
+    cut_channels: tuple[int, ...] = ()
+    """Latent channels it was trained with and has no longer, see `pelap.channels`."""
 
 
 class Encoded(NamedTuple):
     """What the encoder says about a batch of pictures."""
 
-    latents: torch.Tensor  # (B, C, h, w) sampled from the posterior, normalised where the variant says so
+    latents: torch.Tensor  # (B, C, h, w) from the posterior, normalised where the variant says so
     mean: torch.Tensor  # (B, C, h, w) of the posterior, before normalisation
     logvar: torch.Tensor  # (B, C, h, w)
 
@@ -44,9 +60,9 @@ class LatentDiffusion(nn.Module):
     def __init__(
         self,
         info: ModelInfo,
-        vae: VAE,
+        vae: Autoencoder,
         unet: nn.Module,
-        mask: ImportancePredictor | None,
+        mask: ImportanceMask | None,
         normaliser: LatentNormaliser | None,
     ) -> None:
         super().__init__()
@@ -59,8 +75,8 @@ class LatentDiffusion(nn.Module):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
-        side = self.info.image_size // DOWNSAMPLING
-        return (self.vae.config.latent_channels, side, side)
+        side = self.info.image_size // self.vae.downsampling
+        return (self.vae.latent_channels, side, side)
 
     def encode(self, images: torch.Tensor, posterior_noise: torch.Tensor | None = None) -> Encoded:
         """Latents of images (B, 3, H, W) in [-1, 1].
@@ -70,39 +86,80 @@ class LatentDiffusion(nn.Module):
             posterior_noise: Standard normal (B, C, h, w); None takes the posterior's mean.
         """
         mean, logvar = self.vae.encode(images)
-        return Encoded(self.latents(mean, logvar, posterior_noise), mean, logvar)
-
-    def latents(
-        self, mean: torch.Tensor, logvar: torch.Tensor, posterior_noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Draw from a posterior and normalise; see `encode`."""
         z = mean if posterior_noise is None else mean + torch.exp(0.5 * logvar) * posterior_noise
-        return z if self.normaliser is None else self.normaliser(z)
+        if self.normaliser is not None and self.info.variant.normalise == "before_mask":
+            z = self.normaliser(z)
+        return Encoded(z, mean, logvar)
 
-    def importance(self, latents: torch.Tensor) -> torch.Tensor:
-        """Mask m (B, C) in 0..1; ones for a variant without a mask."""
-        if self.mask is None:
-            return torch.ones(latents.shape[:2], device=latents.device)
-        m: torch.Tensor = self.mask(latents)
-        return m
+    def gates(self, latents: torch.Tensor, uniform: torch.Tensor | None = None) -> Gates:
+        """The mask on these latents; ones for a variant without a mask. See `ImportanceMask.forward`."""
+        if self.mask is not None:
+            gates: Gates = self.mask(latents, uniform)
+            return gates
+        ones = torch.ones(latents.shape[:2], device=latents.device)
+        return Gates(ones, ones)
 
-    def unet_input(self, latents: torch.Tensor) -> torch.Tensor:
-        """z*m, what the noise is added to; detached from the parts that the variant names."""
-        source = latents.detach() if "encoder" in self.info.variant.detach else latents
-        m = self.importance(source)
-        if "mask" in self.info.variant.detach:
-            m = m.detach()
-        return apply_mask(source, m)
+    def reached_by(
+        self, loss: Loss, latents: torch.Tensor, uniform: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Gates]:
+        """Latents and gates for one loss, detached from the parts that it must not train.
 
-    def decoder_input(self, latents: torch.Tensor) -> torch.Tensor:
+        Gates are sampled only for the losses that train the mask: the others see the mask as it will be
+        used.
+
+        Args:
+            loss: Which.
+            latents: (B, C, h, w) from `encode`.
+            uniform: As in `gates`.
+        """
+        variant = self.info.variant
+        source = latents if loss in variant.encoder_losses else latents.detach()
+        if loss in variant.mask_losses:
+            return source, self.gates(source, uniform)
+        values, cost = self.gates(source)
+        return source, Gates(values.detach(), cost.detach())
+
+    def unet_input(self, latents: torch.Tensor, gates: Gates) -> torch.Tensor:
+        """z*m, normalised where the variant does that last: what the noise is added to."""
+        masked = apply_mask(latents, gates.values)
+        if self.normaliser is not None and self.info.variant.normalise == "after_mask":
+            return self.normaliser(masked)
+        return masked
+
+    def decoder_input(self, latents: torch.Tensor, gates: Gates) -> torch.Tensor:
         """Z or z*m, whichever this variant's decoder is trained on."""
-        if self.info.variant.decode_from == "z":
-            return latents
-        return apply_mask(latents, self.importance(latents))
+        return latents if self.info.variant.decode_from == "z" else apply_mask(latents, gates.values)
+
+    def support(self, gates: Gates | None = None) -> torch.Tensor | None:
+        """Which channels are part of the latent: (B or 1, C, 1, 1) of zeros and ones; None if all.
+
+        A channel that a static hard gate closed is gone: it gets no noise, and none is predicted for it.
+        A channel that an adaptive mask closed may be open in the next picture, so it stays.
+
+        Args:
+            gates: The ones in force; None takes the mask without sampling.
+        """
+        if self.mask is None or not self.mask.selects:
+            return None
+        if gates is None:
+            gates = self.mask(torch.zeros(1, *self.latent_shape, device=self.mask.logits.device))
+        return (gates.values > 0).float()[:, :, None, None]
 
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures through the posterior's mean and back, the way this variant decodes."""
-        return self.vae.decode(self.decoder_input(self.encode(images).latents))
+        latents = self.encode(images).latents
+        return self.vae.decode(self.decoder_input(latents, self.gates(latents)))
+
+    def decode_sample(self, sample: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) of what the UNet made (B, C, h, w).
+
+        It is decoded as it is: the paper's variant was trained so (and decodes near the zero latent once
+        its mask has collapsed), and the sample of a variant that decodes z*m is already masked, for z*m is
+        what its UNet has learnt.
+        """
+        if self.normaliser is not None and self.info.variant.normalise == "after_mask":
+            sample = self.normaliser.restore(sample)
+        return self.vae.decode(sample)
 
 
 def apply_mask(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -110,10 +167,21 @@ def apply_mask(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return latents * mask[:, :, None, None]
 
 
+def build_vae(params: VAEParams) -> Autoencoder:
+    """An autoencoder: with fresh weights, or pretrained and frozen.
+
+    Raises:
+        ModelError: The pretrained one cannot be read.
+    """
+    if isinstance(params, PelapVAEParams):
+        return VAE(width=params.width, latent_channels=params.latent_channels)
+    return load_pretrained_vae(params.source)
+
+
 def build_unet(params: UNetParams, latent_channels: int, latent_side: int) -> nn.Module:
     """A denoising UNet with fresh weights."""
     if isinstance(params, LightUNetParams):
-        return LightUNet(in_channels=latent_channels, width=params.width)
+        return LightUNet(in_channels=latent_channels, width=params.width, stem=params.stem)
     down = ["AttnDownBlock2D" if here else "DownBlock2D" for here in params.attention]
     up = ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(params.attention)]
     return UNet2DModel(
@@ -129,13 +197,16 @@ def build_unet(params: UNetParams, latent_channels: int, latent_side: int) -> nn
     )
 
 
-def build_model(info: ModelInfo, vae: VAEParams, unet: UNetParams) -> LatentDiffusion:
-    """A whole model with fresh weights from torch's global generator."""
-    channels = vae.latent_channels
+def build_model(info: ModelInfo, vae: Autoencoder, unet: UNetParams) -> LatentDiffusion:
+    """A whole model around an autoencoder, with fresh weights from torch's global generator."""
+    variant, channels = info.variant, vae.latent_channels
+    mask = ImportanceMask(
+        latent_channels=channels, gate=variant.gate, adaptive=variant.adaptive, num_active=variant.k
+    )
     return LatentDiffusion(
         info,
-        VAE(width=vae.width, latent_channels=channels),
-        build_unet(unet, channels, info.image_size // DOWNSAMPLING),
-        ImportancePredictor(latent_channels=channels) if info.variant.mask == "sigmoid" else None,
-        LatentNormaliser(latent_channels=channels) if info.variant.normalise else None,
+        vae,
+        build_unet(unet, channels, info.image_size // vae.downsampling),
+        mask if variant.gate != "none" else None,
+        LatentNormaliser(latent_channels=channels) if variant.normalise != "none" else None,
     )

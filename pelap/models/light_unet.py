@@ -12,15 +12,13 @@ MAX_GROUPS = 8
 
 
 class LightBlock(nn.Module):
-    """conv3(SiLU(GN(x))) + Linear(SiLU(t)), then conv3(SiLU(GN(h))); no skip inside.
+    """conv3(SiLU(GN(x))) + Linear(SiLU(t)), then conv3(SiLU(GN(h))); no skip inside."""
 
-    A block has min(8, channels) norm groups, so the first one of the UNet normalises each latent
-    channel by itself: it hides their mean and standard deviation from everything behind it.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int, in_groups: int = MAX_GROUPS
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(min(MAX_GROUPS, in_channels), in_channels)
+        self.norm1 = nn.GroupNorm(in_groups, in_channels)
         self.act1 = nn.SiLU()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_proj = nn.Linear(time_channels, out_channels)
@@ -35,16 +33,26 @@ class LightBlock(nn.Module):
 
 
 class LightUNet(ModelMixin, ConfigMixin):
-    """Predicts the noise in noisy latents (PeLAP-A; width 64 and 4 channels have 820,748 parameters)."""
+    """Predicts the noise in noisy latents (PeLAP-A; width 64 and 4 channels have 820,748 parameters).
+
+    Without a stem its first operator is a group norm that normalises each latent channel by itself (the
+    paper's min(8, channels) groups at its 4 channels), which hides the channel's mean and standard
+    deviation over positions from everything behind it. A stem is a 3x3 convolution before that norm.
+    """
 
     @register_to_config
-    def __init__(self, in_channels: int = 4, width: int = 64) -> None:
+    def __init__(self, in_channels: int = 4, width: int = 64, stem: bool = False) -> None:
         super().__init__()
         self.time_channels = 2 * width
         self.time_embedding = nn.Sequential(
             nn.Linear(self.time_channels, 4 * width), nn.SiLU(), nn.Linear(4 * width, self.time_channels)
         )
-        self.block_in = LightBlock(in_channels, width, self.time_channels)
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1) if stem else nn.Identity()
+        self.block_in = (
+            LightBlock(width, width, self.time_channels)
+            if stem
+            else LightBlock(in_channels, width, self.time_channels, in_groups=in_channels)
+        )
         self.block_down = LightBlock(width, 2 * width, self.time_channels)
         self.block_mid = LightBlock(2 * width, 2 * width, self.time_channels)
         self.block_up = LightBlock(3 * width, width, self.time_channels)
@@ -60,7 +68,7 @@ class LightUNet(ModelMixin, ConfigMixin):
         steps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])  # (B,)
         embedding = get_timestep_embedding(steps, self.time_channels, downscale_freq_shift=1)
         time = self.time_embedding(embedding.to(sample.dtype))  # (B, 2w)
-        skip = self.block_in(sample, time)  # (B, w, H, W)
+        skip = self.block_in(self.conv_in(sample), time)  # (B, w, H, W)
         h = self.block_down(F.avg_pool2d(skip, 2), time)  # (B, 2w, H/2, W/2)
         h = self.block_mid(h, time)
         h = F.interpolate(h, scale_factor=2.0, mode="nearest")  # (B, 2w, H, W)

@@ -33,6 +33,8 @@ class ResidualBlock(nn.Module):
 class VAE(ModelMixin, ConfigMixin):
     """Variational autoencoder with a diagonal Gaussian posterior (PeLAP-A, section 3)."""
 
+    downsampling = DOWNSAMPLING
+
     @register_to_config
     def __init__(self, width: int = 64, latent_channels: int = 4) -> None:
         super().__init__()
@@ -61,6 +63,10 @@ class VAE(ModelMixin, ConfigMixin):
             nn.Conv2d(width, 3, 3, padding=1),
             nn.Tanh(),
         )
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.latent_channels
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance of the posterior, each (B, c, H/4, W/4), of images in [-1, 1]."""

@@ -23,6 +23,11 @@ class RunData:
     validation: Mapping[str, pd.DataFrame]
     """Losses on test pictures by epoch, per variant."""
     collapse: pd.DataFrame
+    """Verdict, reason and numbers, a row a variant."""
+    epochs: pd.DataFrame
+    """The same numbers after every epoch, of all variants."""
+    timesteps: pd.DataFrame
+    """Noise loss and its floor in bins of time steps, of all variants."""
     masks: pd.DataFrame
     scores: pd.DataFrame
     plan: Mapping[str, Any]
@@ -37,6 +42,11 @@ class RunData:
     def frame(self) -> pd.DataFrame:
         """The metrics as a table."""
         return metrics_frame(self.metrics, self.scored)
+
+    @property
+    def timed(self) -> bool:
+        """Whether times were measured."""
+        return "latency_ms" in self.frame
 
     @property
     def scored(self) -> str | None:

@@ -17,6 +17,7 @@ from pelap.report.style import (
     MUTED,
     PAPER,
     Look,
+    literal,
     looks,
     panels,
     quiet,
@@ -59,7 +60,8 @@ def overview(frame: pd.DataFrame, strips: Mapping[str, NDArray[np.uint8]], model
     axis = left.subplots()
     _restyle(axis)
     _quality_latency(axis, frame, look, scale=1.45)
-    axis.set_title("Quality against time", loc="left", fontsize=16, color=INK, fontweight="bold", pad=12)
+    title = "Quality against time" if "latency_ms" in frame else "Quality"
+    axis.set_title(title, loc="left", fontsize=16, color=INK, fontweight="bold", pad=12)
     _strips(right, strips, look)
     return figure
 
@@ -84,26 +86,54 @@ def _restyle(axis: Axes) -> None:
 
 def _quality_latency(axis: Axes, frame: pd.DataFrame, look: Mapping[str, Look], scale: float = 1.0) -> None:
     column = quality_column(frame)
-    if column is None or "latency_ms" not in frame:
-        nothing(axis, "quality or time was not measured")
+    if column is None:
+        nothing(axis, "quality was not measured")
+        return
+    if "latency_ms" not in frame:
+        _quality_alone(axis, frame, column, look, scale)
         return
     shown = frame.dropna(subset=[column.key, "latency_ms"])
     for model, row in shown.iterrows():
         _point(axis, row, column.key, look[str(model)], scale)
     floor = frame[column.key].get("real", np.nan)
-    if not np.isnan(floor):
-        axis.axhline(floor, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
     titles(axis, x="time of one UNet pass over a batch (ms)", y=f"{column.title} ({column.unit})")
     for label in (axis.xaxis.label, axis.yaxis.label):
         label.set_fontsize(9.5 * scale)
     _room(axis, shown, column, floor)
     _name_points(axis, shown, column, look, scale)
-    if not np.isnan(floor):
+    _floor(axis, floor, column, scale)
+
+
+def _quality_alone(
+    axis: Axes, frame: pd.DataFrame, column: Column, look: Mapping[str, Look], scale: float
+) -> None:
+    """Where no times were measured: the models side by side in the table's order."""
+    values = frame[column.key].drop("real", errors="ignore").dropna()
+    for place, (model, value) in enumerate(values.items()):
+        colour, marker = look[str(model)].colour, look[str(model)].marker
+        axis.plot(place, value, marker, color=colour, markersize=9 * scale, markeredgecolor=PAPER, zorder=3)
         axis.annotate(
-            f"real against other real pictures: {column.cell(floor)}",
-            (1, floor), xycoords=("axes fraction", "data"), xytext=(0, -4), textcoords="offset points",
-            ha="right", va="top", fontsize=9 * scale, color=MUTED,
+            column.cell(value), (place, value), xytext=(0, 9 * scale), textcoords="offset points",
+            ha="center", fontsize=9 * scale, color=INK,
         )  # fmt: skip
+    names = [literal(shortened(str(model))) for model in values.index]
+    axis.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 30)
+    axis.margins(0.12, 0.18)
+    titles(axis, y=f"{column.title} ({column.unit})")
+    axis.yaxis.label.set_fontsize(9.5 * scale)
+    _floor(axis, frame[column.key].get("real", np.nan), column, scale)
+
+
+def _floor(axis: Axes, value: float, column: Column, scale: float) -> None:
+    """The distance between two draws of real pictures as a dashed line, if it was measured."""
+    if np.isnan(value):
+        return
+    axis.axhline(value, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+    axis.annotate(
+        f"real against other real pictures: {column.cell(value)}",
+        (1, value), xycoords=("axes fraction", "data"), xytext=(0, -4), textcoords="offset points",
+        ha="right", va="top", fontsize=9 * scale, color=MUTED,
+    )  # fmt: skip
 
 
 def _point(axis: Axes, row: "pd.Series[float]", key: str, look: Look, scale: float) -> None:

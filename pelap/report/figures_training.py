@@ -1,13 +1,12 @@
-"""Figures of training, of the masks and of distillation."""
+"""Figures of training and of distillation."""
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelap.report.style import INK, legend, literal, log_scale, looks, panels, shortened, titles
+from pelap.report.style import INK, legend, log_scale, looks, panels, shortened, titles
 
 _LOSSES = (
     ("noise", "Noise prediction", "mean squared error"),
@@ -20,10 +19,6 @@ _TERMS = (
     ("output", "output: the teacher's prediction", "#e69f00", "-"),
     ("feature", "features: the teacher's blocks", "#009e73", "-"),
 )
-_MOST_CLASSES, _MOST_CHANNELS = 24, 8
-"""With more classes the heat map names only some; with more of either it writes no numbers."""
-_BRIGHT = 0.6
-"""From this value on the colour map wants dark numbers."""
 
 
 def training_curves(
@@ -81,42 +76,3 @@ def distillation_curves(history: pd.DataFrame) -> Figure:
     titles(axis, x="distillation step", y="loss (squared error)")
     legend(figure, loc="outside right center")
     return figure
-
-
-def mask_heatmap(masks: pd.DataFrame) -> Figure:
-    """Mean mask of every class and latent channel, one panel per variant."""
-    variants = list(dict.fromkeys(masks["variant"]))
-    classes = masks["class_name"].nunique()
-    height = 1.3 + min(classes, 2 * _MOST_CLASSES) * (0.27 if classes <= _MOST_CLASSES else 0.12)
-    figure, axes = panels(max(1, len(variants)), (11, height), sharey=True)
-    mesh = None
-    for axis, variant in zip(axes, variants, strict=False):
-        rows = masks[masks["variant"] == variant]
-        table = rows.pivot_table(index="class_name", columns="channel", values="mean_mask", sort=False)
-        mesh = axis.pcolormesh(table.to_numpy(), cmap="viridis", vmin=0, vmax=1)
-        _label_cells(axis, table)
-        titles(axis, shortened(str(variant)), "latent channel")
-    if mesh is not None:
-        bar = figure.colorbar(mesh, ax=axes, fraction=0.03, pad=0.01)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=0, colors=INK)
-        bar.set_label("mean mask (0 off, 1 open)", fontsize=9, color=INK)
-    return figure
-
-
-def _label_cells(axis: Axes, table: pd.DataFrame) -> None:
-    """Class names on the left, channels below, values inside where they fit."""
-    classes, channels = table.shape
-    every = 1 if classes <= _MOST_CLASSES else 5
-    axis.grid(visible=False)
-    axis.spines[:].set_visible(False)
-    axis.set_ylim(classes, 0)  # first class on top; inverting a shared axis twice would undo it
-    axis.set_xticks(np.arange(channels) + 0.5, [literal(name) for name in table.columns])
-    axis.set_yticks(np.arange(0, classes, every) + 0.5, [literal(name) for name in table.index[::every]])
-    if classes > _MOST_CLASSES or channels > _MOST_CHANNELS:
-        return
-    values = table.to_numpy(dtype=float)
-    for row, column in np.ndindex(classes, channels):
-        value = values[row, column]
-        ink = "#ffffff" if value < _BRIGHT else "#000000"
-        axis.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)

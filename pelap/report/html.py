@@ -11,35 +11,15 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pelap.report import figures, figures_pruning, figures_training, words
+from pelap.report import collapse, figures, figures_collapse, figures_pruning, figures_training, words
 from pelap.report.data import RunData
 from pelap.report.style import looks, to_svg
-from pelap.report.tables import DASH, columns, number
+from pelap.report.tables import DASH, columns
 
 _GRID_WIDTH = 548
 """Pixels that a grid of pictures may take on the page; two stand side by side."""
 _LONGEST = 36
 """Characters of a value in the line of the protocol below the table."""
-_COLLAPSE = (
-    ("mean_mask", "mean mask", 3,
-     "Mean of the mask over channels and test pictures: 1 lets everything through, 0 nothing."),
-    ("active_channels", "active channels", 0, "Channels whose mean mask is above the threshold."),
-    ("unet_input_std", "UNet input std", 4,
-     "Standard deviation of what the UNet sees, averaged over the active channels (over all of them "
-     "where every one is off); near 0 the latent is gone."),
-    ("diffusion_loss", "diffusion loss", 4, "Mean squared error of the predicted noise on test pictures."),
-    ("gaussian_floor", "Gaussian floor", 4,
-     "That error for the best affine predictor that sees each latent value by itself. A reference for "
-     "this latent scale, no lower bound: a network that uses structure goes below it."),
-    ("floor_ratio", "floor ratio", 2,
-     "Diffusion loss divided by the Gaussian floor: comparable between latent scales, which the loss alone "
-     "is not."),
-    ("recon_mse", "recon. MSE", 2,
-     "Squared error of pictures decoded from the plain latent, summed over the values of a picture."),
-    ("masked_recon_mse", "masked recon. MSE", 2,
-     "The same, decoded from the masked latent, which is all that sampling can give; far above the other, "
-     "the decoder has never learned to use the mask."),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +44,8 @@ def render(run: RunData) -> str:
         look=looks(run.models),
         columns=columns(run.frame),
         rows=list(_rows(run.frame)),
-        collapse=_collapse(run.collapse),
+        collapse=collapse.numbers(run.collapse),
+        verdicts=collapse.verdicts(run.collapse),
         # drawn by us; text inside is escaped
         figures={name: Markup(svg) for name, svg in _figures(run)},
         samples=_pictures(run.samples),
@@ -114,22 +95,14 @@ def _rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
         yield model, [each.cell(value) for each, value in zip(shown, values, strict=True)]
 
 
-def _collapse(table: pd.DataFrame) -> dict[str, Any]:
-    """Headings, explanations and cells of the columns that the table has."""
-    shown = [entry for entry in _COLLAPSE if entry[0] in table]
-    cells = {key: [number(value, decimals) for value in table[key]] for key, _, decimals, _ in shown}
-    rows = [
-        (variant, [cells[key][index] for key, *_ in shown]) for index, variant in enumerate(table["variant"])
-    ]
-    return {"terms": [(name, text) for _, name, _, text in shown], "rows": rows}
-
-
 def _figures(run: RunData) -> Iterator[tuple[str, str]]:
     """Every drawn figure as an SVG element."""
     drawn = {
         "quality": figures.quality_latency(run.frame, run.models),
         "training": figures_training.training_curves(run.history, run.validation, run.models),
-        "masks": figures_training.mask_heatmap(run.masks),
+        "epochs": figures_collapse.epoch_curves(run.epochs, run.models),
+        "timesteps": figures_collapse.timestep_curves(run.timesteps, run.models),
+        "masks": figures_collapse.mask_heatmap(run.masks),
         "bars": figures_pruning.operator_bars(run.scores, run.removed),
         "scatter": figures_pruning.score_latency(run.scores, run.removed),
         "distill": figures_training.distillation_curves(run.distill),

@@ -11,7 +11,7 @@ from pelap.report.tables import number, quality_column
 
 def headline(run: RunData) -> list[str]:
     """What this run shows, most important first; sentences without data are left out."""
-    parts = (pruning(run), quality(run), variants(run), latents(run), caution(run))
+    parts = (pruning(run), quality(run), variants(run), verdicts(run), latents(run), caution(run))
     return [sentence for sentence in parts if sentence]
 
 
@@ -84,6 +84,13 @@ def variants(run: RunData) -> str:
         return ""
     order = listed(f"{model} ({column.cell(value)})" for model, value in values.items())
     return f"Variants by {column.title} of their samples, best first: {order}."
+
+
+def verdicts(run: RunData) -> str:
+    """What happened to each variant's latent."""
+    found = run.collapse.groupby("verdict", sort=False)["variant"].agg(listed)
+    text = "; ".join(f"{verdict} in {names}" for verdict, names in found.items())
+    return f"Verdict on the latents: {text}." if text else ""
 
 
 def latents(run: RunData) -> str:

@@ -1,41 +1,78 @@
-"""collapse: what each variant's mask did to its latents."""
+"""collapse: what each variant's mask did to its latents, and a verdict."""
 
 import pandas as pd
 
 from pelap import io
-from pelap.collapse import Observations, masks_per_class, observe, summarise
+from pelap.collapse import (
+    Observations,
+    Thresholds,
+    channel_table,
+    masks_per_class,
+    observe,
+    summarise,
+    timestep_table,
+    verdict,
+)
 from pelap.data.dataset import Split
-from pelap.diffusion import alphas_cumprod
-from pelap.models.ldm import LatentDiffusion
 from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
 
+SHOWN = (
+    "variant",
+    "mean_mask",
+    "active_channels",
+    "unet_input_std",
+    "diffusion_loss",
+    "gaussian_floor",
+    "recon_mse",
+)
+
 
 def run(context: Context) -> None:
-    """Write one row a variant, and the masks by class of the variants that have one."""
+    """Write the tables of docs/collapse.md for all variants together, and print the verdicts."""
     params, paths = context.params.collapse, context.paths
+    thresholds = Thresholds(params.active_threshold, params.scale_threshold)
     dataset = context.dataset()
     test = Split(dataset.test.images[: params.num_images], dataset.test.labels[: params.num_images])
-    rows, classes = [], []
+    tables: dict[str, list[pd.DataFrame]] = {}
     with io.exclusive(paths.collapse):
         for name in context.params.variants:
             model = trained_model(context, paths.train(name).model, dataset)
-            seen = observe(model, test.images, context.params.seed, params.batch_size)
-            rows.append(_row(name, model, seen, params.active_threshold))
-            if model.mask is not None:
-                table = masks_per_class(seen.masks, test.labels, dataset.class_names)
-                table.insert(0, "variant", name)
-                classes.append(table)
+            seen = observe(model, test.images, context.params.seed, params.batch_size, thresholds)
+            found = {
+                "collapse": _row(seen, thresholds),
+                "channels": channel_table(seen, thresholds),
+                "timesteps": timestep_table(seen),
+                "epochs": io.read_csv(paths.train(name).validation),
+                "masks_per_class": masks_per_class(seen.masks, test.labels, dataset.class_names),
+            }
+            if model.mask is None:
+                found["masks_per_class"] = found["masks_per_class"][:0]
+            for table, frame in found.items():
+                frame.insert(0, "variant", name)
+                tables.setdefault(table, []).append(frame)
         with io.atomic_dir(paths.collapse) as partial:
-            io.write_csv(partial / paths.collapse_table.name, pd.DataFrame(rows))
-            io.write_csv(partial / paths.masks_per_class.name, _joined(classes))
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))
+            for table, frames in tables.items():
+                io.write_csv(
+                    partial / paths.collapse_tables[table].name, pd.concat(frames, ignore_index=True)
+                )
+            rows = pd.concat(tables["collapse"], ignore_index=True)
+            io.write_json(partial / paths.collapse_metrics.name, _metrics(rows))
+    print(rows[list(SHOWN)].to_string(index=False, float_format="{:.4g}".format))
+    for row in rows.itertuples(index=False):
+        print(f"{row.variant}: {row.verdict}: {row.reason}")
 
 
-def _row(name: str, model: LatentDiffusion, seen: Observations, threshold: float) -> dict[str, object]:
-    return {"variant": name, **summarise(seen, alphas_cumprod(model.info.diffusion), threshold)}
+def _row(seen: Observations, thresholds: Thresholds) -> pd.DataFrame:
+    row = summarise(seen, thresholds)
+    name, reason = verdict(row, thresholds)
+    return pd.DataFrame([{"verdict": name, "reason": reason, **row}])
 
 
-def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    columns = ["variant", "class_name", "channel", "mean_mask"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+def _metrics(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The numbers of every variant, for `dvc exp show`; JSON has no NaN, so what is none is left out."""
+    numbers = rows.set_index("variant").select_dtypes("number")
+    return {
+        str(name): {str(key): float(value) for key, value in row.dropna().items()}
+        for name, row in numbers.iterrows()
+    }

@@ -42,7 +42,7 @@ def run(context: Context) -> None:
         with io.atomic_dir(paths.evaluate) as partial:
             distances = _distances(context, models, dataset.train, extractors, partial)
             reconstructions = _reconstructions(context, models, dataset.test, partial)
-            costs = _costs(models, params, context.device)
+            costs = _costs(models, params.latency_batch_size, params.latency_repeats, context.device)
             metrics = {
                 name: distances[name] | reconstructions.get(name, {}) | costs.get(name, {})
                 for name in distances
@@ -63,7 +63,8 @@ def _check_size(train: Split, params: EvaluateParams) -> None:
 
 def _models(context: Context, dataset: ImageDataset) -> dict[str, LatentDiffusion]:
     folders = {name: context.paths.train(name).model for name in context.params.variants}
-    folders |= {"pruned": context.paths.pruned_model, "distilled": context.paths.distilled_model}
+    if context.params.evaluate.models == "all":
+        folders |= {"pruned": context.paths.pruned_model, "distilled": context.paths.distilled_model}
     return {name: trained_model(context, folder, dataset) for name, folder in folders.items()}
 
 
@@ -128,10 +129,14 @@ def _reconstructions(
     return result
 
 
-def _costs(models: Models, params: EvaluateParams, device: torch.device) -> dict[str, dict[str, float]]:
+def _costs(
+    models: Models, batch_size: int, repeats: int | None, device: torch.device
+) -> dict[str, dict[str, float]]:
     """What one pass of each UNet costs; all are timed in turns, so that they can be compared."""
-    passes = {name: forward_pass(model, params.latency_batch_size) for name, model in models.items()}
-    latency = measure_latency(passes, device, params.latency_repeats)
+    if repeats is None:
+        return {}
+    passes = {name: forward_pass(model, batch_size) for name, model in models.items()}
+    latency = measure_latency(passes, device, repeats)
     return {
         name: {
             "latency_ms": latency[name].median_ms,
@@ -142,6 +147,13 @@ def _costs(models: Models, params: EvaluateParams, device: torch.device) -> dict
         }
         for name, model in models.items()
     }
+
+
+def _scored_variant(context: Context) -> str | None:
+    if context.params.evaluate.models == "variants":
+        return None
+    variant: str = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
+    return variant
 
 
 def _protocol(
@@ -157,7 +169,7 @@ def _protocol(
         "extractors": {e.name: {"input_size": e.input_size, "sha256": e.checksum} for e in extractors},
         "sampler": params.sampler.model_dump(),
         "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
-        "scored_variant": io.read_mapping(context.paths.score_protocol, ["variant"])["variant"],
+        "scored_variant": _scored_variant(context),
         "num_reconstructions": min(params.num_reconstructions, len(dataset.test)),
         "latency_batch_size": params.latency_batch_size,
         "latency_repeats": params.latency_repeats,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pelap.stages.context import Context
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")
+_COLLAPSE = ("variant", "verdict", "reason", "unet_input_std")
+_TIMESTEPS = ("variant", "first_step", "last_step", "diffusion_loss", "gaussian_floor")
 
 
 def run(context: "Context") -> None:
@@ -54,7 +56,9 @@ def load(params: "Params", paths: RunPaths) -> RunData:
         protocol=io.read_mapping(paths.evaluate_protocol),
         history={name: io.read_csv(paths.train(name).history, _LOSSES) for name in variants},
         validation={name: io.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
-        collapse=io.read_csv(paths.collapse_table, ("variant", "unet_input_std")),
+        collapse=io.read_csv(paths.collapse_table, _COLLAPSE),
+        epochs=io.read_csv(paths.collapse_epochs, ("variant", "epoch")),
+        timesteps=io.read_csv(paths.collapse_timesteps, _TIMESTEPS),
         masks=io.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
         scores=io.read_csv(paths.scores, ("operator", "score", "latency_share")),
         plan=io.read_mapping(paths.plan, ("operators",)),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pelap import io
-from pelap.diffusion import sample_latents
+from pelap.denoising import denoise
 from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_module_latencies
@@ -63,14 +63,14 @@ def _score(
     device = next(model.parameters()).device
     start = noise(model.latent_shape, seed, PURPOSE, range(params.num_latents)).to(device)
 
-    def denoise(latents: torch.Tensor) -> torch.Tensor:
+    def to_latents(latents: torch.Tensor) -> torch.Tensor:
         # Item i of every copy of the set draws the same numbers, whichever operator is left out.
         streams = [generator(seed, "score-step", i % params.num_latents) for i in range(len(latents))]
-        return sample_latents(model.unet, model.info.diffusion, params.sampler, latents, streams)
+        return denoise(model, params.sampler, latents, streams)
 
     candidates = max(1, params.batch_size // params.num_latents)
     with progress(f"score {model.info.name}", len(operators)) as report:
-        return score_operators(model.unet, denoise, operators, start, candidates, report)
+        return score_operators(model.unet, to_latents, operators, start, candidates, report)
 
 
 def _costs(

@@ -1,13 +1,15 @@
-"""train: a variant's autoencoder, mask and UNet, jointly."""
+"""train: a variant's autoencoder, mask and UNet, jointly or one after the other."""
 
 import torch
 
 from pelap import io
+from pelap.channels import closed_channels, cut_channels, describe_cut
+from pelap.config import latent_problem, parts_of
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
 from pelap.data.grid import save_grid
 from pelap.errors import ConfigError
 from pelap.loading import save_model
-from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model
+from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import VariantParams
 from pelap.paths import TrainPaths
 from pelap.sampling import sample_images
@@ -36,7 +38,7 @@ def run(context: Context, variant: str | None = None) -> None:
 
 def _train(context: Context, dataset: ImageDataset, name: str, variant: VariantParams) -> None:
     params, paths = context.params, context.paths.train(name)
-    strength = params.lambda_ if variant.strength == "lambda" else 0.0
+    vae_params, unet_params = parts_of(variant, params.vae, params.unet)
     info = ModelInfo(
         name=name,
         variant=variant,
@@ -44,18 +46,37 @@ def _train(context: Context, dataset: ImageDataset, name: str, variant: VariantP
         image_size=dataset.train.images.shape[-1],
         dataset=dataset.name,
         seed=params.seed,
-        strength=strength,
+        strength=variant.weight(params.lambda_),
         ema_decay=params.train.ema_decay,
     )
-    configuration = [repr(info), params.vae, params.unet, params.train, dataset.checksum]
+    configuration = [repr(info), vae_params, unet_params, params.train, dataset.checksum]
     checkpoint = context.paths.checkpoint(f"train-{name}", io.digest(configuration))
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)
-    model = build_model(info, params.vae, params.unet)
+    vae = build_vae(vae_params)
+    problem = latent_problem(variant, unet_params, info.image_size, vae.downsampling, vae.latent_channels)
+    if problem:
+        raise ConfigError(f"variants.{name}: {problem}")
+    model = build_model(info, vae, unet_params)
     model, progress = train_jointly(model, dataset, params.train, context.device, checkpoint)
+    if variant.cut:
+        model = _without_closed_channels(model, dataset, params.train.batch_size)
     with io.atomic_dir(paths.folder) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
     drop_checkpoint(checkpoint)
+
+
+def _without_closed_channels(
+    model: LatentDiffusion, dataset: ImageDataset, batch_size: int
+) -> LatentDiffusion:
+    """The model to save for a variant with `cut`; a mask that closed everything is kept to be looked at."""
+    channels = model.latent_shape[0]
+    closed = closed_channels(model, dataset.train.images, batch_size)
+    if len(closed) == channels:
+        print(f"{model.info.name}: all {channels} latent channels are closed; nothing is cut")
+        return model
+    print(f"{model.info.name}: {describe_cut(closed, channels)}")
+    return cut_channels(model, closed) if closed else model
 
 
 def _save(

@@ -16,6 +16,16 @@ def trained_model(context: Context, folder: Path, dataset: ImageDataset) -> Late
         ModelError: It was trained on another data set or at another size, or cannot be loaded.
     """
     model = load_model(folder, context.device)
+    demand_trained_on(model, folder, dataset)
+    return model
+
+
+def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDataset) -> None:
+    """Refuse a model, from `folder`, that was trained on other pictures.
+
+    Raises:
+        ModelError: It was trained on another data set or at another size.
+    """
     trained_on = (model.info.dataset, model.info.image_size)
     given = (dataset.name, dataset.train.images.shape[-1])
     if trained_on != given:
@@ -23,4 +33,3 @@ def trained_model(context: Context, folder: Path, dataset: ImageDataset) -> Late
             f"{folder}: was trained on {trained_on[0]} at {trained_on[1]} pixels, the data "
             f"are {given[0]} at {given[1]}; train again, or give another --data or --run"
         )
-    return model

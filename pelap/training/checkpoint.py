@@ -68,7 +68,9 @@ def _fits(part: Any, tensors: dict[str, torch.Tensor]) -> bool:
         own = part.state_dict()
         return own.keys() == tensors.keys() and all(own[key].shape == tensors[key].shape for key in own)
     num_parameters = sum(len(group["params"]) for group in part.param_groups)
-    return {int(key.split("/")[0]) for key in tensors} == set(range(num_parameters))
+    there = {int(key.split("/")[0]) for key in tensors}
+    # A parameter that no phase has trained yet has no slot.
+    return bool(there) and there <= set(range(num_parameters))
 
 
 def _tensors(part: Any) -> dict[str, torch.Tensor]:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pelap.diffusion import add_noise, alphas_cumprod
+from pelap.denoising import add_noise_to, noise_error
+from pelap.diffusion import alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import DistillParams
 from pelap.training.joint import draw
@@ -68,6 +69,7 @@ def distillation_losses(
     target: torch.Tensor,
     noise: torch.Tensor,
     weights: tuple[float, float, float],
+    support: torch.Tensor | None = None,
 ) -> Losses:
     """The three terms and their weighted sum ``loss``.
 
@@ -78,9 +80,10 @@ def distillation_losses(
         target: The teacher's.
         noise: The true noise.
         weights: Of task, output and feature.
+        support: Which channels are there; see `Noisy`.
     """
-    task = F.mse_loss(predicted.float(), noise)
-    output = F.mse_loss(predicted.float(), target.float())
+    task = noise_error(predicted, noise, support).mean()
+    output = noise_error(predicted, target.float(), support).mean()
     pairs = [(student.features[name], teacher.features[name]) for name in teacher.features]
     feature = torch.stack([relative_distance(s, t) for s, t in pairs]).mean() if pairs else torch.zeros(())
     loss = weights[0] * task + weights[1] * output + weights[2] * feature
@@ -141,11 +144,14 @@ def distill(
             pictures = next(batches)
             random = draw(teacher, len(pictures), seed, "distill-step", step)
             with torch.no_grad():
-                clean = teacher.unet_input(teacher.encode(pictures, random.posterior).latents)
-                noisy = add_noise(clean, random.noise, random.timesteps, alphas)
-                target = teacher.unet(noisy, random.timesteps).sample
-            predicted = student.unet(noisy, random.timesteps).sample
-            return distillation_losses(taps[0], taps[1], predicted, target, random.noise, weights)
+                latents = teacher.encode(pictures, random.posterior).latents
+                gates = teacher.gates(latents)
+                noisy = add_noise_to(teacher, latents, gates, random.noise, random.timesteps, alphas)
+                target = teacher.unet(noisy.latents, random.timesteps).sample
+            predicted = student.unet(noisy.latents, random.timesteps).sample
+            return distillation_losses(
+                taps[0], taps[1], predicted, target, random.noise, weights, noisy.support
+            )
 
         progress = trainer.run(losses, lambda step: None)
     return trainer.kept.eval(), progress

@@ -1,17 +1,20 @@
 """Joint training of VAE, mask and UNet: the objective of every variant (PeLAP-A, section 3)."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from pelap.collapse import Thresholds, observe, summarise
 from pelap.data.dataset import ImageDataset, to_float
+from pelap.denoising import add_noise_to, noise_error
 from pelap.device import autocast
-from pelap.diffusion import add_noise, alphas_cumprod
+from pelap.diffusion import alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
-from pelap.params import TrainParams
+from pelap.params import TrainParams, VariantParams
 from pelap.seeding import generator
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, batches_from, cosine
 
@@ -23,6 +26,7 @@ class Draw:
     posterior: torch.Tensor  # (B, C, h, w) standard normal
     noise: torch.Tensor  # (B, C, h, w) standard normal
     timesteps: torch.Tensor  # (B,) in 0..T-1
+    gates: torch.Tensor  # (B, C) uniform in 0..1
 
 
 def draw(model: LatentDiffusion, batch_size: int, seed: int, purpose: str, index: int) -> Draw:
@@ -35,6 +39,7 @@ def draw(model: LatentDiffusion, batch_size: int, seed: int, purpose: str, index
         torch.randn(shape, generator=stream).to(device),
         torch.randn(shape, generator=stream).to(device),
         torch.randint(total, (batch_size,), generator=stream).to(device),
+        torch.rand(shape[:2], generator=stream).to(device),
     )
 
 
@@ -43,41 +48,115 @@ def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return -0.5 * (1 + logvar - mean.square() - logvar.exp()).mean()
 
 
+@dataclass(frozen=True)
+class Phase:
+    """What a step trains."""
+
+    vae_alone: bool
+    masked: bool
+    """Whether the mask is in force, or still all ones."""
+    strength: float
+    """Weight of the sparsity penalty."""
+
+
+class Schedule:
+    """A run in phases: the VAE alone (`vae_training: first`), all without mask, all with mask.
+
+    Args:
+        variant: Says which phases there are.
+        strength: Weight of the sparsity penalty once any warm-up is over.
+        params: The section `train`.
+        steps_per_epoch: Steps of an epoch.
+    """
+
+    def __init__(
+        self, variant: VariantParams, strength: float, params: TrainParams, steps_per_epoch: int
+    ) -> None:
+        self.variant = variant
+        self.strength = strength
+        self.params = params
+        self.steps_per_epoch = steps_per_epoch
+        self.vae_steps = params.vae_epochs * steps_per_epoch if variant.vae_training == "first" else 0
+        self.num_steps = self.vae_steps + params.epochs * steps_per_epoch
+
+    def at(self, step: int) -> Phase:
+        """The phase of a step, counted from 0 over the whole run."""
+        after_start = step - self.vae_steps - self.variant.start_epoch * self.steps_per_epoch
+        masked = after_start >= 0
+        strength = self.strength * self._ramp(after_start) if masked else 0.0
+        return Phase(vae_alone=step < self.vae_steps, masked=masked, strength=strength)
+
+    def _ramp(self, step: int) -> float:
+        """Share of the penalty `step` steps after the mask came into force: 0 to 1 over the warm-up."""
+        warmup = self.variant.warmup_epochs * self.steps_per_epoch
+        if step >= warmup:
+            return 1.0
+        position = step / warmup
+        return position if self.variant.schedule == "linear" else (1 - math.cos(math.pi * position)) / 2
+
+    def lr_at(self, step: int) -> float:
+        """Cosine from lr to lr_min, moved every step or (the paper) every epoch; once for each phase."""
+        step, total = (
+            (step, self.vae_steps)
+            if step < self.vae_steps
+            else (step - self.vae_steps, self.num_steps - self.vae_steps)
+        )
+        if self.params.lr_update == "epoch":
+            step -= step % self.steps_per_epoch
+        return cosine(self.params.lr, self.params.lr_min, step / total)
+
+
+def autoencoder_losses(
+    model: LatentDiffusion, images: torch.Tensor, random: Draw, kl_weight: float
+) -> Losses:
+    """The autoencoder alone on pictures (B, 3, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl."""
+    encoded = model.encode(images, random.posterior)
+    recon = F.mse_loss(model.vae.decode(encoded.latents).float(), images)
+    kl = kl_divergence(encoded.mean.float(), encoded.logvar.float())
+    return {"loss": recon + kl_weight * kl, "recon": recon, "kl": kl}
+
+
 def joint_losses(
-    model: LatentDiffusion, images: torch.Tensor, random: Draw, kl_weight: float, alphas: torch.Tensor
+    model: LatentDiffusion,
+    images: torch.Tensor,
+    random: Draw,
+    kl_weight: float,
+    strength: float,
+    alphas: torch.Tensor,
 ) -> Losses:
     """Loss terms on pictures (B, 3, H, W) in [-1, 1].
 
     ``loss`` = recon + kl_weight * kl + noise + strength * sparsity, with recon and noise as mean
-    squared errors and sparsity (also logged as ``mean_mask``) as the mean of the mask.
+    squared errors and sparsity as the mean cost of the gates. ``mean_mask`` is the mean of their values.
+    Each term reaches the parts that the variant's `encoder_losses` and `mask_losses` name.
     """
-    latents, mean, logvar = model.encode(images, random.posterior)
-    decoded = model.vae.decode(model.decoder_input(latents))
-    clean = model.unet_input(latents)
-    noisy = add_noise(clean, random.noise, random.timesteps, alphas)
-    predicted = model.unet(noisy, random.timesteps).sample
+    encoded = model.encode(images, random.posterior)
+    uniform = random.gates if model.training else None
+    decoded = model.vae.decode(
+        model.decoder_input(*model.reached_by("reconstruction", encoded.latents, uniform))
+    )
     recon = F.mse_loss(decoded.float(), images)
-    noise = F.mse_loss(predicted.float(), random.noise)
-    kl = kl_divergence(mean.float(), logvar.float())
-    sparsity = model.importance(latents).mean()
-    loss = recon + kl_weight * kl + noise + model.info.strength * sparsity
-    return {"loss": loss, "recon": recon, "kl": kl, "noise": noise, "mean_mask": sparsity}
-
-
-def learning_rate(params: TrainParams, steps_per_epoch: int) -> Callable[[int], float]:
-    """Cosine from lr to lr_min over the run, moved every step or (the paper) every epoch."""
-    num_steps = params.epochs * steps_per_epoch
-
-    def at(step: int) -> float:
-        if params.lr_update == "epoch":
-            step -= step % steps_per_epoch
-        return cosine(params.lr, params.lr_min, step / num_steps)
-
-    return at
+    seen = model.reached_by("diffusion", encoded.latents, uniform)
+    noisy = add_noise_to(model, *seen, random.noise, random.timesteps, alphas)
+    predicted = model.unet(noisy.latents, random.timesteps).sample
+    noise = noise_error(predicted, random.noise, noisy.support).mean()
+    gates = model.reached_by("sparsity", encoded.latents, uniform)[1]
+    kl, sparsity = kl_divergence(encoded.mean.float(), encoded.logvar.float()), gates.cost.mean()
+    return {
+        "loss": recon + kl_weight * kl + noise + strength * sparsity,
+        "recon": recon,
+        "kl": kl,
+        "noise": noise,
+        "mean_mask": gates.values.mean(),
+    }
 
 
 def train_jointly(
-    model: LatentDiffusion, dataset: ImageDataset, params: TrainParams, device: torch.device, checkpoint: Path
+    model: LatentDiffusion,
+    dataset: ImageDataset,
+    params: TrainParams,
+    device: torch.device,
+    checkpoint: Path,
 ) -> tuple[LatentDiffusion, Progress]:
     """Train a fresh model in place.
 
@@ -96,20 +175,24 @@ def train_jointly(
         DataError: Fewer pictures than one batch.
     """
     images = dataset.train.images.to(device)
-    steps_per_epoch = max(1, len(images) // params.batch_size)
+    whole_epoch = max(1, len(images) // params.batch_size)
+    steps_per_epoch = min(params.steps_per_epoch or whole_epoch, whole_epoch)
+    schedule = Schedule(model.info.variant, model.info.strength, params, steps_per_epoch)
+    mask_lr = model.info.variant.mask_lr
     how = Optimisation(
-        num_steps=params.epochs * steps_per_epoch,
+        num_steps=schedule.num_steps,
         batch_size=params.batch_size,
-        lr_at=learning_rate(params, steps_per_epoch),
+        lr_at=schedule.lr_at,
         weight_decay=params.weight_decay,
         grad_clip=params.grad_clip,
         ema_decay=params.ema_decay,
         precision=params.precision,
         log_every=params.log_every,
         select=params.select,
+        lr_factors={"mask": mask_lr / params.lr} if mask_lr is not None else {},
     )
     trainer = Trainer(model, how, device, checkpoint, f"train {model.info.name}")
-    objective = _Objective(trainer, model, images, dataset.test.images, params)
+    objective = _Objective(trainer, schedule, model, images, dataset.test.images)
 
     def after_step(step: int) -> None:
         if step % steps_per_epoch == 0:
@@ -118,7 +201,35 @@ def train_jointly(
     progress = trainer.run(objective.losses, after_step)
     kept = trainer.kept
     assert isinstance(kept, LatentDiffusion)
+    calibrate(kept, images, params.batch_size)
     return kept.eval(), progress
+
+
+NUM_CALIBRATION = 1024
+"""Training pictures that the statistics of a normaliser are taken over."""
+
+
+@torch.no_grad()
+def calibrate(model: LatentDiffusion, images: torch.Tensor, batch_size: int) -> None:
+    """Set the normaliser's statistics to those of the first training pictures (N, 3, H, W) uint8.
+
+    The running averages of training lag behind the encoder, and an average of weights is an encoder that
+    they never saw.
+    """
+    if model.normaliser is None:
+        return
+    training = model.training
+    statistics = model.normaliser.statistics
+    statistics.reset_running_stats()
+    momentum, statistics.momentum = statistics.momentum, None  # the plain mean over batches
+    model.eval()
+    model.normaliser.train()
+    for index, batch in enumerate(images[:NUM_CALIBRATION].split(batch_size)):
+        random = draw(model, len(batch), model.info.seed, "calibrate", index)
+        latents = model.encode(to_float(batch), random.posterior).latents
+        model.unet_input(latents, model.gates(latents))
+    statistics.momentum = momentum
+    model.train(training)
 
 
 class _Objective:
@@ -127,50 +238,80 @@ class _Objective:
     def __init__(
         self,
         trainer: Trainer,
+        schedule: Schedule,
         model: LatentDiffusion,
         images: torch.Tensor,
         test_images: torch.Tensor,
-        params: TrainParams,
     ) -> None:
         self.trainer = trainer
+        self.schedule = schedule
         self.model = model
-        self.params = params
+        self.params = schedule.params
         self.seed = model.info.seed
         self.alphas = alphas_cumprod(model.info.diffusion).to(trainer.device)
-        self.validation_images = test_images[:: max(1, len(test_images) // params.num_validation)]
-        self.validation_images = self.validation_images[: params.num_validation].to(trainer.device)
-        self.batches = self._batches(images)
+        # The first pictures, not every n-th: classes take turns, so that a stride would pick some of them.
+        self.validation_images = test_images[: self.params.num_validation].to(trainer.device)
+        self.images = images
+        self.batches = self._batches()
         model.train()
 
-    def _batches(self, images: torch.Tensor) -> Iterator[torch.Tensor]:
-        start = self.trainer.progress.step
-        flip = self.params.horizontal_flip
-        return batches_from(images, self.params.batch_size, self.seed, "train-order", flip, start)
+    def _batches(self) -> Iterator[torch.Tensor]:
+        return batches_from(
+            self.images,
+            self.params.batch_size,
+            self.seed,
+            "train-order",
+            self.params.horizontal_flip,
+            self.trainer.progress.step,
+            self.schedule.steps_per_epoch,
+        )
 
     def losses(self, step: int) -> Losses:
         images = next(self.batches)
         random = draw(self.model, len(images), self.seed, "train-step", step)
-        return joint_losses(self.model, images, random, self.params.kl_weight, self.alphas)
+        phase = self.schedule.at(step)
+        if self.model.mask is not None:
+            self.model.mask.started.fill_(phase.masked)
+        if phase.vae_alone:
+            return autoencoder_losses(self.model, images, random, self.params.kl_weight)
+        if self.model.info.variant.vae_training == "first":
+            self.model.vae.requires_grad_(False)
+        return joint_losses(self.model, images, random, self.params.kl_weight, phase.strength, self.alphas)
 
     def validate(self, epoch: int) -> None:
-        """Losses of the model to keep on test pictures, with the same noise after every epoch."""
+        """A row of `validation.csv`: losses and collapse of the model to keep, on test pictures.
+
+        The noise is the same after every epoch; channels count as active by the paper's threshold.
+        """
         kept = self.trainer.current
         assert isinstance(kept, LatentDiffusion)
         training = kept.training
         kept.eval()
+        if kept is not self.model:
+            calibrate(kept, self.images, self.params.batch_size)
+        phase = self.schedule.at(self.trainer.progress.step - 1)
+        losses = self._validation_losses(kept, phase)
+        seen = observe(kept, self.validation_images, self.seed, self.params.batch_size)
+        kept.train(training)
+        self.trainer.demand_finite(losses["loss"])
+        row = {"epoch": epoch, "step": self.trainer.progress.step, "strength": phase.strength}
+        history = self.trainer.progress.validation
+        row |= losses | summarise(seen, Thresholds())
+        # Progress is JSON, which has no NaN; a missing value becomes NaN again in the table.
+        history.append({name: value for name, value in row.items() if not math.isnan(value)})
+        joint = [past["loss"] for past in history if past["step"] > self.schedule.vae_steps]
+        if joint and losses["loss"] == min(joint):
+            self.trainer.keep_current()
+
+    @torch.no_grad()
+    def _validation_losses(self, model: LatentDiffusion, phase: Phase) -> dict[str, float]:
         sums: dict[str, float] = {}
-        batch_size = self.params.batch_size
-        with torch.no_grad(), autocast(self.trainer.device, self.params.precision):
-            for index, images in enumerate(self.validation_images.split(batch_size)):
-                random = draw(kept, len(images), self.seed, "validate", index)
-                values = joint_losses(kept, to_float(images), random, self.params.kl_weight, self.alphas)
+        with autocast(self.trainer.device, self.params.precision):
+            for index, images in enumerate(self.validation_images.split(self.params.batch_size)):
+                random = draw(model, len(images), self.seed, "validate", index)
+                values = joint_losses(
+                    model, to_float(images), random, self.params.kl_weight, phase.strength, self.alphas
+                )
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * len(images)
-        kept.train(training)
-        num = len(self.validation_images)
-        row = {name: total / num for name, total in sums.items()}
-        self.trainer.demand_finite(row["loss"])
-        history = self.trainer.progress.validation
-        history.append({"epoch": epoch, "step": self.trainer.progress.step, **row})
-        if row["loss"] == min(past["loss"] for past in history):
-            self.trainer.keep_current()
+        return {name: total / len(self.validation_images) for name, total in sums.items()}

@@ -3,9 +3,9 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Optimisation:
     log_every: int
     select: str = "last"
     """Which weights to keep: ``last``, or ``best`` by the caller's validation."""
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    """What `lr_at` is multiplied by for the parameters of a part, by the part's name."""
 
 
 @dataclass
@@ -57,17 +59,25 @@ def cosine(lr: float, lr_min: float, position: float) -> float:
 
 
 def batches_from(
-    images: torch.Tensor, batch_size: int, seed: int, purpose: str, flip: bool, step: int
+    images: torch.Tensor,
+    batch_size: int,
+    seed: int,
+    purpose: str,
+    flip: bool,
+    step: int,
+    steps_per_epoch: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Endless training batches (B, 3, H, W) in [-1, 1], starting with the one of `step`.
 
     The order of an epoch depends on (seed, purpose, epoch) alone, so a resumed run sees what an
-    uninterrupted one would have seen.
+    uninterrupted one would have seen. An epoch is all pictures, or the first `steps_per_epoch` batches of
+    their order.
     """
-    steps_per_epoch = max(1, len(images) // batch_size)
+    whole = max(1, len(images) // batch_size)
+    steps_per_epoch = min(steps_per_epoch or whole, whole)
     for epoch in count(step // steps_per_epoch):
         batches = epoch_batches(images, batch_size, generator(seed, purpose, epoch), flip)
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(islice(batches, steps_per_epoch)):
             if epoch * steps_per_epoch + index >= step:
                 yield batch
 
@@ -89,9 +99,12 @@ class Trainer:
         self.label = label
         if device.type == "cpu":
             _normalise_in_fp32(model)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            parameters, lr=how.lr_at(0), weight_decay=how.weight_decay, fused=device.type != "mps"
+            _parameter_groups(model, how.lr_factors),
+            lr=how.lr_at(0),
+            weight_decay=how.weight_decay,
+            fused=device.type != "mps",
         )
         self.progress = Progress()
         self.average = self._moving_average() if how.ema_decay else None
@@ -133,7 +146,7 @@ class Trainer:
         Raises:
             TrainingError: A loss or a weight is not finite.
         """
-        totals: Losses = {}
+        totals: dict[str, list[torch.Tensor]] = {}
         logged_at = saved_at = time.monotonic()
         state = self.progress
         with progress(self.label, self.how.num_steps, state.step) as report:
@@ -173,22 +186,21 @@ class Trainer:
         for tensor in self.kept.state_dict().values():
             self.demand_finite(float(tensor.float().sum()))
 
-    def _step(self, losses: Callable[[int], Losses], totals: Losses) -> None:
+    def _step(self, losses: Callable[[int], Losses], totals: dict[str, list[torch.Tensor]]) -> None:
         step = self.progress.step
         for group in self.optimiser.param_groups:
-            group["lr"] = self.how.lr_at(step)
+            group["lr"] = self.how.lr_at(step) * group["lr_factor"]
         with autocast(self.device, self.how.precision):
             values = losses(step)
         self.optimiser.zero_grad(set_to_none=True)
         values["loss"].backward()
-        nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.how.grad_clip)
+        nn.utils.clip_grad_norm_(self.parameters, self.how.grad_clip)
         self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        # Summed where they are computed: reading them here would wait for the device at every step.
+        # Kept where they are computed: reading them here would wait for the device at every step.
         for name, value in values.items():
-            totals[name] = totals.get(name, 0) + value.detach()
-        totals["steps"] = totals.get("steps", torch.zeros(())) + 1
+            totals.setdefault(name, []).append(value.detach())
         self.progress.step += 1
 
     def _moving_average(self) -> AveragedModel:
@@ -210,10 +222,11 @@ class Trainer:
         average = AveragedModel(self.model, multi_avg_fn=update, use_buffers=True)
         return average.requires_grad_(False)
 
-    def _log(self, totals: Losses, seconds: float) -> dict[str, float]:
+    def _log(self, totals: dict[str, list[torch.Tensor]], seconds: float) -> dict[str, float]:
+        """Means over the steps since the last row that had the loss: phases have different ones."""
         synchronise(self.device)
-        steps = float(totals.pop("steps"))
-        means = {name: float(total) / steps for name, total in totals.items()}
+        steps = len(totals["loss"])
+        means = {name: float(torch.stack(values).float().mean()) for name, values in totals.items()}
         self.demand_finite(means["loss"])
         row = {
             "step": self.progress.step,
@@ -223,6 +236,15 @@ class Trainer:
         }
         self.progress.history.append(row)
         return row
+
+
+def _parameter_groups(model: nn.Module, lr_factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Trainable parameters by the factor of their learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(lr_factors.get(name.split(".")[0], 1.0), []).append(parameter)
+    return [{"params": parameters, "lr_factor": factor} for factor, parameters in groups.items()]
 
 
 def _normalise_in_fp32(model: nn.Module) -> None:

@@ -1,0 +1,123 @@
+"""study: the controls of the collapse study over seeds, as tables and a figure."""
+
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from pelap import io
+from pelap.errors import DataError
+from pelap.paths import RunPaths, StudyPaths
+from pelap.report.study import (
+    CELL_COLUMNS,
+    CHANNELS,
+    DISTANCE,
+    FIGURE_METRICS,
+    MIN_SEEDS,
+    OPEN,
+    left_out,
+    study_figure,
+    summarise,
+)
+from pelap.report.style import to_png
+
+SEED = re.compile(r"seed(\d+)")
+NAMES = ("variant", "verdict", "reason")
+"""Columns of `collapse.csv` that are no metrics."""
+QUALITY = (DISTANCE, "psnr", "ssim")
+"""What is taken from `metrics.json`."""
+DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name not in QUALITY)]
+"""Columns of `collapse.csv` without which there is no figure."""
+FLOOR = "real"
+
+
+def study(root: Path) -> None:
+    """Write `summary.csv`, `cells.csv` and `summary.png` from every finished cell under `root`.
+
+    Raises:
+        DataError: There is none, or a file of one cannot be read.
+    """
+    runs = _finished(root)
+    paths = StudyPaths(root)
+    tables = [_table(run) for run in runs]
+    cells = pd.concat([_cell(run, table) for run, table in zip(runs, tables, strict=True)], ignore_index=True)
+    summary, few = summarise(cells)
+    io.write_csv(paths.summary, summary)
+    io.write_csv(paths.cells, cells.dropna(subset=["value"]))
+    with io.atomic_path(paths.figure) as partial:
+        partial.write_bytes(to_png(study_figure(cells, summary, _real(runs))))
+    _print_verdicts(runs, tables)
+    if len(few):
+        print(f"left out, fewer than {MIN_SEEDS} seeds: {left_out(few, summary)}")
+    print(f"{len(runs)} cells summarised in {paths.summary}")
+
+
+def _finished(root: Path) -> list[RunPaths]:
+    """The finished cells by data set and seed; the others are named."""
+    folders = [folder for folder in root.glob("*/seed*") if SEED.fullmatch(folder.name)]
+    runs = [RunPaths(folder) for folder in sorted(folders, key=lambda folder: _place(RunPaths(folder)))]
+    done = [run for run in runs if run.collapse_table.is_file() and run.metrics.is_file()]
+    if not done:
+        raise DataError(
+            f"{root}: no finished DATASET/seedN here; run `snakemake --cores 4 collapse_study` first"
+        )
+    unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
+    if unfinished:
+        print(f"not finished: {', '.join(unfinished)}")
+    return done
+
+
+def _place(run: RunPaths) -> tuple[str, int]:
+    """Data set and seed of a cell."""
+    return run.root.parent.name, int(run.root.name.removeprefix("seed"))
+
+
+def _table(run: RunPaths) -> pd.DataFrame:
+    """What the collapse stage found, one row a control, after the columns of names numbers alone."""
+    file = run.collapse_table
+    table = io.read_csv(file, DEMANDED)
+    texts = table.drop(columns=list(NAMES)).select_dtypes(exclude="number").columns
+    if len(texts):
+        raise DataError(f"{file}: no numbers in the columns {', '.join(texts)}; make it again")
+    names = table["variant"]
+    if names.isna().any() or names.duplicated().any():
+        raise DataError(f"{file}: a variant has no name or two rows; make it again")
+    return table
+
+
+def _cell(run: RunPaths, table: pd.DataFrame) -> pd.DataFrame:
+    """One cell's values: `CELL_COLUMNS`, by control and metric, NaN where there is no value."""
+    dataset, seed = _place(run)
+    quality = io.read_metrics(run.metrics)
+    absent = [name for name in table["variant"] if name not in quality]
+    if absent:
+        raise DataError(f"{run.metrics}: lacks {', '.join(absent)}; make it again")
+    rows = []
+    for row in table.drop(columns=["verdict", "reason"]).to_dict(orient="records"):
+        control = str(row.pop("variant"))
+        values = row | {name: quality[control].get(name) for name in QUALITY}
+        rows += [(control, dataset, seed, metric, value) for metric, value in values.items()]
+    return pd.DataFrame(rows, columns=CELL_COLUMNS).astype({"value": float})
+
+
+def _real(runs: list[RunPaths]) -> dict[str, float]:
+    """Fréchet distance of real pictures by data set, mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        value = io.read_metrics(run.metrics).get(FLOOR, {}).get(DISTANCE)
+        found.setdefault(_place(run)[0], []).append(math.nan if value is None else value)
+    return {dataset: sum(values) / len(values) for dataset, values in found.items()}
+
+
+def _print_verdicts(runs: list[RunPaths], tables: list[pd.DataFrame]) -> None:
+    """How many seeds of each control ended how."""
+    verdicts = pd.concat(
+        [
+            table[["variant", "verdict"]].assign(dataset=_place(run)[0])
+            for run, table in zip(runs, tables, strict=True)
+        ]
+    )
+    for (dataset, control), found in verdicts.groupby(["dataset", "variant"], sort=False)["verdict"]:
+        counts = ", ".join(f"{name} {count}" for name, count in found.value_counts().items())
+        print(f"{dataset} {control}: {counts}")
