@@ -8,6 +8,7 @@ BIN := $(CURDIR)/.venv/bin
 VENV_PATH := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements.lock
 CORES ?= 4
+LAMBDAS ?= 0.001 0.005 0.01 0.05 0.1
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -32,6 +33,24 @@ report: .venv/.installed ## Bring results/default/report up to date and say wher
 .PHONY: sweep
 sweep: .venv/.installed ## Run data sets x seeds of workflow/config.yaml on CORES=4 (results/sweep)
 	$(VENV_PATH) snakemake --cores $(CORES) all_seeds
+
+.PHONY: study
+study: .venv/.installed ## Run the controls of the collapse study on CORES=4 (results/collapse_study)
+	$(VENV_PATH) snakemake --cores $(CORES) collapse_study
+
+.PHONY: ablation
+ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)
+	@for value in $(LAMBDAS); do \
+		$(VENV_PATH) dvc exp remove --quiet lambda-$$value 2>/dev/null || true; \
+		$(VENV_PATH) dvc exp run --queue --name lambda-$$value --set-param lambda=$$value collapse; \
+	done
+	$(VENV_PATH) dvc exp run --run-all
+	@for variant in pelap invariant; do \
+		$(VENV_PATH) dvc exp show --md --sort-by lambda --hide-workspace --drop '.*' --keep \
+			"^(Experiment|$$variant[.](mean_mask|active_channels|unet_input_std|diffusion_loss|floor_ratio))$$"; \
+	done
+	$(VENV_PATH) dvc plots diff $(addprefix lambda-,$(LAMBDAS)) --out dvc_plots \
+		--targets "Mask by epoch" "Scale by epoch" "Noise loss by epoch"
 
 .PHONY: test
 test: .venv/.installed-dev ## Run the tests

@@ -1,6 +1,8 @@
-"""Grids of data sets and seeds: `snakemake --cores 4 all_seeds` -> results/sweep.
+"""Grids of data sets and seeds.
 
-Every cell runs the eight stages of the command line; DVC's results/default is left alone.
+`snakemake --cores 4 all_seeds` -> results/sweep: every cell runs the eight stages of the command line.
+`snakemake --cores 4 collapse_study` -> results/collapse_study: many variants, trained, analysed and
+evaluated, to tell what makes latents collapse. DVC's results/default is left alone.
 """
 
 from snakemake.utils import min_version
@@ -23,7 +25,14 @@ include: "workflow/rules/common.smk"
 rule all_seeds:
     input:
         SUMMARY,
-        [cell_files(CELL.report_page), cell_files(CELL.report_table)],
+        cell_files("sweep", CELL.report_page, CELL.report_table),
+
+
+rule collapse_study:
+    input:
+        STUDY.summary,
+        STUDY.cells,
+        STUDY.figure,
 
 
 include: "workflow/rules/cell.smk"

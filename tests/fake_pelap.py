@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from pelap.paths import RunPaths, packed_dataset
+from pelap.paths import RunPaths, StudyPaths, packed_dataset
 
 
 def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
@@ -21,7 +21,7 @@ def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -
         csvs = [files.history, files.validation]
         return [files.model / "config.json", *csvs, files.reconstructions, files.samples]
     return {
-        "collapse": [run.collapse_table, run.masks_per_class],
+        "collapse": [*run.collapse_tables.values(), run.collapse_metrics],
         "score": [run.scores, run.score_protocol],
         "prune": [run.plan, run.prune_result, run.pruned_model / "config.json"],
         "distill": [run.distilled_model / "config.json", run.distill_history],
@@ -37,12 +37,16 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--sweep", type=Path)
+    parser.add_argument("--root", type=Path)
     parser.add_argument("--variant", default="")
     args = parser.parse_args()
     with Path(os.environ["PELAP_CALLS"]).open("a") as calls:
         print(f"{args.stage}@{args.variant}" if args.variant else args.stage, file=calls)
     if args.stage == "compare":
         files, content = [args.sweep / "summary.csv", args.sweep / "summary.png"], ""
+    elif args.stage == "study":
+        study = StudyPaths(args.root)
+        files, content = [study.summary, study.cells, study.figure], ""
     else:
         content = args.params.read_text()
         dataset = re.search(r'^ *"?dataset"?: "?([a-z0-9_-]+)', content, re.MULTILINE)

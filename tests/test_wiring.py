@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grimp
 import pytest
+from ruamel.yaml import YAML
 
 import pelap
 from pelap.config import STAGE_KEYS, STAGES, load_params, read_yaml
@@ -21,9 +22,11 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 RAW = read_yaml(ROOT / "params.yaml")
 RUN = RunPaths(Path("results/default"))
+STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
+STUDY = read_yaml(STUDY_FILE)
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-WHOLE = ("unet", "variants", "download.folders")
-"""Sections whose keys a user may change: they are listed as a whole."""
+WHOLE = ("vae", "unet", "variants", "download.folders")
+"""Sections whose keys a user may change, or that depend on `kind`: they are listed as a whole."""
 PLUMBING = {
     "pelap.config",
     "pelap.errors",
@@ -98,7 +101,7 @@ def expected_outputs(name: str) -> set[str]:
     else:
         found = {
             "download": [packed_dataset(Path("data"), RAW["dataset"])],
-            "collapse": [RUN.collapse_table, RUN.masks_per_class],
+            "collapse": [*RUN.collapse_tables.values(), RUN.collapse_metrics],
             "score": [RUN.scores, RUN.score_protocol],
             "prune": [RUN.plan, RUN.pruned_model, RUN.prune_result],
             "distill": [RUN.distilled_model, RUN.distill_history],
@@ -214,7 +217,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for name in ("dvc.yaml", "params.yaml", "Snakefile", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
-    for name in ("pelap", "workflow", "profiles"):
+    for name in ("pelap", "workflow", "profiles", "presets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
@@ -262,8 +265,8 @@ PENALISED = {f"train@{name}" for name, fields in RAW["variants"].items() if fiel
 AFTER_TRAIN = {"collapse", "score", "prune", "distill", "evaluate", "report"}
 AFTER_PRUNE = {"prune", "distill", "evaluate", "report"}
 OWN_VARIANT = (
-    "variants:\n",
-    "variants:\n  own: {mask: sigmoid, normalise: true, decode_from: z, detach: [mask], strength: seed}\n",
+    "\nvariants:\n",
+    "\nvariants:\n  own: {normalise: before_mask, encoder_losses: [reconstruction], strength: seed}\n",
 )
 LAMBDA = (f"\nlambda: {RAW['lambda']}", "\nlambda: 0.02")
 SHARE = (f"time_reduction: {RAW['prune']['time_reduction']}", "time_reduction: 0.31")
@@ -292,11 +295,18 @@ def test_snakemake_reruns_what_a_change_affects_and_nothing_else(project: Path) 
     assert calls(project, *sweep) == {*AFTER_PRUNE, "compare"}
     edit(project, *LAMBDA)
     assert calls(project, *sweep) == {*PENALISED, *AFTER_TRAIN, "compare"}
-    with (project / "pelap" / "collapse.py").open("a") as module:
+    with (project / "pelap" / "stages" / "collapse.py").open("a") as module:
         module.write("# edited\n")
     assert calls(project, *sweep) == {"collapse", "report"}
     assert calls(project, *sweep) == set()
     shutil.copy(ROOT / "params.yaml", project)
+
+
+def planned(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """How often a dry run would run each rule."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", result.stdout + result.stderr, re.S | re.M)
+    assert table is not None
+    return {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
 
 
 @pytest.mark.slow
@@ -304,11 +314,8 @@ def test_snakemake_plans_every_cell(project: Path) -> None:
     grid = ("--config", "datasets=[photos,cifar10]", "seeds=[7,8]", f"params={ROOT / 'params.yaml'}")
     result = run(project, "snakemake", "-n", "--cores", "4", "all_seeds", *grid)
     assert result.returncode == 0, result.stdout + result.stderr
-    table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", result.stdout + result.stderr, re.S | re.M)
-    assert table is not None
-    jobs = {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
     cells = 4
-    assert jobs == {
+    assert planned(result) == {
         "download": 3,  # photos differ from seed to seed, cifar10 does not
         "train": cells * len(RAW["variants"]),
         **dict.fromkeys(AFTER_TRAIN, cells),
@@ -316,6 +323,52 @@ def test_snakemake_plans_every_cell(project: Path) -> None:
         "all_seeds": 1,
         "total": 3 + cells * (len(RAW["variants"]) + len(AFTER_TRAIN)) + 2,
     }
+
+
+@pytest.mark.slow
+def test_study_plans_every_control(project: Path) -> None:
+    controls, cells = len(STUDY["variants"]), 4
+    grid = ("--config", "study_datasets=[photos,cifar10-jpeg]", "study_seeds=[7,8]")
+    result = run(project, "snakemake", "-n", "--cores", "4", "collapse_study", *grid)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(result) == {
+        "download": 3,
+        "train": cells * controls,
+        "collapse": cells,
+        "evaluate": cells,
+        "study": 1,
+        "collapse_study": 1,
+        "total": 3 + cells * (controls + 2) + 2,
+    }
+
+
+@pytest.mark.slow
+def test_study_reruns_what_a_change_affects_and_nothing_else(project: Path) -> None:
+    study = ("snakemake", "--cores", "4", "collapse_study", "--config", "study_seeds=[3]")
+    trained = {f"train@{name}" for name in STUDY["variants"]}
+    assert calls(project, *study) == {"download", *trained, "collapse", "evaluate", "study"}
+    cell = RunPaths(project / "results/collapse_study/photos/seed3")
+    written = read_yaml(cell.root / "params" / "evaluate.yaml")
+    assert (written["dataset"], written["seed"], written["variants"]) == ("photos", 3, STUDY["variants"])
+    assert packed_dataset(project / "data/collapse_study/seed3", "photos").exists()
+    control = next(name for name, fields in STUDY["variants"].items() if fields.get("penalty"))
+    change_study(project, lambda raw: raw["variants"][control].update(penalty=0.0123))
+    assert calls(project, *study) == {f"train@{control}", "collapse", "evaluate", "study"}
+    change_study(project, lambda raw: raw["evaluate"].update(num_images=999))
+    assert calls(project, *study) == {"evaluate", "study"}
+    with (project / "pelap" / "report" / "study.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *study) == {"study"}
+    assert calls(project, *study) == set()
+    shutil.copy(STUDY_FILE, project / "presets")
+
+
+def change_study(project: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    file = project / "presets" / STUDY_FILE.name
+    raw = read_yaml(file)
+    change(raw)
+    with file.open("w") as stream:
+        YAML().dump(raw, stream)
 
 
 @pytest.mark.slow
@@ -330,10 +383,13 @@ def test_snakemake_lint_is_clean(project: Path) -> None:
     [
         ("seed=[1]", "keys: Additional properties are not allowed ('seed' was unexpected)"),
         ("datasets=[nope]", "dataset: 'nope' is unknown"),
+        ("study_datasets=[nope]", "presets/collapse_study.yaml: dataset: 'nope' is unknown"),
+        ("study_params=nope.yaml", "nope.yaml: no such file"),
     ],
 )
 def test_snakemake_refuses_a_wrong_grid(project: Path, config: str, message: str) -> None:
-    result = run(project, "snakemake", "-n", "all_seeds", "--config", config)
+    target = "collapse_study" if config.startswith("study") else "all_seeds"
+    result = run(project, "snakemake", "-n", target, "--config", config)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
 

@@ -1,4 +1,4 @@
-"""One cell of the grid: the eight stages, under the names that they have everywhere."""
+"""One cell of a grid: the eight stages, under the names that they have everywhere."""
 
 SAMPLES = CELL.samples("").parent
 RECONSTRUCTIONS = CELL.reconstructions("").parent
@@ -64,8 +64,8 @@ rule collapse:
         data=packed,
         models=every_variant("model"),
     output:
-        CELL.collapse_table,
-        CELL.masks_per_class,
+        CELL.collapse_tables.values(),
+        CELL.collapse_metrics,
         parameters=parameter_file("collapse"),
     log:
         log_file("collapse"),
@@ -89,7 +89,7 @@ rule collapse:
 
 rule score:
     input:
-        model=CELL.train(PARAMETERS["score"]["variant"]).model,
+        model=scored_model,
     output:
         CELL.scores,
         CELL.score_protocol,
@@ -116,7 +116,7 @@ rule score:
 
 rule prune:
     input:
-        model=CELL.train(PARAMETERS["score"]["variant"]).model,
+        model=scored_model,
         scores=CELL.scores,
         protocol=CELL.score_protocol,
     output:
@@ -147,7 +147,7 @@ rule prune:
 rule distill:
     input:
         data=packed,
-        model=CELL.train(PARAMETERS["score"]["variant"]).model,
+        model=scored_model,
         protocol=CELL.score_protocol,
         plan=CELL.plan,
         pruned=CELL.pruned_model,
@@ -179,9 +179,7 @@ rule evaluate:
     input:
         data=packed,
         models=every_variant("model"),
-        pruned=CELL.pruned_model,
-        distilled=CELL.distilled_model,
-        protocol=CELL.score_protocol,
+        shrunk=shrunk_models,
     output:
         CELL.metrics,
         CELL.evaluate_protocol,
@@ -196,7 +194,7 @@ rule evaluate:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("evaluate"),
         code=stage_code("evaluate"),
-    threads: all_cores
+    threads: evaluate_cores
     resources:
         gpu=1,
         mem_mb=8000,
@@ -214,6 +212,8 @@ rule report:
         every_variant("validation"),
         CELL.collapse_table,
         CELL.masks_per_class,
+        CELL.collapse_epochs,
+        CELL.collapse_timesteps,
         CELL.scores,
         CELL.plan,
         CELL.prune_result,

@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from jsonschema import Draft202012Validator
 from snakemake.exceptions import WorkflowError
@@ -15,13 +16,16 @@ sys.path.insert(0, str(workflow.basedir))
 from pelap import io
 from pelap.config import parse_params, read_yaml, select_keys
 from pelap.errors import PelapError
-from pelap.paths import DOWNLOADS, RunPaths, packed_dataset
+from pelap.paths import DOWNLOADS, RunPaths, StudyPaths, packed_dataset
 
-SWEEP = Path("results/sweep")
+RESULTS = Path("results")
+SWEEP = RESULTS / "sweep"
 SUMMARY = [SWEEP / "summary.csv", SWEEP / "summary.png"]
-CELL = RunPaths(SWEEP / "{dataset}" / "seed{seed}")
+STUDY = StudyPaths(RESULTS / "collapse_study")
+CELL = RunPaths(RESULTS / "{grid}" / "{dataset}" / "seed{seed}")
 MODEL = CELL.train("{variant}")
-DATA = Path("data/sweep")
+DATA = Path("data") / "{grid}"
+"""Each grid has its own: their parameters may ask for other pictures."""
 SEEDED_DATASETS = ("photos",)
 """Data sets that differ from seed to seed; the others are packed once."""
 CLUSTER_CORES = 8
@@ -29,6 +33,7 @@ CLUSTER_CORES = 8
 
 
 wildcard_constraints:
+    grid="sweep|collapse_study",
     dataset="[a-z0-9][a-z0-9_-]*",
     seed=r"\d+",
     variant="[a-z0-9][a-z0-9_-]*",
@@ -46,31 +51,70 @@ def check_config():
         raise WorkflowError(f"workflow/config.yaml (or --config): {'; '.join(problems)}")
 
 
-def read_parameters():
-    """The raw parameter file, checked for every cell of the grid."""
+class Grid(NamedTuple):
+    """Cells with one parameter file: data sets x seeds."""
+
+    params: str
+    datasets: list
+    seeds: list
+
+
+check_config()
+GRIDS = {
+    "sweep": Grid(config["params"], config["datasets"], config["seeds"]),
+    "collapse_study": Grid(config["study_params"], config["study_datasets"], config["study_seeds"]),
+}
+PIPELINE = read_yaml(Path(workflow.basedir) / "dvc.yaml")["stages"]
+
+
+@cache
+def parameters(grid):
+    """The raw parameter file of a grid, checked for every cell of it."""
+    source, datasets, seeds = GRIDS[grid]
     try:
-        raw = read_yaml(Path(config["params"]))
-        for dataset, seed in product(config["datasets"], config["seeds"]):
-            parse_params({**raw, "dataset": dataset, "seed": int(seed)}, config["params"])
+        raw = read_yaml(Path(source))
+        for dataset, seed in product(datasets, seeds):
+            parse_params({**raw, "dataset": dataset, "seed": int(seed)}, source)
     except PelapError as error:
         raise WorkflowError(str(error)) from None
     return raw
 
 
-check_config()
-PARAMETERS = read_parameters()
-PIPELINE = read_yaml(Path(workflow.basedir) / "dvc.yaml")["stages"]
-VARIANTS = list(PARAMETERS["variants"])
+for name in GRIDS:
+    parameters(name)  # here a mistake is told in one line; in a rule's function it may even be passed over
 
 
-def cell_files(path):
-    """A file of a cell, in every cell of the grid."""
-    return expand(path, dataset=config["datasets"], seed=config["seeds"])
+def cell_files(grid, *paths):
+    """Files of a cell, in every cell of a grid."""
+    return expand(paths, grid=grid, dataset=GRIDS[grid].datasets, seed=GRIDS[grid].seeds)
+
+
+def cell_of(wildcards):
+    """The folder of one cell."""
+    return RunPaths(Path(str(CELL.root).format(**dict(wildcards.items()))))
 
 
 def every_variant(output):
-    """A file of training, for every variant (the wildcards of the cell stay open)."""
-    return [str(getattr(CELL.train(variant), output)) for variant in VARIANTS]
+    """A file of training, for every variant of a cell."""
+
+    def of(wildcards):
+        names = parameters(wildcards.grid)["variants"]
+        return [str(getattr(cell_of(wildcards).train(name), output)) for name in names]
+
+    return of
+
+
+def scored_model(wildcards):
+    """The variant whose UNet is scored, pruned and distilled."""
+    return str(cell_of(wildcards).train(parameters(wildcards.grid)["score"]["variant"]).model)
+
+
+def shrunk_models(wildcards):
+    """What evaluation looks at besides the variants."""
+    if parameters(wildcards.grid)["evaluate"]["models"] == "variants":
+        return []
+    cell = cell_of(wildcards)
+    return [str(cell.pruned_model), str(cell.distilled_model), str(cell.score_protocol)]
 
 
 def parameter_file(stage):
@@ -92,7 +136,8 @@ def place_of(dataset, seed):
 
 def packed(wildcards):
     """The packed data set of a cell."""
-    return packed_dataset(DATA / place_of(wildcards.dataset, wildcards.seed), wildcards.dataset)
+    place = place_of(wildcards.dataset, wildcards.seed)
+    return packed_dataset(Path(str(DATA).format(grid=wildcards.grid)) / place, wildcards.dataset)
 
 
 def resolved(stage):
@@ -102,10 +147,10 @@ def resolved(stage):
     """
 
     def of(wildcards):
-        seed = wildcards.get("seed")
+        given, seed = parameters(wildcards.grid), wildcards.get("seed")
         if seed is None:
-            seed = wildcards.place.removeprefix("seed").replace("shared", str(PARAMETERS["seed"]))
-        raw = {**PARAMETERS, "dataset": wildcards.dataset, "seed": int(seed)}
+            seed = wildcards.place.removeprefix("seed").replace("shared", str(given["seed"]))
+        raw = {**given, "dataset": wildcards.dataset, "seed": int(seed)}
         return json.dumps(select_keys(raw, stage, wildcards.get("variant")), indent=2)
 
     return of
@@ -138,6 +183,12 @@ def given_cores():
 def all_cores(wildcards):
     """For jobs that time themselves: they need the machine for themselves."""
     return given_cores() or CLUSTER_CORES
+
+
+def evaluate_cores(wildcards):
+    """All of them where evaluation times the models."""
+    timed = parameters(wildcards.grid)["evaluate"]["latency_repeats"] is not None
+    return all_cores(wildcards) if timed else 2
 
 
 def torch_threads(wildcards, threads):

@@ -3,7 +3,7 @@
 
 rule compare:
     input:
-        cell_files(CELL.metrics),
+        cell_files("sweep", CELL.metrics),
     output:
         report(SUMMARY[0], caption="../report/summary.rst", category="Summary"),
         report(SUMMARY[1], caption="../report/summary.rst", category="Summary"),
@@ -20,3 +20,25 @@ rule compare:
         runtime=15,
     shell:
         "pelap compare --sweep {params.sweep} > {log} 2>&1"
+
+
+rule study:
+    input:
+        cell_files("collapse_study", CELL.collapse_table, CELL.metrics),
+    output:
+        report(STUDY.summary, caption="../report/study.rst", category="Collapse study"),
+        STUDY.cells,
+        report(STUDY.figure, caption="../report/study.rst", category="Collapse study"),
+    log:
+        STUDY.root / "logs" / "study.log",
+    benchmark:
+        STUDY.root / "benchmarks" / "study.tsv"
+    params:
+        root=subpath(output[0], parent=True),
+        code=code("pelap/stages/study.py", "pelap/report/study.py", "pelap/report/style.py"),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    shell:
+        "pelap study --root {params.root} > {log} 2>&1"
