@@ -80,17 +80,39 @@ def _training(paths: RunPaths, variant: str, draw: np.random.Generator) -> None:
 
 def _collapse(paths: RunPaths, variants: tuple[str, ...], draw: np.random.Generator) -> None:
     scale = np.geomspace(0.003, 1, len(variants))
-    table = {
-        "variant": variants, "mean_mask": scale, "active_channels": range(len(variants)),
-        "unet_input_std": scale, "diffusion_loss": 0.05 + scale / 9, "gaussian_floor": scale / 4,
-        "floor_ratio": 4 * (0.05 + scale / 9) / scale, "recon_mse": 80 + 50 * scale,
-        "masked_recon_mse": 80 / scale,
-    }  # fmt: skip
-    io.write_csv(paths.collapse_table, pd.DataFrame(table))
+    table = pd.DataFrame({"variant": variants, **_collapse_numbers(scale, len(variants))})
+    table.insert(1, "verdict", ["mask collapse", *["partial mask"] * (len(variants) - 1)])
+    table.insert(2, "reason", [f"{row.active_channels} of 4 channels are open" for row in table.itertuples()])
+    io.write_csv(paths.collapse_table, table)
+    epochs = []
+    for epoch in range(1, 9):
+        rows = _collapse_numbers(scale ** (epoch / 8), len(variants))
+        epochs.append(pd.DataFrame({"variant": variants, "epoch": epoch, "step": 64 * epoch, **rows}))
+    io.write_csv(paths.collapse_epochs, pd.concat(epochs))
+    bins = [
+        {"variant": variant, "first_step": 100 * i, "last_step": 100 * i + 99, "num_images": 100,
+         "diffusion_loss": 0.01 + level / (i + 1), "gaussian_floor": level / (i + 1) / 2,
+         "zero_latent_loss": 0.02}
+        for variant, level in zip(variants, scale, strict=True)
+        for i in range(10)
+    ]  # fmt: skip
+    io.write_csv(paths.collapse_timesteps, pd.DataFrame(bins))
     names = ("astronaut", "cat", "coffee", "lily", "rocket", "retina", "chelsea", "immunohistochemistry")
     rows = [(v, name, c, draw.uniform()) for v in variants for name in names for c in range(4)]
     columns = ["variant", "class_name", "channel", "mean_mask"]
     io.write_csv(paths.masks_per_class, pd.DataFrame(rows, columns=columns))
+
+
+def _collapse_numbers(scale: "np.ndarray[Any, np.dtype[np.float64]]", count: int) -> dict[str, Any]:
+    """The numbers of the collapse of variants whose latents have these scales."""
+    return {
+        "latent_channels": 4, "mean_mask": scale, "min_mask": scale / 2, "max_mask": np.sqrt(scale),
+        "mask_entropy": 0.1, "mask_std_images": 0.01, "active_channels": [i % 5 for i in range(count)],
+        "unet_input_std": scale, "diffusion_loss": 0.05 + scale / 9, "gaussian_floor": scale / 4,
+        "gaussian_floor_full": np.nan, "floor_ratio": 4 * (0.05 + scale / 9) / scale,
+        "zero_latent_loss": 0.0345, "zero_latent_floor": 0.0234, "recon_mse": 80 + 50 * scale,
+        "masked_recon_mse": 80 / scale, "hard_recon_mse": 81 / scale, "kl": 0.5,
+    }  # fmt: skip
 
 
 def _pruning(paths: RunPaths, draw: np.random.Generator) -> None:

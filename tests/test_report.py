@@ -20,7 +20,17 @@ from synthetic_run import METRICS, PROTOCOL, VARIANTS, build_run
 from pelap import io
 from pelap.errors import BusyError, DataError, PelapError
 from pelap.paths import RunPaths
-from pelap.report import figures, figures_pruning, figures_training, html, style, sweep, tables, words
+from pelap.report import (
+    collapse,
+    figures,
+    figures_collapse,
+    figures_pruning,
+    html,
+    style,
+    sweep,
+    tables,
+    words,
+)
 from pelap.stages import report
 
 
@@ -62,8 +72,8 @@ class Page(HTMLParser):
             self.texts.append(data.strip())
 
 
-def metric_rows(text: str) -> Iterator[tuple[str, list[str]]]:
-    table = text[text.index('<table id="metrics">') :].split("</table>")[0]
+def metric_rows(text: str, table_id: str = "metrics") -> Iterator[tuple[str, list[str]]]:
+    table = text[text.index(f'<table id="{table_id}">') :].split("</table>")[0]
     for row in re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL):
         name = re.sub(r"<.*?>", "", row[0]).strip()
         yield name, re.findall(r"<td>(.*?)</td>", row[1])
@@ -102,7 +112,7 @@ def test_page_has_all_models_and_sections(made: RunPaths) -> None:
     for section in re.findall(r'href="#(\w+)"', text.split("</nav>")[0]):
         assert f'<h2 id="{section}">' in text
     assert len(re.findall(r"<h2", text)) == 9
-    assert len(re.findall(r"<svg", text)) == 6
+    assert len(re.findall(r"<svg", text)) == 8
     for model in METRICS:
         assert page.texts.count(model) >= 2, model
     for text in (
@@ -161,7 +171,84 @@ def test_headline_says_what_the_numbers_say(paths: RunPaths) -> None:
     assert "131.55 right after pruning (43.4 % worse), 93.22 after distillation (1.6 % worse)" in text
     assert "best first: invariant (91.73), baseline (96.42) and pelap (214.99)" in text
     assert "0.003 in baseline" in text
+    assert "Verdict on the latents: mask collapse in baseline; partial mask in pelap and invariant." in text
     assert "240 steps" in text
+
+
+def test_collapse_shows_verdict_reason_and_numbers(made: RunPaths) -> None:
+    text = made.report_page.read_text(encoding="utf-8")
+    verdicts = {
+        name: [re.sub(r"<.*?>", "", cell) for cell in cells] for name, cells in metric_rows(text, "verdicts")
+    }
+    assert verdicts["baseline"] == ["mask collapse", "0 of 4 channels are open"]
+    assert verdicts["invariant"] == ["partial mask", "2 of 4 channels are open"]
+    table, numbers = io.read_csv(made.collapse_table), dict(metric_rows(text, "collapses"))
+    assert list(numbers) == list(VARIANTS)
+    assert [cells[1] for cells in numbers.values()] == ["0 of 4", "1 of 4", "2 of 4"]
+    for place, term in enumerate(collapse.TERMS):
+        assert f"<dt>{term.name}</dt><dd>" in text
+        if term.key != "active_channels":
+            for cells, value in zip(numbers.values(), table[term.key], strict=True):
+                assert as_number(cells[place]) == pytest.approx(value, abs=0.51 * 10**-term.decimals)
+
+
+def test_collapse_without_a_number_has_a_dash() -> None:
+    table = pd.DataFrame({"variant": ["closed"], "active_channels": [0], "floor_ratio": [np.nan]})
+    found = collapse.numbers(table)
+    assert [term.key for term in found["terms"]] == ["active_channels", "floor_ratio"]
+    assert found["rows"] == [("closed", ["0", tables.DASH])]
+
+
+def test_epoch_curves_show_the_table() -> None:
+    epochs = pd.DataFrame(
+        {"variant": ["a", "a", "b", "b"], "epoch": [1, 2, 1, 2], "mean_mask": [0.9, 0.5, 1, 1],
+         "min_mask": [0.8, 0.1, 1, 1], "max_mask": [1, 0.7, 1, 1], "unet_input_std": [1, 0.01, 2, 2],
+         "diffusion_loss": [0.5, 0.1, 0.6, 0.3], "gaussian_floor": [0.4, 0.0, 0.4, 0.4]}
+    )  # fmt: skip
+    masks, scale, losses = figures_collapse.epoch_curves(epochs, ["a", "b"]).axes
+    assert [list(line.get_ydata()) for line in masks.lines] == [[0.9, 0.5], [1, 1]]
+    low, high = masks.collections[0].get_paths()[0].get_extents().intervaly  # the band of a
+    assert (low, high) == (0.1, 1)
+    assert (scale.get_yscale(), losses.get_yscale()) == ("log", "log")
+    assert [list(line.get_ydata()) for line in losses.lines[:2]] == [[0.5, 0.1], [0.4, 0.0]]
+    assert len({line.get_color() for line in losses.lines}) == 2
+    assert [line.get_linestyle() for line in losses.lines] == ["-", "--", "-", "--"]
+
+
+def test_timestep_curves_need_a_floor_for_a_ratio() -> None:
+    rows = [("a", 0, 99, 0.8, 0.4), ("a", 100, 199, 0.3, 0.6), ("closed", 0, 99, 0.1, 0.0)]
+    columns = ["variant", "first_step", "last_step", "diffusion_loss", "gaussian_floor"]
+    figure = figures_collapse.timestep_curves(pd.DataFrame(rows, columns=columns), ["a", "closed"])
+    losses, ratios = figure.axes
+    assert list(losses.lines[0].get_xdata()) == [49.5, 149.5]
+    assert list(ratios.lines[0].get_ydata()) == [2.0, 0.5]
+    assert np.isnan(ratios.lines[1].get_ydata()).all()
+    style.to_svg(figure, "timesteps")
+
+
+def test_page_of_a_run_without_times(paths: RunPaths) -> None:
+    """`evaluate.latency_repeats: null` leaves quality alone."""
+    metrics = {
+        model: {key: row[key] for key in ("fd_effnet_lite0", "psnr", "ssim") if key in row}
+        for model, row in METRICS.items()
+    }
+    io.write_json(paths.metrics, metrics)
+    report.run(context(paths))
+    text = paths.report_page.read_text(encoding="utf-8")
+    assert dict(metric_rows(text))["invariant"] == ["91.73", "25.46", "0.839"]
+    assert "Times were not measured." in text
+    assert "Quality and time" not in text
+    shown = Page(text).texts
+    assert {"91.73", "real against other real pictures: 22.88"} <= set(shown)
+    header = paths.report_figure.read_bytes()[16:24]
+    assert (int.from_bytes(header[:4]), int.from_bytes(header[4:])) == (1600, 700)
+
+
+def test_quality_alone_stands_in_the_tables_order() -> None:
+    frame = tables.metrics_frame({"pelap": {"fid": 9.0}, "baseline": {"fid": 4.0}, "real": {"fid": 1.0}})
+    (axis,) = figures.quality_latency(frame, ["pelap", "baseline", "real"]).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["pelap", "baseline"]
+    assert [line.get_ydata()[0] for line in axis.lines] == [9.0, 4.0, 1.0]  # the last one is the floor
 
 
 def test_headline_admits_a_loss(paths: RunPaths) -> None:
@@ -223,6 +310,7 @@ def test_rich_table_fits_a_terminal() -> None:
 REQUIRED = (
     "evaluate/metrics.json", "evaluate/protocol.json", "train/pelap/history.csv",
     "train/baseline/validation.csv", "collapse/collapse.csv", "collapse/masks_per_class.csv",
+    "collapse/epochs.csv", "collapse/timesteps.csv",
     "score/scores.csv", "prune/plan.json", "prune/result.json", "distill/history.csv",
     "evaluate/samples/distilled.png", "evaluate/reconstructions/real.png",
 )  # fmt: skip
@@ -295,16 +383,16 @@ def test_run_with_little_measured(paths: RunPaths) -> None:
     io.write_json(paths.evaluate_protocol, {"device": None, "nested": {"a": [1, 2], "b": False}})
     io.write_json(paths.plan, {"operators": []})
     io.write_json(paths.prune_result, {})
-    for path in (paths.masks_per_class, paths.scores, paths.distill_history, paths.collapse_table):
+    for path in (*paths.collapse_tables.values(), paths.scores, paths.distill_history):
+        if path == paths.collapse_channels:  # the report does not read it
+            continue
         io.write_csv(path, io.read_csv(path).head(0))
     history = io.read_csv(paths.train("baseline").history).assign(noise=np.nan, recon=0.0)
     io.write_csv(paths.train("baseline").history, history)
     report.run(context(paths, ("baseline",)))
     text = paths.report_page.read_text(encoding="utf-8")
     assert dict(metric_rows(text))["pruned"] == [tables.DASH]
-    assert {"1, 2", "no", "quality or time was not measured", "no operator was scored"} <= set(
-        Page(text).texts
-    )
+    assert {"1, 2", "no", "quality was not measured", "no operator was scored"} <= set(Page(text).texts)
 
 
 def test_overview_has_the_size_of_a_hero(made: RunPaths) -> None:
@@ -354,7 +442,7 @@ def test_zero_scores_have_bars() -> None:
 def test_heat_map_reads_from_the_top() -> None:
     rows = [(v, f"class{i}", c, i / 100) for v in "ab" for i in range(100) for c in range(2)]
     masks = pd.DataFrame(rows, columns=["variant", "class_name", "channel", "mean_mask"])
-    axes = figures_training.mask_heatmap(masks).axes[:2]
+    axes = figures_collapse.mask_heatmap(masks).axes[:2]
     assert [axis.get_ylim() for axis in axes] == [(100, 0), (100, 0)]
     assert [label.get_text() for label in axes[0].get_yticklabels()][:2] == ["class0", "class5"]
 
