@@ -207,7 +207,8 @@ def channel_std(inputs: torch.Tensor) -> torch.Tensor:
 def mask_entropy(masks: torch.Tensor) -> float:
     """Mean entropy of masks in 0..1 read as probabilities, in bits: 0 when all are 0 or 1, 1 at 1/2."""
     m = masks.double()
-    return float(-(torch.special.xlogy(m, m) + torch.special.xlogy(1 - m, 1 - m)).mean() / math.log(2))
+    entropy = -(torch.special.xlogy(m, m) + torch.special.xlogy(1 - m, 1 - m)).mean() / math.log(2)
+    return abs(float(entropy))  # minus zero is no entropy
 
 
 def summarise(seen: Observations, thresholds: Thresholds) -> dict[str, float]:

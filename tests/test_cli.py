@@ -17,8 +17,10 @@ OPTIONS = {
     "train": COMMON | {"--variant"},
     "prune": COMMON | {"--plan"},
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--device", "--help"},
+    "cut": {"--model", "--data", "--out", "--device", "--help"},
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--help"},
+    "study": {"--root", "--help"},
 }
 
 

@@ -1,5 +1,6 @@
 """Parameters are checked before anything else, and every offending key is named at once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 from tiny import ROOT, raw_params, tiny_raw
 
 from pelap import config
-from pelap.config import STAGE_KEYS, STAGES, load_params, parse_params, read_yaml, select_keys
+from pelap.config import STAGE_KEYS, STAGES, latent_problem, load_params, parse_params, read_yaml, select_keys
 from pelap.data.photos import PHOTOGRAPHS
 from pelap.errors import ConfigError
-from pelap.models.light_unet import MAX_GROUPS
 from pelap.models.vae import DOWNSAMPLING
+from pelap.params import LightUNetParams, PelapVAEParams, VariantParams
+
+UNET = raw_params()["unet"]
 
 
 def _message(**overrides: Any) -> str:
@@ -50,21 +53,189 @@ def test_default_lambda() -> None:
         ({"prune__time_reduction": None}, "prune: give exactly one of"),
         ({"unet": {"kind": "dit"}}, "unet: "),
         ({"unet__channels": [30, 60, 60]}, "not a multiple of norm_num_groups"),
-        ({"variants__pelap__mask": "none"}, "strength lambda needs a mask"),
-        ({"variants__invariant__mask": "none"}, "decode_from z*m needs a mask"),
+        ({"variants__pelap__mask": "none"}, "variants.pelap.mask: unknown key"),
+        ({"variants__pelap__gate": "soft"}, "variants.pelap.gate: input should be 'none', 'sigmoid'"),
+        ({"variants__pelap__encoder_losses": ["kl"]}, "variants.pelap.encoder_losses.0: input should be"),
         ({"variants": {}}, "variants: "),
         ({"seed": 10**30}, "seed: "),
         ({"lambda_": 0.1}, "lambda_: unknown key"),
         ({"train__lr_min": 1.0}, "lr_min must not exceed lr"),
         ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
-        ({"download__image_size": 20}, "unet: halves latents 2 times"),
-        ({"unet": {"kind": "light", "width": 8}, "vae__latent_channels": 12}, "vae.latent_channels: "),
+        (
+            {"download__image_size": 20},
+            "the UNet halves latents 2 times, but those of 20 pixels have a side of 5",
+        ),
+        ({"unet": {"kind": "light", "width": 8}}, "unet.light.stem: missing"),
+        ({"vae": {"kind": "autoencoder_kl", "source": ""}}, "vae.autoencoder_kl.source: "),
+        ({"train__steps_per_epoch": 0}, "train.steps_per_epoch: "),
+        ({"train__vae_epochs": 0}, "train.vae_epochs: "),
+        ({"collapse__scale_threshold": 1.0}, "collapse.scale_threshold: "),
         ({"evaluate__num_reference": 8000}, "num_reference + num_images is 9500"),
         ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
     ],
 )
 def test_bad_value_is_named(overrides: dict[str, Any], expected: str) -> None:
     assert expected in _message(**overrides)
+
+
+# --- variants ---------------------------------------------------------------------------------------
+
+TOPK = {"gate": "topk", "k": 2, "strength": "seed"}
+KL = {"kind": "autoencoder_kl", "source": "somewhere"}
+VARIANTS: list[tuple[dict[str, Any], str]] = [
+    # the gate and its channels
+    (TOPK | {"k": 5}, "k is 5, but there are 4 latent channels"),
+    (TOPK | {"k": 0}, "k: input should be greater than 0"),
+    ({"gate": "topk", "strength": "seed"}, "belongs to gate topk; give both or neither"),
+    ({"k": 2, "strength": "seed"}, "belongs to gate topk; give both or neither"),
+    ({"strength": "lambda", "mask_lr": 0.0}, "mask_lr: input should be greater than 0"),
+    # the penalty
+    (TOPK | {"strength": "lambda"}, "a sparsity penalty changes nothing; use strength seed"),
+    (TOPK | {"penalty": 0.1}, "a sparsity penalty changes nothing; use strength seed"),
+    ({"strength": "seed", "penalty": -0.1}, "penalty: input should be greater than or equal to 0"),
+    ({"strength": "lambda", "penalty": 0.1}, "penalty is for strength seed"),
+    ({"strength": "lambda", "schedule": "linear"}, "warmup_epochs above 0 belong together"),
+    ({"strength": "lambda", "warmup_epochs": 2}, "warmup_epochs above 0 belong together"),
+    ({"strength": "seed", "schedule": "cosine", "warmup_epochs": 2}, "there is no penalty to warm up"),
+    (
+        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 7},
+        "warmup_epochs: ends after start_epoch + warmup_epochs = 7 epochs, training after 6",
+    ),
+    (
+        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 3},
+        "warmup_epochs: ends after start_epoch + warmup_epochs = 7 epochs, training after 6",
+    ),
+    ({"strength": "lambda", "start_epoch": 6}, "start_epoch: 6 leaves none of the 6 train.epochs"),
+    # nothing to learn from
+    ({"strength": "lambda", "mask_losses": []}, "no loss is left to train the mask"),
+    ({"strength": "lambda", "mask_losses": ["reconstruction"]}, "no loss is left to train the mask"),
+    ({"strength": "seed", "mask_losses": ["sparsity"]}, "no loss is left to train the mask"),
+    # no mask at all
+    ({"gate": "none", "strength": "lambda"}, "strength lambda needs a mask"),
+    ({"gate": "none", "strength": "seed", "decode_from": "z*m"}, "decode_from z*m needs a mask"),
+    ({"gate": "none", "strength": "seed", "normalise": "after_mask"}, "normalise after_mask needs a mask"),
+    ({"gate": "none", "strength": "seed", "adaptive": False}, "adaptive: there is no mask; leave it out"),
+    (
+        {"gate": "none", "strength": "seed", "k": 2, "mask_lr": 0.1, "penalty": 0.1, "start_epoch": 1},
+        "k, mask_lr, penalty, start_epoch: there is no mask",
+    ),
+    ({"gate": "none", "strength": "seed", "mask_losses": ["diffusion"]}, "mask_losses: there is no mask"),
+    ({"gate": "none", "strength": "seed", "cut": True}, "cut: there is no mask"),
+    (
+        {"gate": "none", "strength": "seed", "schedule": "linear", "warmup_epochs": 1},
+        "schedule, warmup_epochs: there is no mask",
+    ),
+    # decoder and encoder
+    (TOPK | {"cut": True}, "cut takes channels away that a decoder of z was trained on"),
+    (
+        {"strength": "lambda", "vae_training": "first", "encoder_losses": ["reconstruction"]},
+        "vae_training first keeps every loss from the encoder; leave encoder_losses out",
+    ),
+    (
+        {"strength": "lambda", "vae": KL, "vae_training": "frozen", "encoder_losses": ["diffusion"]},
+        "vae_training frozen keeps every loss from the encoder; leave encoder_losses out",
+    ),
+    ({"strength": "lambda", "vae_training": "frozen"}, "frozen needs a pretrained vae"),
+    ({"strength": "lambda", "vae": KL}, "vae_training joint, but a pretrained autoencoder_kl stays as it is"),
+    (
+        {"strength": "lambda", "vae": KL, "vae_training": "first"},
+        "vae_training first, but a pretrained autoencoder_kl stays as it is",
+    ),
+    # a UNet of its own
+    (
+        {"strength": "lambda", "unet": UNET | {"channels": [32] * 5, "attention": [False] * 5}},
+        "the UNet halves latents 4 times, but those of 32 pixels have a side of 8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), VARIANTS, ids=[message for _, message in VARIANTS])
+def test_a_coupling_that_contradicts_itself_is_refused(fields: dict[str, Any], expected: str) -> None:
+    message = _message(variants__pelap=fields, train__epochs=6)
+    assert "variants.pelap" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        TOPK | {"k": 4},
+        TOPK | {"cut": True, "decode_from": "z*m", "adaptive": False},
+        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 2},
+        {"strength": "lambda", "start_epoch": 5},
+        {"strength": "lambda", "mask_losses": ["sparsity"]},
+        {"strength": "seed", "penalty": 0.1, "mask_losses": ["sparsity"]},
+        {"strength": "seed", "mask_losses": ["reconstruction"], "decode_from": "z*m"},
+        {"strength": "seed", "schedule": "cosine", "warmup_epochs": 2, "penalty": 0.1},
+        {"strength": "lambda", "vae": KL, "vae_training": "frozen"},
+        {"gate": "none", "strength": "seed", "encoder_losses": ["reconstruction"], "vae_training": "joint"},
+        {"gate": "none", "strength": "seed", "normalise": "before_mask", "vae_training": "first"},
+    ],
+    ids=str,
+)
+def test_a_coupling_at_the_edge_is_allowed(fields: dict[str, Any]) -> None:
+    params = parse_params(raw_params(variants__pelap=fields, train__epochs=6), "params.yaml")
+    assert params.variants["pelap"] == VariantParams(**fields)
+
+
+def test_a_penalty_of_lambda_zero_trains_no_mask() -> None:
+    fields = {"strength": "lambda", "mask_losses": ["sparsity"]}
+    message = _message(variants__pelap=fields, **{"lambda": 0.0})
+    assert "variants.pelap: lambda is 0 and no other loss trains the mask" in message
+    # A weight of its own does not depend on lambda.
+    fields = {"strength": "seed", "penalty": 0.1, "mask_losses": ["sparsity"]}
+    parse_params(raw_params(variants__pelap=fields, **{"lambda": 0.0}), "params.yaml")
+
+
+def test_the_weight_of_the_penalty() -> None:
+    assert VariantParams(strength="lambda").weight(0.25) == 0.25
+    assert VariantParams(strength="seed", penalty=0.5).weight(0.25) == 0.5
+    assert VariantParams(strength="seed").weight(0.25) == 0
+
+
+def test_what_a_variant_leaves_out_is_as_in_the_paper() -> None:
+    everything = ("diffusion", "reconstruction", "sparsity")
+    paper = {
+        "gate": "sigmoid",
+        "adaptive": True,
+        "schedule": "constant",
+        "start_epoch": 0,
+        "normalise": "none",
+        "decode_from": "z",
+        "encoder_losses": everything,
+        "mask_losses": everything,
+        "vae_training": "joint",
+        "cut": False,
+    }
+    assert VariantParams(strength="lambda") == VariantParams(strength="lambda", **paper)
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=str)
+def test_every_variant_survives_json(path: Path) -> None:
+    for name, variant in load_params(path).variants.items():
+        plain = json.loads(json.dumps(variant.model_dump(mode="json")))
+        assert VariantParams(**plain) == variant, name
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "channels", "expected"),
+    [
+        (32, 8, 4, None),
+        (32, 4, 2, None),
+        (36, 8, 4, "pictures of 36 pixels are no multiple of the autoencoder's factor 8"),
+        (32, 16, 4, "the UNet halves latents 2 times, but those of 32 pixels have a side of 2"),
+        (32, 8, 1, "k is 2, but there are 1 latent channels"),
+    ],
+)
+def test_latents_of_a_pretrained_autoencoder_must_suit_mask_and_unet(
+    size: int, factor: int, channels: int, expected: str | None
+) -> None:
+    params = parse_params(raw_params(), "params.yaml")
+    found = latent_problem(VariantParams(**TOPK), params.unet, size, factor, channels)
+    assert found is None if expected is None else expected in str(found)
+
+
+# --- files ------------------------------------------------------------------------------------------
 
 
 def test_every_offending_key_is_named_in_one_message() -> None:
@@ -106,7 +277,7 @@ def test_not_a_parameter_file(raw: object) -> None:
 
 def test_numbers_repeated_for_the_check_are_those_of_their_modules() -> None:
     assert len(PHOTOGRAPHS) == config.NUM_PHOTOGRAPHS
-    assert (DOWNSAMPLING, MAX_GROUPS) == (config.DOWNSAMPLING, config.LIGHT_GROUPS)
+    assert DOWNSAMPLING == config.DOWNSAMPLING
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -127,7 +298,7 @@ def test_lambda_is_kept_from_variants_that_do_not_use_it() -> None:
 
 def test_presets_have_the_keys_of_the_default() -> None:
     def keys(raw: dict[str, Any]) -> set[str]:
-        free = ("unet", "variants", "folders")  # their keys depend on a kind or are names
+        free = ("vae", "unet", "variants", "folders")  # their keys depend on a kind or are names
         return {
             f"{key}.{sub}" if isinstance(value, dict) and key not in free else key
             for key, value in raw.items()
@@ -144,8 +315,9 @@ def test_paper_preset_is_the_paper() -> None:
     params = load_params(ROOT / "presets" / "pelap-a.yaml")
     assert params.dataset == "cifar10"
     assert params.seed == 42
-    assert (params.vae.width, params.vae.latent_channels) == (64, 4)
-    assert (params.unet.kind, params.unet.width) == ("light", 64)  # type: ignore[union-attr]
+    assert params.vae == PelapVAEParams(kind="pelap", width=64, latent_channels=4)
+    assert params.unet == LightUNetParams(kind="light", width=64, stem=False)
+    assert params.variants["pelap"] == VariantParams(strength="lambda")
     train = params.train
     assert (train.epochs, train.batch_size, train.lr, train.lr_min) == (100, 128, 2e-4, 1e-5)
     assert (train.weight_decay, train.grad_clip, train.kl_weight) == (1e-4, 1.0, 0.001)

@@ -1,5 +1,7 @@
 """Noising and sampling."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_model, tiny_params
@@ -7,7 +9,7 @@ from torch import nn
 
 from pelap.diffusion import add_noise, alphas_cumprod, make_scheduler, sample_latents
 from pelap.errors import ConfigError
-from pelap.params import SamplerParams
+from pelap.params import SamplerParams, VariantParams
 from pelap.sampling import sample_images
 from pelap.seeding import generator, noise
 
@@ -80,8 +82,31 @@ def test_unit_variance_comes_out_with_unit_variance() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddim", "ddpm"])
-def test_picture_does_not_depend_on_its_batch(kind: str) -> None:
-    model = tiny_model("pelap")
+def test_latents_outside_the_support_are_zero_whatever_the_unet_says(kind: str) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Loud(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> nn.Module:
+            seen.append(x)
+            self.sample = torch.full_like(x, 3.0)
+            return self
+
+    support = torch.tensor([1.0, 0.0, 1.0])[None, :, None, None]
+    streams = [generator(0, "s", i) for i in range(2)]
+    sampler = SamplerParams(kind=kind, steps=4)
+    out = sample_latents(Loud(), DIFFUSION, sampler, torch.randn(2, 3, 4, 4), streams, support)
+    for latents in (*seen, out):
+        assert not latents[:, 1].any()
+        assert (latents[:, [0, 2]] != 0).all()
+
+
+CUT = {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "decode_from": "z*m"}
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+@pytest.mark.parametrize("fields", [{"strength": "lambda"}, CUT], ids=["adaptive", "cut"])
+def test_picture_does_not_depend_on_its_batch(kind: str, fields: dict[str, Any]) -> None:
+    model = tiny_model(fields=VariantParams(**fields))
     sampler = SamplerParams(kind=kind, steps=4)
     together = sample_images(model, sampler, 6, seed=3, batch_size=6)
     apart = sample_images(model, sampler, 6, seed=3, batch_size=2)

@@ -16,13 +16,25 @@ from ruamel.yaml import YAML
 from tiny import ROOT, tiny_raw
 
 from pelap import io
+from pelap.collapse import HEALTHY, MASK_COLLAPSE, PARTIAL_MASK, SCALE_COLLAPSE
 from pelap.config import read_yaml
 from pelap.loading import load_model
 from pelap.paths import RunPaths
 
 pytestmark = pytest.mark.slow
 
-COPIED = ("pelap", "workflow", "profiles", "Snakefile", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+COPIED = (
+    "pelap",
+    "workflow",
+    "profiles",
+    "presets",
+    "Snakefile",
+    "dvc.yaml",
+    "Makefile",
+    ".dvc",
+    ".dvcignore",
+    ".gitignore",
+)
 MODELS = ("baseline", "pelap", "invariant", "pruned", "distilled")
 METRICS = {"fd_effnet_lite0", "psnr", "ssim", "latency_ms", "params", "macs", "peak_memory_mib"}
 
@@ -53,7 +65,7 @@ def write_params(folder: Path, raw: Mapping[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with small parameters on which `dvc repro` has run."""
+    """A clone with small parameters on which `dvc repro` has run, its results committed."""
     folder = tmp_path_factory.mktemp("project")
     ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp")
     for name in COPIED:
@@ -66,6 +78,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command(folder, "git", "add", "-A")
     command(folder, "git", "commit", "-qm", "start")
     command(folder, "dvc", "repro")
+    command(folder, "git", "add", "-A")
+    command(folder, "git", "commit", "-qm", "results")
     return folder
 
 
@@ -84,7 +98,15 @@ def test_every_file_that_others_rely_on_is_there(project: Path) -> None:
     assert set(scores["operator"]) <= {name for name, _ in unet.named_modules()}
     collapse = io.read_csv(run.collapse_table)
     assert list(collapse["variant"]) == ["baseline", "pelap", "invariant"]
+    assert set(collapse["verdict"]) <= {HEALTHY, PARTIAL_MASK, MASK_COLLAPSE, SCALE_COLLAPSE}
+    assert collapse["reason"].str.contains("channel").all()
     assert set(io.read_csv(run.masks_per_class)["variant"]) == {"pelap", "invariant"}
+    for table in ("channels", "timesteps", "epochs"):
+        assert set(io.read_csv(run.collapse_tables[table])["variant"]) == set(collapse["variant"]), table
+    numbers = io.read_json(run.collapse_metrics)
+    for row in collapse.to_dict("records"):
+        assert numbers[row["variant"]]["unet_input_std"] == row["unet_input_std"]
+        assert "verdict" not in numbers[row["variant"]]
     assert set(io.read_csv(run.train("pelap").history).columns) >= {"step", "noise", "recon", "mean_mask"}
     assert "<html" in run.report_page.read_text()
 
@@ -156,8 +178,6 @@ def test_a_change_concerns_the_stages_that_read_it(
 
 
 def test_experiment_retrains_what_uses_lambda(project: Path) -> None:
-    command(project, "git", "add", "-A")
-    command(project, "git", "commit", "-qm", "results")
     before = io.read_csv(RunPaths(project / "results" / "default").train("pelap").history)
     output = command(project, "dvc", "exp", "run", "-S", "lambda=0.01")
     assert "Running stage 'train@pelap'" in output
@@ -167,6 +187,26 @@ def test_experiment_retrains_what_uses_lambda(project: Path) -> None:
     after = io.read_csv(RunPaths(project / "results" / "default").train("pelap").history)
     assert not before["loss"].equals(after["loss"])
     command(project, "git", "checkout", "-q", ".")
+
+
+def test_ablation_has_a_row_and_a_line_for_every_lambda(project: Path) -> None:
+    """Of two values one is the committed run's, so that only the other is trained."""
+    output = command(project, "make", "-o", ".venv/.installed", "ablation", "LAMBDAS=0.001 0.05")
+    assert output.count("Running stage 'train@pelap'") == 1
+    assert "Running stage 'train@baseline'" not in output
+    table = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()]
+    for variant in ("pelap", "invariant"):
+        shown = ("mean_mask", "active_channels", "unet_input_std", "diffusion_loss", "floor_ratio")
+        head = next(i for i, row in enumerate(table) if f"{variant}.mean_mask" in row)
+        assert table[head][1:-1] == ["Experiment", *(f"{variant}.{name}" for name in shown)]
+        rows = table[head + 2 : head + 5]  # the commit and the experiments on it, by lambda
+        assert [row[1].rpartition("[")[2] for row in rows[1:]] == ["lambda-0.001]", "lambda-0.05]"]
+        assert rows[0][2:] == rows[1][2:]
+    page = (project / "dvc_plots" / "index.html").read_text()
+    for drawn in ("lambda-0.001", "lambda-0.05", "pelap/validation.csv", "mean_mask", "unet_input_std"):
+        assert drawn in page, drawn
+    assert read_yaml(project / "params.yaml")["lambda"] == 0.001
+    assert command(project, "git", "status", "--porcelain") == ""
 
 
 def test_a_cell_of_the_sweep_is_the_canonical_run(project: Path) -> None:

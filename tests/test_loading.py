@@ -2,21 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DModel
-from tiny import tiny_model
+from tiny import LIGHT, set_logits, tiny_model
 
 from pelap import io
 from pelap.errors import ModelError, PlanError
 from pelap.loading import load_model, load_plan, save_model
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import VariantParams
 from pelap.pruning.plan import plan_from_json
 from pelap.pruning.surgery import apply_plan
 
 PLAN = plan_from_json({"operators": ["mid_block.attentions.0", "down_blocks.0.resnets.0.norm1"]}, "test")
-LIGHT = {"unet": {"kind": "light", "width": 8}}
 
 
 def _same(model: LatentDiffusion, other: LatentDiffusion) -> None:
@@ -34,6 +35,63 @@ def test_round_trip(tmp_path: Path, variant: str, options: dict[str, object]) ->
     loaded = load_model(tmp_path / "model")
     _same(model, loaded)
     assert not loaded.training
+
+
+COUPLINGS: list[dict[str, Any]] = [
+    {"gate": "none", "strength": "seed", "normalise": "before_mask", "encoder_losses": ["reconstruction"]},
+    {"strength": "lambda", "normalise": "after_mask", "decode_from": "z*m", "vae_training": "first"},
+    {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "mask_lr": 0.01, "start_epoch": 1},
+    {"gate": "hard_concrete", "strength": "seed", "penalty": 0.5, "schedule": "cosine", "warmup_epochs": 2},
+    {
+        "gate": "hard_concrete",
+        "adaptive": False,
+        "strength": "lambda",
+        "vae": {"kind": "pelap", "width": 8, "latent_channels": 6},
+        "unet": LIGHT["unet"] | {"stem": True},
+    },
+]
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS, ids=range(len(COUPLINGS)))
+def test_every_coupling_survives_a_round_trip(tmp_path: Path, coupling: dict[str, Any]) -> None:
+    model = tiny_model(fields=VariantParams(**coupling))
+    latents = torch.randn(3, *model.latent_shape)
+    if model.mask is not None:
+        set_logits(model, *torch.linspace(-4, 4, model.latent_shape[0]).tolist())
+    if model.normaliser is not None:
+        model.train()
+        model.unet_input(model.encode(torch.rand(4, 3, 16, 16)).latents, model.gates(latents[:1]))
+        model.eval()
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    _same(model, loaded)
+    assert torch.equal(loaded.gates(latents).values, model.gates(latents).values)
+    support, expected = loaded.support(), model.support()
+    assert (support is None) == (expected is None)
+    assert support is None or torch.equal(support, expected)
+    assert torch.equal(loaded.decode_sample(latents), model.decode_sample(latents))
+
+
+def test_a_mask_that_has_not_started_is_still_open_when_it_is_read_again(tmp_path: Path) -> None:
+    model = tiny_model("pelap")
+    assert model.mask is not None
+    model.mask.started.fill_(False)
+    save_model(model, tmp_path / "model")
+    latents = torch.randn(2, 4, 4, 4)
+    assert torch.equal(load_model(tmp_path / "model").gates(latents).values, torch.ones(2, 4))
+
+
+def test_a_model_of_the_first_format_is_refused(tmp_path: Path) -> None:
+    # As the version before wrote it: a variant with other fields.
+    variant = {"mask": "sigmoid", "strength": "lambda", "detach": [], "normalise": False, "decode_from": "z"}
+    save_model(tiny_model("pelap"), tmp_path / "model")
+    config = io.read_json(tmp_path / "model" / "config.json")
+    config["info"]["variant"] = variant
+    for number, message in ((1, "not a PeLAP model of format 2"), (2, "variant|unknown key")):
+        io.write_json(tmp_path / "model" / "config.json", config | {"pelap_format": number})
+        with pytest.raises(ModelError, match=message) as caught:
+            load_model(tmp_path / "model")
+        assert "\n" not in str(caught.value)
 
 
 def test_pruned_round_trip(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_raw
+from tiny import LIGHT, tiny_model
 
 from pelap.measure.cost import count_params
 from pelap.models.ldm import apply_mask
 from pelap.models.light_unet import LightUNet
-from pelap.models.mask import ImportancePredictor, LatentNormaliser
+from pelap.models.mask import ImportanceMask
 from pelap.models.vae import VAE
+
+VARIANTS = ["baseline", "pelap", "invariant"]
 
 
 @pytest.mark.parametrize(
-    ("network", "expected"), [(VAE(), 2_127_499), (ImportancePredictor(), 292), (LightUNet(), 820_748)]
+    ("network", "expected"), [(VAE(), 2_127_499), (ImportanceMask(), 292), (LightUNet(), 820_748)]
 )
 def test_parameter_counts_are_the_papers(network: torch.nn.Module, expected: int) -> None:
     assert count_params(network) == expected
@@ -22,72 +24,68 @@ def test_vae_shrinks_by_four_and_restores_the_range() -> None:
     vae = VAE(width=8)
     mean, logvar = vae.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
     assert mean.shape == logvar.shape == (2, 4, 8, 8)
+    assert 32 // vae.downsampling == 8
     images = vae.decode(10 * mean)
     assert images.shape == (2, 3, 32, 32)
     assert images.abs().max() <= 1
 
 
-def test_mask_starts_at_sigmoid_of_three_whatever_the_latents() -> None:
-    masks = ImportancePredictor()(torch.randn(5, 4, 8, 8))
-    assert masks.shape == (5, 4)
-    torch.testing.assert_close(masks, torch.full((5, 4), 0.9525741))
-
-
-def test_light_unet_hides_scale_and_shift_of_each_latent_channel() -> None:
-    unet = LightUNet(width=8).eval()
+@pytest.mark.parametrize("stem", [False, True])
+def test_light_unet_hides_scale_and_shift_of_each_latent_channel_unless_it_has_a_stem(stem: bool) -> None:
+    unet = LightUNet(width=8, stem=stem).eval()
     x = torch.randn(2, 4, 8, 8)
     scale = torch.tensor([0.5, 2.0, 3.0, 7.0])[None, :, None, None]
-    torch.testing.assert_close(unet(x, 10).sample, unet(x * scale + 1, 10).sample, rtol=1e-3, atol=1e-4)
+    plain, scaled = unet(x, 10).sample, unet(x * scale + 1, 10).sample
+    assert torch.allclose(plain, scaled, rtol=1e-3, atol=1e-4) is not stem
 
 
-@pytest.mark.parametrize("variant", ["baseline", "pelap", "invariant"])
-def test_unet_takes_one_time_step_or_one_an_item(variant: str) -> None:
-    unet = tiny_model(variant).unet
+@pytest.mark.parametrize("channels", [1, 4, 12])
+def test_light_unet_takes_any_number_of_latent_channels(channels: int) -> None:
+    x = torch.randn(2, channels, 4, 4)
+    for stem in (False, True):
+        assert LightUNet(in_channels=channels, width=8, stem=stem)(x, 3).sample.shape == x.shape
+
+
+@pytest.mark.parametrize("options", [{}, LIGHT], ids=["unet2d", "light"])
+def test_unet_takes_one_time_step_or_one_an_item(options: dict[str, object]) -> None:
+    unet = tiny_model(**options).unet
     x = torch.randn(3, 4, 4, 4)
     torch.testing.assert_close(unet(x, torch.tensor(7)).sample, unet(x, torch.full((3,), 7)).sample)
 
 
-def test_normaliser_gives_unit_variance_in_training_and_by_stored_statistics_later() -> None:
-    normaliser = LatentNormaliser()
-    latents = torch.randn(64, 4, 8, 8) * torch.tensor([0.1, 1.0, 5.0, 20.0])[None, :, None, None] + 3
-    for _ in range(200):
-        out = normaliser(latents)
-    for result in (out, normaliser.eval()(latents)):
-        torch.testing.assert_close(result.std(dim=(0, 2, 3)), torch.ones(4), rtol=0.01, atol=0)
-        torch.testing.assert_close(result.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=0.01)
+@pytest.mark.parametrize("decode_from", ["z", "z*m"])
+def test_decoder_sees_z_or_masked_z(decode_from: str) -> None:
+    model = tiny_model("pelap", fields={"decode_from": decode_from})
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = model.encode(images).latents
+    gates = model.gates(latents)
+    expected = latents if decode_from == "z" else apply_mask(latents, gates.values)
+    torch.testing.assert_close(model.decoder_input(latents, gates), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.reconstruct(images), model.vae.decode(expected), rtol=0, atol=0)
 
 
-def _gradients(variant: str, **overrides: object) -> tuple[bool, bool]:
-    """Whether a loss on the UNet's input reaches (encoder, mask)."""
-    model = tiny_model(variant, **overrides).train()
-    images = torch.rand(4, 3, 16, 16) * 2 - 1
-    loss = model.unet_input(model.encode(images).latents).square().sum()
-    if not loss.requires_grad:
-        return False, False
-    loss.backward()
-    encoder = model.vae.mean_head.weight.grad
-    bias = None if model.mask is None else model.mask.layers[-1].bias.grad
-    return encoder is not None and bool(encoder.any()), bias is not None and bool(bias.any())
-
-
-def test_noise_loss_reaches_what_the_variant_says() -> None:
-    assert _gradients("baseline") == (True, False)
-    assert _gradients("pelap") == (True, True)
-    assert _gradients("invariant") == (False, False)
-
-
-@pytest.mark.parametrize(
-    ("detach", "expected"), [([], (True, True)), (["encoder"], (False, True)), (["mask"], (True, False))]
-)
-def test_each_part_can_be_detached_by_itself(detach: list[str], expected: tuple[bool, bool]) -> None:
-    variants = tiny_raw()["variants"]
-    variants["pelap"]["detach"] = detach
-    assert _gradients("pelap", variants=variants) == expected
-
-
-@pytest.mark.parametrize(("variant", "masked"), [("baseline", False), ("pelap", False), ("invariant", True)])
-def test_decoder_sees_z_or_masked_z(variant: str, masked: bool) -> None:
-    model = tiny_model(variant)
+def test_without_a_mask_the_unet_sees_the_latents() -> None:
+    model = tiny_model("baseline")
     latents = torch.randn(2, 4, 4, 4)
-    expected = apply_mask(latents, model.importance(latents)) if masked else latents
-    torch.testing.assert_close(model.decoder_input(latents), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.unet_input(latents, model.gates(latents)), latents, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_posterior_noise_has_the_posteriors_standard_deviation(variant: str) -> None:
+    model = tiny_model(variant)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    noise = torch.randn(2, 4, 4, 4)
+    mean, logvar = model.vae.encode(images)
+    encoded = model.encode(images, noise)
+    z = mean + logvar.exp().sqrt() * noise
+    expected = z if model.normaliser is None else model.normaliser(z)
+    torch.testing.assert_close(encoded.latents, expected)
+    torch.testing.assert_close((encoded.mean, encoded.logvar), (mean, logvar), rtol=0, atol=0)
+
+
+def test_a_variant_may_have_parts_of_its_own() -> None:
+    vae = {"kind": "pelap", "width": 8, "latent_channels": 6}
+    model = tiny_model("pelap", fields={"vae": vae, "unet": LIGHT["unet"]})
+    assert model.latent_shape == (6, 4, 4)
+    assert isinstance(model.unet, LightUNet)
+    assert model.gates(torch.randn(2, 6, 4, 4)).values.shape == (2, 6)

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import LIGHT, tiny_model
 from torch import nn
 
 from pelap.diffusion import sample_latents
@@ -17,8 +17,6 @@ from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import Plan, Removal, make_plan, plan_from_json, plan_of
 from pelap.pruning.score import distances, score_operators
 from pelap.pruning.surgery import apply_plan, removed_operators
-
-LIGHT = {"unet": {"kind": "light", "width": 8}}
 
 
 def _operators(model: LatentDiffusion) -> list[Operator]:

@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_dataset, tiny_model, tiny_params
+from tiny import LIGHT, set_logits, tiny_dataset, tiny_model, tiny_params
 
 import pelap.training.distill as distillation
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.errors import TrainingError
 from pelap.models.ldm import LatentDiffusion, apply_mask
+from pelap.params import VariantParams
 from pelap.training import joint
 from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from pelap.training.distill import FeatureTap, distill, distillation_losses, matched_blocks
-from pelap.training.joint import draw, joint_losses, kl_divergence, learning_rate, train_jointly
-from pelap.training.loop import Losses, Optimisation, Trainer, batches_from, cosine
+from pelap.training.joint import draw, joint_losses, kl_divergence, train_jointly
+from pelap.training.loop import Losses, Optimisation, Trainer, cosine
 
 CPU = torch.device("cpu")
 
@@ -27,41 +28,81 @@ def test_kl_of_fixed_tensors() -> None:
     assert float(kl_divergence(mean, logvar)) == pytest.approx(0.5 * (4 + 4 - 1 - math.log(4)))
 
 
-@pytest.mark.parametrize("variant", ["baseline", "pelap", "invariant"])
-def test_loss_terms_are_the_definition(variant: str) -> None:
-    model = tiny_model(variant, **{"lambda": 0.25})
-    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    random = draw(model, 4, 0, "test", 0)
+COUPLINGS = {
+    "baseline": VariantParams(gate="none", strength="seed"),
+    "paper": VariantParams(strength="lambda"),
+    "masked": VariantParams(strength="lambda", normalise="before_mask", decode_from="z*m"),
+    "after": VariantParams(strength="lambda", normalise="after_mask"),
+    "static": VariantParams(gate="hard_concrete", adaptive=False, strength="lambda", decode_from="z*m"),
+}
+
+
+def _pictures() -> torch.Tensor:
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_loss_terms_are_the_definition(coupling: str) -> None:
+    fields = COUPLINGS[coupling]
+    model = tiny_model(fields=fields)
+    if model.mask is not None:
+        set_logits(model, 2.0, 0.5, 1.0, 0.0)
+    images, random = _pictures(), draw(model, 4, 0, "test", 0)
     alphas = alphas_cumprod(model.info.diffusion)
     with torch.no_grad():
-        losses = joint_losses(model, images, random, 0.001, alphas)
+        losses = joint_losses(model, images, random, 0.001, 0.25, alphas)
         mean, logvar = model.vae.encode(images)
         z = mean + (logvar / 2).exp() * random.posterior
-        z = model.normaliser(z) if model.normaliser is not None else z
-        m = model.importance(z)
-        noisy = add_noise(apply_mask(z, m), random.noise, random.timesteps, alphas)
+        z = model.normaliser(z) if fields.normalise == "before_mask" else z
+        m, cost = model.gates(z)
+        clean = apply_mask(z, m)
+        clean = model.normaliser(clean) if fields.normalise == "after_mask" else clean
+        noisy = add_noise(clean, random.noise, random.timesteps, alphas)
         noise = (model.unet(noisy, random.timesteps).sample - random.noise).square().mean()
-        decoded = model.vae.decode(apply_mask(z, m) if variant == "invariant" else z)
+        decoded = model.vae.decode(apply_mask(z, m) if fields.decode_from == "z*m" else z)
         recon = (decoded - images).square().mean()
+        kl = kl_divergence(mean, logvar)
     torch.testing.assert_close(losses["noise"], noise)
     torch.testing.assert_close(losses["recon"], recon)
+    torch.testing.assert_close(losses["kl"], kl)
     torch.testing.assert_close(losses["mean_mask"], m.mean())
-    strength = 0.0 if variant == "baseline" else 0.25
-    torch.testing.assert_close(losses["loss"], recon + 0.001 * losses["kl"] + noise + strength * m.mean())
+    torch.testing.assert_close(losses["loss"], recon + 0.001 * kl + noise + 0.25 * cost.mean())
 
 
-@pytest.mark.parametrize("variant", ["pelap", "invariant"])
-def test_penalty_pulls_the_mask_down(variant: str) -> None:
-    def bias_gradient(strength: float) -> torch.Tensor:
-        model = tiny_model(variant, **{"lambda": strength})
-        images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def test_the_autoencoder_alone_has_no_other_loss() -> None:
+    model = tiny_model(fields=COUPLINGS["masked"])
+    images, random = _pictures(), draw(model, 4, 0, "test", 0)
+    alphas = alphas_cumprod(model.info.diffusion)
+    assert model.mask is not None
+    model.mask.started.fill_(False)  # joint training with an open mask decodes the same latents
+    expected = joint_losses(model, images, random, 0.5, 0.0, alphas)
+    losses = joint.autoencoder_losses(model, images, random, 0.5)
+    torch.testing.assert_close(losses["recon"], expected["recon"])
+    torch.testing.assert_close(losses["loss"], expected["recon"] + 0.5 * expected["kl"])
+    losses["loss"].backward()
+    assert all(p.grad is None for part in (model.unet, model.mask) for p in part.parameters())
+    assert all(p.grad is not None for p in model.vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("coupling", "slope"),
+    [
+        # Of the mean cost in one of four logits at 3: of sigmoid(3), and of P(open) = sigmoid(3 + 2/3 ln 11).
+        ("paper", 0.9525741 * (1 - 0.9525741) / 4),
+        ("masked", 0.9525741 * (1 - 0.9525741) / 4),
+        ("static", 0.9900335 * (1 - 0.9900335) / 4),
+    ],
+)
+def test_penalty_pulls_the_mask_down(coupling: str, slope: float) -> None:
+    def gradient(strength: float) -> torch.Tensor:
+        model = tiny_model(fields=COUPLINGS[coupling])
         alphas = alphas_cumprod(model.info.diffusion)
-        joint_losses(model, images, draw(model, 4, 0, "test", 0), 0.001, alphas)["loss"].backward()
+        random = draw(model, 4, 0, "test", 0)
+        joint_losses(model, _pictures(), random, 0.001, strength, alphas)["loss"].backward()
         assert model.mask is not None
-        return model.mask.layers[-1].bias.grad
+        return model.mask.layers[-1].bias.grad if model.mask.config.adaptive else model.mask.logits.grad
 
-    slope = 0.9525741 * (1 - 0.9525741) / 4  # of mean(m) in one of four logits, at the start
-    pull = bias_gradient(10.0) - bias_gradient(0.0)
+    pull = gradient(10.0) - gradient(0.0)
     torch.testing.assert_close(pull, torch.full((4,), 10 * slope), rtol=1e-3, atol=1e-6)
 
 
@@ -92,51 +133,72 @@ def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.kept.weight.detach(), averages[-1])
 
 
-def test_learning_rate_moves_by_epoch_in_the_paper_and_by_step_here() -> None:
-    by_epoch = learning_rate(tiny_params(train__lr_update="epoch", train__epochs=4).train, 10)
-    assert by_epoch(0) == by_epoch(9) > by_epoch(10) == by_epoch(19)
-    by_step = learning_rate(tiny_params(train__epochs=4).train, 10)
-    assert by_step(0) > by_step(1) > by_step(39)
+def test_cosine_goes_from_lr_to_lr_min() -> None:
     assert cosine(1.0, 0.1, 0.0) == 1.0
+    assert cosine(1.0, 0.1, 0.5) == pytest.approx(0.55)
     assert cosine(1.0, 0.1, 1.0) == pytest.approx(0.1)
 
 
-def test_batches_go_on_at_any_step() -> None:
-    images = tiny_dataset(num_train=10).train.images
-    whole = batches_from(images, 4, 0, "order", True, 0)
-    first = [next(whole) for _ in range(7)]
-    for start in (0, 1, 2, 5):
-        rest = batches_from(images, 4, 0, "order", True, start)
-        for expected in first[start:]:
-            torch.testing.assert_close(next(rest), expected, rtol=0, atol=0)
-
-
-def _train(checkpoint: Path, **overrides: object) -> tuple[LatentDiffusion, list[dict[str, float]]]:
-    model = tiny_model("invariant", **overrides)
+def _train(
+    checkpoint: Path, fields: VariantParams = COUPLINGS["masked"], **overrides: object
+) -> tuple[LatentDiffusion, list[dict[str, float]]]:
+    model = tiny_model(fields=fields, **overrides)
     params = tiny_params(**overrides).train
     kept, progress = train_jointly(model, tiny_dataset(), params, CPU, checkpoint)
     return kept, progress.history
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+FIRST = VariantParams(
+    strength="lambda", normalise="before_mask", decode_from="z*m", vae_training="first", start_epoch=1
+)
+
+
+@pytest.mark.parametrize(
+    # 4 steps an epoch; FIRST trains its autoencoder for 4 steps, then without mask for 4.
+    ("fields", "cut_at", "ema_decay"),
+    [
+        (COUPLINGS["masked"], 5, 0.0),
+        (COUPLINGS["masked"], 5, 0.9),
+        (FIRST, 2, 0.9),
+        (FIRST, 4, 0.9),
+        (FIRST, 6, 0.0),
+        (FIRST, 9, 0.9),
+    ],
+    ids=["joint", "joint averaged", "vae alone", "boundary", "unmasked", "masked"],
+)
 def test_interrupted_training_ends_where_uninterrupted_training_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: VariantParams, cut_at: int, ema_decay: float
 ) -> None:
-    options = {"train__ema_decay": ema_decay, "train__batch_size": 8, "train__select": "best"}
-    expected, expected_history = _train(tmp_path / "whole", **options)
-    step = Trainer._step
+    options: dict[str, Any] = {
+        "train__ema_decay": ema_decay,
+        "train__batch_size": 16,
+        "train__select": "best",
+        "train__log_every": 1,
+        "train__num_validation": 8,
+    }
+    expected, expected_history = _train(tmp_path / "whole", fields, **options)
+    step, taken = Trainer._step, []
 
-    def cut(self: Trainer, *args: object) -> None:
-        if self.progress.step == 10:
+    def cut(self: Trainer, *args: Any) -> None:
+        if self.progress.step == cut_at:
             raise KeyboardInterrupt
-        step(self, *args)  # type: ignore[arg-type]
+        seconds = -1.0 if self.progress.step == cut_at - 1 else 1e9  # the last step is saved
+        monkeypatch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", seconds)
+        step(self, *args)
 
-    monkeypatch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", 0.0)
+    def note(self: Trainer, *args: Any) -> None:
+        taken.append(self.progress.step)
+        step(self, *args)
+
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", cut)
         with pytest.raises(KeyboardInterrupt):
-            _train(tmp_path / "cut", **options)
-    resumed, history = _train(tmp_path / "cut", **options)
+            _train(tmp_path / "cut", fields, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", note)
+        patch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", 1e9)
+        resumed, history = _train(tmp_path / "cut", fields, **options)
+    assert taken[0] == cut_at  # it went on, and did not start over
     assert [row["step"] for row in history] == [row["step"] for row in expected_history]
     assert history[-1]["loss"] == expected_history[-1]["loss"]
     for name, tensor in expected.state_dict().items():
@@ -147,9 +209,8 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Pa
     first, again = _train(tmp_path / "a")[0], _train(tmp_path / "b")[0]
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    other, _ = train_jointly(
-        tiny_model("invariant", seed=1), tiny_dataset(), tiny_params().train, CPU, tmp_path / "c"
-    )
+    fresh = tiny_model(seed=1, fields=COUPLINGS["masked"])
+    other, _ = train_jointly(fresh, tiny_dataset(), tiny_params().train, CPU, tmp_path / "c")
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
@@ -209,7 +270,8 @@ def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", {"model": model}, Progress(step=3))
     assert load_checkpoint(tmp_path / "c", {"model": torch.nn.Linear(2, 2)}, Progress())
     assert not load_checkpoint(tmp_path / "c", {"model": torch.nn.Linear(3, 2)}, Progress())
-    assert not load_checkpoint(tmp_path / "c", {"model": empty, "average": torch.nn.Linear(2, 2)}, Progress())
+    for lacking in (torch.nn.Linear(2, 2), torch.optim.AdamW(empty.parameters())):
+        assert not load_checkpoint(tmp_path / "c", {"model": empty, "lacking": lacking}, Progress())
     assert torch.equal(empty.weight, before)
     (tmp_path / "c" / "progress.json").write_text("{")
     assert not load_checkpoint(tmp_path / "c", {"model": model}, Progress())
@@ -238,8 +300,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it() -> None:
 
 @pytest.mark.parametrize("unet", ["unet2d", "light"])
 def test_matched_blocks_cover_the_network(unet: str) -> None:
-    overrides = {} if unet == "unet2d" else {"unet": {"kind": "light", "width": 8}}
-    model = tiny_model(**overrides)
+    model = tiny_model(**({} if unet == "unet2d" else LIGHT))
     names = matched_blocks(model.unet, model.unet)
     assert len(names) == (5 if unet == "unet2d" else 4)
     with FeatureTap(model.unet, names) as tap:
@@ -264,24 +325,24 @@ def test_distillation_moves_the_student_alone(tmp_path: Path) -> None:
 def test_distillation_uses_masked_latents_its_weights_and_a_warm_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = tiny_model()
+    teacher = tiny_model(fields=COUPLINGS["masked"])
     seen: list[torch.Tensor] = []
     weights: list[tuple[float, ...]] = []
-    real_noise, real_losses = distillation.add_noise, distillation.distillation_losses
+    real_noise, real_losses = distillation.add_noise_to, distillation.distillation_losses
 
-    def noise(clean: torch.Tensor, *args: Any) -> torch.Tensor:
-        seen.append(clean)
-        return real_noise(clean, *args)
+    def noise(*args: Any) -> Any:
+        noisy = real_noise(*args)
+        seen.append(noisy.clean)
+        return noisy
 
     def losses(*args: Any) -> Losses:
-        weights.append(args[-1])
+        weights.append(args[5])
         return real_losses(*args)
 
-    monkeypatch.setattr(distillation, "add_noise", noise)
+    monkeypatch.setattr(distillation, "add_noise_to", noise)
     monkeypatch.setattr(distillation, "distillation_losses", losses)
     options = {"distill__task_weight": 2.0, "distill__output_weight": 3.0, "distill__feature_weight": 4.0}
-    assert teacher.mask is not None
-    torch.nn.init.constant_(teacher.mask.layers[-1].bias, -30.0)  # all channels closed
+    set_logits(teacher, -30.0)  # all channels closed
     params = tiny_params(**options, distill__log_every=1, distill__warmup_steps=3).distill
     _, progress = distill(tiny_model(seed=1), teacher, tiny_dataset().train.images, params, 0, CPU, tmp_path)
     assert max(float(clean.abs().max()) for clean in seen) < 1e-9
@@ -289,3 +350,16 @@ def test_distillation_uses_masked_latents_its_weights_and_a_warm_up(
     rates = [row["lr"] for row in progress.history]
     assert rates[:3] == pytest.approx([params.lr / 3, params.lr * 2 / 3, params.lr])
     assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_a_student_learns_nothing_about_channels_that_are_gone(tmp_path: Path) -> None:
+    fields = VariantParams(gate="topk", k=2, adaptive=False, strength="seed", decode_from="z*m")
+    teacher, student = tiny_model(fields=fields), tiny_model(fields=fields, seed=1)
+    for model in (teacher, student):
+        set_logits(model, 5.0, -5.0, 5.0, -5.0)
+    start = student.unet.conv_out.weight.detach().clone()
+    options = {"distill__weight_decay": 0.0, "distill__feature_weight": 0.0, "distill__ema_decay": 0.0}
+    params = tiny_params(**options).distill
+    unet, _ = distill(student, teacher, tiny_dataset().train.images, params, 0, CPU, tmp_path)
+    moved = (unet.conv_out.weight.detach() - start).flatten(1).any(dim=1)
+    assert moved.tolist() == [True, False, True, False]

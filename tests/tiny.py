@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
-from pelap.config import parse_params, read_yaml
+from pelap.config import parse_params, parts_of, read_yaml
 from pelap.data.dataset import ImageDataset, Split
-from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model
+from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import Params, VariantParams
 
 ROOT = Path(__file__).parent.parent
+LIGHT: dict[str, Any] = {"unet": {"kind": "light", "width": 8, "stem": False}}
+"""Overrides for the paper's UNet."""
 
 
 def raw_params(**overrides: Any) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def tiny_raw(**overrides: Any) -> dict[str, Any]:
             "norm_num_groups": 4,
         },
         "train__epochs": 2,
+        "train__vae_epochs": 1,
         "train__batch_size": 32,
         "train__log_every": 2,
         "train__num_validation": 16,
@@ -82,20 +85,41 @@ def tiny_dataset(num_train: int = 64, num_test: int = 16, side: int = 16) -> Ima
 
 
 def tiny_model(
-    variant: str = "invariant", seed: int = 0, side: int = 16, **overrides: Any
+    variant: str = "invariant",
+    seed: int = 0,
+    side: int = 16,
+    fields: VariantParams | dict[str, Any] | None = None,
+    **overrides: Any,
 ) -> LatentDiffusion:
-    """A fresh model of a variant, in evaluation mode, for pictures of 16x16."""
-    params = tiny_params(**overrides)
-    fields: VariantParams = params.variants[variant]
+    """A fresh model of a variant, in evaluation mode, for pictures of 16x16.
+
+    `fields` replaces some of the variant's fields, or all of them by a whole `VariantParams`.
+    """
+    raw = tiny_raw(**overrides)
+    params = parse_params(raw, "tiny")
+    coupling = (
+        fields
+        if isinstance(fields, VariantParams)
+        else VariantParams(**(raw["variants"][variant] | (fields or {})))
+    )
     info = ModelInfo(
         name=variant,
-        variant=fields,
+        variant=coupling,
         diffusion=params.diffusion,
         image_size=side,
         dataset="tiny",
         seed=seed,
-        strength=params.lambda_ if fields.strength == "lambda" else 0.0,
+        strength=coupling.weight(params.lambda_),
         ema_decay=0.0,
     )
+    vae, unet = parts_of(coupling, params.vae, params.unet)
     torch.manual_seed(seed)
-    return build_model(info, params.vae, params.unet).eval()
+    return build_model(info, build_vae(vae), unet).eval()
+
+
+def set_logits(model: LatentDiffusion, *logits: float) -> None:
+    """Give the mask these logits, whatever the picture: one for all channels, or one each."""
+    assert model.mask is not None
+    target = model.mask.layers[-1].bias if model.mask.config.adaptive else model.mask.logits
+    with torch.no_grad():
+        target.copy_(torch.tensor(logits).expand_as(target))

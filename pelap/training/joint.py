@@ -275,13 +275,22 @@ class _Objective:
         if phase.vae_alone:
             return autoencoder_losses(self.model, images, random, self.params.kl_weight)
         if self.model.info.variant.vae_training == "first":
-            self.model.vae.requires_grad_(False)
+            self._freeze_vae(step)
         return joint_losses(self.model, images, random, self.params.kl_weight, phase.strength, self.alphas)
+
+    def _freeze_vae(self, step: int) -> None:
+        """Keep the autoencoder as it is from here on; its average is the one that will be kept."""
+        if step == self.schedule.vae_steps:
+            current = self.trainer.current
+            assert isinstance(current, LatentDiffusion)
+            self.model.vae.load_state_dict(current.vae.state_dict())
+        self.model.vae.requires_grad_(False)
 
     def validate(self, epoch: int) -> None:
         """A row of `validation.csv`: losses and collapse of the model to keep, on test pictures.
 
-        The noise is the same after every epoch; channels count as active by the paper's threshold.
+        The noise is the same after every epoch; channels count as active by the paper's threshold. The
+        penalty counts in full, so that epochs before and after a warm-up compare.
         """
         kept = self.trainer.current
         assert isinstance(kept, LatentDiffusion)
@@ -290,7 +299,7 @@ class _Objective:
         if kept is not self.model:
             calibrate(kept, self.images, self.params.batch_size)
         phase = self.schedule.at(self.trainer.progress.step - 1)
-        losses = self._validation_losses(kept, phase)
+        losses = self._validation_losses(kept)
         seen = observe(kept, self.validation_images, self.seed, self.params.batch_size)
         kept.train(training)
         self.trainer.demand_finite(losses["loss"])
@@ -304,14 +313,13 @@ class _Objective:
             self.trainer.keep_current()
 
     @torch.no_grad()
-    def _validation_losses(self, model: LatentDiffusion, phase: Phase) -> dict[str, float]:
+    def _validation_losses(self, model: LatentDiffusion) -> dict[str, float]:
         sums: dict[str, float] = {}
         with autocast(self.trainer.device, self.params.precision):
             for index, images in enumerate(self.validation_images.split(self.params.batch_size)):
                 random = draw(model, len(images), self.seed, "validate", index)
-                values = joint_losses(
-                    model, to_float(images), random, self.params.kl_weight, phase.strength, self.alphas
-                )
+                pictures, strength = to_float(images), self.schedule.strength
+                values = joint_losses(model, pictures, random, self.params.kl_weight, strength, self.alphas)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * len(images)
         return {name: total / len(self.validation_images) for name, total in sums.items()}
