@@ -55,6 +55,7 @@ class Observations(NamedTuple):
     masked_recon_errors: torch.Tensor  # (N,) the same, decoded from z*m
     hard_recon_errors: torch.Tensor  # (N,) the same, from z*m without channels below the threshold
     alphas: torch.Tensor  # (T,) alpha-bar
+    num_cut: int  # channels that were cut out of the model
     zero_floor: float  # least error of this UNet where the clean latent is 0
 
 
@@ -108,6 +109,7 @@ def observe(
         masked_recon_errors=masked_recon,
         hard_recon_errors=hard_recon,
         alphas=alphas.cpu(),
+        num_cut=len(model.info.cut_channels),
         zero_floor=floor,
     )
 
@@ -223,7 +225,7 @@ def summarise(seen: Observations, thresholds: Thresholds) -> dict[str, float]:
     inputs = seen.unet_inputs[:, seen.there]
     floor = gaussian_floor(inputs.var(dim=0), seen.alphas) if seen.there.any() else 0.0
     return {
-        "latent_channels": seen.masks.shape[1],
+        "latent_channels": seen.masks.shape[1] + seen.num_cut,
         "mean_mask": float(seen.masks.mean()),
         "min_mask": float(seen.masks.min()),
         "max_mask": float(seen.masks.max()),

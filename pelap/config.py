@@ -145,7 +145,8 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _scored_variant_exists: {"score", "variants"},
         _masks_can_learn: {"lambda_", "variants"},
         _schedules_end_in_time: {"train", "variants"},
-        _parts_fit: {"download", "unet", "vae", "variants"},
+        _autoencoders_train_as_told: {"vae", "variants"},
+        _latents_fit: {"download", "unet", "vae", "variants"},
         _sampler_steps_divide: {"diffusion", "train", "score", "evaluate"},
     }
     return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
@@ -220,28 +221,32 @@ def parts_of(variant: VariantParams, vae: VAEParams, unet: UNetParams) -> tuple[
     return variant.vae or vae, variant.unet or unet
 
 
-def _parts_fit(params: Params) -> list[str]:
+def _autoencoders_train_as_told(params: Params) -> list[str]:
     problems = []
     for name, variant in params.variants.items():
-        vae, unet = parts_of(variant, params.vae, params.unet)
-        found = _vae_problem(variant, vae)
-        if found is None and isinstance(vae, PelapVAEParams):
-            found = latent_problem(
-                variant, unet, params.download.image_size, DOWNSAMPLING, vae.latent_channels
+        pretrained = isinstance(variant.vae or params.vae, AutoencoderKLParams)
+        if pretrained and variant.vae_training != "frozen":
+            problems.append(
+                f"variants.{name}: vae_training {variant.vae_training}, but a pretrained autoencoder_kl stays "
+                "as it is; use frozen"
             )
-        if found:
-            problems.append(f"variants.{name}: {found}")
+        if not pretrained and variant.vae_training == "frozen":
+            problems.append(
+                f"variants.{name}: vae_training frozen needs a pretrained vae (kind autoencoder_kl); use "
+                "first or joint"
+            )
     return problems
 
 
-def _vae_problem(variant: VariantParams, vae: VAEParams) -> str | None:
-    if isinstance(vae, AutoencoderKLParams) and variant.vae_training != "frozen":
-        return (
-            f"vae_training {variant.vae_training}, but a pretrained autoencoder_kl stays as it is; use frozen"
-        )
-    if isinstance(vae, PelapVAEParams) and variant.vae_training == "frozen":
-        return "vae_training frozen needs a pretrained vae (kind autoencoder_kl); use first or joint"
-    return None
+def _latents_fit(params: Params) -> list[str]:
+    problems = []
+    for name, variant in params.variants.items():
+        vae, unet = parts_of(variant, params.vae, params.unet)
+        if isinstance(vae, PelapVAEParams):  # a pretrained one is looked at where it is read
+            size, channels = params.download.image_size, vae.latent_channels
+            problem = latent_problem(variant, unet, size, DOWNSAMPLING, channels)
+            problems += [f"variants.{name}: {problem}"] if problem else []
+    return problems
 
 
 def latent_problem(

@@ -184,7 +184,7 @@ class VariantParams(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> "VariantParams":
-        rules = (self._without_mask, self._gate_problem, self._penalty_problem, self._training_problem)
+        rules = (self._without_mask, self._gate_problem, self._training_problem, self._penalty_problem)
         for rule in rules:
             problem = rule()
             if problem:
@@ -198,10 +198,14 @@ class VariantParams(Section):
     def mask_learns(self, lambda_: float) -> bool:
         """Whether any loss reaches the mask."""
         return (
-            "diffusion" in self.mask_losses
+            ("diffusion" in self.mask_losses and not self._normalised_away())
             or ("reconstruction" in self.mask_losses and self.decode_from == "z*m")
             or ("sparsity" in self.mask_losses and self.weight(lambda_) > 0)
         )
+
+    def _normalised_away(self) -> bool:
+        """Whether the UNet sees the same whatever the mask: one factor a channel, then unit variance."""
+        return not self.adaptive and self.normalise == "after_mask" and self.gate != "hard_concrete"
 
     def _given(self, name: str) -> bool:
         """Whether a field differs from the paper's."""
@@ -236,6 +240,8 @@ class VariantParams(Section):
     def _penalty_problem(self) -> str | None:
         if self.strength == "lambda" and self.penalty:
             return "penalty is for strength seed; with strength lambda the weight is lambda"
+        if (self.strength == "lambda" or self.penalty) and "sparsity" not in self.mask_losses:
+            return "the penalty does not reach the mask; add sparsity to mask_losses, or leave the penalty out"
         if (self.schedule == "constant") != (self.warmup_epochs == 0):
             return "schedule linear or cosine and warmup_epochs above 0 belong together; give both or neither"
         if self.warmup_epochs and self.strength == "seed" and not self.penalty:

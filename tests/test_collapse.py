@@ -1,5 +1,6 @@
 """The analysis of a mask, on cases whose answer is known."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -136,6 +137,7 @@ def _seen(masks: torch.Tensor, inputs: torch.Tensor, **fields: Any) -> Observati
         hard_recon_errors=torch.full((num,), 4.0),
         alphas=ALPHAS,
         zero_floor=0.02,
+        num_cut=0,
     )
     return plain._replace(**fields)
 
@@ -241,6 +243,15 @@ def test_verdict_by_the_first_rule_that_holds(active: int, std: float, name: str
     assert found == name
     assert all(number in reason for number in numbers), reason
     assert "\n" not in reason
+
+
+def test_channels_that_were_cut_count_as_closed() -> None:
+    model = tiny_model("baseline")
+    whole = summarise(observe(model, tiny_dataset().test.images, 0, 16), THRESHOLDS)
+    model.info = dataclasses.replace(model.info, cut_channels=(1, 4))
+    row = summarise(observe(model, tiny_dataset().test.images, 0, 16), THRESHOLDS)
+    assert row["latent_channels"] == whole["latent_channels"] + 2
+    assert verdict(row | {"unet_input_std": 1.0}, THRESHOLDS)[0] == PARTIAL_MASK
 
 
 def test_verdict_takes_its_thresholds_from_the_parameters() -> None:

@@ -108,6 +108,15 @@ VARIANTS: list[tuple[dict[str, Any], str]] = [
     ({"strength": "lambda", "start_epoch": 6}, "start_epoch: 6 leaves none of the 6 train.epochs"),
     # nothing to learn from
     ({"strength": "lambda", "mask_losses": []}, "no loss is left to train the mask"),
+    ({"strength": "lambda", "mask_losses": ["diffusion"]}, "the penalty does not reach the mask"),
+    (
+        {"strength": "seed", "penalty": 1.0, "mask_losses": ["diffusion"]},
+        "the penalty does not reach the mask",
+    ),
+    (
+        {"strength": "seed", "adaptive": False, "normalise": "after_mask"},
+        "no loss is left to train the mask",
+    ),
     ({"strength": "lambda", "mask_losses": ["reconstruction"]}, "no loss is left to train the mask"),
     ({"strength": "seed", "mask_losses": ["sparsity"]}, "no loss is left to train the mask"),
     # no mask at all
@@ -330,3 +339,9 @@ def test_paper_preset_is_the_paper() -> None:
     diffusion = params.diffusion
     assert (diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end) == (1000, 1e-4, 0.02)
     assert params.lambda_ == 0.01
+
+
+def test_an_autoencoder_that_cannot_be_trained_as_told_is_refused_with_the_keys_of_train_alone() -> None:
+    raw = tiny_raw(variants={"own": {"strength": "lambda", "vae_training": "frozen"}}, score__variant="own")
+    with pytest.raises(ConfigError, match="vae_training frozen needs a pretrained vae"):
+        parse_params(select_keys(raw, "train"), "test", "train")

@@ -203,7 +203,7 @@ def test_the_paper_trains_its_mask_by_all_but_the_reconstruction() -> None:
 HARD = {
     "gate": "hard_concrete",
     "adaptive": False,
-    "strength": "lambda",
+    "strength": "seed",
     "decode_from": "z*m",
     "mask_losses": ["reconstruction"],
 }
@@ -265,7 +265,7 @@ def test_a_closed_channel_gets_no_noise(gate: str) -> None:
 
 
 def test_normalisation_after_the_mask_brings_no_closed_channel_back() -> None:
-    model = _half_closed(normalise="after_mask").train()
+    model = _half_closed(normalise="after_mask", decode_from="z*m").train()
     latents = torch.randn(3, 4, 4, 4) + 7
     for _ in range(3):
         model.unet_input(latents, model.gates(latents))

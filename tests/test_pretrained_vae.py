@@ -145,7 +145,7 @@ def test_damaged_weights_are_refused(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks")
-@pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing/vae", "nothing", "/nowhere/at/all"])
+@pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing/vae", "nothing"])
 def test_a_name_that_the_hub_does_not_give_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = _refused(name)
@@ -153,11 +153,22 @@ def test_a_name_that_the_hub_does_not_give_is_refused(name: str, monkeypatch: py
     assert "give a diffusers folder, or a hub name with the network at hand" in message
 
 
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "~/nowhere"])
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(path: str) -> None:
+    assert f"vae.source {path}: no such folder" in _refused(path)
+
+
+def test_an_autoencoder_of_grey_pictures_is_refused(tmp_path: Path) -> None:
+    grey = AutoencoderKL(in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4)
+    grey.save_pretrained(tmp_path / "grey")
+    assert "is not for pictures of three colours" in _refused(tmp_path / "grey")
+
+
 @pytest.mark.parametrize(
     ("levels", "side", "expected"),
     [
-        (2, 18, "the UNet halves latents 1 times, but those of 18 pixels have a side of 9"),
-        (4, 12, "pictures of 12 pixels are no multiple of the autoencoder's factor 8"),
+        (5, 16, "the UNet halves latents 1 times, but those of 16 pixels have a side of 1"),
+        (6, 16, "pictures of 16 pixels are no multiple of the autoencoder's factor 32"),
     ],
 )
 def test_pictures_that_do_not_fit_are_refused_before_training(
@@ -165,7 +176,10 @@ def test_pictures_that_do_not_fit_are_refused_before_training(
 ) -> None:
     _autoencoder(levels).save_pretrained(tmp_path / "vae")
     raw = {"photos": _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)}
-    params = tiny_params(variants={"pelap": raw["photos"]}, score__variant="pelap")
+    params = tiny_params(
+        variants={"baseline": {"gate": "none", "strength": "seed"}, "pelap": raw["photos"]},
+        score__variant="pelap",
+    )
     save_dataset(tiny_dataset(side=side), packed_dataset(tmp_path, params.dataset))
     monkeypatch.setattr(train, "train_jointly", lambda *args: pytest.fail("trained"))
     context = Context(params, RunPaths(tmp_path / "run"), tmp_path, CPU)

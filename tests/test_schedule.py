@@ -190,6 +190,14 @@ def test_the_epoch_to_keep_is_none_of_the_autoencoder_alone(
     assert steps == [12]
 
 
+def test_the_epoch_to_keep_has_its_mask_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"strength": "seed", "penalty": 0.1, "start_epoch": 2, "decode_from": "z*m"}
+    # Without a step forward the first epoch would be as good as any.
+    _, kept, _ = _train(tmp_path, monkeypatch, fields, epochs=3, select="best", lr=1e-12, lr_min=0.0)
+    assert kept.mask is not None
+    assert bool(kept.mask.started)
+
+
 def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,8 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
         _demand_autoencoder(folder)
         where = str(folder)
         options: dict[str, Any] = {"local_files_only": True}
+    elif source[0] in "./~":
+        raise ModelError(f"vae.source {source}: no such folder; correct the path, or give a name on the hub")
     else:
         where, subfolder = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
         options = {"subfolder": subfolder} if subfolder else {}
@@ -125,6 +127,10 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
     if found["missing_keys"]:
         raise ModelError(
             f"vae.source {source}: lacks tensor {min(found['missing_keys'])}; give a whole AutoencoderKL"
+        )
+    if (vae.config.in_channels, vae.config.out_channels) != (3, 3):
+        raise ModelError(
+            f"vae.source {source}: is not for pictures of three colours; give another AutoencoderKL"
         )
     return PretrainedVAE(vae)
 

@@ -31,7 +31,10 @@ def run(context: Context, variant: str | None = None) -> None:
     if variant is not None and variant not in variants:
         raise ConfigError(f"--variant {variant}: unknown; use one of {', '.join(variants)}")
     dataset = context.dataset()
-    for name in [variant] if variant else list(variants):
+    chosen = [variant] if variant else list(variants)
+    for name in chosen:  # all of them before the first is trained
+        _demand_fit(context, dataset, name, variants[name])
+    for name in chosen:
         with io.exclusive(context.paths.train(name).folder):
             _train(context, dataset, name, variants[name])
 
@@ -53,17 +56,22 @@ def _train(context: Context, dataset: ImageDataset, name: str, variant: VariantP
     checkpoint = context.paths.checkpoint(f"train-{name}", io.digest(configuration))
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)
-    vae = build_vae(vae_params)
-    problem = latent_problem(variant, unet_params, info.image_size, vae.downsampling, vae.latent_channels)
-    if problem:
-        raise ConfigError(f"variants.{name}: {problem}")
-    model = build_model(info, vae, unet_params)
+    model = build_model(info, build_vae(vae_params), unet_params)
     model, progress = train_jointly(model, dataset, params.train, context.device, checkpoint)
     if variant.cut:
         model = _without_closed_channels(model, dataset, params.train.batch_size)
     with io.atomic_dir(paths.folder) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
     drop_checkpoint(checkpoint)
+
+
+def _demand_fit(context: Context, dataset: ImageDataset, name: str, variant: VariantParams) -> None:
+    """Refuse latents that do not suit UNet or mask; a pretrained autoencoder's are known only here."""
+    vae_params, unet_params = parts_of(variant, context.params.vae, context.params.unet)
+    vae, size = build_vae(vae_params), dataset.train.images.shape[-1]
+    problem = latent_problem(variant, unet_params, size, vae.downsampling, vae.latent_channels)
+    if problem:
+        raise ConfigError(f"variants.{name}: {problem}")
 
 
 def _without_closed_channels(

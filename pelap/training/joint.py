@@ -77,11 +77,12 @@ class Schedule:
         self.params = params
         self.steps_per_epoch = steps_per_epoch
         self.vae_steps = params.vae_epochs * steps_per_epoch if variant.vae_training == "first" else 0
+        self.mask_step = self.vae_steps + variant.start_epoch * steps_per_epoch
         self.num_steps = self.vae_steps + params.epochs * steps_per_epoch
 
     def at(self, step: int) -> Phase:
         """The phase of a step, counted from 0 over the whole run."""
-        after_start = step - self.vae_steps - self.variant.start_epoch * self.steps_per_epoch
+        after_start = step - self.mask_step
         masked = after_start >= 0
         strength = self.strength * self._ramp(after_start) if masked else 0.0
         return Phase(vae_alone=step < self.vae_steps, masked=masked, strength=strength)
@@ -308,8 +309,8 @@ class _Objective:
         row |= losses | summarise(seen, Thresholds())
         # Progress is JSON, which has no NaN; a missing value becomes NaN again in the table.
         history.append({name: value for name, value in row.items() if not math.isnan(value)})
-        joint = [past["loss"] for past in history if past["step"] > self.schedule.vae_steps]
-        if joint and losses["loss"] == min(joint):
+        masked = [past["loss"] for past in history if past["step"] > self.schedule.mask_step]
+        if masked and losses["loss"] == min(masked):
             self.trainer.keep_current()
 
     @torch.no_grad()
