@@ -42,7 +42,7 @@ def train(stem: bool, num_steps: int, lr: float, batch_size: int) -> float:
         value.backward()
         optimiser.step()
         if (step + 1) % max(1, num_steps // 10) == 0:
-            print(f"  step {step + 1}: training loss {float(value):.4f}", flush=True)
+            print(f"  step {step + 1}: training loss {float(value.detach()):.4f}", flush=True)
     with torch.no_grad():
         return float(torch.stack([loss(unet, alphas, 1024, stream) for _ in range(20)]).mean())
 
