@@ -227,8 +227,8 @@ def _autoencoders_train_as_told(params: Params) -> list[str]:
         pretrained = isinstance(variant.vae or params.vae, AutoencoderKLParams)
         if pretrained and variant.vae_training != "frozen":
             problems.append(
-                f"variants.{name}: vae_training {variant.vae_training}, but a pretrained autoencoder_kl stays "
-                "as it is; use frozen"
+                f"variants.{name}: vae_training {variant.vae_training}, but a pretrained autoencoder_kl "
+                "stays as it is; use frozen"
             )
         if not pretrained and variant.vae_training == "frozen":
             problems.append(

@@ -241,7 +241,7 @@ class VariantParams(Section):
         if self.strength == "lambda" and self.penalty:
             return "penalty is for strength seed; with strength lambda the weight is lambda"
         if (self.strength == "lambda" or self.penalty) and "sparsity" not in self.mask_losses:
-            return "the penalty does not reach the mask; add sparsity to mask_losses, or leave the penalty out"
+            return "the penalty does not reach the mask; add sparsity to mask_losses, or leave it out"
         if (self.schedule == "constant") != (self.warmup_epochs == 0):
             return "schedule linear or cosine and warmup_epochs above 0 belong together; give both or neither"
         if self.warmup_epochs and self.strength == "seed" and not self.penalty:
