@@ -124,7 +124,8 @@ def _observe(
     thresholds: Thresholds,
 ) -> tuple[torch.Tensor, ...]:
     """Masks, inputs, KL and errors of one batch, in the order of `Observations`."""
-    latents, mean, logvar = model.encode(pictures, posterior)
+    encoded = model.encode(pictures, posterior)
+    latents = encoded.latents
     gates = model.gates(latents)
     noisy = add_noise_to(model, latents, gates, added, steps, alphas)
     # Zero where the noise is added: behind a normaliser, which would shift it.
@@ -141,7 +142,7 @@ def _observe(
     return (
         gates.values,
         noisy.clean,
-        -0.5 * (1 + logvar - mean.square() - logvar.exp()).mean(dim=(2, 3)),
+        encoded.kl().mean(dim=(2, 3)),
         error_of(noisy.latents),
         error_of(nothing),
         recon_error(torch.ones_like(gates.values)),

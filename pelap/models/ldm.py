@@ -53,6 +53,11 @@ class Encoded(NamedTuple):
     mean: torch.Tensor  # (B, C, h, w) of the posterior, before normalisation
     logvar: torch.Tensor  # (B, C, h, w)
 
+    def kl(self) -> torch.Tensor:
+        """KL of the posterior from N(0, 1) of every value, in nats, (B, C, h, w)."""
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return -0.5 * (1 + logvar - mean.square() - logvar.exp())
+
 
 class LatentDiffusion(nn.Module):
     """A variant's network. The mask is None for variants without one, likewise the normaliser."""

@@ -16,7 +16,7 @@ from pelap.diffusion import alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import TrainParams, VariantParams
 from pelap.seeding import generator
-from pelap.training.loop import Losses, Optimisation, Progress, Trainer, batches_from, cosine
+from pelap.training.loop import Losses, Optimisation, Progress, Trainer, batches_from, cosine, steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,6 @@ def draw(model: LatentDiffusion, batch_size: int, seed: int, purpose: str, index
         torch.randint(total, (batch_size,), generator=stream).to(device),
         torch.rand(shape[:2], generator=stream).to(device),
     )
-
-
-def kl_divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
-    """KL of N(mean, exp(logvar)) from N(0, 1), averaged over all elements."""
-    return -0.5 * (1 + logvar - mean.square() - logvar.exp()).mean()
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def autoencoder_losses(
     """The autoencoder alone on pictures (B, 3, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl."""
     encoded = model.encode(images, random.posterior)
     recon = F.mse_loss(model.vae.decode(encoded.latents).float(), images)
-    kl = kl_divergence(encoded.mean.float(), encoded.logvar.float())
+    kl = encoded.kl().mean()
     return {"loss": recon + kl_weight * kl, "recon": recon, "kl": kl}
 
 
@@ -142,7 +137,7 @@ def joint_losses(
     predicted = model.unet(noisy.latents, random.timesteps).sample
     noise = noise_error(predicted, random.noise, noisy.support).mean()
     gates = model.reached_by("sparsity", encoded.latents, uniform)[1]
-    kl, sparsity = kl_divergence(encoded.mean.float(), encoded.logvar.float()), gates.cost.mean()
+    kl, sparsity = encoded.kl().mean(), gates.cost.mean()
     return {
         "loss": recon + kl_weight * kl + noise + strength * sparsity,
         "recon": recon,
@@ -176,8 +171,7 @@ def train_jointly(
         DataError: Fewer pictures than one batch.
     """
     images = dataset.train.images.to(device)
-    whole_epoch = max(1, len(images) // params.batch_size)
-    steps_per_epoch = min(params.steps_per_epoch or whole_epoch, whole_epoch)
+    steps_per_epoch = steps_in_epoch(len(images), params.batch_size, params.steps_per_epoch)
     schedule = Schedule(model.info.variant, model.info.strength, params, steps_per_epoch)
     mask_lr = model.info.variant.mask_lr
     how = Optimisation(

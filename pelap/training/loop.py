@@ -58,6 +58,12 @@ def cosine(lr: float, lr_min: float, position: float) -> float:
     return lr_min + (lr - lr_min) * (1 + math.cos(math.pi * position)) / 2
 
 
+def steps_in_epoch(num_images: int, batch_size: int, limit: int | None) -> int:
+    """Steps of an epoch: the whole batches that the pictures fill, or `limit` if that is fewer."""
+    whole = max(1, num_images // batch_size)
+    return min(limit or whole, whole)
+
+
 def batches_from(
     images: torch.Tensor,
     batch_size: int,
@@ -73,8 +79,7 @@ def batches_from(
     uninterrupted one would have seen. An epoch is all pictures, or the first `steps_per_epoch` batches of
     their order.
     """
-    whole = max(1, len(images) // batch_size)
-    steps_per_epoch = min(steps_per_epoch or whole, whole)
+    steps_per_epoch = steps_in_epoch(len(images), batch_size, steps_per_epoch)
     for epoch in count(step // steps_per_epoch):
         batches = epoch_batches(images, batch_size, generator(seed, purpose, epoch), flip)
         for index, batch in enumerate(islice(batches, steps_per_epoch)):
