@@ -1,0 +1,47 @@
+"""The parameters of a run as frozen models: one class a section of `params.yaml`."""
+
+from pelap.params.model import (
+    AutoencoderKLParams,
+    DiffusionParams,
+    LightUNetParams,
+    PelapVAEParams,
+    SamplerParams,
+    UNet2DParams,
+    UNetParams,
+    VAEParams,
+)
+from pelap.params.run import (
+    DistillParams,
+    DownloadParams,
+    EvaluateParams,
+    Params,
+    PhotoCrops,
+    PruneParams,
+    ScoreParams,
+    TrainParams,
+)
+from pelap.params.section import Section
+from pelap.params.variant import ALL_LOSSES, Loss, VariantParams
+
+__all__ = [
+    "ALL_LOSSES",
+    "AutoencoderKLParams",
+    "DiffusionParams",
+    "DistillParams",
+    "DownloadParams",
+    "EvaluateParams",
+    "LightUNetParams",
+    "Loss",
+    "Params",
+    "PelapVAEParams",
+    "PhotoCrops",
+    "PruneParams",
+    "SamplerParams",
+    "ScoreParams",
+    "Section",
+    "TrainParams",
+    "UNet2DParams",
+    "UNetParams",
+    "VAEParams",
+    "VariantParams",
+]
