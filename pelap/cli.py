@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pelap import __version__
-from pelap.errors import PelapError
+from pelap.errors import ConfigError, PelapError
 
 STAGES = {
     "download": "fetch or make the data set and pack it into one file",
@@ -19,7 +19,19 @@ STAGES = {
     "evaluate": "quality and cost of every model",
     "report": "one HTML page with tables, figures and pictures",
 }
-RESUMING = ("train", "distill")
+RESUMING = ("train", "score", "distill")
+PIPELINE_OPTIONS = {
+    "score": {"out": "FILE", "prompts": "FILE"},
+    "prune": {"scores": "FILE", "out": "DIR", "prompts": "FILE"},
+    "distill": {"teacher": "DIR", "out": "DIR"},
+    "evaluate": {"out": "FILE", "prompts": "FILE"},
+}
+"""What stages that take a diffusers pipeline need with it; prompts only for text-to-image."""
+OPTION_HELP = {
+    "prompts": "one prompt a line, for text-to-image",
+    "scores": "its table of scores",
+    "teacher": "the dense pipeline",
+}
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -62,12 +74,31 @@ def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
         "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
     )
     _add_device(parser)
+    if stage in PIPELINE_OPTIONS:
+        _add_pipeline(parser, stage)
+    if stage == "score":
+        parser.add_argument(
+            "--save-latents",
+            type=Path,
+            metavar="FILE",
+            help="safetensors file for the noise and the untouched model's latents",
+        )
     if stage == "prune":
         parser.add_argument(
             "--plan", type=Path, metavar="FILE", help="apply this plan [one made from the scores]"
         )
     if stage == "train":
         parser.add_argument("--variant", metavar="NAME", help="just this one [every variant in turn]")
+
+
+def _add_pipeline(parser: argparse.ArgumentParser, stage: str) -> None:
+    group = parser.add_argument_group("a diffusers pipeline, instead of a run")
+    several = {"nargs": "+"} if stage == "evaluate" else {}
+    group.add_argument("--pipeline", type=Path, metavar="DIR", help="its folder", **several)
+    for option, metavar in PIPELINE_OPTIONS[stage].items():
+        group.add_argument(
+            f"--{option}", type=Path, metavar=metavar, help=OPTION_HELP.get(option, "what to write")
+        )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -77,12 +108,13 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sample = commands.add_parser("sample", help="make pictures with any model folder")
-    sample.add_argument("--model", type=Path, required=True, metavar="DIR", help="model folder")
+    sample = commands.add_parser("sample", help="make pictures with any model or pipeline folder")
+    sample.add_argument("--model", type=Path, required=True, metavar="DIR", help="its folder")
     sample.add_argument("--num", type=_positive, default=64, metavar="N", help="pictures [%(default)s]")
     sample.add_argument("--seed", type=_natural, default=0, metavar="S", help="[%(default)s]")
-    sample.add_argument("--steps", type=_positive, default=50, metavar="N", help="DDIM steps [%(default)s]")
+    sample.add_argument("--steps", type=_positive, default=50, metavar="N", help="steps [%(default)s]")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
+    sample.add_argument("--prompts", type=Path, metavar="FILE", help=OPTION_HELP["prompts"])
     _add_device(sample)
 
 
@@ -136,12 +168,14 @@ def _fail(message: str) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     # Imported on use: torch and diffusers take seconds, `pelap --help` must not.
-    if args.command in STAGES:
+    if getattr(args, "pipeline", None):
+        _run_on_pipeline(args)
+    elif args.command in STAGES:
         _run_stage(args)
     elif args.command == "sample":
         from pelap.stages.sample import sample
 
-        sample(args.model, args.num, args.seed, args.steps, args.out, args.device)
+        sample(args.model, args.num, args.seed, args.steps, args.out, args.device, args.prompts)
     elif args.command == "cut":
         from pelap.stages.cut import cut
 
@@ -161,9 +195,43 @@ def _run(args: argparse.Namespace) -> None:
         compare(args.sweep)
 
 
+def _run_on_pipeline(args: argparse.Namespace) -> None:
+    from pelap.config import load_pipeline_params
+
+    needed = [option for option in PIPELINE_OPTIONS[args.command] if option != "prompts"]
+    missing = [f"--{option}" for option in needed if getattr(args, option) is None]
+    if missing:
+        raise ConfigError(f"--pipeline: {args.command} also needs {' and '.join(missing)}")
+    params = load_pipeline_params(args.params, args.command)
+    from pelap.device import choose_device
+    from pelap.io import check_writable
+
+    check_writable(args.out.parent)
+    device = choose_device(args.device)
+    if args.command == "score":
+        from pelap.stages.score import score_pipeline
+
+        score_pipeline(params, args.pipeline, args.out, device, args.prompts, args.save_latents)
+    elif args.command == "prune":
+        from pelap.stages.prune import prune_pipeline
+
+        prune_pipeline(params, args.pipeline, args.scores, args.out, device, args.prompts, args.plan)
+    elif args.command == "distill":
+        from pelap.stages.distill_pipeline import distill_pipeline
+
+        distill_pipeline(params, args.pipeline, args.teacher, args.data, args.out, device)
+    else:
+        from pelap.stages.evaluate_pipelines import evaluate_pipelines
+
+        evaluate_pipelines(params, args.pipeline, args.data, args.out, device, args.prompts)
+
+
 def _run_stage(args: argparse.Namespace) -> None:
     from pelap.config import load_params
 
+    stray = [option for option in PIPELINE_OPTIONS.get(args.stage, {}) if getattr(args, option) is not None]
+    if stray:
+        raise ConfigError(f"--{stray[0]}: goes with --pipeline DIR; add that, or leave this out")
     params = load_params(args.params, args.stage)
     from pelap.device import choose_device
     from pelap.io import check_writable
@@ -175,6 +243,8 @@ def _run_stage(args: argparse.Namespace) -> None:
     stage = importlib.import_module(f"pelap.stages.{args.stage}")
     if args.stage == "train":
         stage.run(context, args.variant)
+    elif args.stage == "score":
+        stage.run(context, args.save_latents)
     elif args.stage == "prune":
         stage.run(context, args.plan)
     else:

@@ -1,6 +1,6 @@
 """Reading `params.yaml`: every number of a run is checked before anything else happens."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 """The keys of `params.yaml` that each stage reads; `dvc.yaml` and the sweeps list the same ones."""
 
+PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
+    "score": ("seed", "score"),
+    "prune": ("seed", "score", "prune"),
+    "distill": ("dataset", "seed", "distill"),
+    "evaluate": ("dataset", "seed", "evaluate"),
+}
+"""The keys that a stage reads for a diffusers pipeline, which brings a model and settings of its own."""
+
 
 def read_yaml(path: Path) -> Any:
     """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused).
@@ -73,15 +81,40 @@ def load_params(path: Path, stage: str | None = None) -> Params:
     return parse_params(read_yaml(path), str(path), stage)
 
 
-def parse_params(raw: Any, source: str, stage: str | None = None) -> Params:
-    """Check parameters that are already parsed; see `load_params`. `source` names them in errors."""
+def load_pipeline_params(path: Path, stage: str) -> Params:
+    """Read and check what a stage needs for a diffusers pipeline; whatever else is there is not looked at.
+
+    Raises:
+        ConfigError: One line that names every offending key.
+    """
+    raw, keys = read_yaml(path), PIPELINE_KEYS[stage]
+    if isinstance(raw, Mapping):
+        missing = [key for key in keys if key not in raw]
+        if missing:
+            raise ConfigError(f"{path}: lacks {', '.join(missing)}; start from the params.yaml of PeLAP")
+        raw = {key: raw[key] for key in keys}
+    return parse_params(raw, str(path), demanded=keys)
+
+
+def parse_params(
+    raw: Any, source: str, stage: str | None = None, demanded: Collection[str] | None = None
+) -> Params:
+    """Check parameters that are already parsed; see `load_params`.
+
+    Args:
+        raw: As parsed.
+        source: Names them in errors.
+        stage: Demand this stage's keys.
+        demanded: Demand these keys; without either all are.
+    """
     if not isinstance(raw, Mapping) or not all(isinstance(key, str) for key in raw):
         raise ConfigError(f"{source}: expected a mapping of parameters; start from the params.yaml of PeLAP")
-    demanded = {key_of(name) for name in Params.model_fields} if stage is None else set(STAGE_KEYS[stage])
+    if demanded is None:
+        demanded = STAGE_KEYS[stage] if stage else [key_of(name) for name in Params.model_fields]
     chosen = {
         name: (field.annotation, field)
         for name, field in Params.model_fields.items()
-        if key_of(name) in demanded | set(raw)
+        if key_of(name) in {*demanded, *raw}
     }
     try:
         checked = create_model("Params", __base__=Section, **chosen)(**raw)  # type: ignore[call-overload]

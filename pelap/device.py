@@ -50,6 +50,16 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in full float32 for the block: on a GPU PyTorch rounds them to TF32, with 10 bits.
+
+    Its kernels differ by batch size then, by more than the scores of two operators do.
+    """
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        yield
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given, so that a clock reads true."""
     if device.type == "cuda":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-TEXT_COLUMNS = ("operator", "kind", "replacement", "variant", "class_name")
+TEXT_COLUMNS = ("operator", "kind", "replacement", "parent", "action", "variant", "class_name")
 """Columns of our tables that hold names, whatever the names look like."""
 
 

@@ -131,6 +131,11 @@ class RunPaths:
         return self.prune / "result.json"
 
     @property
+    def changes(self) -> Path:
+        """Every operator before and after."""
+        return self.prune / "changes.csv"
+
+    @property
     def distill(self) -> Path:
         return self.root / "distill"
 

@@ -23,7 +23,7 @@ def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -
     return {
         "collapse": [*run.collapse_tables.values(), run.collapse_metrics],
         "score": [run.scores, run.score_protocol],
-        "prune": [run.plan, run.prune_result, run.pruned_model / "config.json"],
+        "prune": [run.plan, run.prune_result, run.changes, run.pruned_model / "config.json"],
         "distill": [run.distilled_model / "config.json", run.distill_history],
         "evaluate": [run.metrics, run.evaluate_protocol, run.samples("pelap"), run.reconstructions("pelap")],
         "report": [run.report_page, run.report_figure, run.report_table],

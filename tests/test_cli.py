@@ -15,8 +15,11 @@ COMMON = {"--run", "--params", "--data", "--device", "--help"}
 OPTIONS = {
     **dict.fromkeys(STAGES, COMMON),
     "train": COMMON | {"--variant"},
-    "prune": COMMON | {"--plan"},
-    "sample": {"--model", "--num", "--seed", "--steps", "--out", "--device", "--help"},
+    "score": COMMON | {"--pipeline", "--out", "--prompts", "--save-latents"},
+    "prune": COMMON | {"--pipeline", "--scores", "--out", "--prompts", "--plan"},
+    "distill": COMMON | {"--pipeline", "--teacher", "--out"},
+    "evaluate": COMMON | {"--pipeline", "--out", "--prompts"},
+    "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
     "cut": {"--model", "--data", "--out", "--device", "--help"},
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--help"},

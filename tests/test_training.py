@@ -12,12 +12,13 @@ import pelap.training.distill as distillation
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.errors import TrainingError
 from pelap.models.ldm import Encoded, LatentDiffusion, apply_mask
-from pelap.params import VariantParams
-from pelap.training import joint
+from pelap.params import DistillParams, VariantParams
+from pelap.training import joint, model_batches
 from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from pelap.training.distill import FeatureTap, distill, distillation_losses, matched_blocks
 from pelap.training.joint import draw, joint_losses, train_jointly
-from pelap.training.loop import Losses, Optimisation, Trainer, cosine
+from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
+from pelap.training.model_batches import ModelBatches
 
 CPU = torch.device("cpu")
 
@@ -266,8 +267,6 @@ def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> N
 
 
 def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
-    from pelap.training.loop import Progress
-
     model, empty = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     before = empty.weight.clone()
     save_checkpoint(tmp_path / "c", {"model": model}, Progress(step=3))
@@ -311,13 +310,19 @@ def test_matched_blocks_cover_the_network(unet: str) -> None:
     assert set(tap.features) == set(names)
 
 
+def _distil(
+    student: LatentDiffusion, teacher: LatentDiffusion, params: DistillParams, checkpoint: Path
+) -> tuple[torch.nn.Module, Progress]:
+    batches = ModelBatches(teacher, tiny_dataset().train.images, params, 0, CPU)
+    return distill(student.unet, teacher.unet, batches, params, CPU, checkpoint)
+
+
 def test_distillation_moves_the_student_alone(tmp_path: Path) -> None:
     teacher, student = tiny_model(), tiny_model(seed=1)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     vae_before = student.vae.mean_head.weight.clone()
     start = student.unet.conv_in.weight.clone()
-    images = tiny_dataset().train.images
-    unet, progress = distill(student, teacher, images, tiny_params().distill, 0, CPU, tmp_path / "d")
+    unet, progress = _distil(student, teacher, tiny_params().distill, tmp_path / "d")
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert torch.equal(student.vae.mean_head.weight, vae_before)
@@ -331,7 +336,7 @@ def test_distillation_uses_masked_latents_its_weights_and_a_warm_up(
     teacher = tiny_model(fields=COUPLINGS["masked"])
     seen: list[torch.Tensor] = []
     weights: list[tuple[float, ...]] = []
-    real_noise, real_losses = distillation.add_noise_to, distillation.distillation_losses
+    real_noise, real_losses = model_batches.add_noise_to, distillation.distillation_losses
 
     def noise(*args: Any) -> Any:
         noisy = real_noise(*args)
@@ -342,12 +347,12 @@ def test_distillation_uses_masked_latents_its_weights_and_a_warm_up(
         weights.append(args[5])
         return real_losses(*args)
 
-    monkeypatch.setattr(distillation, "add_noise_to", noise)
+    monkeypatch.setattr(model_batches, "add_noise_to", noise)
     monkeypatch.setattr(distillation, "distillation_losses", losses)
     options = {"distill__task_weight": 2.0, "distill__output_weight": 3.0, "distill__feature_weight": 4.0}
     set_logits(teacher, -30.0)  # all channels closed
     params = tiny_params(**options, distill__log_every=1, distill__warmup_steps=3).distill
-    _, progress = distill(tiny_model(seed=1), teacher, tiny_dataset().train.images, params, 0, CPU, tmp_path)
+    _, progress = _distil(tiny_model(seed=1), teacher, params, tmp_path)
     assert max(float(clean.abs().max()) for clean in seen) < 1e-9
     assert set(weights) == {(2.0, 3.0, 4.0)}
     rates = [row["lr"] for row in progress.history]
@@ -363,6 +368,6 @@ def test_a_student_learns_nothing_about_channels_that_are_gone(tmp_path: Path) -
     start = student.unet.conv_out.weight.detach().clone()
     options = {"distill__weight_decay": 0.0, "distill__feature_weight": 0.0, "distill__ema_decay": 0.0}
     params = tiny_params(**options).distill
-    unet, _ = distill(student, teacher, tiny_dataset().train.images, params, 0, CPU, tmp_path)
+    unet, _ = _distil(student, teacher, params, tmp_path)
     moved = (unet.conv_out.weight.detach() - start).flatten(1).any(dim=1)
     assert moved.tolist() == [True, False, True, False]

@@ -107,7 +107,7 @@ def expected_outputs(name: str) -> set[str]:
             "download": [packed_dataset(Path("data"), RAW["dataset"])],
             "collapse": [*RUN.collapse_tables.values(), RUN.collapse_metrics],
             "score": [RUN.scores, RUN.score_protocol],
-            "prune": [RUN.plan, RUN.pruned_model, RUN.prune_result],
+            "prune": [RUN.plan, RUN.pruned_model, RUN.prune_result, RUN.changes],
             "distill": [RUN.distilled_model, RUN.distill_history],
             "evaluate": [
                 RUN.metrics,

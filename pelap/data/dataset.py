@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -148,37 +149,59 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
-def epoch_batches(
-    images: torch.Tensor, batch_size: int, generator: torch.Generator, flip: bool
-) -> Iterator[torch.Tensor]:
+class Picks(NamedTuple):
+    """Which pictures make a batch, on the device of the pictures."""
+
+    indices: torch.Tensor  # (B,) int64
+    mirrored: torch.Tensor  # (B,) bool: left to right
+
+
+def epoch_picks(
+    num_images: int, batch_size: int, generator: torch.Generator, flip: bool, device: torch.device
+) -> Iterator[Picks]:
     """One epoch in random order; pictures beyond the last whole batch are dropped.
 
     Args:
-        images: (N, 3, H, W) uint8, on the device to compute on.
+        num_images: How many there are.
         batch_size: Pictures in a batch.
         generator: On the CPU, so that every device sees the same order and flips.
         flip: Mirror each picture, left to right, with probability 1/2.
-
-    Yields:
-        (batch_size, 3, H, W) float32 in [-1, 1], on the device of `images`.
+        device: Where the pictures are.
 
     Raises:
         DataError: There are fewer pictures than a batch holds (raised by the call itself).
     """
-    if len(images) < batch_size:
+    if num_images < batch_size:
         raise DataError(
-            f"batch_size: {batch_size} exceeds the {len(images)} pictures of the data set; "
-            f"use at most {len(images)}"
+            f"batch_size: {batch_size} exceeds the {num_images} pictures of the data set; "
+            f"use at most {num_images}"
         )
-    order = torch.randperm(len(images), generator=generator)
-    mirrored = torch.rand(len(images), generator=generator) < (0.5 if flip else 0.0)
-    return _batches(images, order.to(images.device), mirrored.to(images.device), batch_size)
+    order = torch.randperm(num_images, generator=generator)
+    mirrored = torch.rand(num_images, generator=generator) < (0.5 if flip else 0.0)
+    whole = num_images - num_images % batch_size
+    chunks = [every[:whole].to(device).split(batch_size) for every in (order, mirrored)]
+    return (Picks(*chunk) for chunk in zip(*chunks, strict=True))
 
 
-def _batches(
-    images: torch.Tensor, order: torch.Tensor, mirrored: torch.Tensor, batch_size: int
+def pick(images: torch.Tensor, picks: Picks) -> torch.Tensor:
+    """The pictures of a batch, float32 (B, 3, H, W) in [-1, 1], of uint8 (N, 3, H, W)."""
+    batch = images[picks.indices]  # (B, 3, H, W)
+    return to_float(torch.where(picks.mirrored[:, None, None, None], batch.flip(-1), batch))
+
+
+def epoch_batches(
+    images: torch.Tensor, batch_size: int, generator: torch.Generator, flip: bool
 ) -> Iterator[torch.Tensor]:
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        chosen = slice(start, start + batch_size)
-        batch = images[order[chosen]]  # (B, 3, H, W)
-        yield to_float(torch.where(mirrored[chosen, None, None, None], batch.flip(-1), batch))
+    """The pictures of one epoch, float32 (batch_size, 3, H, W) in [-1, 1]; see `epoch_picks`.
+
+    Args:
+        images: (N, 3, H, W) uint8, on the device to compute on.
+        batch_size: Pictures in a batch.
+        generator: On the CPU.
+        flip: Mirror pictures.
+
+    Raises:
+        DataError: There are fewer pictures than a batch holds (raised by the call itself).
+    """
+    picks = epoch_picks(len(images), batch_size, generator, flip, images.device)
+    return (pick(images, chosen) for chosen in picks)

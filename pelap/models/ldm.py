@@ -3,6 +3,7 @@
 Shapes: B batch, C latent channels, h and w sides of a latent.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -82,6 +83,11 @@ class LatentDiffusion(nn.Module):
         """(C, h, w) of one latent."""
         side = self.info.image_size // self.vae.downsampling
         return (self.vae.latent_channels, side, side)
+
+    def with_unet(self, unet: nn.Module, name: str, ema_decay: float) -> "LatentDiffusion":
+        """The same model around another UNet, which is averaged by its own `ema_decay`."""
+        info = dataclasses.replace(self.info, name=name, ema_decay=ema_decay)
+        return LatentDiffusion(info, self.vae, unet, self.mask, self.normaliser).eval()
 
     def encode(self, images: torch.Tensor, posterior_noise: torch.Tensor | None = None) -> Encoded:
         """Latents of images (B, 3, H, W) in [-1, 1].

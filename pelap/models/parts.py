@@ -12,6 +12,8 @@ from pelap.errors import DataError, ModelError
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+DENOISERS = ("unet", "transformer")
+"""What diffusers' pipelines call the part that denoises."""
 
 Part = TypeVar("Part", bound=ModelMixin)
 

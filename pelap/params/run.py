@@ -78,10 +78,22 @@ class ScoreParams(Section):
 
     variant: Name
     num_latents: Annotated[int, Field(ge=2)]
+    num_seeds: PositiveInt
     sampler: SamplerParams
+    formula: Literal["avg+std", "avg", "std", "avg*std"]
+    norm: Literal["identity", "scale_shift"]
+    start: Literal["fitted", "random", "parameter_free"]
+    early_stop: Share | None
+    num_resamples: Annotated[int, Field(ge=20)]
     batch_size: PositiveInt
     latency_batch_size: PositiveInt
     latency_repeats: Annotated[int, Field(ge=3)]
+
+    @model_validator(mode="after")
+    def _sets_of_equal_size(self) -> "ScoreParams":
+        if self.num_latents % self.num_seeds or self.num_latents < 2 * self.num_seeds:
+            raise ValueError("num_latents must be a multiple of num_seeds, at least twice it")
+        return self
 
 
 class PruneParams(Section):

@@ -1,19 +1,25 @@
 """From scores to a plan: which operators to remove. A plan is data that a person can read and edit."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
+from pelap import io
 from pelap.errors import PlanError
-from pelap.pruning.operators import is_inside
+from pelap.pruning.operators import Operator, is_inside, scale_shift
+from pelap.pruning.replace import Replacement, replacement_from_json
 
-FORMAT = 1
+FORMAT = 2
 NAMES = ("operator", "kind", "replacement")
 NUMBERS = ("score", "params", "latency_share")
 """Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""
+OPTIONAL: dict[str, Any] = {"replacement_params": 0, "stopped_early": False}
+"""Further columns, and what they are taken for where they are missing."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,14 @@ class Removal:
     """One operator to take out, and what takes its place."""
 
     operator: str
-    kind: str
-    replacement: str
+    kind: str = ""
+    replacement: Replacement | None = None
+    """None: what `find_operators` offers for it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of a plan."""
+        entry = {"operator": self.operator, "kind": self.kind}
+        return entry | (self.replacement.to_json() if self.replacement else {})
 
 
 @dataclass(frozen=True)
@@ -35,17 +47,35 @@ class Plan:
     time_reduction: float = 0.0
     """Share of the UNet's time that the removed operators took when they were scored."""
     num_params: int = 0
-    """Parameters removed."""
+    """Parameters removed, less those of the replacements."""
+    network: str = ""
+    """`fingerprint` of the network that it is for; empty: any."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
             "format": FORMAT,
+            "network": self.network,
             "target": self.target,
             "time_reduction": self.time_reduction,
             "num_params": self.num_params,
-            "operators": [asdict(removal) for removal in self.operators],
+            "operators": [removal.to_json() for removal in self.operators],
         }
+
+
+def fingerprint(unet: nn.Module) -> str:
+    """Class of a network and a digest of the names and shapes of its parameters, not of their values."""
+    shapes = {name: list(parameter.shape) for name, parameter in unet.named_parameters()}
+    return f"{type(unet).__name__}-{io.digest(shapes)}"
+
+
+def demand_network(plan: Plan, unet: nn.Module) -> None:
+    """Raise a `PlanError` if the plan was made for a network of another class or other shapes."""
+    if plan.network not in ("", fingerprint(unet)):
+        raise PlanError(
+            f"plan: was made for the network {plan.network}, this one is {fingerprint(unet)}; give the model "
+            'that it was made for, or drop its "network" to try it all the same'
+        )
 
 
 def plan_from_json(value: Any, source: str) -> Plan:
@@ -64,8 +94,9 @@ def plan_from_json(value: Any, source: str) -> Plan:
             dict(value.get("target", {})),
             float(value.get("time_reduction", 0.0)),
             int(value.get("num_params", 0)),
+            str(value.get("network", "")),
         )
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise PlanError(f"{source}: target, time_reduction or num_params: {error}; drop that key") from None
 
 
@@ -73,10 +104,41 @@ def _removal(entry: Any, source: str) -> Removal:
     fields = {"operator": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, Mapping) or "operator" not in fields:
         raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
-    removal = Removal(fields["operator"], fields.get("kind", ""), fields.get("replacement", "identity"))
-    if not all(isinstance(text, str) for text in vars(removal).values()):
-        raise PlanError(f"{source}: operators: {entry!r}: every value must be a text")
-    return removal
+    texts = [fields["operator"], fields.get("kind", ""), fields.get("replacement", "")]
+    if not all(isinstance(text, str) for text in texts):
+        raise PlanError(f"{source}: operators: {entry!r}: names must be texts")
+    where = f"{source}: operators: {fields['operator']!r}"
+    replacement = replacement_from_json(fields, where) if "replacement" in fields else None
+    return Removal(texts[0], texts[1], replacement)
+
+
+def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) -> Plan:
+    """The plan with kinds, replacements and their numbers filled in, for this network.
+
+    Raises:
+        PlanError: It is another network's, or names something that cannot be replaced here.
+    """
+    demand_network(plan, unet)
+    offered = {operator.name: operator for operator in operators}
+    removals = []
+    for removal in plan.operators:
+        if removal.operator not in offered:
+            raise PlanError(
+                f"plan: {type(unet).__name__} has no operator {removal.operator!r} that can be replaced; the "
+                "plan belongs to another model, or correct this entry (scores.csv lists all names)"
+            )
+        operator = offered[removal.operator]
+        replacement = _completed(removal.replacement, operator, unet.get_submodule(operator.name))
+        removals.append(Removal(operator.name, operator.kind, replacement))
+    return dataclasses.replace(plan, operators=tuple(removals), network=fingerprint(unet))
+
+
+def _completed(wanted: Replacement | None, operator: Operator, module: nn.Module) -> Replacement:
+    if wanted is None or wanted.name == operator.replacement.name:
+        return operator.replacement
+    if wanted.name == "scale_shift" and operator.kind == "normalisation":
+        return scale_shift(module, operator.input_shape)
+    return dataclasses.replace(operator.replacement, **wanted.given())
 
 
 def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
@@ -88,10 +150,14 @@ def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
             ``num_operators``.
         amount: How much of it.
 
+    Operators whose scoring stopped early are not taken: all that is known of them is that others matter less.
+
     Raises:
         PlanError: The table is not one of scores, or the target is out of reach.
     """
     scores = _checked(scores, demand_latency=target == "time_reduction")
+    num_stopped = int(scores["stopped_early"].sum())
+    scores = scores[~scores["stopped_early"] & np.isfinite(scores["score"])]
     weights = _weights(scores, target)
     chosen: list[str] = []
     for name in scores.sort_values(["score", "operator"])["operator"]:
@@ -101,28 +167,49 @@ def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
         if sum(weights[other] for other in chosen) >= amount:
             return _plan(scores, chosen, {target: amount})
     reached = sum(weights[name] for name in chosen)
+    mend = "ask for less"
+    if num_stopped:
+        mend += f", or score the {num_stopped} that stopped early to the end (score.early_stop: null)"
     raise PlanError(
         f"prune.{target}: {amount:g} is out of reach, all {len(chosen)} outermost operators together "
-        f"give {reached:.4g}; ask for less"
+        f"give {reached:.4g}; {mend}"
     )
 
 
-def plan_of(scores: pd.DataFrame, names: Sequence[str]) -> Plan:
-    """A plan that somebody else chose, with kinds and totals from the scores.
+def plan_of(scores: pd.DataFrame, plan: Plan) -> Plan:
+    """A plan that somebody else chose, with the totals from the scores.
 
     Raises:
-        PlanError: It is empty, names something that was not scored, or an operator twice.
+        PlanError: It names something that was not scored, or an operator twice.
     """
     scores = _checked(scores, demand_latency=False)
-    if not names:
-        raise PlanError("plan: lists no operator; add one, or keep the dense model")
+    names = [removal.operator for removal in plan.operators]
     unknown = [name for name in names if name not in set(scores["operator"])]
     if unknown:
         raise PlanError(
             f"plan: {unknown[0]!r} is not among the scored operators; take names from this model's scores"
         )
     check_disjoint(names)
-    return _plan(scores, list(names), {})
+    rows = scores.set_index("operator").loc[names]
+    saved = int((rows["params"] - rows["replacement_params"]).sum())
+    return dataclasses.replace(plan, time_reduction=float(rows["latency_share"].sum()), num_params=saved)
+
+
+def check_scores(scores: pd.DataFrame, unet: nn.Module) -> None:
+    """Refuse a table of scores that is another network's.
+
+    Raises:
+        PlanError: An operator does not exist here, or has another number of parameters.
+    """
+    modules = dict(unet.named_modules())
+    for name, params in zip(scores.get("operator", []), scores.get("params", []), strict=False):
+        there = sum(p.numel() for p in modules[name].parameters()) if name in modules else None
+        if there != params:
+            what = "is not there" if there is None else f"has {there} parameters"
+            raise PlanError(
+                f"scores: operator {name!r} {what} in this {type(unet).__name__}; they are another model's, "
+                "score this one with `pelap score`"
+            )
 
 
 def check_disjoint(names: Sequence[str]) -> None:
@@ -141,22 +228,28 @@ def _checked(scores: pd.DataFrame, demand_latency: bool) -> pd.DataFrame:
     for column in (*NAMES, *NUMBERS):
         if column not in scores:
             raise PlanError(f"scores: no column {column}; make the table again with `pelap score`")
-    numbers = scores[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
-    bad = scores["operator"].isna() | scores["operator"].duplicated() | ~np.isfinite(numbers).all(axis=1)
+    scores = scores.assign(**{name: scores.get(name, value) for name, value in OPTIONAL.items()})
+    columns = [*NUMBERS, "replacement_params"]
+    numbers = scores[columns].apply(pd.to_numeric, errors="coerce")
+    # A score may be infinite: without that operator nothing finite comes out.
+    bad = scores["operator"].isna() | scores["operator"].duplicated() | numbers["score"].isna()
+    bad |= ~np.isfinite(numbers.drop(columns="score")).all(axis=1)
+    bad |= ~scores["stopped_early"].isin([True, False])
     if bad.any() or scores.empty:
         where = f"row {int(bad.to_numpy().argmax()) + 1}" if bad.any() else "no row"
         raise PlanError(
-            f"scores: {where}: every operator needs a name of its own and finite {', '.join(NUMBERS)}; "
-            "make the table again with `pelap score`"
+            f"scores: {where}: every operator needs a name of its own, finite {', '.join(columns)}, and a "
+            "stopped_early that is True or False; make the table again with `pelap score`"
         )
-    return scores.assign(**{column: numbers[column] for column in NUMBERS})
+    stopped = scores["stopped_early"].astype(bool)
+    return scores.assign(**{column: numbers[column] for column in columns}, stopped_early=stopped)
 
 
 def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:
     """What each operator contributes to the target."""
     column = {
         "time_reduction": scores["latency_share"],
-        "num_params": scores["params"],
+        "num_params": scores["params"] - scores["replacement_params"],
         "num_operators": pd.Series(1, index=scores.index),
     }[target]
     return dict(zip(scores["operator"], column.astype(float), strict=True))
@@ -165,6 +258,7 @@ def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:
 def _plan(scores: pd.DataFrame, chosen: list[str], target: dict[str, float]) -> Plan:
     rows = scores.set_index("operator").loc[chosen]
     removals = tuple(
-        Removal(str(name), str(row["kind"]), str(row["replacement"])) for name, row in rows.iterrows()
+        Removal(str(name), str(row["kind"]), Replacement(str(row["replacement"])))
+        for name, row in rows.iterrows()
     )
-    return Plan(removals, target, float(rows["latency_share"].sum()), int(rows["params"].sum()))
+    return plan_of(scores, Plan(removals, target))

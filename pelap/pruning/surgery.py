@@ -1,61 +1,67 @@
 """Applying a plan: the modules are really gone, nothing of them is computed or stored."""
 
 import copy
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
-import torch
 from torch import nn
 
 from pelap.errors import PlanError
-from pelap.pruning.operators import first_tensor
-from pelap.pruning.plan import Plan, check_disjoint
+from pelap.pruning.operators import keep_inputs, put
+from pelap.pruning.plan import Plan, check_disjoint, demand_network
+from pelap.pruning.replace import Replacement, StandIn, build_stand_in
+
+UNSPECIFIED = Replacement("residual")
+"""The residual path where there is one, else nothing: for a plan of bare names."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Skip(nn.Module):
-    """Stands where an operator was: gives back the tensor it is given, whatever comes with it.
-
-    For a block or an attention layer this is the residual path around the removed body.
-    """
-
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return first_tensor(args, kwargs)
-
-
-REPLACEMENTS = {"identity": Skip, "residual": Skip}
-"""By the name that a plan gives; where all shapes stay, both are the same module."""
-
-
-def apply_plan(unet: Network, plan: Plan) -> Network:
+def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | None = None) -> Network:
     """A copy of `unet` without the plan's operators; all other weights are kept.
 
+    Args:
+        unet: The dense network.
+        plan: What to take out and what to put in its place. An empty plan gives an equal network.
+        stand_ins: Replacements with their weights, from `make_stand_ins`; without them projections have
+            random weights, to be loaded or trained.
+
     Raises:
-        PlanError: An operator does not exist, is listed twice or inside another, or its replacement
-            is unknown.
+        PlanError: The plan is for another network, an operator does not exist, is listed twice or inside
+            another, or its replacement lacks a number.
     """
     check_disjoint([removal.operator for removal in plan.operators])
-    pruned = copy.deepcopy(unet)
+    demand_network(plan, unet)
     for removal in plan.operators:
-        parent_name, _, child = removal.operator.rpartition(".")
-        try:
-            pruned.get_submodule(removal.operator)
-        except AttributeError:
-            raise PlanError(
-                f"plan: {type(unet).__name__} has no operator {removal.operator!r}; the plan belongs to "
-                "another model, or correct this entry"
-            ) from None
-        if not child:
-            raise PlanError("plan: an operator has an empty name; drop this entry")
-        if removal.replacement not in REPLACEMENTS:
-            raise PlanError(
-                f"plan: {removal.operator}: unknown replacement {removal.replacement!r}; "
-                f"use one of {', '.join(REPLACEMENTS)}"
-            )
-        setattr(pruned.get_submodule(parent_name), child, REPLACEMENTS[removal.replacement]())
+        demand_operator(unet, removal.operator)
+    pruned = copy.deepcopy(unet)
+    keep_inputs(pruned)
+    for removal in plan.operators:
+        given = (stand_ins or {}).get(removal.operator)
+        module = pruned.get_submodule(removal.operator)
+        put(
+            pruned,
+            removal.operator,
+            copy.deepcopy(given)
+            if given is not None
+            else build_stand_in(removal.replacement or UNSPECIFIED, module, removal.operator, unet),
+        )
     return pruned
+
+
+def demand_operator(unet: nn.Module, name: str) -> None:
+    """Raise a `PlanError` if `unet` has no submodule of that name."""
+    if not name:
+        raise PlanError("plan: an operator has an empty name; drop this entry")
+    try:
+        unet.get_submodule(name)
+    except AttributeError:
+        raise PlanError(
+            f"plan: {type(unet).__name__} has no operator {name!r}; the plan belongs to another model, or "
+            "correct this entry"
+        ) from None
 
 
 def removed_operators(unet: nn.Module) -> list[str]:
     """Names of the places where an operator was."""
-    return [name for name, module in unet.named_modules() if isinstance(module, Skip)]
+    return [name for name, module in unet.named_modules() if isinstance(module, StandIn)]

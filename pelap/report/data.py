@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pelap.report.changes import changed
 from pelap.report.tables import metrics_frame
 
 
@@ -30,7 +31,11 @@ class RunData:
     """Noise loss and its floor in bins of time steps, of all variants."""
     masks: pd.DataFrame
     scores: pd.DataFrame
-    plan: Mapping[str, Any]
+    """A row an operator."""
+    score_protocol: Mapping[str, Any]
+    """How they were scored."""
+    changes: pd.DataFrame
+    """Operators before and after pruning, the whole denoiser first."""
     prune_result: Mapping[str, Any]
     distill: pd.DataFrame
     samples: Mapping[str, bytes]
@@ -59,8 +64,7 @@ class RunData:
         return list(dict.fromkeys([*self.metrics, *self.history]))
 
     @cached_property
-    def removed(self) -> frozenset[str]:
-        """Names of the operators that the plan takes out."""
-        return frozenset(
-            entry if isinstance(entry, str) else entry["operator"] for entry in self.plan["operators"]
-        )
+    def replaced(self) -> dict[str, str]:
+        """What stands in the place of each operator that pruning replaced."""
+        rows = changed(self.changes).iloc[1:]
+        return dict(zip(rows["operator"], rows["action"], strict=True))

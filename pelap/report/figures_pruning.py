@@ -1,6 +1,6 @@
 """Figures of the operator scores: which operators matter, which went, what they cost."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,28 +11,49 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from pelap.report.figures import nothing
-from pelap.report.style import INK, INSIDE, KEPT, MUTED, REMOVED, legend, log_scale, panels, titles
+from pelap.report.operators import FATES, fate, places
+from pelap.report.style import (
+    INK,
+    INSIDE,
+    KEPT,
+    MUTED,
+    PAPER,
+    REMOVED,
+    legend,
+    literal,
+    log_scale,
+    panels,
+    titles,
+)
 
 LOWEST, HIGHEST = 40, 10
 """Operators that the bar chart names when there are many more."""
-FATES = {"taken out": REMOVED, "part of one taken out": INSIDE, "kept": KEPT}
-"""What became of an operator, and its colour."""
-MARKERS = {"kept": "o", "part of one taken out": "d", "taken out": "v"}
-"""In drawing order: what was chosen lies on top."""
+COLOURS = dict(zip(FATES, (KEPT, INSIDE, REMOVED), strict=True))
+MARKERS = dict(zip(FATES, "odv", strict=True))
+HATCH, FAINT = "/////", 0.4
+"""How a bar and a marker say that scoring stopped early."""
+STOPPED = "stopped early: fewer latents"
+INFINITE = "∞"
 _FEW, _GAP = 5, 2
 """Operators not worth leaving out; rows that the dots in their place take."""
+_WHISKER = {"color": INK, "linewidth": 0.9, "alpha": 0.75}
 
 
-def operator_bars(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
-    """Scores as bars, lowest on top: the extremes and whatever was taken out, dots for the rest."""
+def operator_bars(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
+    """Scores as bars, lowest on top: the extremes and whatever was replaced, dots for the rest.
+
+    Args:
+        scores: A row an operator.
+        replaced: What stands in the place of each replaced operator.
+    """
     ordered = scores.sort_values("score", kind="stable", ignore_index=True)
-    ranks = np.flatnonzero(_named(ordered, removed))
+    ranks = np.flatnonzero(_named(ordered, replaced))
     rows = np.arange(len(ranks)) + _GAP * np.cumsum(np.diff(ranks, prepend=-1) > 1)
     figure, (axis,) = panels(1, (9.6, 1.5 + 0.185 * (max(rows, default=0) + 1)))
     if not len(ranks):
         nothing(axis, "no operator was scored")
         return figure
-    _bars(axis, ordered.loc[ranks], rows, removed)
+    _bars(axis, ordered.loc[ranks], rows, replaced)
     for row, skipped in zip(rows, np.diff(ranks, prepend=-1) - 1, strict=True):
         if skipped:
             axis.text(
@@ -42,64 +63,88 @@ def operator_bars(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
     return figure
 
 
-def _named(ordered: pd.DataFrame, removed: Collection[str]) -> NDArray[np.bool_]:
+def _named(ordered: pd.DataFrame, replaced: Mapping[str, str]) -> NDArray[np.bool_]:
     """Which operators get a bar: all of them if few are left out otherwise."""
     rank = np.arange(len(ordered))
     named = (rank < LOWEST) | (rank >= len(ordered) - HIGHEST)
-    named |= ordered["operator"].isin(list(removed)).to_numpy()
+    named |= ordered["operator"].isin(list(replaced)).to_numpy()
     return named if (~named).sum() > _FEW else np.ones_like(named)
 
 
-def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], removed: Collection[str]) -> None:
-    fates = [_fate(name, removed) for name in ordered["operator"]]
-    colours = [FATES[fate] for fate in fates]
-    axis.barh(rows, _drawable(ordered["score"]), height=0.72, color=colours)
-    axis.set_yticks(rows, list(ordered["operator"]), family="monospace", fontsize=7.5)
-    for label, fate in zip(axis.get_yticklabels(), fates, strict=True):
-        label.set_color(MUTED if fate == "kept" else INK)
+def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], replaced: Mapping[str, str]) -> None:
+    fates = [fate(name, replaced) for name in ordered["operator"]]
+    where, stopped = places(ordered), ordered["stopped_early"].astype(bool)
+    bars = axis.barh(rows, where["score"], height=0.72, color=[COLOURS[each] for each in fates])
+    for bar, early in zip(bars, stopped, strict=True):
+        if early:
+            bar.set(hatch=HATCH, edgecolor=PAPER, linewidth=0)
+    axis.hlines(rows, where["low"], where["high"], **_WHISKER)
+    axis.set_yticks(rows, [literal(name) for name in ordered["operator"]], family="monospace", fontsize=7.5)
+    for label, each in zip(axis.get_yticklabels(), fates, strict=True):
+        label.set_color(MUTED if each == "kept" else INK)
     axis.set_ylim(rows[-1] + 0.8, -0.8)
     axis.grid(visible=False, axis="y")
     log_scale(axis, ordered["score"], "x")
-    titles(axis, x="score: change of the latents' mean and spread (latent units)")
-    legend(axis, loc="lower left", bbox_to_anchor=(0, 1), ncols=3,
-           handles=[Patch(color=colour, label=fate) for fate, colour in FATES.items()])  # fmt: skip
+    if where["infinite"].any():
+        axis.set_xlim(right=where["score"].max())
+    _name_replacements(axis, ordered["operator"], where, rows, replaced)
+    titles(axis, x="score: change of the generated latents; thin lines: 95 % intervals")
+    handles = [Patch(color=colour, label=each) for each, colour in reversed(COLOURS.items())]
+    if stopped.any():
+        handles.append(Patch(facecolor=KEPT, edgecolor=PAPER, linewidth=0, hatch=HATCH, label=STOPPED))
+    legend(axis, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), handles=handles)
 
 
-def _fate(name: str, removed: Collection[str]) -> str:
-    """One of `FATES`."""
-    if name in removed:
-        return "taken out"
-    return "part of one taken out" if any(name.startswith(f"{other}.") for other in removed) else "kept"
+def _name_replacements(
+    axis: Axes,
+    names: "pd.Series[str]",
+    where: pd.DataFrame,
+    rows: NDArray[np.int64],
+    replaced: Mapping[str, str],
+) -> None:
+    """What stands in an operator's place, behind its bar; a sign of infinity behind one that has no end."""
+    for row, name, place in zip(rows, names, where.itertuples(index=False), strict=True):
+        signs = [INFINITE] if place.infinite else []
+        text = " ".join([*signs, *([replaced[name]] if name in replaced else [])])
+        if text:
+            axis.annotate(
+                literal(text), (np.nanmax([place.score, place.high]), row), xytext=(4, 0),
+                textcoords="offset points", va="center_baseline", fontsize=7.5, color=INK,
+                annotation_clip=False,
+            )  # fmt: skip
 
 
-def _drawable(scores: "pd.Series[float]") -> "pd.Series[float]":
-    """Zero has no place on a logarithmic axis: show it just below the least positive score."""
-    positive = scores[scores > 0]
-    return scores.clip(lower=positive.min() / 2) if len(positive) else scores
-
-
-def score_latency(scores: pd.DataFrame, removed: Collection[str]) -> Figure:
+def score_latency(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
     """Score against the time that an operator takes; cheap harm and much time lie right and low."""
     figure, (axis,) = panels(1, (8.6, 4.0))
-    heights = _drawable(scores["score"])
-    fates = scores["operator"].map(lambda name: _fate(name, removed))
-    for fate, marker in MARKERS.items():
-        chosen = fates == fate
-        axis.plot(
-            scores.loc[chosen, "latency_share"] * 100, heights[chosen], marker, color=FATES[fate],
-            markersize=6, alpha=0.85, linestyle="none",
-        )  # fmt: skip
+    where = places(scores)
+    fates = scores["operator"].map(lambda name: fate(name, replaced))
+    stopped = scores["stopped_early"].astype(bool)
+    for each, marker in MARKERS.items():
+        for early, alpha in ((True, FAINT), (False, 0.85)):
+            chosen = (fates == each) & (stopped == early)
+            axis.plot(
+                scores.loc[chosen, "latency_share"] * 100, where.loc[chosen, "score"], marker,
+                color=COLOURS[each], markersize=6, alpha=alpha, linestyle="none",
+            )  # fmt: skip
     log_scale(axis, scores["score"])
-    titles(axis, x="share of the UNet's time (%)", y="score (latent units)")
-    legend(
-        axis,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        handles=[_dot(fate, FATES[fate], marker) for fate, marker in MARKERS.items()],
-    )
+    mark_infinite(axis, scores["latency_share"] * 100, where)
+    titles(axis, x="share of the UNet's time (%)", y="score (change of the latents)")
+    handles = [dot(each, COLOURS[each], marker) for each, marker in reversed(MARKERS.items())]
+    if stopped.any():
+        handles.append(dot(STOPPED, KEPT, "o", FAINT))
+    legend(axis, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), handles=handles)
     return figure
 
 
-def _dot(label: str, colour: str, marker: str) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label)
+def mark_infinite(axis: Axes, across: "pd.Series[float]", where: pd.DataFrame) -> None:
+    """A sign of infinity beside every marker that stands above all finite scores for want of a place."""
+    for x, y in zip(across[where["infinite"]], where.loc[where["infinite"], "score"], strict=True):
+        axis.annotate(
+            INFINITE, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9, color=INK
+        )
+
+
+def dot(label: str, colour: str, marker: str, alpha: float = 1.0) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label, alpha=alpha)

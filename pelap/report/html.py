@@ -11,15 +11,27 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pelap.report import collapse, figures, figures_collapse, figures_pruning, figures_training, words
+from pelap.report import (
+    collapse,
+    figures,
+    figures_collapse,
+    figures_depth,
+    figures_pruning,
+    figures_training,
+    words,
+)
+from pelap.report.changes import changed
 from pelap.report.data import RunData
 from pelap.report.style import looks, to_svg
-from pelap.report.tables import DASH, columns
+from pelap.report.tables import DASH, columns, number
 
 _GRID_WIDTH = 548
 """Pixels that a grid of pictures may take on the page; two stand side by side."""
 _LONGEST = 36
 """Characters of a value in the line of the protocol below the table."""
+
+_QUANTITIES = (("params", 1, 0), ("macs", 1e-6, 1), ("latency_ms", 1, 2))
+"""Columns of the listing of changes: key, factor and decimals."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,10 @@ def render(run: RunData) -> str:
     return environment.from_string(source).render(
         run=run,
         words=words.headline(run),
+        meaning=words.meaning(run),
+        certainty=words.certainty(run),
+        depth=words.depth(run),
+        changes=list(_changes(run.changes)),
         look=looks(run.models),
         columns=columns(run.frame),
         rows=list(_rows(run.frame)),
@@ -95,6 +111,17 @@ def _rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
         yield model, [each.cell(value) for each, value in zip(shown, values, strict=True)]
 
 
+def _changes(changes: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """The whole denoiser and what was replaced in it: the action, then every quantity before and after."""
+    for _, row in changed(changes).iterrows():
+        numbers = [
+            f"{arrow}{number(row[f'{key}_{side}'] * scale, decimals)}"
+            for key, scale, decimals in _QUANTITIES
+            for side, arrow in (("before", ""), ("after", "→ "))
+        ]
+        yield row["operator"], [row["action"], *numbers]
+
+
 def _figures(run: RunData) -> Iterator[tuple[str, str]]:
     """Every drawn figure as an SVG element."""
     drawn = {
@@ -103,8 +130,9 @@ def _figures(run: RunData) -> Iterator[tuple[str, str]]:
         "epochs": figures_collapse.epoch_curves(run.epochs, run.models),
         "timesteps": figures_collapse.timestep_curves(run.timesteps, run.models),
         "masks": figures_collapse.mask_heatmap(run.masks),
-        "bars": figures_pruning.operator_bars(run.scores, run.removed),
-        "scatter": figures_pruning.score_latency(run.scores, run.removed),
+        "bars": figures_pruning.operator_bars(run.scores, run.replaced),
+        "depth": figures_depth.score_depth(run.scores, run.replaced),
+        "scatter": figures_pruning.score_latency(run.scores, run.replaced),
         "distill": figures_training.distillation_curves(run.distill),
     }
     for name, figure in drawn.items():

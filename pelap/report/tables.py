@@ -132,8 +132,8 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(frame: pd.DataFrame, title: str = "") -> Table:
-    """The table for a terminal of 80 columns."""
+def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet") -> Table:
+    """The table for a terminal of 80 columns; `network` is what the denoiser is called in it."""
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
@@ -144,7 +144,8 @@ def rich_table(frame: pd.DataFrame, title: str = "") -> Table:
     table.add_column("model", overflow="fold", min_width=8)
     shown = [each for each in columns(frame) if each.short]
     for each in shown:
-        table.add_column(each.short, justify="right", no_wrap=True, vertical="bottom")
+        heading = each.short.replace("UNet", network)
+        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for model, row in frame.iterrows():
         cells = [each.short_cell(row[each.key]) for each in shown]
         table.add_row(Text(str(model)), *cells)

@@ -6,7 +6,24 @@ from collections.abc import Iterable
 import pandas as pd
 
 from pelap.report.data import RunData
+from pelap.report.operators import fate, median_by_section
+from pelap.report.style import plain_number
 from pelap.report.tables import number, quality_column
+
+_AGREEMENT = (
+    (0.95, "the order hardly depends on the noise"),
+    (0.8, "the order depends on the noise in places"),
+    (0.5, "the order depends much on the noise"),
+    (-1.0, "the order is largely that of the noise; more latents (score.num_latents) make it surer"),
+)
+"""What a rank correlation from this value on means."""
+_WHERE = {
+    "in": "at the input",
+    "down": "on the way down",
+    "mid": "in the middle",
+    "up": "on the way up",
+    "out": "at the output",
+}
 
 
 def headline(run: RunData) -> list[str]:
@@ -40,7 +57,10 @@ def listed(items: Iterable[str]) -> str:
 def pruning(run: RunData) -> str:
     """How much went and what it saved."""
     result = run.prune_result
-    text = f"Pruning took out {len(run.removed)} of {len(run.scores)} scored operators."
+    text = f"Pruning replaced {len(run.replaced)} of {len(run.scores)} scored operators"
+    fates = [fate(name, run.replaced) for name in run.scores["operator"]]
+    inside = fates.count("gone with a replaced one")
+    text += f", and {inside} inside them went along." if inside else "."
     measured, promised = result.get("measured_time_reduction"), result.get("promised_time_reduction")
     if measured is not None:
         text += f" The pruned UNet takes {time_change(measured)}, measured"
@@ -50,6 +70,75 @@ def pruning(run: RunData) -> str:
         change = compared(before, after, "fewer")
         text += f" It has {number(after, 0)} parameters; the dense one had {number(before, 0)} ({change})."
     return text
+
+
+def meaning(run: RunData) -> str:
+    """What a score is, by the formula that was used."""
+    moved = {
+        "avg": "how far the mean of the resulting latents moved",
+        "std": "how far the standard deviation of the resulting latents moved",
+        "avg*std": "how far the mean of the resulting latents moved, times how far their standard deviation did",
+    }
+    both = "how far the mean and the standard deviation of the resulting latents moved, added up"
+    return moved.get(run.score_protocol["formula"], both)
+
+
+def certainty(run: RunData) -> str:
+    """How sure the scores are; what was not measured is left out."""
+    if run.scores.empty:
+        return ""
+    return " ".join(filter(None, (_effort(run), _agreement(run), _overlaps(run))))
+
+
+def _effort(run: RunData) -> str:
+    """From how many latents, and whether all of them."""
+    num, seeds = run.score_protocol["num_latents"], run.score_protocol["num_seeds"]
+    text = f"Scores are from {number(num, 0)} latents of {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    stopped = int(run.scores["stopped_early"].astype(bool).sum())
+    if run.score_protocol["early_stop"] is None and not stopped:
+        return f"{text}, all of them for every operator (no early stop)."
+    if not stopped:
+        return f"{text}; early stop was on, and stopped none."
+    return f"{text}; {stopped} of {len(run.scores)} operators were stopped early, after fewer of them."
+
+
+def _agreement(run: RunData) -> str:
+    """Spearman's correlation between the scores of one seed and another's, in words."""
+    correlation = run.score_protocol["rank_correlation"]
+    if correlation is None:
+        return ""
+    means = next(text for least, text in _AGREEMENT if correlation >= least)
+    shown = number(math.floor(correlation * 1000) / 1000, 3)  # 1.000 is for one and the same order
+    return f"One seed ranks them like another (Spearman's correlation {shown}, 1 is the same order): {means}."
+
+
+def _overlaps(run: RunData) -> str:
+    """How many of the replaced operators can hardly be told from the first one kept."""
+    scores = run.scores.sort_values("score", kind="stable")
+    fates = scores["operator"].map(lambda name: fate(name, run.replaced))
+    known = scores["score_high"].notna() & ~scores["stopped_early"].astype(bool)
+    kept, replaced = scores[(fates == "kept") & known], scores[(fates == "replaced") & known]
+    if kept.empty or replaced.empty:
+        return ""
+    first = kept.iloc[0]
+    apart = (replaced["score_high"] < first["score_low"]) | (replaced["score_low"] > first["score_high"])
+    num, total = int((~apart).sum()), len(replaced)
+    whose = f"that of {first['operator']}, the least missed of those kept"
+    if not num:
+        return f"No 95 % interval of the {total} replaced overlaps {whose}."
+    many = "is" if num == 1 else "are"
+    return (
+        f"{num} of the {total} replaced {'has a' if num == 1 else 'have'} 95 % "
+        f"{'interval' if num == 1 else 'intervals'} overlapping {whose}: there the choice is a matter of chance."
+    )
+
+
+def depth(run: RunData) -> str:
+    """The median score of each part of the network."""
+    medians = median_by_section(run.scores)
+    if "" in medians or len(medians) < 2:
+        return ""
+    return f"Median score: {listed(f'{plain_number(value)} {_WHERE[part]}' for part, value in medians.items())}."
 
 
 def quality(run: RunData) -> str:

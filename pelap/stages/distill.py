@@ -5,10 +5,10 @@ import pandas as pd
 from pelap import io
 from pelap.loading import model_plan, save_model
 from pelap.stages.context import Context
-from pelap.stages.prune import with_unet
 from pelap.stages.trained import trained_model
 from pelap.training.checkpoint import drop_checkpoint
 from pelap.training.distill import distill
+from pelap.training.model_batches import ModelBatches
 
 
 def run(context: Context) -> None:
@@ -22,10 +22,10 @@ def run(context: Context) -> None:
         plan, seed = model_plan(paths.pruned_model), context.params.seed
         configuration = [repr(teacher.info), params, seed, plan.to_json(), dataset.checksum]
         checkpoint = paths.checkpoint("distill", io.digest(configuration))
-        images = dataset.train.images
-        unet, progress = distill(student, teacher, images, params, seed, context.device, checkpoint)
+        batches = ModelBatches(teacher, dataset.train.images, params, seed, context.device)
+        unet, progress = distill(student.unet, teacher.unet, batches, params, context.device, checkpoint)
         with io.atomic_dir(paths.distill) as partial:
-            distilled = with_unet(teacher, unet, "distilled", params.ema_decay)
+            distilled = teacher.with_unet(unet, "distilled", params.ema_decay)
             save_model(distilled, partial / paths.distilled_model.name, plan)
             io.write_csv(partial / paths.distill_history.name, pd.DataFrame(progress.history))
         drop_checkpoint(checkpoint)

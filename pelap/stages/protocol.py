@@ -3,12 +3,18 @@
 import platform
 import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from pelap.device import describe
 
 PACKAGES = ("pelap", "torch", "torchvision", "diffusers")
+
+
+def protocol_beside(table: Path) -> Path:
+    """Where the protocol of a table of figures stands."""
+    return table.with_name(f"{table.stem}.protocol.json")
 
 
 def environment(device: torch.device) -> dict[str, object]:

@@ -1,23 +1,43 @@
-"""prune: scores to a plan, the plan to a smaller UNet, and the time that it really saves."""
+"""prune: scores to a plan, the plan to a smaller denoiser, and the time that it really saves."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import pandas as pd
+import torch
 from torch import nn
 
 from pelap import io
-from pelap.loading import load_model, load_plan, save_model
-from pelap.measure.cost import count_params
-from pelap.measure.latency import measure_latency
-from pelap.models.ldm import LatentDiffusion
-from pelap.params import PruneParams
-from pelap.pruning.plan import Plan, make_plan, plan_of
+from pelap.errors import ConfigError, PlanError
+from pelap.loading import load_model, load_plan, save_model, save_pipeline
+from pelap.measure.cost import count_macs, count_params
+from pelap.measure.latency import measure_latency, measure_module_latencies
+from pelap.params import Params, PruneParams, ScoreParams
+from pelap.pruning.operators import is_inside
+from pelap.pruning.plan import Plan, check_scores, complete_plan, make_plan, plan_of
 from pelap.pruning.surgery import apply_plan
+from pelap.report.changes import listing
 from pelap.stages.context import Context
-from pelap.stages.score import forward_pass
+from pelap.stages.score import find, fit, open_pipeline
+from pelap.stages.subject import Subject, model_subject, pipeline_subject
 
-PROTOCOL_KEYS = ("variant", "latency_batch_size", "latency_repeats")
-"""What pruning takes over from the scoring that it follows."""
+WHOLE = "(whole denoiser)"
+"""Row of the listing that holds the totals."""
+CHANGES = "changes.csv"
+RESULT = "result.json"
+"""Names in a pruned pipeline's folder."""
+
+
+class Pruned(NamedTuple):
+    """What pruning gave."""
+
+    network: nn.Module
+    plan: Plan
+    changes: pd.DataFrame
+    """Before and after, operator by operator; see `_changes`."""
+    result: dict[str, Any]
+    """What was promised and what was measured."""
 
 
 def run(context: Context, plan_file: Path | None = None) -> None:
@@ -29,48 +49,144 @@ def run(context: Context, plan_file: Path | None = None) -> None:
     """
     paths = context.paths
     with io.exclusive(paths.prune):
-        protocol = io.read_mapping(paths.score_protocol, PROTOCOL_KEYS)
-        dense = load_model(paths.train(protocol["variant"]).model, context.device)
-        plan = _plan(context, plan_file)
-        pruned = with_unet(dense, apply_plan(dense.unet, plan), "pruned", dense.info.ema_decay)
-        batch_size, repeats = protocol["latency_batch_size"], protocol["latency_repeats"]
-        result = _measure(dense, pruned, plan, batch_size, repeats)
+        protocol = io.read_mapping(paths.score_protocol, ("seed", *ScoreParams.model_fields))
+        params = ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields})
+        dense = load_model(paths.train(params.variant).model, context.device)
+        subject = model_subject(dense, params.sampler, protocol["seed"])
+        scores = io.read_csv(paths.scores)
+        pruned = _prune(subject, scores, params, protocol["seed"], context.params.prune, plan_file)
         with io.atomic_dir(paths.prune) as partial:
-            io.write_json(partial / paths.plan.name, plan.to_json())
-            save_model(pruned, partial / paths.pruned_model.name, plan)
-            io.write_json(partial / paths.prune_result.name, result)
-    print(
-        f"{len(plan.operators)} operators removed; UNet parameters {result['params_before']:,} -> "
-        f"{result['params_after']:,}; time saved {plan.time_reduction:.1%} by the scores, "
-        f"{result['measured_time_reduction']:.1%} measured at batch {batch_size}"
-    )
+            io.write_json(partial / paths.plan.name, pruned.plan.to_json())
+            model = dense.with_unet(pruned.network, "pruned", dense.info.ema_decay)
+            save_model(model, partial / paths.pruned_model.name, pruned.plan)
+            io.write_csv(partial / paths.changes.name, pruned.changes)
+            io.write_json(partial / paths.prune_result.name, pruned.result)
+    _show(pruned)
 
 
-def with_unet(model: LatentDiffusion, unet: nn.Module, name: str, ema_decay: float) -> LatentDiffusion:
-    """The same model around another UNet, which is averaged by its own `ema_decay`."""
-    info = dataclasses.replace(model.info, name=name, ema_decay=ema_decay)
-    return LatentDiffusion(info, model.vae, unet, model.mask, model.normaliser).eval()
+def prune_pipeline(
+    params: Params,
+    folder: Path,
+    scores_file: Path,
+    out: Path,
+    device: torch.device,
+    prompts: Path | None = None,
+    plan_file: Path | None = None,
+) -> None:
+    """Write a pipeline folder whose denoiser is cut, with the plan and the listing at its top.
+
+    Args:
+        params: The sections `seed`, `score` and `prune` are read.
+        folder: The pipeline.
+        scores_file: Its scores, from `score_pipeline`.
+        out: A new folder.
+        device: Where to compute.
+        prompts: One prompt a line, for text-to-image.
+        plan_file: Apply this plan instead of making one from the scores.
+
+    Raises:
+        ConfigError: `out` holds something.
+        PlanError: The scores or the plan are another model's, or the target is out of reach.
+        ModelError: The pipeline cannot be used.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
+    with io.exclusive(out):
+        pipeline = open_pipeline(folder, params.score, device, prompts)
+        subject = pipeline_subject(pipeline, folder.name, params.seed)
+        scores = io.read_csv(scores_file)
+        pruned = _prune(subject, scores, params.score, params.seed, params.prune, plan_file)
+        pipeline.denoiser = pruned.network
+        save_pipeline(pipeline.pipe, out, pruned.plan)
+        io.write_csv(out / CHANGES, pruned.changes)
+        io.write_json(out / RESULT, pruned.result)
+    _show(pruned)
+    print(f"pruned pipeline in {out}")
 
 
-def _plan(context: Context, plan_file: Path | None) -> Plan:
-    scores = io.read_csv(context.paths.scores)
+def _prune(
+    subject: Subject,
+    scores: pd.DataFrame,
+    params: ScoreParams,
+    seed: int,
+    target: PruneParams,
+    plan_file: Path | None,
+) -> Pruned:
+    plan = _plan(subject, scores, target, plan_file)
+    operators = {op.name: op for op in find(subject, params, [r.operator for r in plan.operators])}
+    plan = complete_plan(plan, subject.network, list(operators.values()))
+    chosen = [
+        dataclasses.replace(operators[removal.operator], replacement=removal.replacement)
+        for removal in plan.operators
+        if removal.replacement is not None
+    ]
+    network = apply_plan(subject.network, plan, fit(subject, chosen, params, seed)).eval()
+    _demand_runs(subject, network)
+    changes = _changes(subject, network, plan, scores, params)
+    return Pruned(network, plan, changes, _result(subject, network, plan, params))
+
+
+def _plan(subject: Subject, scores: pd.DataFrame, target: PruneParams, plan_file: Path | None) -> Plan:
+    check_scores(scores, subject.network)
     if plan_file is not None:
-        return plan_of(scores, [removal.operator for removal in load_plan(plan_file).operators])
-    target, amount = _target(context.params.prune)
-    return make_plan(scores, target, amount)
+        return plan_of(scores, load_plan(plan_file))
+    name, amount = next((name, amount) for name, amount in target if amount is not None)
+    return make_plan(scores, name, amount)
 
 
-def _target(params: PruneParams) -> tuple[str, float]:
-    return next((name, amount) for name, amount in params if amount is not None)
+def _demand_runs(subject: Subject, network: nn.Module) -> None:
+    """Raise a `PlanError` where removals that are possible one by one do not go together."""
+    try:
+        subject.forward(2, network)()
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise PlanError(
+            f"plan: the network does not run without these operators together ({io.one_line(error)}); drop "
+            "the entries that it names"
+        ) from None
 
 
-def _measure(
-    dense: LatentDiffusion, pruned: LatentDiffusion, plan: Plan, batch_size: int, repeats: int
-) -> dict[str, object]:
-    """Promise and fact; the two UNets are timed in turns, so that a busy machine slows both alike."""
-    device = next(dense.parameters()).device
-    passes = {"dense": forward_pass(dense, batch_size), "pruned": forward_pass(pruned, batch_size)}
-    latency = measure_latency(passes, device, repeats)
+def _changes(
+    subject: Subject, network: nn.Module, plan: Plan, scores: pd.DataFrame, params: ScoreParams
+) -> pd.DataFrame:
+    """Every scored operator before and after: action, parameters, MACs and milliseconds of one pass."""
+    actions = {name: _action(name, plan) for name in scores["operator"]}
+    sides = {}
+    for side, unet in (("before", subject.network), ("after", network)):
+        there = [name for name in actions if side == "before" or not actions[name].startswith("gone")]
+        forward = subject.forward(params.latency_batch_size, unet)
+        macs = count_macs(unet, forward)
+        times = measure_module_latencies(unet, forward, there, subject.device, params.latency_repeats)
+        sides[side] = {
+            name: (count_params(unet.get_submodule(name)), macs.get(name, 0), times[name])
+            for name in ("", *there)
+        }
+    rows = [
+        {"operator": name or WHOLE, "action": action}
+        | {
+            f"{quantity}_{side}": sides[side].get(name, (0, 0, 0.0))[position]
+            for position, quantity in enumerate(("params", "macs", "latency_ms"))
+            for side in sides
+        }
+        for name, action in ({"": f"{len(plan.operators)} replaced"} | actions).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _action(name: str, plan: Plan) -> str:
+    """``kept``, the replacement, or ``gone with`` the operator around it."""
+    for removal in plan.operators:
+        if removal.operator == name and removal.replacement is not None:
+            return removal.replacement.name
+        if is_inside(name, removal.operator):
+            return f"gone with {removal.operator}"
+    return "kept"
+
+
+def _result(subject: Subject, network: nn.Module, plan: Plan, params: ScoreParams) -> dict[str, Any]:
+    """Promise and fact; the two are timed in turns, so that a busy machine slows both alike."""
+    batch_size = params.latency_batch_size
+    passes = {"dense": subject.forward(batch_size), "pruned": subject.forward(batch_size, network)}
+    latency = measure_latency(passes, subject.device, params.latency_repeats)
     return {
         "num_operators": len(plan.operators),
         "promised_time_reduction": plan.time_reduction,
@@ -78,6 +194,18 @@ def _measure(
         "latency_ms_before": latency["dense"].median_ms,
         "latency_ms_after": latency["pruned"].median_ms,
         "latency_batch_size": batch_size,
-        "params_before": count_params(dense.unet),
-        "params_after": count_params(pruned.unet),
+        "params_before": count_params(subject.network),
+        "params_after": count_params(network),
     }
+
+
+def _show(pruned: Pruned) -> None:
+    """The listing of what was changed, and the totals."""
+    result = pruned.result
+    print(*listing(pruned.changes), sep="\n")
+    print(
+        f"{len(pruned.plan.operators)} operators replaced; denoiser parameters "
+        f"{result['params_before']:,} -> {result['params_after']:,}; time saved "
+        f"{pruned.plan.time_reduction:.1%} by the scores, {result['measured_time_reduction']:.1%} measured "
+        f"at batch {result['latency_batch_size']}"
+    )

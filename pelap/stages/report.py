@@ -9,6 +9,7 @@ from pelap import io
 from pelap.errors import DataError
 from pelap.paths import RunPaths
 from pelap.report import figures, html, tables
+from pelap.report.changes import QUANTITIES
 from pelap.report.data import RunData
 
 if TYPE_CHECKING:
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 _LOSSES = ("step", "noise", "recon", "mean_mask")
 _COLLAPSE = ("variant", "verdict", "reason", "unet_input_std")
 _TIMESTEPS = ("variant", "first_step", "last_step", "diffusion_loss", "gaussian_floor")
+
+_SCORES = (
+    "operator",
+    "kind",
+    "parent",
+    "score",
+    "score_low",
+    "score_high",
+    "num_latents",
+    "stopped_early",
+    "latency_share",
+)
+_SCORING = ("num_latents", "num_seeds", "formula", "early_stop", "rank_correlation", "latency_batch_size")
+_CHANGES = ("operator", "action", *(f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")))
 
 
 def run(context: "Context") -> None:
@@ -60,8 +75,9 @@ def load(params: "Params", paths: RunPaths) -> RunData:
         epochs=io.read_csv(paths.collapse_epochs, ("variant", "epoch")),
         timesteps=io.read_csv(paths.collapse_timesteps, _TIMESTEPS),
         masks=io.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
-        scores=io.read_csv(paths.scores, ("operator", "score", "latency_share")),
-        plan=io.read_mapping(paths.plan, ("operators",)),
+        scores=io.read_csv(paths.scores, _SCORES),
+        score_protocol=io.read_mapping(paths.score_protocol, _SCORING),
+        changes=io.read_csv(paths.changes, _CHANGES),
         prune_result=io.read_mapping(paths.prune_result),
         distill=io.read_csv(paths.distill_history, ("step", "loss")),
         samples={name: read_png(paths.samples(name)) for name in metrics},

@@ -1,95 +1,215 @@
-"""score: LD-Pruner's score of every operator of one variant's UNet, with its cost."""
+"""score: LD-Pruner's score of every operator of one denoiser, with its cost."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
 from pelap import io
-from pelap.denoising import denoise
-from pelap.loading import load_model
+from pelap.device import full_precision
+from pelap.loading import load_model, load_pipeline
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_module_latencies
-from pelap.models.ldm import LatentDiffusion
-from pelap.params import ScoreParams
+from pelap.params import Params, ScoreParams
+from pelap.pipelines import LatentPipeline, read_prompts
 from pelap.progress import progress
+from pelap.pruning.fit import make_stand_ins
+from pelap.pruning.latents import LatentStore
 from pelap.pruning.operators import Operator, find_operators
-from pelap.pruning.score import score_operators
-from pelap.seeding import generator, noise
+from pelap.pruning.plan import fingerprint
+from pelap.pruning.replace import StandIn
+from pelap.pruning.score import Scores, Scoring, score_operators
 from pelap.stages.context import Context
 from pelap.stages.protocol import environment
+from pelap.stages.subject import Subject, model_subject, pipeline_subject
+from pelap.training.checkpoint import drop_checkpoint
 
-PURPOSE = "score"
+TRACE_ROWS = 3
+"""Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
+
+LISTED = ["operator", "kind", "replacement", "score", "latency_share"]
 
 
-def run(context: Context) -> None:
-    """Write the table of scores, least first."""
-    params, paths = context.params.score, context.paths
+def run(context: Context, save_latents: Path | None = None) -> None:
+    """Write the table of scores of the parameters' variant, least first.
+
+    Args:
+        context: Parameters, paths and device.
+        save_latents: Write the starting noise and the untouched model's latents here.
+    """
+    params, paths, seed = context.params.score, context.paths, context.params.seed
     with io.exclusive(paths.score):
         model = load_model(paths.train(params.variant).model, context.device)
-        forward = forward_pass(model, params.latency_batch_size)
-        operators = find_operators(model.unet, forward)
-        scores = _score(model, operators, params, context.params.seed)
-        table = scores.merge(_costs(model.unet, forward, operators, context.device, params.latency_repeats))
+        subject = model_subject(model, params.sampler, seed)
+        resume = paths.checkpoint("score", _key(subject, params, seed))
+        table, scores = _score(subject, params, seed, resume)
         with io.atomic_dir(paths.score) as partial:
             io.write_csv(partial / paths.scores.name, table)
-            protocol = {"seed": context.params.seed, "dataset": model.info.dataset, **params.model_dump()}
-            protocol |= environment(context.device)
+            protocol = _protocol(subject, params, seed, scores)
             io.write_json(partial / paths.score_protocol.name, protocol)
-    print(f"{len(table)} operators of {params.variant}; least and most important:")
-    shown = ["operator", "kind", "score", "latency_share"]
-    print(
-        pd.concat([table.head(5), table.tail(3)])[shown].to_string(index=False, float_format="{:.4g}".format)
+        _finish(subject, params, seed, scores, save_latents, resume)
+    _show(table, scores)
+
+
+def score_pipeline(
+    params: Params,
+    folder: Path,
+    out: Path,
+    device: torch.device,
+    prompts: Path | None = None,
+    save_latents: Path | None = None,
+) -> None:
+    """Write the table of scores of a diffusers pipeline's denoiser, least first, and its protocol beside it.
+
+    Args:
+        params: The sections `seed` and `score` are read; the pipeline keeps its own scheduler.
+        folder: The pipeline.
+        out: The CSV file; the protocol goes into ``<out without .csv>.protocol.json``.
+        device: Where to compute.
+        prompts: One prompt a line, for text-to-image.
+        save_latents: Write the starting noise and the untouched model's latents here.
+
+    Raises:
+        ModelError: Not a pipeline that can be used, or one that gives chance.
+        ConfigError: Prompts are missing or out of place.
+        DataError: The file of prompts cannot be read.
+    """
+    score, seed = params.score, params.seed
+    with io.exclusive(out):
+        subject = pipeline_subject(open_pipeline(folder, score, device, prompts), folder.name, seed)
+        resume = out.with_name(f".{out.name}.resume-{_key(subject, score, seed)}")
+        table, scores = _score(subject, score, seed, resume)
+        io.write_csv(out, table)
+        io.write_json(protocol_beside(out), _protocol(subject, score, seed, scores))
+        _finish(subject, score, seed, scores, save_latents, resume)
+    _show(table, scores)
+    print(f"scores in {out}")
+
+
+def open_pipeline(
+    folder: Path, params: ScoreParams, device: torch.device, prompts: Path | None = None
+) -> LatentPipeline:
+    """A pipeline folder, ready to make latents; errors as in `score_pipeline`."""
+    texts = read_prompts(prompts) if prompts is not None else None
+    return LatentPipeline(load_pipeline(folder, device), params.sampler.steps, texts)
+
+
+def protocol_beside(table: Path) -> Path:
+    """Where the protocol of a table of figures stands."""
+    return table.with_name(f"{table.stem}.protocol.json")
+
+
+def find(subject: Subject, params: ScoreParams, only: Sequence[str] | None = None) -> list[Operator]:
+    """The subject's operators, or those named."""
+    return find_operators(subject.network, subject.forward(TRACE_ROWS), params.norm, params.start, only=only)
+
+
+def fit(
+    subject: Subject, operators: Sequence[Operator], params: ScoreParams, seed: int
+) -> dict[str, StandIn]:
+    """Replacements of operators, started as the parameters say; the same for the same seed."""
+    start = subject.noise(params.num_latents, params.num_seeds, seed)
+
+    def run_through() -> None:
+        for items in torch.arange(len(start)).split(params.batch_size):
+            subject.denoise(start[items], items.tolist())
+
+    return make_stand_ins(subject.network, operators, run_through, params.start, seed)
+
+
+def _score(subject: Subject, params: ScoreParams, seed: int, resume: Path) -> tuple[pd.DataFrame, Scores]:
+    operators = find(subject, params)
+    stand_ins = fit(subject, operators, params, seed)
+    scoring = Scoring(
+        formula=params.formula,
+        rows_per_batch=params.batch_size,
+        num_sets=params.num_seeds,
+        early_stop=params.early_stop,
+        num_resamples=params.num_resamples,
+        seed=seed,
     )
-
-
-def forward_pass(model: LatentDiffusion, batch_size: int) -> Callable[[], object]:
-    """One pass of the UNet without gradient, on noise at the middle of the schedule."""
-    device = next(model.parameters()).device
-    latents = noise(model.latent_shape, 0, "cost", range(batch_size)).to(device)
-    step = torch.tensor(model.info.diffusion.num_train_timesteps // 2, device=device)
-
-    def forward() -> object:
-        with torch.no_grad():
-            return model.unet(latents, step)
-
-    return forward
-
-
-def _score(
-    model: LatentDiffusion, operators: Sequence[Operator], params: ScoreParams, seed: int
-) -> pd.DataFrame:
-    device = next(model.parameters()).device
-    start = noise(model.latent_shape, seed, PURPOSE, range(params.num_latents)).to(device)
-
-    def to_latents(latents: torch.Tensor) -> torch.Tensor:
-        # Item i of every copy of the set draws the same numbers, whichever operator is left out.
-        streams = [generator(seed, "score-step", i % params.num_latents) for i in range(len(latents))]
-        return denoise(model, params.sampler, latents, streams)
-
-    candidates = max(1, params.batch_size // params.num_latents)
-    with progress(f"score {model.info.name}", len(operators)) as report:
-        return score_operators(model.unet, to_latents, operators, start, candidates, report)
+    start = subject.noise(params.num_latents, params.num_seeds, seed)
+    store = LatentStore(resume)
+    with progress(f"score {subject.name}", len(operators) * len(start)) as report, full_precision():
+        scores = score_operators(
+            subject.network, subject.denoise, operators, stand_ins, start, scoring, store, report
+        )
+    return scores.table.merge(_costs(subject, operators, stand_ins, params)), scores
 
 
 def _costs(
-    unet: nn.Module,
-    forward: Callable[[], object],
-    operators: Sequence[Operator],
-    device: torch.device,
-    repeats: int,
+    subject: Subject, operators: Sequence[Operator], stand_ins: dict[str, StandIn], params: ScoreParams
 ) -> pd.DataFrame:
     """Parameters, MACs and milliseconds of each operator, parts included, in one pass of the batch."""
-    names = [operator.name for operator in operators]
-    macs = count_macs(unet, forward)
-    latencies = measure_module_latencies(unet, forward, names, device, repeats)
+    network, names = subject.network, [operator.name for operator in operators]
+    forward = subject.forward(params.latency_batch_size)
+    macs = count_macs(network, forward)
+    latencies = measure_module_latencies(network, forward, names, subject.device, params.latency_repeats)
     return pd.DataFrame(
         {
             "operator": names,
-            "params": [count_params(unet.get_submodule(name)) for name in names],
+            "params": [count_params(network.get_submodule(name)) for name in names],
+            "replacement_params": [count_params(stand_ins[name]) for name in names],
             "macs": [macs.get(name, 0) for name in names],
             "latency_ms": [latencies[name] for name in names],
             "latency_share": [latencies[name] / latencies[""] for name in names],
         }
     )
+
+
+def _key(subject: Subject, params: ScoreParams, seed: int) -> str:
+    """Name of the state of an interrupted scoring: another model or other parameters start anew."""
+    return io.digest([_weights(subject.network), subject.protocol, params.model_dump(), seed])
+
+
+def _weights(network: nn.Module) -> str:
+    digest = hashlib.sha256(fingerprint(network).encode())
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _protocol(subject: Subject, params: ScoreParams, seed: int, scores: Scores) -> dict[str, object]:
+    return {
+        "seed": seed,
+        **params.model_dump(),
+        **subject.protocol,
+        "network": fingerprint(subject.network),
+        "rank_correlation": scores.rank_correlation,
+        "num_rows": scores.num_rows,
+        **environment(subject.device),
+    }
+
+
+def _finish(
+    subject: Subject,
+    params: ScoreParams,
+    seed: int,
+    scores: Scores,
+    save_latents: Path | None,
+    resume: Path,
+) -> None:
+    """Save the latents for whoever wants to check, and drop the resume state."""
+    if save_latents is not None:
+        start = subject.noise(params.num_latents, params.num_seeds, seed)
+        about = {
+            "seed": seed,
+            "num_seeds": params.num_seeds,
+            "steps": params.sampler.steps,
+            "spacing": subject.spacing,
+            "subject": subject.name,
+        }
+        texts = {name: str(value) for name, value in about.items()}
+        io.save_tensors(save_latents, {"noise": start.cpu(), "original": scores.original}, texts)
+    drop_checkpoint(resume)
+
+
+def _show(table: pd.DataFrame, scores: Scores) -> None:
+    print(f"{len(table)} operators; least and most important, share of the denoiser's time:")
+    shown = pd.concat([table.head(5), table.tail(3)])[LISTED]
+    print(shown.to_string(index=False, float_format="{:.4g}".format))
+    if scores.rank_correlation is not None:
+        print(f"rank correlation of the scores of one seed with another's: {scores.rank_correlation:.3f}")

@@ -1,5 +1,6 @@
 """Resume state as a folder of safetensors and JSON: modules, optimiser, progress. No pickle."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     for key, value in fields.items():
         setattr(progress, key, value)
     return True
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of a network's parameters and buffers with their names: whose state a checkpoint is."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def drop_checkpoint(folder: Path) -> None:

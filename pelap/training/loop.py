@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from pelap.data.dataset import epoch_batches
+from pelap.data.dataset import Picks, epoch_picks, pick
 from pelap.device import autocast, synchronise
 from pelap.errors import TrainingError
 from pelap.progress import progress
@@ -64,6 +64,30 @@ def steps_in_epoch(num_images: int, batch_size: int, limit: int | None) -> int:
     return min(limit or whole, whole)
 
 
+def picks_from(
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    purpose: str,
+    flip: bool,
+    step: int,
+    device: torch.device,
+    steps_per_epoch: int | None = None,
+) -> Iterator[Picks]:
+    """What endless training batches hold, starting with the one of `step`.
+
+    The order of an epoch depends on (seed, purpose, epoch) alone, so a resumed run sees what an
+    uninterrupted one would have seen. An epoch is all pictures, or the first `steps_per_epoch` batches of
+    their order.
+    """
+    steps_per_epoch = steps_in_epoch(num_images, batch_size, steps_per_epoch)
+    for epoch in count(step // steps_per_epoch):
+        picks = epoch_picks(num_images, batch_size, generator(seed, purpose, epoch), flip, device)
+        for index, chosen in enumerate(islice(picks, steps_per_epoch)):
+            if epoch * steps_per_epoch + index >= step:
+                yield chosen
+
+
 def batches_from(
     images: torch.Tensor,
     batch_size: int,
@@ -73,18 +97,10 @@ def batches_from(
     step: int,
     steps_per_epoch: int | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Endless training batches (B, 3, H, W) in [-1, 1], starting with the one of `step`.
-
-    The order of an epoch depends on (seed, purpose, epoch) alone, so a resumed run sees what an
-    uninterrupted one would have seen. An epoch is all pictures, or the first `steps_per_epoch` batches of
-    their order.
-    """
-    steps_per_epoch = steps_in_epoch(len(images), batch_size, steps_per_epoch)
-    for epoch in count(step // steps_per_epoch):
-        batches = epoch_batches(images, batch_size, generator(seed, purpose, epoch), flip)
-        for index, batch in enumerate(islice(batches, steps_per_epoch)):
-            if epoch * steps_per_epoch + index >= step:
-                yield batch
+    """Endless training batches (B, 3, H, W) in [-1, 1]; see `picks_from`."""
+    picks = picks_from(len(images), batch_size, seed, purpose, flip, step, images.device, steps_per_epoch)
+    for chosen in picks:
+        yield pick(images, chosen)
 
 
 class Trainer:

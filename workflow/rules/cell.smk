@@ -122,6 +122,7 @@ rule prune:
     output:
         CELL.plan,
         CELL.prune_result,
+        CELL.changes,
         directory(CELL.pruned_model),
         parameters=parameter_file("prune"),
     log:
@@ -217,6 +218,7 @@ rule report:
         CELL.scores,
         CELL.plan,
         CELL.prune_result,
+        CELL.changes,
         CELL.distill_history,
         CELL.metrics,
         CELL.evaluate_protocol,

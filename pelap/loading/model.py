@@ -23,7 +23,8 @@ from torch import nn
 from pelap import io
 from pelap.config import explain
 from pelap.diffusion import make_scheduler
-from pelap.errors import DataError, ModelError, PlanError
+from pelap.errors import DataError, ModelError
+from pelap.loading.pruned import PLAN, load_plan, load_pruned, save_pruned
 from pelap.models.cut import CutLightUNet
 from pelap.models.ldm import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
@@ -32,12 +33,10 @@ from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read
 from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.vae import VAE
 from pelap.params import DiffusionParams, VariantParams
-from pelap.pruning.plan import Plan, plan_from_json
-from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.pruning.plan import Plan
+from pelap.pruning.surgery import removed_operators
 
 FORMAT = 2
-PLAN = "plan.json"
-PRUNED_WEIGHTS = "pruned.safetensors"
 KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"
 UNETS = {kind.__name__: kind for kind in (UNet2DModel, LightUNet, CutLightUNet)}
@@ -91,18 +90,6 @@ def model_plan(folder: Path) -> Plan:
     return load_plan(folder / "unet" / PLAN)
 
 
-def load_plan(path: Path) -> Plan:
-    """Read a plan file.
-
-    Raises:
-        PlanError: It is missing or is not a plan.
-    """
-    try:
-        return plan_from_json(io.read_json(path), str(path))
-    except DataError as error:
-        raise PlanError(str(error)) from None
-
-
 def _save_vae(vae: Autoencoder, folder: Path) -> None:
     if not isinstance(vae, PretrainedVAE):
         save_part(vae, folder)
@@ -142,9 +129,7 @@ def _save_unet(unet: nn.Module, folder: Path, plan: Plan | None) -> None:
     if plan is None:
         save_part(unet, folder)
         return
-    unet.save_config(folder)  # type: ignore[operator]
-    io.write_json(folder / PLAN, plan.to_json())
-    io.save_tensors(folder / PRUNED_WEIGHTS, unet.state_dict())
+    save_pruned(unet, folder, plan)
 
 
 def _load_unet(folder: Path) -> nn.Module:
@@ -154,9 +139,7 @@ def _load_unet(folder: Path) -> nn.Module:
     if not (folder / PLAN).exists():
         unet: nn.Module = load_part(UNETS[name], folder)
         return unet
-    pruned: nn.Module = apply_plan(build_part(UNETS[name], folder), load_plan(folder / PLAN))
-    load_weights(pruned, folder / PRUNED_WEIGHTS)
-    return pruned
+    return load_pruned(UNETS[name], folder, load_plan(folder / PLAN))
 
 
 def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:

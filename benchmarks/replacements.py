@@ -1,0 +1,86 @@
+"""How much less a replacement hurts when it is fitted: scores of the same operators, replaced in other ways.
+
+    python benchmarks/replacements.py [--model DIR] [--latents 32] [--steps 20]
+
+Projections: fitted by least squares, random, or without parameters. Norms: left out, or a scale and a shift
+for each channel. The table has the median and the quartiles of the scores, and for how many of the operators
+a way is the best of its group.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from pelap.device import choose_device
+from pelap.loading import load_model
+from pelap.params import SamplerParams
+from pelap.progress import progress
+from pelap.pruning.fit import make_stand_ins
+from pelap.pruning.operators import Norm, Start, find_operators
+from pelap.pruning.score import Scoring, score_operators
+from pelap.stages.subject import Subject, model_subject
+
+WAYS: dict[str, dict[str, tuple[Norm, Start]]] = {
+    "projection": {
+        "fitted": ("identity", "fitted"),
+        "random": ("identity", "random"),
+        "parameter_free": ("identity", "parameter_free"),
+    },
+    "norm": {"identity": ("identity", "fitted"), "scale_shift": ("scale_shift", "fitted")},
+}
+
+
+def belongs(group: str, kind: str, replacement: str) -> bool:
+    if group == "norm":
+        return kind == "normalisation"
+    return "projection" in replacement or "regroup" in replacement
+
+
+def scores(subject: Subject, group: str, norm: Norm, start: Start, num_latents: int, rows: int) -> pd.Series:
+    operators = [
+        operator
+        for operator in find_operators(subject.network, subject.forward(3), norm, start)
+        if belongs(group, operator.kind, operator.replacement.name)
+    ]
+    noise = subject.noise(num_latents, 1, 0)
+    stand_ins = make_stand_ins(
+        subject.network, operators, lambda: subject.denoise(noise, range(num_latents)), start
+    )
+    scoring = Scoring(rows_per_batch=rows)
+    table = score_operators(subject.network, subject.denoise, operators, stand_ins, noise, scoring).table
+    return table.set_index("operator")["score"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=Path("results/default/train/invariant/model"))
+    parser.add_argument("--latents", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=256, help="rows of noise in one pass")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    model = load_model(args.model, choose_device(args.device))
+    subject = model_subject(model, SamplerParams(kind="ddim", steps=args.steps), seed=0)
+    rows = []
+    with progress("ways", sum(map(len, WAYS.values()))) as report:
+        for group, ways in WAYS.items():
+            by_way = {
+                way: scores(subject, group, norm, start, args.latents, args.rows)
+                for way, (norm, start) in ways.items()
+            }
+            # What a way does not offer is left out of the comparison.
+            table = pd.DataFrame(by_way).dropna()
+            best = table.idxmin(axis=1).value_counts()
+            for way in table:
+                low, middle, high = table[way].quantile([0.25, 0.5, 0.75])
+                rows.append((group, way, len(table), low, middle, high, best.get(way, 0)))
+                report(len(rows), str(way))
+    columns = ["replaced by", "way", "operators", "first quartile", "median", "third quartile", "best for"]
+    print(pd.DataFrame(rows, columns=columns).to_string(index=False, float_format="{:.3g}".format))
+
+
+if __name__ == "__main__":
+    main()

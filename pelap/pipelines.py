@@ -1,0 +1,394 @@
+"""A diffusers pipeline as a function: from noise to latents, and from latents to pictures.
+
+The pipeline's own scheduler, settings and defaults are used as they are; only the number of steps and
+all noise come from here, so that a latent depends on its noise, its index and the seed alone.
+
+Text-to-image pipelines are called themselves. Others offer no way in for noise, or none out for
+latents: their loop is written out, and gives what their own call gives. It steps the latents that
+were not scaled for the denoiser, and begins at the scheduler's noise level, where `DiTPipeline`
+does neither; schedulers that scale (`EulerDiscreteScheduler`) need both.
+"""
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from pelap.data.dataset import to_uint8
+from pelap.errors import ConfigError, DataError, ModelError
+from pelap.io import one_line
+from pelap.models.parts import DENOISERS
+from pelap.seeding import generator
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+STEP_NOISE = "step"
+"""The stream of the noise that stochastic schedulers add in their steps."""
+
+MORE_THAN_NOISE = frozenset({"image", "mask_image", "control_image", "video", "num_frames", "pag_scale"})
+"""Arguments of a call that say that it does not begin from noise, makes no single picture, or changes
+the denoiser while it runs."""
+
+SUPPORTED = (
+    "unconditional ones with a UNet2DModel (DDPMPipeline, DDIMPipeline, LDMPipeline), text-to-image ones "
+    "whose call takes latents (StableDiffusionPipeline, StableDiffusionXLPipeline), and DiTPipeline"
+)
+
+Kind = Literal["unconditional", "text", "class"]
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What the scheduler's step wants, from scaled latents (B, C, H, W) and one time step ()."""
+
+
+class LatentPipeline:
+    """A diffusers pipeline as a function from noise to latents, and from latents to pictures.
+
+    Args:
+        pipe: Its modules are set to float32 and evaluation mode, its progress bar is turned off.
+        num_steps: Steps of its scheduler.
+        prompts: For text-to-image pipelines: item i gets prompt i, from the first again after the last.
+
+    Attributes:
+        part: Name of the denoiser among the pipeline's components: ``unet`` or ``transformer``.
+        latent_shape: Shape of one latent, (C, H, W).
+        copies: Rows of the denoiser's batch for a latent: 2 with classifier-free guidance. Those of a
+            batch stand one copy of the whole batch after the other.
+
+    Raises:
+        ModelError: The pipeline is of no kind that is supported, or its own call fails.
+        ConfigError: Prompts are missing or out of place, or `num_steps` does not suit the scheduler.
+    """
+
+    def __init__(
+        self, pipe: "DiffusionPipeline", num_steps: int, prompts: Sequence[str] | None = None
+    ) -> None:
+        self.pipe = pipe
+        self.num_steps = num_steps
+        self.prompts = tuple(prompts or ())
+        self.part = _denoiser_of(pipe)
+        self.latent_shape = _latent_shape(pipe, self.denoiser)
+        self._kind = _kind_of(pipe, self.denoiser)
+        self._check_prompts()
+        _check_scheduler(pipe, self._kind, num_steps)
+        self._encodings: dict[tuple[str, str], Any] = {}
+        pipe.set_progress_bar_config(disable=True)
+        for component in pipe.components.values():
+            if isinstance(component, nn.Module):
+                component.float().eval()
+        self.copies = self._try_out()
+        self._timesteps = [float(t) for t in pipe.scheduler.timesteps]
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that is called in every step; another one can be put in its place."""
+        network: nn.Module = getattr(self.pipe, self.part)
+        return network
+
+    @denoiser.setter
+    def denoiser(self, network: nn.Module) -> None:
+        setattr(self.pipe, self.part, network.eval())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
+        """Latents from noise.
+
+        Args:
+            noise: (B, *latent_shape), standard normal.
+            indices: Which item each row is: its prompt is ``prompts[i % len(prompts)]``, its class
+                label ``i % num_classes``.
+            seed: With an item's number it names the noise of its steps.
+
+        Returns:
+            (B, *latent_shape) float32 on the denoiser's device. A row is the same in whatever batch
+            (up to rounding).
+        """
+        assert noise.shape == (len(indices), *self.latent_shape), "one row of noise for every index"
+        generators = [generator(seed, STEP_NOISE, i) for i in indices]
+        noise = noise.to(self.device, torch.float32)
+        if self._kind == "text":
+            return self._call(noise, indices, generators)
+        predict = self._predict if self._kind == "unconditional" else self._predict_classes(indices)
+        return self._loop(noise, predict, generators)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures, uint8 (B, 3, H, W) on the CPU, of latents (B, *latent_shape).
+
+        Raises:
+            ModelError: They have neither one colour nor three.
+        """
+        decoder = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None)
+        images = latents
+        if decoder is not None:
+            images = decoder.decode(_unscaled(latents.to(self.device), decoder.config)).sample
+        if images.shape[1] not in (1, 3):
+            _refuse(self.pipe, f"makes pictures of {images.shape[1]} channels", "use one for 1 or 3 colours")
+        return to_uint8(images).cpu().expand(-1, 3, -1, -1)
+
+    def describe(self) -> dict[str, Any]:
+        """How latents are made, as a JSON object."""
+        scheduler = self.pipe.scheduler
+        config = _plain(json.loads(scheduler.to_json_string()))
+        return {
+            "pipeline": type(self.pipe).__name__,
+            "denoiser": type(self.denoiser).__name__,
+            "scheduler": type(scheduler).__name__,
+            "scheduler_config": config,
+            "steps": self.num_steps,
+            "timestep_spacing": config.get("timestep_spacing"),
+            "first_timestep": self._timesteps[0],
+            "last_timestep": self._timesteps[-1],
+            "guidance_scale": _default(self.pipe, "guidance_scale"),
+            "num_prompts": len(self.prompts),
+        }
+
+    def _check_prompts(self) -> None:
+        name = type(self.pipe).__name__
+        if self._kind == "text" and not self.prompts:
+            raise ConfigError(f"prompts: {name} makes pictures from text; give --prompts FILE")
+        if self._kind != "text" and self.prompts:
+            raise ConfigError(f"prompts: {name} takes no text; leave --prompts out")
+
+    def _try_out(self) -> int:
+        """Run the pipeline to the first call of its denoiser; give the rows of that for one latent."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+            raise _ReachedError(len(args[0] if args else next(iter(kwargs.values()))))
+
+        handle = self.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.denoise(torch.zeros(1, *self.latent_shape), [0], seed=0)
+        except _ReachedError as reached:
+            return reached.rows
+        except Exception as error:  # a stranger's code may raise anything
+            problem = f"its own call fails ({type(error).__name__}: {one_line(error)})"
+            _refuse(self.pipe, problem, "mend the folder, or use another number of steps", error)
+        finally:
+            handle.remove()
+        return _refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {SUPPORTED}")
+
+    def _loop(self, noise: torch.Tensor, predict: Predict, generators: list[torch.Generator]) -> torch.Tensor:
+        """Step by step through the scheduler, from noise (B, C, H, W) to latents of the same shape."""
+        scheduler = self.pipe.scheduler
+        scheduler.set_timesteps(self.num_steps)
+        options = self._step_options(generators)
+        latents: torch.Tensor = noise * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            predicted = predict(scheduler.scale_model_input(latents, t), t.to(noise.device))
+            latents = scheduler.step(predicted, t, latents, **options).prev_sample
+        return latents
+
+    def _step_options(self, generators: list[torch.Generator]) -> dict[str, Any]:
+        """What this scheduler's step takes beyond the prediction; eta as the pipeline's call has it."""
+        known = inspect.signature(self.pipe.scheduler.step).parameters
+        options = {"generator": generators, "eta": _default(self.pipe, "eta")}
+        return {name: value for name, value in options.items() if name in known and value is not None}
+
+    def _predict(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        predicted: torch.Tensor = self.denoiser(latents, t).sample
+        return predicted
+
+    def _predict_classes(self, indices: Sequence[int]) -> Predict:
+        """Prediction for each item's class label, with classifier-free guidance."""
+        num_classes: int = _config(self.denoiser).num_embeds_ada_norm
+        labels = torch.tensor([i % num_classes for i in indices], device=self.device)
+        with_null = torch.cat([labels, torch.full_like(labels, num_classes)])
+        scale = _default(self.pipe, "guidance_scale")
+
+        def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            twice, times = torch.cat([latents, latents]), t.expand(len(with_null))
+            output = self.denoiser(twice, timestep=times, class_labels=with_null).sample
+            # A DiT may give a variance as well, in channels after those of the noise; none is used.
+            conditional, free = output[:, : self.latent_shape[0]].chunk(2)
+            guided: torch.Tensor = free + scale * (conditional - free)
+            return guided
+
+        return predict
+
+    def _call(
+        self, noise: torch.Tensor, indices: Sequence[int], generators: list[torch.Generator]
+    ) -> torch.Tensor:
+        """The pipeline's own call, from noise (B, C, H, W) to latents of the same shape."""
+        with self._each_prompt_encoded_once():
+            latents = self.pipe(
+                prompt=[self.prompts[i % len(self.prompts)] for i in indices],
+                latents=noise,
+                num_inference_steps=self.num_steps,
+                generator=generators,
+                output_type="latent",
+                return_dict=False,
+            )[0]
+        if not isinstance(latents, torch.Tensor) or latents.shape != noise.shape:
+            _refuse(self.pipe, "its call gives no latents of the shape of its noise", f"use {SUPPORTED}")
+        return latents
+
+    @contextmanager
+    def _each_prompt_encoded_once(self) -> Iterator[None]:
+        """Keep what the pipeline's text encoders say to a prompt, for all later calls.
+
+        Prompts are encoded one by one, so that the batch that one is in does not matter.
+        """
+        encode = self.pipe.encode_prompt
+        signature = inspect.signature(encode)
+
+        def encode_once(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(*args, **kwargs)
+            prompts = call.arguments.pop("prompt")
+            # Some pipelines encode a prompt several times, in different ways.
+            way, rows = repr(call.arguments), []
+            for prompt in prompts:
+                if (prompt, way) not in self._encodings:
+                    self._encodings[prompt, way] = encode(prompt=[prompt], **call.arguments)
+                rows.append(self._encodings[prompt, way])
+            return _stack(rows)
+
+        self.pipe.encode_prompt = encode_once
+        try:
+            yield
+        finally:
+            del self.pipe.encode_prompt  # uncovers the method
+
+
+class _ReachedError(Exception):
+    """Ends a trial where the denoiser is called for the first time, with so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
+def _denoiser_of(pipe: "DiffusionPipeline") -> str:
+    for part in DENOISERS:
+        if isinstance(getattr(pipe, part, None), nn.Module):
+            return part
+    return _refuse(pipe, "has neither a unet nor a transformer", f"supported are {SUPPORTED}")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts from a UTF-8 file, one a line; blank lines do not count.
+
+    Raises:
+        DataError: It is missing, unreadable, no text, or holds no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of prompts; correct the path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); give one prompt a line") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of prompts") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DataError(f"{path}: holds no prompt; give one a line")
+    return prompts
+
+
+def _refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
+    """Say what is wrong with a pipeline, with its folder where it came from one."""
+    folder = pipe.config.get("_name_or_path")
+    where = f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
+    raise ModelError(f"{where}: {problem}; {remedy}") from cause
+
+
+def _latent_shape(pipe: "DiffusionPipeline", denoiser: nn.Module) -> tuple[int, ...]:
+    """(C, H, W) of what the denoiser takes and predicts the noise of."""
+    config = _config(denoiser)
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    if channels is None or size is None:
+        _refuse(
+            pipe,
+            f"its {type(denoiser).__name__} has no in_channels and sample_size",
+            "set them in its config.json, in latent pixels",
+        )
+    # Twice as many: it predicts a variance as well.
+    if (config.get("out_channels") or channels) not in (channels, 2 * channels):
+        _refuse(
+            pipe,
+            f"its {type(denoiser).__name__} takes {channels} channels and gives {config.out_channels}, "
+            "as for inpainting: its input is not noise alone",
+            f"supported are {SUPPORTED}",
+        )
+    return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+
+def _kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    demanded = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
+    demanded -= {"self", "kwargs", "args"}
+    known = set(parameters)
+    if not known & MORE_THAN_NOISE:
+        if {"prompt", "latents", "output_type"} <= known and hasattr(pipe, "encode_prompt"):
+            return "text"
+        if demanded == {"class_labels"} and "num_embeds_ada_norm" in _config(denoiser):
+            return "class"
+        plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
+        if plain and not demanded and "prompt" not in known:
+            return "unconditional"
+    return _refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
+
+
+def _check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> None:
+    scheduler = pipe.scheduler
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "noise_sampler"):
+        remedy = "save the pipeline with another, for example EulerAncestralDiscreteScheduler"
+        _refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
+    needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
+    if kind != "text" and not all(hasattr(scheduler, method) for method in needed):
+        _refuse(pipe, f"has {name}, which has no usual step", "save the pipeline with a DDIMScheduler")
+    most = scheduler.config.get("num_train_timesteps", math.inf)
+    if not 1 <= num_steps <= most:
+        raise ConfigError(f"steps: {num_steps} is not in 1..{most} of the pipeline's {name}; use e.g. 50")
+
+
+def _config(network: nn.Module) -> Any:
+    """The mapping by which diffusers made a network."""
+    return network.config
+
+
+def _default(pipe: "DiffusionPipeline", name: str) -> Any:
+    """Default of an argument of the pipeline's call; None: it has no such argument."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    return None if parameter is None else parameter.default
+
+
+def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """Latents (B, C, h, w) as the decoder with this configuration wants them."""
+    scaled = latents / float(config.get("scaling_factor", 1.0))
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        return scaled * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
+    return scaled + float(config.get("shift_factor") or 0.0)
+
+
+def _stack(encodings: list[Any]) -> Any:
+    """Encodings of single prompts as one of them all: tensors, None, or sequences of these."""
+    first = encodings[0]
+    if first is None:
+        return None
+    if not isinstance(first, torch.Tensor):
+        return tuple(_stack(list(column)) for column in zip(*encodings, strict=True))
+    if any(tensor.shape != first.shape for tensor in encodings):
+        raise ModelError("the text encoder gives prompts different lengths; use prompts of the same length")
+    return torch.cat(encodings)
+
+
+def _plain(value: Any) -> Any:
+    """JSON without infinities, which schedulers have among their settings."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

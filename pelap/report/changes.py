@@ -1,0 +1,49 @@
+"""The listing of a pruning: operator, action, parameters, MACs and milliseconds, before and after."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+QUANTITIES = {
+    "params": ("params (K)", 1e-3),
+    "macs": ("MACs (M)", 1e-6),
+    "latency_ms": ("ms", 1.0),
+}
+"""Heading in the terminal, and factor, of what is listed before and after."""
+_NAME, _ACTION = 29, 19
+"""Widths that leave room for the numbers in a terminal of 80 columns."""
+
+
+def changed(changes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the whole denoiser and of the operators that were replaced themselves."""
+    action = changes["action"]
+    return changes[(action != "kept") & ~action.str.startswith("gone")]
+
+
+def listing(changes: pd.DataFrame) -> Iterator[str]:
+    """What changed, in lines of at most 80 ASCII characters; the whole denoiser is first."""
+    yield _line("operator", "action", [heading for heading, _ in QUANTITIES.values()])
+    for _, row in changed(changes).iterrows():
+        cells = [before_after(row, quantity) for quantity in QUANTITIES]
+        yield _line(_shortened(str(row["operator"])), str(row["action"]), cells)
+
+
+def before_after(row: "pd.Series[float]", quantity: str) -> str:
+    """One cell: before and after."""
+    factor = QUANTITIES[quantity][1]
+    return ">".join(_short(float(row[f"{quantity}_{side}"]) * factor) for side in ("before", "after"))
+
+
+def _short(number: float) -> str:
+    """At most four digits."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def _line(name: str, action: str, cells: list[str]) -> str:
+    first, second, third = cells
+    return f"{name:<{_NAME}} {action:<{_ACTION}} {first:>10} {second:>9} {third:>9}".rstrip()
+
+
+def _shortened(name: str) -> str:
+    """The end of a long name: that is where operators differ."""
+    return name if len(name) <= _NAME else f"..{name[2 - _NAME :]}"

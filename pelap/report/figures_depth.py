@@ -1,0 +1,87 @@
+"""Figure of the scores along the network: where it is that operators are hardly missed."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pelap.report.figures import nothing
+from pelap.report.figures_pruning import FAINT, STOPPED, dot, mark_infinite
+from pelap.report.operators import outermost, places
+from pelap.report.style import GRID, INK, MUTED, PAPER, legend, literal, log_scale, panels, titles
+
+_LOOKS = {
+    "residual_block": ("#0072b2", "o"),
+    "block": ("#0072b2", "o"),
+    "attention": ("#e69f00", "s"),
+    "transformer": ("#e69f00", "s"),
+    "transformer_block": ("#e69f00", "s"),
+    "downsampler": ("#009e73", "v"),
+    "upsampler": ("#cc79a7", "^"),
+    "convolution": ("#56b4e9", "P"),
+    "linear": ("#999933", "X"),
+    "normalisation": ("#882255", "D"),
+    "activation": ("#aa4499", "h"),
+    "feed_forward": ("#44aa99", "p"),
+}
+_OTHER = ("#7f8790", "*")
+_MOST = 60
+"""Operators that can be named below the axis."""
+
+
+def score_depth(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
+    """Scores of the outermost operators in the order of execution, coloured by kind."""
+    rows = outermost(scores)
+    figure, (axis,) = panels(1, (11, 4.6))
+    if rows.empty:
+        nothing(axis, "no operator was scored")
+        return figure
+    where, stopped = places(rows), rows["stopped_early"].astype(bool)
+    axis.vlines(rows.index, where["low"], where["high"], color=INK, linewidth=0.9, alpha=0.75)
+    for row, place in zip(rows.itertuples(), where["score"], strict=True):
+        colour, marker = _LOOKS.get(row.kind, _OTHER)
+        axis.plot(
+            row.Index, place, marker, color=colour, markersize=7.5, markeredgewidth=1.6,
+            markerfacecolor=PAPER if row.operator in replaced else colour,
+            alpha=FAINT if row.stopped_early else None,
+        )  # fmt: skip
+    log_scale(axis, rows["score"])
+    mark_infinite(axis, rows.index.to_series(), where)
+    _name(axis, rows)
+    titles(axis, y="score (change of the latents)")
+    kinds = [kind for kind in dict.fromkeys([*_LOOKS, *rows["kind"]]) if kind in set(rows["kind"])]
+    handles = [dot(literal(kind.replace("_", " ")), *_LOOKS.get(kind, _OTHER)) for kind in kinds]
+    if rows["operator"].isin(list(replaced)).any():
+        handles.append(dot("hollow: replaced", MUTED, "o"))
+        handles[-1].set(markerfacecolor=PAPER, markeredgewidth=1.6)
+    if stopped.any():
+        handles.append(dot(STOPPED, MUTED, "o", FAINT))
+    legend(figure, loc="outside lower center", ncols=min(len(handles), 6), handles=handles)
+    return figure
+
+
+def _name(axis: Axes, rows: pd.DataFrame) -> None:
+    """Parts of the network above the axis with lines between them, operators below."""
+    axis.grid(visible=False, axis="x")
+    axis.set_xlim(-0.7, len(rows) - 0.3)
+    labels = [_inner(name) if place else name for name, place in zip(rows["operator"], rows["section"], strict=True)]
+    if len(rows) > _MOST:
+        labels = [""] * len(rows)
+    axis.set_xticks(rows.index, [literal(label) for label in labels], rotation=90, family="monospace", fontsize=7.5)
+    starts = np.flatnonzero(rows["section"] != rows["section"].shift())
+    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        if start:
+            axis.axvline(start - 0.5, color=GRID, linewidth=1.2)
+        axis.text(
+            (start + end - 1) / 2, 1.01, rows["section"].iloc[start], ha="center", va="bottom", fontsize=9,
+            color=INK, fontweight="bold", transform=axis.get_xaxis_transform(),
+        )  # fmt: skip
+
+
+def _inner(name: str) -> str:
+    """The name without the block that its section stands for."""
+    top, *rest = name.split(".")
+    rest = rest[1:] if rest and rest[0].isdigit() else rest
+    return ".".join(rest) or top

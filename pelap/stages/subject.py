@@ -1,0 +1,119 @@
+"""What is scored and pruned: a denoiser with a way from noise to latents, whoever made it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from pelap.denoising import denoise
+from pelap.diffusion import SPACING
+from pelap.models.ldm import LatentDiffusion
+from pelap.params import SamplerParams
+from pelap.pipelines import LatentPipeline
+from pelap.seeding import generator, noise
+
+PURPOSE = "score"
+"""The stream of the starting noise."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A denoiser under examination."""
+
+    name: str
+    network: nn.Module
+    latent_shape: tuple[int, ...]
+    device: torch.device
+    denoise: Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+    """Noise (B, *latent_shape) and the items that its rows are, to latents, through `network`."""
+    protocol: dict[str, Any]
+    """What its latents are made with."""
+    spacing: str
+    """Of the time steps, as diffusers calls it."""
+
+    def forward(self, batch_size: int, network: nn.Module | None = None) -> Callable[[], object]:
+        """The first call of the denoising of a batch, to be repeated without gradient.
+
+        Args:
+            batch_size: Latents; with guidance the network gets twice as many rows.
+            network: Called instead, with the same arguments.
+        """
+        start = noise(self.latent_shape, 0, "cost", range(batch_size)).to(self.device)
+        call = first_call(self.network, lambda: self.denoise(start, range(batch_size)))
+
+        def forward() -> object:
+            with torch.no_grad():
+                return call(network or self.network)
+
+        return forward
+
+    def noise(self, num_latents: int, num_seeds: int, seed: int) -> torch.Tensor:
+        """Starting points (num_latents, *latent_shape).
+
+        Item i is number i // num_seeds of the seed that comes i % num_seeds after `seed`.
+        """
+        rows = [
+            noise(self.latent_shape, seed + i % num_seeds, PURPOSE, [i // num_seeds])
+            for i in range(num_latents)
+        ]
+        return torch.cat(rows).to(self.device)
+
+
+def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int) -> Subject:
+    """A model of this project; `seed` names the noise of a stochastic sampler's steps."""
+
+    def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
+        streams = [generator(seed, "score-step", i) for i in items]
+        return denoise(model, sampler, start, streams)
+
+    return Subject(
+        name=model.info.name,
+        network=model.unet,
+        latent_shape=model.latent_shape,
+        device=next(model.unet.parameters()).device,
+        denoise=to_latents,
+        protocol={"dataset": model.info.dataset, "sampler": sampler.model_dump()},
+        spacing=SPACING,
+    )
+
+
+def pipeline_subject(pipeline: LatentPipeline, name: str, seed: int) -> Subject:
+    """A stranger's pipeline, with its own scheduler and settings."""
+    return Subject(
+        name=name,
+        network=pipeline.denoiser,
+        latent_shape=pipeline.latent_shape,
+        device=pipeline.device,
+        denoise=lambda start, items: pipeline.denoise(start, items, seed),
+        protocol=(protocol := pipeline.describe()),
+        spacing=str(protocol["timestep_spacing"]),
+    )
+
+
+class _CalledError(Exception):
+    """Stops a denoising run at the first call of its network."""
+
+
+def first_call(network: nn.Module, run: Callable[[], object]) -> Callable[[nn.Module], object]:
+    """What `run` calls `network` with first, as a function that calls any network so.
+
+    The run ends there; nothing of the network is computed.
+    """
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        arguments.append((args, kwargs))
+        raise _CalledError
+
+    handle = network.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        run()
+    except _CalledError:
+        pass
+    finally:
+        handle.remove()
+    assert arguments, "the denoising run calls its network"
+    (args, kwargs) = arguments[0]
+    return lambda other: other(*args, **kwargs)

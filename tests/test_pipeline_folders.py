@@ -1,0 +1,387 @@
+"""Pipeline folders: a round trip changes nothing, pruned or not; nothing is ever filled in by chance."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+from tiny_pipelines import BUILDERS, prompts_for, same, tiny_ddim, tiny_ddpm, tiny_dit, tiny_stable_diffusion
+from torch import nn
+
+import pelap
+from pelap import io
+from pelap.errors import ModelError, PlanError
+from pelap.loading import is_pipeline, load_pipeline, pipeline_plan, save_pipeline
+from pelap.loading.pipeline import LIBRARIES
+from pelap.loading.pruned import PRUNED_WEIGHTS
+from pelap.models.parts import WEIGHTS
+from pelap.pipelines import LatentPipeline
+from pelap.pruning.plan import Plan, plan_from_json
+from pelap.pruning.surgery import apply_plan, removed_operators
+
+KINDS = pytest.mark.parametrize("kind", BUILDERS)
+RESIDUAL = ["mid_block.resnets.0", "down_blocks.0.resnets.0.norm1"]
+REMOVED = {
+    "UNet2DModel": [*RESIDUAL, "down_blocks.1.attentions.0"],
+    "UNet2DConditionModel": [*RESIDUAL, "down_blocks.1.attentions.0.transformer_blocks.0.attn2"],
+    "SD3Transformer2DModel": ["transformer_blocks.0.ff"],
+    "DiTTransformer2DModel": ["transformer_blocks.0.attn1", "transformer_blocks.1.ff"],
+}
+# diffusers' Euler schedulers with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
+def part_of(pipe: DiffusionPipeline) -> str:
+    return "transformer" if "transformer" in pipe.components else "unet"
+
+
+def plan_for(pipe: DiffusionPipeline) -> Plan:
+    return plan_from_json({"operators": REMOVED[type(getattr(pipe, part_of(pipe))).__name__]}, "test")
+
+
+def prune(pipe: DiffusionPipeline) -> Plan:
+    """Take a few operators out of a pipeline's denoiser."""
+    plan, part = plan_for(pipe), part_of(pipe)
+    setattr(pipe, part, apply_plan(getattr(pipe, part), plan))
+    return plan
+
+
+def save_pruned_ddim(folder: Path) -> None:
+    pipe = tiny_ddim()
+    save_pipeline(pipe, folder, prune(pipe))
+
+
+def assert_same_pipeline(loaded: DiffusionPipeline, pipe: DiffusionPipeline, kind: str) -> None:
+    assert type(loaded) is type(pipe)
+    assert json.loads(loaded.scheduler.to_json_string()) == json.loads(pipe.scheduler.to_json_string())
+    for name, part in pipe.components.items():
+        other = loaded.components[name]
+        assert type(other) is type(part)
+        if isinstance(part, nn.Module):
+            assert not any(module.training for module in other.modules())
+            expected = dict(part.named_parameters()) | dict(part.named_buffers())
+            found = dict(other.named_parameters()) | dict(other.named_buffers())
+            assert found.keys() == expected.keys()
+            for key, tensor in expected.items():
+                assert torch.equal(found[key], tensor), f"{name}.{key}"
+    made = [LatentPipeline(each, 3, prompts_for(kind)) for each in (pipe, loaded)]
+    noise = torch.randn(2, *made[0].latent_shape)
+    latents, again = (each.denoise(noise, [0, 1], seed=0) for each in made)
+    # Equal weights that lie elsewhere in memory may round otherwise.
+    assert same(again, latents)
+    pictures, others = (each.decode(latents).int() for each in made)
+    assert (others - pictures).abs().max() <= 1
+
+
+@KINDS
+def test_a_round_trip_changes_nothing(tmp_path: Path, kind: str) -> None:
+    pipe = BUILDERS[kind]()
+    save_pipeline(pipe, tmp_path / "pipe")
+    assert is_pipeline(tmp_path / "pipe")
+    assert pipeline_plan(tmp_path / "pipe") is None
+    assert_same_pipeline(load_pipeline(tmp_path / "pipe"), pipe, kind)
+
+
+@KINDS
+def test_a_pruned_round_trip_changes_nothing(tmp_path: Path, kind: str) -> None:
+    pipe = BUILDERS[kind]()
+    dense = sum(weight.numel() for weight in getattr(pipe, part_of(pipe)).parameters())
+    plan = prune(pipe)
+    save_pipeline(pipe, tmp_path / "pipe", plan)
+    assert is_pipeline(tmp_path / "pipe")
+    assert pipeline_plan(tmp_path / "pipe") == plan
+    loaded = load_pipeline(tmp_path / "pipe")
+    network = getattr(loaded, part_of(loaded))
+    assert sorted(removed_operators(network)) == sorted(REMOVED[type(getattr(pipe, part_of(pipe))).__name__])
+    assert sum(weight.numel() for weight in network.parameters()) < dense
+    assert_same_pipeline(loaded, pipe, kind)
+
+
+@KINDS
+def test_plain_diffusers_reads_a_dense_folder_and_refuses_a_pruned_one(tmp_path: Path, kind: str) -> None:
+    pipe = BUILDERS[kind]()
+    part, network = part_of(pipe), type(getattr(pipe, part_of(pipe)))
+    save_pipeline(pipe, tmp_path / "dense")
+    absent = {name: None for name, component in pipe.components.items() if component is None}
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "dense", **absent)) is type(pipe)
+    save_pipeline(pipe, tmp_path / "pruned", prune(pipe))
+    with pytest.raises(OSError, match=f"diffusion_pytorch_model.*{part}"):
+        DiffusionPipeline.from_pretrained(tmp_path / "pruned", **absent)
+    with pytest.raises(OSError, match=f"diffusion_pytorch_model.*{part}"):
+        network.from_pretrained(tmp_path / "pruned" / part)
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        network.from_pretrained(tmp_path / "pruned", subfolder=part)
+
+
+@KINDS
+def test_no_pickle_is_written(tmp_path: Path, kind: str) -> None:
+    pipe = BUILDERS[kind]()
+    save_pipeline(pipe, tmp_path / "dense")
+    save_pipeline(pipe, tmp_path / "pruned", prune(pipe))
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+    assert {path.name for path in (tmp_path / "pruned" / part_of(pipe)).iterdir()} == {
+        "config.json",
+        PRUNED_WEIGHTS,
+    }
+
+
+@pytest.mark.parametrize("libraries", [LIBRARIES, ()], ids=["ours", "left to diffusers"])
+def test_a_pickle_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libraries: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("pelap.loading.pipeline.LIBRARIES", libraries)
+    pipe = tiny_ddim()
+    save_pipeline(pipe, tmp_path / "pipe")
+    (tmp_path / "pipe" / "unet" / WEIGHTS).unlink()
+    torch.save(pipe.unet.state_dict(), tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.bin")
+    assert DiffusionPipeline.from_pretrained(tmp_path / "pipe").unet is not None  # diffusers would
+    with pytest.raises(ModelError, match=r"cannot be loaded .*safetensors"):
+        load_pipeline(tmp_path / "pipe")
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    save_pipeline(tiny_ddim(), tmp_path / "pipe")
+    ran = tmp_path / "ran"
+    for folder in (tmp_path / "pipe", tmp_path / "pipe" / "unet"):
+        (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: pass\n")
+    changes = {
+        "is of a class of its own": {"_class_name": ["mine", "Mine"]},
+        "cannot be loaded": {"unet": ["mine", "Mine"]},
+    }
+    for message, change in changes.items():
+        index = io.read_json(tmp_path / "pipe" / "model_index.json")
+        io.write_json(tmp_path / "pipe" / "model_index.json", index | change)
+        with pytest.raises(ModelError, match=message) as caught:
+            load_pipeline(tmp_path / "pipe")
+        assert "\n" not in str(caught.value)
+        assert not ran.exists()
+        io.write_json(tmp_path / "pipe" / "model_index.json", index)
+
+
+def test_what_is_not_in_the_files_is_right_too(tmp_path: Path) -> None:
+    pipe = tiny_dit()
+    position = pipe.transformer.pos_embed.pos_embed
+    assert "pos_embed.pos_embed" not in pipe.transformer.state_dict()
+    save_pipeline(pipe, tmp_path / "dense")
+    save_pipeline(pipe, tmp_path / "pruned", prune(pipe))
+    for name in ("dense", "pruned"):
+        loaded = load_pipeline(tmp_path / name).transformer
+        assert isinstance(loaded, DiTTransformer2DModel)
+        assert torch.equal(loaded.pos_embed.pos_embed, position)
+
+
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def test_weights_and_classes_with_the_names_that_they_once_had(tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion()
+    save_pipeline(pipe, tmp_path / "text")
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "attentions" in name]:
+            old = name
+            for new, before in OLD_NAMES.items():
+                old = old.replace(new, before)
+            tensors[old] = tensors.pop(name)
+        assert any("proj_attn" in name for name in tensors)
+
+    edit_tensors(tmp_path / "text" / "vae" / WEIGHTS, rename)
+    loaded = load_pipeline(tmp_path / "text").vae.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in pipe.vae.state_dict().items())
+
+    save_pipeline(tiny_dit(), tmp_path / "dit")
+    edit_json(tmp_path / "dit" / "transformer" / "config.json", _class_name="Transformer2DModel")
+    edit_json(tmp_path / "dit" / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+    assert type(load_pipeline(tmp_path / "dit").transformer) is DiTTransformer2DModel
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_half_precision_weights_are_read_as_float32(tmp_path: Path, pruned: bool) -> None:
+    pipe = tiny_stable_diffusion()
+    plan = prune(pipe) if pruned else None
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.to(torch.bfloat16)
+    save_pipeline(pipe, tmp_path / "pipe", plan)
+    loaded = load_pipeline(tmp_path / "pipe")
+    for name in ("unet", "vae", "text_encoder"):
+        weights = dict(getattr(loaded, name).named_parameters())
+        for key, weight in getattr(pipe, name).named_parameters():
+            assert weights[key].dtype == torch.float32
+            assert torch.equal(weights[key], weight.float())
+
+
+def test_the_whole_pipeline_goes_to_the_device(tmp_path: Path) -> None:
+    save_pruned_ddim(tmp_path / "pipe")
+    assert load_pipeline(tmp_path / "pipe", torch.device("meta")).unet.device.type == "meta"
+    assert load_pipeline(tmp_path / "pipe").unet.device.type == "cpu"
+
+
+def test_saving_replaces_the_folder_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pipeline(tiny_ddim(), tmp_path / "pipe")
+    pipe = tiny_ddim()
+    plan = prune(pipe)
+    with monkeypatch.context() as patch:
+        patch.setattr("pelap.loading.pruned.io.save_tensors", _fail)
+        with pytest.raises(KeyboardInterrupt):
+            save_pipeline(pipe, tmp_path / "pipe", plan)
+    assert pipeline_plan(tmp_path / "pipe") is None
+    assert not removed_operators(load_pipeline(tmp_path / "pipe").unet)
+    save_pipeline(pipe, tmp_path / "pipe", plan)
+    assert removed_operators(load_pipeline(tmp_path / "pipe").unet)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def _fail(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_pruned_pipeline_is_not_saved_without_its_plan(tmp_path: Path) -> None:
+    pipe = tiny_ddim()
+    prune(pipe)
+    with pytest.raises(AssertionError, match="saved with its plan"):
+        save_pipeline(pipe, tmp_path / "pipe")
+
+
+def test_the_packages_own_function_takes_text_and_imports_nothing_before(tmp_path: Path) -> None:
+    save_pruned_ddim(tmp_path / "pipe")
+    assert removed_operators(pelap.load_pipeline(str(tmp_path / "pipe"), "cpu").unet)
+    check = "import pelap, sys; sys.exit(bool({'torch', 'diffusers', 'pelap.loading'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors, metadata = io.load_tensors(path)
+    change(tensors)
+    io.save_tensors(path, tensors, metadata)
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor"),
+    [
+        ("unet", "mid_block.resnets.0.conv1.weight"),
+        ("vae", "decoder.conv_in.bias"),
+        ("text_encoder", "layers.0.mlp.fc1.weight"),
+    ],
+)
+def test_a_dense_part_that_lacks_a_tensor_is_refused(tmp_path: Path, part: str, tensor: str) -> None:
+    save_pipeline(tiny_stable_diffusion(), tmp_path / "pipe")
+    (path,) = (tmp_path / "pipe" / part).glob("*.safetensors")
+    (name,) = (key for key in io.load_tensors(path)[0] if key.endswith(tensor))
+    edit_tensors(path, lambda tensors: tensors.pop(name))
+    # Plain diffusers warns, and goes on with random numbers.
+    assert DiffusionPipeline.from_pretrained(tmp_path / "pipe") is not None
+    with pytest.raises(ModelError, match=rf"{part}: lacks tensor .*{tensor}"):
+        load_pipeline(tmp_path / "pipe")
+
+
+def test_a_dense_denoiser_with_a_tensor_too_many_is_refused(tmp_path: Path) -> None:
+    save_pipeline(tiny_ddpm(), tmp_path / "pipe")
+    path = tmp_path / "pipe" / "unet" / WEIGHTS
+    edit_tensors(path, lambda tensors: tensors.update(extra=torch.zeros(1)))
+    with pytest.raises(ModelError, match="unet: has the tensor extra"):
+        load_pipeline(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("conv_in.weight"), "lacks tensor conv_in.weight"),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), "unknown tensor extra"),
+        (lambda tensors: tensors.update({"conv_in.bias": torch.zeros(1)}), "conv_in.bias has shape"),
+    ],
+)
+def test_a_pruned_denoiser_has_exactly_its_tensors(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], Any], message: str
+) -> None:
+    save_pruned_ddim(tmp_path / "pipe")
+    edit_tensors(tmp_path / "pipe" / "unet" / PRUNED_WEIGHTS, change)
+    with pytest.raises(ModelError, match=message):
+        load_pipeline(tmp_path / "pipe")
+
+
+def overwrite(path: Path, value: Any) -> None:
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    overwrite(path, io.read_json(path) | changes)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
+    "no_folder": (shutil.rmtree, ModelError, "no such pipeline folder"),
+    "no_index": (lambda f: (f / "model_index.json").unlink(), ModelError, "index.json: missing or damaged"),
+    "bad_index": (lambda f: overwrite(f / "model_index.json", "{"), ModelError, "missing or damaged"),
+    "no_class": (lambda f: overwrite(f / "model_index.json", {}), ModelError, "missing or damaged"),
+    "odd_class": (
+        lambda f: edit_json(f / "model_index.json", _class_name="Nowhere"),
+        ModelError,
+        "cannot be loaded .*Nowhere",
+    ),
+    "no_scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ModelError, "cannot be loaded"),
+    "no_config": (lambda f: (f / "unet/config.json").unlink(), ModelError, r"config\.json: no such file"),
+    "no_model": (
+        lambda f: edit_json(f / "unet/config.json", _class_name="DDIMScheduler"),
+        ModelError,
+        "'DDIMScheduler' is no model of diffusers",
+    ),
+    "unknown_model": (
+        lambda f: edit_json(f / "unet/config.json", _class_name="system"),
+        ModelError,
+        "'system' is no model of diffusers",
+    ),
+    "nameless_model": (
+        lambda f: edit_json(f / "unet/config.json", _class_name=None),
+        ModelError,
+        "None is no model of diffusers",
+    ),
+    "other_size": (
+        lambda f: edit_json(f / "unet/config.json", block_out_channels=[8, 24]),
+        ModelError,
+        "the configuration wants",
+    ),
+    "no_weights": (lambda f: (f / "unet" / PRUNED_WEIGHTS).unlink(), ModelError, "no such file"),
+    "bad_plan": (lambda f: overwrite(f / "plan.json", "[]"), PlanError, "not a pruning plan"),
+    "other_plan": (
+        lambda f: overwrite(f / "plan.json", {"operators": ["nowhere"]}),
+        PlanError,
+        "no operator 'nowhere'",
+    ),
+    "no_plan": (lambda f: (f / "plan.json").unlink(), ModelError, "unet: cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    damage, kind, message = DAMAGE[case]
+    save_pruned_ddim(tmp_path / "pipe")
+    damage(tmp_path / "pipe")
+    with pytest.raises(kind, match=message) as caught:
+        load_pipeline(tmp_path / "pipe")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_part_of_another_folder_is_no_pipeline(tmp_path: Path) -> None:
+    UNet2DModel.from_config(dict(tiny_ddim().unet.config)).save_pretrained(tmp_path / "unet")
+    assert not is_pipeline(tmp_path / "unet")
+    assert not is_pipeline(tmp_path / "nowhere")
+
+
+def test_text_needs_a_package_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pipeline(tiny_stable_diffusion(), tmp_path / "text")
+    save_pipeline(tiny_ddim(), tmp_path / "plain")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *args: None if name == "transformers" else find(name, *args)
+    )
+    with pytest.raises(ModelError, match=r"pip install 'pelap\[text\]'"):
+        load_pipeline(tmp_path / "text")
+    assert load_pipeline(tmp_path / "plain") is not None

@@ -1,0 +1,669 @@
+"""A stranger's pipeline folder is sampled, evaluated and distilled like a model of ours."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+from tiny import tiny_dataset, tiny_model, tiny_params
+from tiny_pipelines import (
+    PROMPTS,
+    awake,
+    tiny_ddim,
+    tiny_ddpm,
+    tiny_dit,
+    tiny_ldm,
+    tiny_stable_diffusion,
+    tiny_stable_diffusion_xl,
+    unet2d,
+)
+
+import pelap
+from pelap import io, seeding
+from pelap.data.dataset import ImageDataset, save_dataset, to_float
+from pelap.errors import ConfigError, DataError, ModelError, PelapError
+from pelap.evaluation.features import EffNetLite0
+from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
+from pelap.loading import pipeline_plan, save_model, save_pipeline
+from pelap.measure.cost import count_macs, count_params
+from pelap.params import Params
+from pelap.pipelines import LatentPipeline
+from pelap.pruning.operators import find_operators
+from pelap.pruning.plan import complete_plan, plan_from_json
+from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.stages import sample as sampling
+from pelap.stages.distill_pipeline import distill_pipeline
+from pelap.stages.evaluate_pipelines import evaluate_pipelines
+from pelap.stages.sample import sample
+from pelap.training import pipeline_batches
+from pelap.training.distill import distill, matched_blocks
+from pelap.training.loop import Trainer
+from pelap.training.pipeline_batches import PipelineBatches, encode
+
+CPU = torch.device("cpu")
+STEPS = 4
+# diffusers' Euler schedulers with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+writes_pictures = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_in_every_run() -> None:
+    torch.manual_seed(0)
+
+
+def dit_of_two_classes() -> DiffusionPipeline:
+    pipe = tiny_dit()
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    pipe.transformer = awake(DiTTransformer2DModel(**(config | {"num_embeds_ada_norm": 2})))
+    return pipe
+
+
+KINDS = {
+    "ddim": tiny_ddim,
+    "ldm": tiny_ldm,
+    "stable_diffusion": tiny_stable_diffusion,
+    "dit": dit_of_two_classes,
+}
+SIDES = {"ddim": 8}
+"""Of the pictures; of all others 16."""
+REMOVED = {
+    "unet": ["mid_block.resnets.0", "down_blocks.1.resnets.0"],
+    "transformer": ["transformer_blocks.0.attn1"],
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def part_of(pipe: DiffusionPipeline) -> str:
+    return "transformer" if "transformer" in pipe.components else "unet"
+
+
+def denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
+    network: torch.nn.Module = getattr(pipe, part_of(pipe))
+    return network
+
+
+def save_pair(folder: Path, kind: str, names: list[str] | None = None) -> tuple[Path, Path]:
+    """The dense pipeline's folder and the pruned one's."""
+    pipe = KINDS[kind]()
+    save_pipeline(pipe, folder / "dense")
+    removed = REMOVED[part_of(pipe)] if names is None else names
+    plan = plan_from_json({"operators": removed}, "test")
+    setattr(pipe, part_of(pipe), apply_plan(denoiser(pipe), plan))
+    save_pipeline(pipe, folder / "pruned", plan)
+    return folder / "dense", folder / "pruned"
+
+
+def save_data(folder: Path, dataset: ImageDataset) -> Path:
+    save_dataset(dataset, folder / "photos.safetensors")
+    return folder
+
+
+def dataset_for(kind: str) -> ImageDataset:
+    return tiny_dataset(num_train=64, side=SIDES.get(kind, 16))
+
+
+def pictures_in(folder: Path) -> torch.Tensor:
+    """(N, 3, H, W) uint8."""
+    files = sorted(folder.glob("0*.png"))
+    return torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+
+
+# --- sample -----------------------------------------------------------------------------------------
+
+
+def own_pictures(pipe: DiffusionPipeline, kind: str, seed: int, num: int, patch: pytest.MonkeyPatch) -> Any:
+    """(N, H, W, 3) in 0..255 by the pipeline's own call."""
+    pipe.set_progress_bar_config(disable=True)
+    network = denoiser(pipe)
+    shape = (network.config.in_channels, network.config.sample_size, network.config.sample_size)
+    noise = seeding.noise(shape, seed, "sample", range(num))
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "np"}
+    if kind == "stable_diffusion":
+        prompts = [PROMPTS[i % len(PROMPTS)] for i in range(num)]
+        return pipe(prompt=prompts, latents=noise, **options).images * 255
+    call = {"class_labels": [*range(num)]} if kind == "dit" else {"batch_size": num}
+    patch.setattr(sys.modules[type(pipe).__module__], "randn_tensor", lambda *_, **__: noise.clone())
+    return pipe(**call, **options).images * 255
+
+
+@each_kind
+@writes_pictures
+def test_pictures_are_those_of_the_pipelines_own_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tiny_dit() if kind == "dit" else KINDS[kind]()  # whose own call knows no other number of classes
+    save_pipeline(pipe, tmp_path / "pipe")
+    prompts = None
+    if kind == "stable_diffusion":
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("\n".join(PROMPTS))
+    monkeypatch.setattr(sampling, "PIPELINE_BATCH_SIZE", 2)  # which changes nothing
+    sample(tmp_path / "pipe", 5, 7, STEPS, tmp_path / "out", "cpu", prompts)
+    assert "5 pictures and grid.png" in capsys.readouterr().out
+    pictures = pictures_in(tmp_path / "out").permute(0, 2, 3, 1).float()
+    assert pictures.std() > 20  # pictures worth comparing
+    own = torch.from_numpy(own_pictures(pipe, kind, 7, 5, monkeypatch))
+    assert (pictures - own).abs().max() < 1.5  # rounded to the next of 256, in other batches
+    with Image.open(tmp_path / "out" / "grid.png") as grid:
+        assert grid.width > 5 * pictures.shape[2]
+
+
+@writes_pictures
+def test_pruned_pipelines_are_sampled_too(tmp_path: Path) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    for folder in (dense, pruned):
+        sample(folder, 2, 0, STEPS, tmp_path / f"{folder.name} pictures", "cpu")
+    one, other = (pictures_in(tmp_path / f"{name} pictures") for name in ("dense", "pruned"))
+    assert one.shape == other.shape == (2, 3, 8, 8)
+    assert not torch.equal(one, other)
+
+
+@writes_pictures
+def test_prompts_are_for_text_to_image_alone(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("rain")
+    save_model(tiny_model(), tmp_path / "model")
+    save_pipeline(tiny_ddim(), tmp_path / "ddim")
+    save_pipeline(tiny_stable_diffusion(), tmp_path / "text")
+    for folder, given in (("model", prompts), ("ddim", prompts), ("text", None)):
+        with pytest.raises(ConfigError, match="prompts"):
+            sample(tmp_path / folder, 1, 0, STEPS, tmp_path / "out", "cpu", given)
+    sample(tmp_path / "model", 1, 0, STEPS, tmp_path / "out", "cpu")
+
+
+# --- evaluate ---------------------------------------------------------------------------------------
+
+
+def evaluated(tmp_path: Path, folders: list[Path], **overrides: Any) -> dict[str, dict[str, float]]:
+    data = save_data(tmp_path / "data", tiny_dataset(num_train=100, side=8))
+    out = tmp_path / "figures.json"
+    evaluate_pipelines(tiny_params(**overrides), folders, data, out, CPU, None)
+    metrics = io.read_metrics(out)
+    assert metrics is not None
+    return metrics  # type: ignore[return-value]
+
+
+def test_pipelines_are_evaluated_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = list(save_pair(tmp_path, "ddim"))
+    metrics = evaluated(tmp_path, folders)
+    assert list(metrics) == ["dense", "pruned", "real"]
+    assert set(metrics["real"]) == {"fd_effnet_lite0"}
+    costs = {"latency_ms", "latency_iqr_ms", "params", "macs", "peak_memory_mib"}
+    for name, folder in zip(("dense", "pruned"), folders, strict=True):
+        network = pelap.load_pipeline(folder).unet
+        assert set(metrics[name]) == {"fd_effnet_lite0"} | costs
+        assert metrics[name]["params"] == count_params(network)
+        assert metrics[name]["latency_ms"] > 0
+    for cost in ("params", "macs", "peak_memory_mib"):
+        assert metrics["pruned"][cost] < metrics["dense"][cost]
+    printed = capsys.readouterr().out
+    assert "UNet" not in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
+    assert all(name in printed for name in ("dense", "pruned", "real", "denoiser"))
+
+
+def test_distances_are_of_the_pipelines_own_samples(tmp_path: Path) -> None:
+    dense, _ = save_pair(tmp_path, "ddim")
+    metrics = evaluated(tmp_path, [dense], evaluate__latency_repeats=None, evaluate__batch_size=7)
+    assert set(metrics["dense"]) == {"fd_effnet_lite0"}
+    pipeline = LatentPipeline(pelap.load_pipeline(dense), 4)
+    noise = seeding.noise(pipeline.latent_shape, 0, "sample", range(24))
+    images = pipeline.decode(pipeline.denoise(noise, range(24), 0))
+    train, extractor = tiny_dataset(num_train=100, side=8).train.images, EffNetLite0(CPU)
+
+    def distance(pictures: torch.Tensor) -> float:
+        both = []
+        for some in (pictures, train[:64]):
+            both.append(FeatureStatistics())
+            both[-1].update(extractor(some))
+        return frechet_distance(*both)
+
+    assert metrics["dense"]["fd_effnet_lite0"] == pytest.approx(distance(images), rel=1e-3)
+    assert metrics["real"]["fd_effnet_lite0"] == pytest.approx(distance(train[64:88]), rel=1e-6)
+
+
+def test_figures_have_their_protocol_beside_them(tmp_path: Path) -> None:
+    pipe = tiny_ddim()
+    pipe.scheduler = DDIMScheduler(timestep_spacing="trailing")
+    save_pipeline(pipe, tmp_path / "mine")
+    evaluated(tmp_path, [tmp_path / "mine"], evaluate__sampler={"kind": "ddim", "steps": 5})
+    protocol = json.loads((tmp_path / "figures.protocol.json").read_text())
+    mine = protocol["pipelines"]["mine"]
+    assert (mine["scheduler"], mine["timestep_spacing"], mine["steps"]) == ("DDIMScheduler", "trailing", 5)
+    assert mine["rows_per_latent"] == 1
+    assert (protocol["num_reference"], protocol["num_images"]) == (64, 24)
+    assert {"dataset_checksum", "extractors", "latency_batch_size", "seed", "device"} <= set(protocol)
+
+
+def test_a_pass_of_a_guided_pipeline_has_both_rows(tmp_path: Path) -> None:
+    save_pipeline(dit_of_two_classes(), tmp_path / "dit")
+    data = save_data(tmp_path / "data", tiny_dataset(num_train=100, side=16))
+    out = tmp_path / "f.json"
+    macs = []
+    for size in (1, 2):
+        params = tiny_params(evaluate__latency_batch_size=size, evaluate__num_images=2)
+        evaluate_pipelines(params, [tmp_path / "dit"], data, out, CPU, None)
+        macs.append(io.read_metrics(out)["dit"]["macs"])
+    pipe = pelap.load_pipeline(tmp_path / "dit")
+    x, t, y = torch.zeros(2, 4, 8, 8), torch.tensor([3, 3]), torch.tensor([0, 2])
+    network = pipe.transformer
+    one = count_macs(network, lambda: network(x, timestep=t, class_labels=y))[""]
+    assert macs == [one, 2 * one]
+
+
+def test_evaluation_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    save_pipeline(tiny_ldm(), tmp_path / "ldm")
+    other = tmp_path / "other" / "dense"
+    cases: list[tuple[list[Path], dict[str, Any], type[PelapError], str]] = [
+        ([dense, other], {}, ConfigError, "has the name of"),
+        ([tmp_path / "real"], {}, ConfigError, "row of real pictures"),
+        ([pruned, tmp_path / "ldm"], {}, ModelError, "pictures of 16x16 pixels, those of tiny have 8x8"),
+        ([dense], {"evaluate__num_images": 99}, DataError, "num_reference"),
+        ([dense], {"evaluate__sampler": {"kind": "ddim", "steps": 2000}}, ConfigError, "2000"),
+    ]
+    for folders, overrides, kind, words in cases:
+        with pytest.raises(kind, match=words) as caught:
+            evaluated(tmp_path, folders, **overrides)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "figures.json").exists()
+
+
+# --- what is learnt from ----------------------------------------------------------------------------
+
+
+def batches_of(
+    pipe: DiffusionPipeline, dataset: ImageDataset | None = None, **overrides: Any
+) -> PipelineBatches:
+    return PipelineBatches(pipe, dataset or tiny_dataset(side=16), tiny_params(**overrides).distill, 0)
+
+
+SCHEDULERS = {
+    "ddpm": DDPMScheduler(beta_schedule="scaled_linear"),
+    "ddim": DDIMScheduler(rescale_betas_zero_snr=True),
+    "pndm": PNDMScheduler(num_train_timesteps=50),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_noise_is_added_as_the_scheduler_does(name: str) -> None:
+    pipe, dataset = tiny_ddpm(), tiny_dataset(side=8)
+    pipe.scheduler = scheduler = SCHEDULERS[name]
+    seen = []
+    for step, batch in zip(range(4), batches_of(pipe, dataset)(0), strict=False):
+        stream = seeding.generator(0, "distill-step", step)
+        torch.randn(16, 3, 8, 8, generator=stream)  # a posterior's, were there an encoder
+        noise = torch.randn(16, 3, 8, 8, generator=stream)
+        assert torch.equal(batch.target, noise)
+        # Whole again, the noise taken off, they are pictures of the data.
+        a = scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]
+        zeros = torch.zeros_like(noise)
+        clean = (batch.latents - scheduler.add_noise(zeros, noise, batch.timesteps)) / a.sqrt()
+        clear = (a > 0.01).flatten()
+        pictures = to_float(dataset.train.images)
+        pictures = torch.cat([pictures, pictures.flip(-1)])
+        nearest = (clean[:, None] - pictures).abs().amax(dim=(2, 3, 4)).amin(dim=1)
+        assert nearest[clear].max() < 1e-4
+        seen.append(batch.timesteps)
+    times = torch.cat(seen)
+    assert times.max() < scheduler.config.num_train_timesteps
+    assert times.max() > 0.8 * scheduler.config.num_train_timesteps
+
+
+def test_schedulers_that_scale_give_what_their_denoiser_sees() -> None:
+    scheduler = EulerDiscreteScheduler(steps_offset=1, beta_schedule="scaled_linear")
+    batch = next(batches_of(tiny_stable_diffusion(scheduler))(3))
+    ddpm = DDPMScheduler(steps_offset=1, clip_sample=False, beta_schedule="scaled_linear")
+    torch.manual_seed(0)  # the same networks
+    torch.testing.assert_close(batch.latents, next(batches_of(tiny_stable_diffusion(ddpm))(3)).latents)
+    scheduler.set_timesteps(1000)
+    clean, noise, time = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), scheduler.timesteps[400]
+    noisy = scheduler.add_noise(clean, noise, time[None])
+    seen = scheduler.scale_model_input(noisy, time)
+    expected = ddpm.add_noise(clean, noise, time[None].long())
+    torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_target_is_what_the_denoiser_predicts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_ddpm(prediction_type=kind)
+    clean = torch.randn(16, 3, 8, 8)
+    monkeypatch.setattr(pipeline_batches, "encode", lambda *_: clean)
+    batch = next(batches_of(pipe, tiny_dataset(side=8))(0))
+    stream = seeding.generator(0, "distill-step", 0)
+    _, noise = (torch.randn(16, 3, 8, 8, generator=stream) for _ in range(2))
+    velocity = pipe.scheduler.get_velocity(clean, noise, batch.timesteps)
+    expected = {"epsilon": noise, "sample": clean, "v_prediction": velocity}[kind]
+    torch.testing.assert_close(batch.target, expected)
+
+
+@pytest.mark.parametrize("build", [tiny_ldm, tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_dit])
+@torch.no_grad()
+def test_latents_are_what_the_decoder_takes(build: Any) -> None:
+    pipe = build()
+    autoencoder = getattr(pipe, "vqvae", None) or pipe.vae
+    if hasattr(autoencoder.config, "shift_factor"):
+        autoencoder.register_to_config(shift_factor=0.3)
+    pictures = to_float(tiny_dataset(side=16).train.images[:4])
+    prompts = PROMPTS if hasattr(pipe, "encode_prompt") else None
+    pipeline = LatentPipeline(pipe, STEPS, prompts)
+    noise = torch.randn(4, *pipeline.latent_shape)
+    encoded = autoencoder.encode(pictures)
+    if hasattr(encoded, "latent_dist"):
+        inside = encoded.latent_dist.mean + encoded.latent_dist.logvar.exp().sqrt() * noise
+    else:
+        inside = encoded.latents
+    latents = encode(pipe, pictures, noise)
+    assert not torch.allclose(latents, inside, rtol=0.1)  # something was scaled
+    expected = ((autoencoder.decode(inside).sample.clamp(-1, 1) + 1) * 127.5).round()
+    assert (pipeline.decode(latents) - expected).abs().max() <= 1
+
+
+def test_pixels_of_one_colour_are_learnt_as_grey() -> None:
+    pipe = tiny_ddim()
+    pipe.unet = unet2d(1)
+    pictures = torch.rand(2, 3, 8, 8)
+    grey = encode(pipe, pictures, torch.zeros(2, 1, 8, 8))
+    torch.testing.assert_close(grey, pictures.mean(1, keepdim=True))
+    batch = next(batches_of(pipe, tiny_dataset(side=8))(0))
+    assert batch.predict(pipe.unet).shape == batch.target.shape == (16, 1, 8, 8)
+
+
+def labels_of(batches: PipelineBatches, step: int) -> torch.Tensor:
+    """Labels of a batch, 2 where there is none, by another way than the batch's own."""
+    size = batches.params.batch_size
+    order = torch.cat(
+        [
+            torch.randperm(64, generator=seeding.generator(0, "distill-order", epoch))[: 64 // size * size]
+            for epoch in range(20)
+        ]
+    )
+    labels = order[step * size : (step + 1) * size] % 2  # tiny_dataset takes turns
+    stream = seeding.generator(0, "distill-step", step)
+    shape = (size, *batches.pipeline.latent_shape)
+    for _ in range(2):
+        torch.randn(shape, generator=stream)
+    torch.randint(1000, (size,), generator=stream)
+    return torch.where(torch.rand(size, generator=stream) < 0.1, 2, labels)
+
+
+@pytest.mark.parametrize("build", [tiny_stable_diffusion, tiny_stable_diffusion_xl])
+@torch.no_grad()
+def test_captions_are_the_names_of_classes(build: Any) -> None:
+    pipe, plain = build(), tiny_dataset(side=16)
+    dataset = ImageDataset("x", plain.train, plain.test, ("red_cat", "two dogs"), "", "")
+    batches = batches_of(pipe, dataset, distill__batch_size=32)
+    assert batches.pipeline.prompts == ("red cat", "two dogs")
+    one_by_one = [
+        pipe.encode_prompt(prompt=text, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True)
+        for text in batches.pipeline.prompts
+    ]
+    table = torch.cat([encoding[0] for encoding in one_by_one] + [one_by_one[0][1]])  # the last: for none
+    seen = []
+    for step, batch in zip(range(4), batches(0), strict=False):
+        labels = labels_of(batches, step)
+        torch.testing.assert_close(batch.conditions["encoder_hidden_states"], table[labels])
+        if build is tiny_stable_diffusion_xl:
+            pooled = torch.cat([encoding[2] for encoding in one_by_one] + [one_by_one[0][3]])
+            added = batch.conditions["added_cond_kwargs"]
+            torch.testing.assert_close(added["text_embeds"], pooled[labels])
+            assert added["time_ids"].shape == (32, 6)
+        assert batch.predict(pipe.unet).shape == batch.target.shape
+        seen.append(labels)
+    assert set(torch.cat(seen).tolist()) == {0, 1, 2}
+    assert not torch.allclose(table[0], table[1])
+
+
+def test_classes_are_given_by_their_labels_and_some_by_none() -> None:
+    batches = batches_of(dit_of_two_classes())
+    labels = []
+    for step, batch in zip(range(60), batches(0), strict=False):
+        assert torch.equal(batch.conditions["class_labels"], labels_of(batches, step))
+        labels.append(batch.conditions["class_labels"])
+    share = (torch.cat(labels) == 2).float().mean()
+    assert 0.06 < share < 0.14
+    unconditional = next(batches_of(tiny_ddim(), tiny_dataset(side=8))(0))
+    assert not unconditional.conditions
+
+
+class Unguided(StableDiffusionPipeline):
+    def __call__(
+        self, prompt: Any = None, latents: Any = None, output_type: str = "pil", **options: Any
+    ) -> Any:
+        options |= {"latents": latents, "output_type": output_type}
+        return super().__call__(prompt=prompt, guidance_scale=1.0, **options)
+
+
+def test_without_guidance_every_item_has_its_caption() -> None:
+    pipe = tiny_stable_diffusion()
+    pipe.__class__ = Unguided
+    batches = batches_of(pipe)
+    assert batches.pipeline.copies == 1
+    captions = batches._conditions["encoder_hidden_states"]
+    assert len(captions) == 2
+    for _, batch in zip(range(5), batches(0), strict=False):
+        given = batch.conditions["encoder_hidden_states"][:, None]
+        assert (given == captions).flatten(2).all(dim=2).any(dim=1).all()
+
+
+def test_batches_go_on_at_any_step() -> None:
+    batches = batches_of(dit_of_two_classes())
+    first = [batch for _, batch in zip(range(7), batches(0), strict=False)]
+    for start in range(7):
+        again = next(batches(start))
+        assert torch.equal(again.latents, first[start].latents)
+        assert torch.equal(again.conditions["class_labels"], first[start].conditions["class_labels"])
+
+
+def test_variance_channels_do_not_count() -> None:
+    pipe = dit_of_two_classes()
+    batch = next(batches_of(pipe)(0))
+    whole = pipe.transformer(batch.latents, timestep=batch.timesteps, **batch.conditions).sample
+    assert whole.shape[1] == 8
+    torch.testing.assert_close(batch.predict(pipe.transformer), whole[:, :4])
+
+
+def test_blocks_that_are_gone_are_not_compared() -> None:
+    unet, transformer = tiny_stable_diffusion().unet, dit_of_two_classes().transformer
+    five = ["down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "mid_block"]
+    assert matched_blocks(unet, unet) == five
+    assert matched_blocks(transformer, transformer) == ["transformer_blocks.0", "transformer_blocks.1"]
+    for network, gone in ((unet, "mid_block"), (transformer, "transformer_blocks.1")):
+        pruned = apply_plan(network, plan_from_json({"operators": [gone]}, "test"))
+        left = matched_blocks(network, network)
+        left.remove(gone)
+        assert matched_blocks(pruned, network) == left
+        within = {"mid_block": "mid_block.resnets.0", "transformer_blocks.1": "transformer_blocks.1.ff"}[gone]
+        pruned = apply_plan(network, plan_from_json({"operators": [within]}, "test"))
+        assert gone in matched_blocks(pruned, network)
+
+
+# --- distil -----------------------------------------------------------------------------------------
+
+
+def distillation_params(**overrides: Any) -> Params:
+    quick = {
+        "distill__steps": 30,
+        "distill__lr": 2e-3,
+        "distill__warmup_steps": 2,
+        "distill__ema_decay": 0.0,
+        "distill__log_every": 1,
+        "distill__batch_size": 16,
+    }
+    return tiny_params(**(quick | overrides))
+
+
+@each_kind
+def test_distillation_brings_a_pruned_pipeline_closer_to_its_teacher(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, pruned = save_pair(tmp_path, kind)
+    dataset = dataset_for(kind)
+    data, out = save_data(tmp_path / "data", dataset), tmp_path / "distilled"
+    # Weights at random know nothing of the data, which would lead away from them.
+    params = distillation_params(distill__task_weight=0.0)
+    distill_pipeline(params, pruned, dense, data, out, CPU)
+    assert "difference to the teacher" in capsys.readouterr().out
+    history = pd.read_csv(tmp_path / "distilled.history.csv")
+    assert history["step"].tolist() == list(range(1, 31))
+    batches = PipelineBatches(pelap.load_pipeline(dense), dataset, params.distill, 0)
+    unseen = next(batches(1000))
+    with torch.no_grad():
+        taught = unseen.predict(batches.pipeline.denoiser)
+        before, after = (
+            float((unseen.predict(denoiser(pelap.load_pipeline(folder))) - taught).square().mean())
+            for folder in (pruned, out)
+        )
+    assert after < 0.7 * before
+    assert pipeline_plan(out) == pipeline_plan(pruned)
+    gone = removed_operators(denoiser(pelap.load_pipeline(out)))
+    assert set(gone) == set(REMOVED[part_of(batches.pipeline.pipe)])
+    prompts = PROMPTS if kind == "stable_diffusion" else None
+    pipeline = LatentPipeline(pelap.load_pipeline(out), STEPS, prompts)
+    made = pipeline.decode(pipeline.denoise(torch.randn(2, *pipeline.latent_shape), [0, 1], 0))
+    assert made.shape == (2, 3, *dataset.train.images.shape[-2:])
+    assert not list(tmp_path.glob(".*resume*"))
+
+
+@each_kind
+def test_a_student_that_is_its_teacher_differs_in_nothing(tmp_path: Path, kind: str) -> None:
+    teacher = KINDS[kind]()
+    student = copy.deepcopy(teacher)
+    params = distillation_params(distill__steps=3, distill__task_weight=0.0, distill__weight_decay=0.0)
+    batches = PipelineBatches(teacher, dataset_for(kind), params.distill, 0)
+    before = {name: tensor.clone() for name, tensor in denoiser(student).state_dict().items()}
+    network, progress = distill(
+        denoiser(student).train(), denoiser(teacher), batches, params.distill, CPU, tmp_path / "c"
+    )
+    assert [(row["output"], row["feature"]) for row in progress.history] == [(0, 0)] * 3
+    assert all(row["task"] > 0 for row in progress.history)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("kind", ["stable_diffusion", "dit"])
+def test_interrupted_distillation_ends_where_uninterrupted_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    dense, pruned = save_pair(tmp_path, kind)
+    data = save_data(tmp_path / "data", dataset_for(kind))
+    params = distillation_params(distill__steps=8, distill__ema_decay=0.9)
+    distill_pipeline(params, pruned, dense, data, tmp_path / "whole", CPU)
+    step, cut_at, taken = Trainer._step, 5, []
+
+    def cut(self: Trainer, *args: Any) -> None:
+        if self.progress.step == cut_at:
+            raise KeyboardInterrupt
+        seconds = -1.0 if self.progress.step == cut_at - 1 else 1e9  # the last step is saved
+        monkeypatch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", seconds)
+        step(self, *args)
+
+    def note(self: Trainer, *args: Any) -> None:
+        taken.append(self.progress.step)
+        step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            distill_pipeline(params, pruned, dense, data, tmp_path / "cut", CPU)
+    assert not (tmp_path / "cut").exists()
+    assert len(list(tmp_path.glob(".cut.resume-*"))) == 1
+    monkeypatch.setattr(Trainer, "_step", note)
+    distill_pipeline(params, pruned, dense, data, tmp_path / "cut", CPU)
+    assert taken == [5, 6, 7]
+    whole, resumed = (denoiser(pelap.load_pipeline(tmp_path / name)) for name in ("whole", "cut"))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor)
+    losses = [pd.read_csv(tmp_path / f"{name}.history.csv")["loss"].tolist() for name in ("whole", "cut")]
+    assert losses[0] == losses[1]
+    assert not list(tmp_path.glob(".cut.resume-*"))
+
+
+def test_state_of_other_weights_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = set()
+
+    def stop(*arguments: Any) -> Any:
+        folders.add(arguments[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pelap.stages.distill_pipeline.distill", stop)
+    data = save_data(tmp_path / "data", tiny_dataset(side=8))
+    dense, pruned = save_pair(tmp_path, "ddim")
+
+    def start(**overrides: Any) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            distill_pipeline(tiny_params(**overrides), pruned, dense, data, tmp_path / "out", CPU)
+
+    start()
+    start()
+    assert len(folders) == 1
+    start(seed=5)
+    start(distill__lr=3e-4)
+    pipe = tiny_ddim()
+    awake(pipe.unet, seed=5)
+    save_pipeline(pipe, dense)
+    start()
+    assert len(folders) == 4
+    assert all(folder.parent == tmp_path and folder.name.startswith(".out.resume-") for folder in folders)
+
+
+def test_distillation_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    small = save_data(tmp_path / "small", tiny_dataset(side=8))
+    large = save_data(tmp_path / "large", tiny_dataset(side=16))
+    three = tiny_dataset(side=16)
+    three = ImageDataset("three", three.train, three.test, ("a", "b", "c"), "", "")
+    more = save_data(tmp_path / "three", three)
+    few = save_data(tmp_path / "few", tiny_dataset(num_train=4, side=8))
+    other, edm = tmp_path / "other", tmp_path / "edm"
+    changed = tiny_ddim()
+    changed.unet = unet2d(3, block_out_channels=(8, 24))
+    save_pipeline(changed, other)
+    named = tiny_ddim()
+    plan = plan_from_json({"operators": ["mid_block.resnets.0"]}, "test")
+    operators = find_operators(named.unet, lambda: named.unet(torch.randn(3, 3, 8, 8), 3))
+    plan = complete_plan(plan, named.unet, operators)
+    named.unet = apply_plan(named.unet, plan)
+    save_pipeline(named, tmp_path / "named", plan)
+    strange = tiny_stable_diffusion()
+    strange.scheduler = EulerDiscreteScheduler(
+        timestep_type="continuous", prediction_type="v_prediction", steps_offset=1
+    )
+    save_pipeline(strange, edm)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    dit = save_pair(tmp_path / "dit", "dit")
+    cases: list[tuple[Path, Path, Path, str, type[PelapError], str]] = [
+        (dense, dense, small, "out", ModelError, "dense: is not pruned"),
+        (pruned, pruned, small, "out", ModelError, "is pruned itself"),
+        (pruned, dense, large, "out", ModelError, "8x8 pixels, those of tiny have 16x16"),
+        (tmp_path / "named", other, small, "out", ModelError, "not the network that"),
+        (pruned, dit[0], large, "out", ModelError, "not the network that"),
+        (dit[1], dit[0], more, "out", ModelError, "was made for 2 classes, three has 3"),
+        (pruned, edm, large, "out", ModelError, "no known training"),
+        (pruned, dense, few, "out", DataError, "batch_size"),
+        (pruned, dense, small, "full", ConfigError, "is not empty"),
+        (pruned, dense, tmp_path / "no", "out", DataError, "no such file"),
+        (tmp_path / "no", dense, small, "out", ModelError, "no"),
+    ]
+    for student, teacher, data, out, kind, words in cases:
+        with pytest.raises(kind, match=words) as caught:
+            distill_pipeline(tiny_params(), student, teacher, data, tmp_path / out, CPU)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
