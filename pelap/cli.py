@@ -93,8 +93,8 @@ def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
 
 def _add_pipeline(parser: argparse.ArgumentParser, stage: str) -> None:
     group = parser.add_argument_group("a diffusers pipeline, instead of a run")
-    several = {"nargs": "+"} if stage == "evaluate" else {}
-    group.add_argument("--pipeline", type=Path, metavar="DIR", help="its folder", **several)
+    several = "+" if stage == "evaluate" else None
+    group.add_argument("--pipeline", type=Path, metavar="DIR", nargs=several, help="its folder")
     for option, metavar in PIPELINE_OPTIONS[stage].items():
         group.add_argument(
             f"--{option}", type=Path, metavar=metavar, help=OPTION_HELP.get(option, "what to write")

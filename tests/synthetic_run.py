@@ -32,11 +32,16 @@ RESULT = {
     "promised_time_reduction": 0.25, "measured_time_reduction": 0.2398, "num_operators": 31,
     "params_before": 1_234_567, "params_after": 812_345,
 }  # fmt: skip
-KINDS = {
-    "norm1": "GroupNorm", "conv1": "Conv2d", "time_emb_proj": "Linear", "norm2": "GroupNorm",
-    "conv2": "Conv2d", "nonlinearity": "SiLU", "": "ResnetBlock2D",
+SCORE_PROTOCOL: dict[str, Any] = {
+    "num_latents": 32, "num_seeds": 2, "formula": "avg+std", "early_stop": 0.5, "rank_correlation": 0.9876,
+    "latency_batch_size": 64, "num_rows": 3000,
 }  # fmt: skip
-ATTENTION = {"group_norm": "GroupNorm", "to_q": "Linear", "to_k": "Linear", "to_out.0": "Linear"}
+KINDS = {
+    "norm1": "normalisation", "conv1": "convolution", "time_emb_proj": "linear", "norm2": "normalisation",
+    "conv2": "convolution", "nonlinearity": "activation", "": "residual_block",
+}  # fmt: skip
+ATTENTION = {"group_norm": "normalisation", "to_q": "linear", "to_k": "linear", "to_out.0": "linear"}
+REPLACEMENTS = {"residual_block": "residual", "linear": "projection"}
 
 
 def operator_names() -> list[tuple[str, str]]:
@@ -118,15 +123,21 @@ def _collapse_numbers(scale: "np.ndarray[Any, np.dtype[np.float64]]", count: int
 def _pruning(paths: RunPaths, draw: np.random.Generator) -> None:
     names, kinds = zip(*operator_names(), strict=True)
     share = draw.dirichlet(np.full(len(names), 0.5))
+    blocks = [name.rpartition(".")[0] for name in names]
     scores = pd.DataFrame(
-        {"operator": names, "kind": kinds, "replacement": "identity", "avg_dist": 0.0, "std_dist": 0.0,
-         "score": draw.lognormal(-2, 2, len(names)), "params": 1000, "macs": 1000, "latency_ms": share * 31,
-         "latency_share": share}
-    ).sort_values("score")  # fmt: skip
-    scores["score"] = scores["score"].where(scores["score"] > scores["score"].min(), 0.0)
+        {"operator": names, "kind": kinds, "replacement": [REPLACEMENTS.get(k, "identity") for k in kinds],
+         "parent": [block if block in names else None for block in blocks], "num_calls": 1, "avg_dist": 0.0,
+         "std_dist": 0.0, "score": draw.lognormal(-2, 2, len(names)), "num_latents": 32,
+         "stopped_early": False, "params": 2000, "replacement_params": 0, "macs": 10**7,
+         "latency_ms": share * 31, "latency_share": share}
+    ).sort_values("score", ignore_index=True)  # fmt: skip
+    scores.loc[0, "score"], scores.loc[len(scores) - 1, "score"] = 0.0, np.inf
+    scores.insert(8, "score_low", scores["score"] * 0.8)
+    scores.insert(9, "score_high", scores["score"] * 1.2)
+    scores.loc[len(scores) - 4 : len(scores) - 2, ["num_latents", "stopped_early"]] = [8, True]
     io.write_csv(paths.scores, scores)
-    entries = [{"operator": name, "kind": "Conv2d"} for name in scores["operator"].head(30)]
-    io.write_json(paths.plan, {"operators": [*entries, scores["operator"].iloc[30]]})
+    io.write_json(paths.score_protocol, SCORE_PROTOCOL)
+    io.write_csv(paths.changes, _changes(scores))
     io.write_json(paths.prune_result, RESULT)
     steps = np.arange(8, 248, 8)
     fall = np.exp(-steps / 60)
@@ -134,6 +145,37 @@ def _pruning(paths: RunPaths, draw: np.random.Generator) -> None:
     table = pd.DataFrame({"step": steps, **terms})
     table.insert(1, "loss", table[["task", "output", "feature"]].sum(axis=1))
     io.write_csv(paths.distill_history, table)
+
+
+def _changes(scores: pd.DataFrame) -> pd.DataFrame:
+    """The 31 lowest scores replaced, those inside another one gone with it."""
+    chosen: list[str] = []
+    for name in scores["operator"].head(31):
+        if not any(name.startswith(f"{other}.") for other in chosen):
+            chosen = [other for other in chosen if not other.startswith(f"{name}.")] + [name]
+    rows = [
+        (
+            "(whole denoiser)",
+            f"{len(chosen)} replaced",
+            1_234_567,
+            812_345,
+            4_321_098_765,
+            10**9,
+            31.4,
+            23.871,
+        )
+    ]
+    for name, replacement in zip(scores["operator"], scores["replacement"], strict=True):
+        around = [other for other in chosen if name.startswith(f"{other}.")]
+        if name in chosen:
+            rows.append((name, replacement, 2000, 8, 12_345_678, 0, 0.456, 0.0057))
+        elif around:
+            rows.append((name, f"gone with {around[0]}", 2000, 0, 10**7, 0, 0.4, 0.0))
+        else:
+            rows.append((name, "kept", 2000, 2000, 10**7, 10**7, 0.4, 0.4))
+    columns = ("params", "macs", "latency_ms")
+    sides = [f"{column}_{side}" for column in columns for side in ("before", "after")]
+    return pd.DataFrame(rows, columns=["operator", "action", *sides])
 
 
 def _grid(path: Path, draw: np.random.Generator) -> None:

@@ -32,11 +32,11 @@ from pelap.models.vae import VAE
 from pelap.params import LightUNetParams, PhotoCrops, SamplerParams, UNet2DParams, UNetParams, VariantParams
 from pelap.paths import RunPaths, packed_dataset
 from pelap.pruning.operators import find_operators
-from pelap.pruning.plan import plan_from_json
+from pelap.pruning.plan import complete_plan, plan_from_json
 from pelap.pruning.surgery import apply_plan
 from pelap.stages import distill, evaluate, prune, score, train
 from pelap.stages.context import Context
-from pelap.stages.score import forward_pass
+from pelap.stages.subject import model_subject
 from pelap.training.loop import Progress
 
 CHANNELS = 6
@@ -349,11 +349,13 @@ def test_pruned_is_refused_even_where_no_tensor_is_missing(unet: str, operator: 
 @pytest.mark.parametrize("unet", UNETS)
 def test_cut_model_can_be_pruned(tmp_path: Path, unet: str) -> None:
     cut = cut_channels(trained_like(unet), CLOSED)
-    operators = find_operators(cut.unet, forward_pass(cut, 2))
+    subject = model_subject(cut, SamplerParams(kind="ddim", steps=4), 0)
+    operators = find_operators(cut.unet, subject.forward(2))
     names = [operator.name for operator in operators if operator.parent is None][:3]
-    plan = plan_from_json({"operators": names}, "test")
-    cut.unet = apply_plan(cut.unet, plan)
-    forward_pass(cut, 2)()
+    plan = complete_plan(plan_from_json({"operators": names}, "test"), cut.unet, operators)
+    pruned = apply_plan(cut.unet, plan)
+    subject.forward(2, pruned)()
+    cut.unet = pruned
     save_model(cut, tmp_path / "pruned", plan)
     loaded = load_model(tmp_path / "pruned")
     x = torch.randn(2, *cut.latent_shape)

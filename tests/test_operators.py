@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from diffusers.models.downsampling import Downsample2D
-from tiny_networks import CASES, Case, awake, dit, light, plain
+from tiny_networks import CASES, Case, InPlace, awake, dit, light, plain
 from torch import nn
 
 from pelap.errors import ModelError
@@ -24,6 +24,7 @@ EXPECTED: dict[str, set[str]] = {
     "light": DIFFUSERS | {"block"},
     "plain": DIFFUSERS | {"attention", "block"},
 }
+ENDS = {"conv_in", "conv_out", "pos_embed", "proj_out_1", "proj_out_2", "time_proj", "time_embedding"}
 OPTIONS: list[tuple[Norm, Start]] = [
     ("identity", "fitted"),
     ("scale_shift", "fitted"),
@@ -64,7 +65,7 @@ def test_every_kind_is_found_and_ends_and_time_are_not_offered(searched: Searche
     for operators in searched.found.values():
         assert {operator.kind for operator in operators} == EXPECTED[searched.name]
         places = [operator.name.split(".") for operator in operators]
-        assert not [place for place in places if place[0] in KEPT]
+        assert not [place for place in places if place[0] in ENDS]
         assert not [place for place in places if "emb" in place or "time_embedding" in place]
 
 
@@ -147,6 +148,23 @@ def test_rows_of_the_batch_are_known(searched: Searched) -> None:
         assert apart == ({"columns", "flat"} if searched.name == "plain" else set())
 
 
+class Flattens(nn.Module):
+    """Calls its layer once with the rows of the batch, once with all places as rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.layer(x).flatten(0, 1)).view_as(x)
+
+
+def test_one_call_with_other_rows_is_enough() -> None:
+    net = Flattens()
+    (operator,) = find_operators(net, lambda: net(torch.randn(2, 3, 4)))
+    assert (operator.num_calls, operator.input_shape, operator.batched) == (2, (2, 3, 4), False)
+
+
 class ReLU(nn.Module):
     """Called an activation by its name, but halves whatever is wider than 4."""
 
@@ -186,7 +204,7 @@ class Picky(nn.Module):
         self.fine = nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.listed([x]) + self.read(x) + self.read.weight.sum()
+        x = self.listed([self.listed(x)]) + self.read(x) + self.read.weight.sum()
         for width in (4, 2):  # widened by two
             wide = self.asserted(x[..., :width])
             assert wide.shape[-1] == 2 * width
@@ -196,8 +214,8 @@ class Picky(nn.Module):
 
 
 class TakesList(nn.SiLU):
-    def forward(self, parts: list[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
-        return super().forward(parts[0])
+    def forward(self, parts: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        return super().forward(parts[0] if isinstance(parts, list) else parts)
 
 
 class Deepens(nn.SiLU):
@@ -267,20 +285,6 @@ def test_half_the_precision_changes_nothing_of_what_is_offered() -> None:
     for operator in expected:
         with standing_in(case.network, {operator.name: stand_ins[operator.name]}):
             assert half.forward(2)().dtype == torch.bfloat16, operator.name
-
-
-class InPlace(nn.Module):
-    """An activation that writes over its input: without `conv` that would be what the sum still needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(4, 4, 1)
-        self.conv = nn.Conv2d(4, 4, 1)
-        self.activation = nn.ReLU(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.conv_in(x)
-        return x + self.activation(self.conv(x))
 
 
 def test_activations_do_not_write_over_what_is_read_without_the_operator_before_them() -> None:

@@ -510,14 +510,16 @@ def distillation_params(**overrides: Any) -> Params:
 
 
 @each_kind
+@pytest.mark.parametrize("weight", ["output_weight", "feature_weight"])
 def test_distillation_brings_a_pruned_pipeline_closer_to_its_teacher(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, weight: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dense, pruned = save_pair(tmp_path, kind)
     dataset = dataset_for(kind)
     data, out = save_data(tmp_path / "data", dataset), tmp_path / "distilled"
     # Weights at random know nothing of the data, which would lead away from them.
-    params = distillation_params(distill__task_weight=0.0)
+    weights = dict.fromkeys(("task_weight", "output_weight", "feature_weight"), 0.0) | {weight: 1.0}
+    params = distillation_params(**{f"distill__{name}": value for name, value in weights.items()})
     distill_pipeline(params, pruned, dense, data, out, CPU)
     assert "difference to the teacher" in capsys.readouterr().out
     history = pd.read_csv(tmp_path / "distilled.history.csv")
@@ -593,6 +595,24 @@ def test_interrupted_distillation_ends_where_uninterrupted_does(
     losses = [pd.read_csv(tmp_path / f"{name}.history.csv")["loss"].tolist() for name in ("whole", "cut")]
     assert losses[0] == losses[1]
     assert not list(tmp_path.glob(".cut.resume-*"))
+
+
+def test_the_moving_average_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def note(*arguments: Any) -> Any:
+        kept.append((arguments[0], distill(*arguments)))
+        return kept[0][1]
+
+    monkeypatch.setattr("pelap.stages.distill_pipeline.distill", note)
+    dense, pruned = save_pair(tmp_path, "ddim")
+    data = save_data(tmp_path / "data", tiny_dataset(side=8))
+    params = distillation_params(distill__steps=4, distill__ema_decay=0.9)
+    distill_pipeline(params, pruned, dense, data, tmp_path / "out", CPU)
+    last, (average, _) = kept[0]
+    saved = pelap.load_pipeline(tmp_path / "out").unet
+    assert torch.equal(saved.conv_in.weight, average.conv_in.weight)
+    assert not torch.equal(saved.conv_in.weight, last.conv_in.weight)
 
 
 def test_state_of_other_weights_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

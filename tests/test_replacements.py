@@ -35,7 +35,6 @@ from pelap.pruning.replace import (
 )
 
 OWN = {
-    "Narrow": "normalisation",
     "OwnBlock": "block",
     "ResnetBlock": "block",
     "ConvTranspose2d": "convolution",
@@ -300,6 +299,12 @@ def test_without_parameters_channels_are_regrouped(build: Callable[[], Alone]) -
     assert stand_in(*net.args).shape == net.find().output_shape
 
 
+def test_linear_layer_on_a_grid_changes_its_last_dimension() -> None:
+    net = Alone(nn.Linear(4, 6), torch.randn(2, 4, 3, 4))
+    expected = Replacement("regroup", 4, 6, channels_last=True)
+    assert net.find(start="parameter_free").replacement == expected
+
+
 def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
     x = torch.tensor([1.0, 3.0, 5.0, 9.0]).view(1, 1, 4)
     assert Regroup(2, channels_last=True)(x).flatten().tolist() == [2, 7]
@@ -399,8 +404,9 @@ def test_transposed_convolution_repeats_by_its_stride() -> None:
         (nn.Conv2d(4, 4, 2, stride=2), (2, 4, 9, 9)),  # no squares of one side are four in nine
         (nn.Conv2d(4, 4, (1, 2), stride=(1, 2)), (2, 4, 8, 8)),  # one side alone is halved
         (nn.Conv1d(4, 6, 3, padding=1), (2, 4, 5)),
+        (nn.Conv1d(4, 4, 3, padding=1, stride=2), (2, 4, 8)),
     ],
-    ids=["linear", "1x1", "nine_to_four", "one_side", "sequence"],
+    ids=["linear", "1x1", "nine_to_four", "one_side", "sequence", "shorter_sequence"],
 )
 def test_what_nothing_cheaper_can_replace(operator: nn.Module, shape: tuple[int, ...]) -> None:
     net = Alone(operator, torch.randn(shape))

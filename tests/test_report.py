@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
-from synthetic_run import METRICS, PROTOCOL, VARIANTS, build_run
+from synthetic_run import METRICS, PROTOCOL, SCORE_PROTOCOL, VARIANTS, build_run
 
 from pelap import io
 from pelap.errors import BusyError, DataError, PelapError
@@ -24,8 +26,10 @@ from pelap.report import (
     collapse,
     figures,
     figures_collapse,
+    figures_depth,
     figures_pruning,
     html,
+    operators,
     style,
     sweep,
     tables,
@@ -54,7 +58,7 @@ def paths(made: RunPaths, tmp_path: Path) -> RunPaths:
 
 
 class Page(HTMLParser):
-    """Attributes, cells of the table of metrics, and all text."""
+    """Attributes, identifiers and all text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -112,7 +116,7 @@ def test_page_has_all_models_and_sections(made: RunPaths) -> None:
     for section in re.findall(r'href="#(\w+)"', text.split("</nav>")[0]):
         assert f'<h2 id="{section}">' in text
     assert len(re.findall(r"<h2", text)) == 9
-    assert len(re.findall(r"<svg", text)) == 8
+    assert len(re.findall(r"<svg", text)) == 9
     for model in METRICS:
         assert page.texts.count(model) >= 2, model
     for text in (
@@ -165,7 +169,7 @@ def words_of(paths: RunPaths) -> str:
 
 def test_headline_says_what_the_numbers_say(paths: RunPaths) -> None:
     text = words_of(paths)
-    assert "took out 31 of 122 scored operators" in text
+    assert "Pruning replaced 27 of 122 scored operators, and 24 inside them went along." in text
     assert "24.0 % less time, measured (25.0 % less time was promised)" in text
     assert "812,345 parameters; the dense one had 1,234,567 (34.2 % fewer)" in text
     assert "131.55 right after pruning (43.4 % worse), 93.22 after distillation (1.6 % worse)" in text
@@ -311,8 +315,8 @@ REQUIRED = (
     "evaluate/metrics.json", "evaluate/protocol.json", "train/pelap/history.csv",
     "train/baseline/validation.csv", "collapse/collapse.csv", "collapse/masks_per_class.csv",
     "collapse/epochs.csv", "collapse/timesteps.csv",
-    "score/scores.csv", "prune/plan.json", "prune/result.json", "distill/history.csv",
-    "evaluate/samples/distilled.png", "evaluate/reconstructions/real.png",
+    "score/scores.csv", "score/protocol.json", "prune/changes.csv", "prune/result.json",
+    "distill/history.csv", "evaluate/samples/distilled.png", "evaluate/reconstructions/real.png",
 )  # fmt: skip
 
 
@@ -330,9 +334,18 @@ def test_missing_input_is_one_line(paths: RunPaths, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("score/scores.csv", "operator,score\na,1\n", "lacks the columns latency_share"),
-        ("prune/plan.json", "{}", "lacks the keys operators"),
-        ("prune/plan.json", "[]", "expected a JSON mapping"),
+        (
+            "score/scores.csv",
+            "operator,kind,parent,score,stopped_early\na,,,1,False\n",
+            "lacks the columns score_low, score_high, num_latents, latency_share",
+        ),
+        ("score/protocol.json", '{"num_latents": 8}', "lacks the keys num_seeds, formula, early_stop"),
+        ("score/protocol.json", "[]", "expected a JSON mapping"),
+        (
+            "prune/changes.csv",
+            "operator,action,params_before\na,kept,1\n",
+            "lacks the columns params_after, ",
+        ),
         ("evaluate/metrics.json", '{"pelap": {"psnr": "12"}}', "pelap: expected a mapping"),
         ("evaluate/samples/pelap.png", "no picture", "not a readable PNG"),
     ],
@@ -381,9 +394,9 @@ def test_run_with_little_measured(paths: RunPaths) -> None:
     """A run without costs, masks or scores still has a page, without warnings."""
     io.write_json(paths.metrics, {"baseline": {"psnr": 20.0}, "pruned": {}, "real": {}})
     io.write_json(paths.evaluate_protocol, {"device": None, "nested": {"a": [1, 2], "b": False}})
-    io.write_json(paths.plan, {"operators": []})
     io.write_json(paths.prune_result, {})
-    for path in (*paths.collapse_tables.values(), paths.scores, paths.distill_history):
+    tables_read = (*paths.collapse_tables.values(), paths.scores, paths.changes, paths.distill_history)
+    for path in tables_read:
         if path == paths.collapse_channels:  # the report does not read it
             continue
         io.write_csv(path, io.read_csv(path).head(0))
@@ -392,6 +405,8 @@ def test_run_with_little_measured(paths: RunPaths) -> None:
     report.run(context(paths, ("baseline",)))
     text = paths.report_page.read_text(encoding="utf-8")
     assert dict(metric_rows(text))["pruned"] == [tables.DASH]
+    assert "What changed" not in text
+    assert 'id="certainty"' not in text
     assert {"1, 2", "no", "quality was not measured", "no operator was scored"} <= set(Page(text).texts)
 
 
@@ -418,25 +433,266 @@ def test_labels_move_apart() -> None:
     assert heights[3] == 0.4
 
 
+# operators
+
+
+def scored(values: dict[str, float], **columns: Any) -> pd.DataFrame:
+    """Scores by operator, each with an interval from half to twice."""
+    score = pd.Series(list(values.values()), dtype=float)
+    table = {"operator": pd.Series(list(values), dtype=str), "kind": "block", "parent": None, "score": score,
+             "score_low": score / 2, "score_high": score * 2, "num_latents": 8, "stopped_early": False,
+             "latency_share": 0.1}  # fmt: skip
+    return pd.DataFrame(table | columns)
+
+
+def legend_of(figure: Figure) -> list[str]:
+    legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
+    return [text.get_text() for legend in legends if legend is not None for text in legend.get_texts()]
+
+
+def segments(axis: Axes) -> list[tuple[float, float]]:
+    """Ends of the last drawn whiskers of bars."""
+    lines = axis.collections[-1].get_segments()  # type: ignore[attr-defined]
+    return [(line[0][0], line[1][0]) for line in lines if len(line)]  # no interval, no line
+
+
 @pytest.mark.parametrize("count", [0, 3, 52, 300])
-def test_bars_name_the_extremes_and_the_removed(count: int) -> None:
-    scores = pd.DataFrame({"operator": [f"op{i}" for i in range(count)], "score": np.arange(count) / 7})
-    figure = figures_pruning.operator_bars(scores, {"op150", "op1"})
+def test_bars_name_the_extremes_the_replaced_and_the_first_kept(count: int) -> None:
+    scores = scored({f"op{i}": i / 7 for i in range(count)})
+    figure = figures_pruning.operator_bars(scores, {f"op{i}": "identity" for i in (*range(50), 150)})
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     if count == 300:
-        expected = [*range(40), 150, *range(290, 300)]
-        assert [text.get_text() for text in figure.axes[0].texts] == ["… 110 more …", "… 139 more …"]
+        expected = [*range(51), 150, *range(290, 300)]
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert [text for text in texts if "more" in text] == ["… 99 more …", "… 139 more …"]
     else:
         expected = list(range(count))
     assert not count or names == [f"op{i}" for i in expected]
     assert len(figure.axes[0].patches) == len(expected)
 
 
+def test_bars_name_what_dots_would_take_the_room_of() -> None:
+    scores = scored({f"op{i:03}": i + 1.0 for i in range(200)})
+    replaced = dict.fromkeys([f"op{i:03}" for i in (*range(40), 43, 47)], "identity")
+    names = [
+        label.get_text()
+        for label in figures_pruning.operator_bars(scores, replaced).axes[0].get_yticklabels()
+    ]
+    # 40 is the first one kept; 41 and 42 take no more room than dots, 44 to 46 do
+    assert names[38:46] == [f"op{i:03}" for i in (38, 39, 40, 41, 42, 43, 47, 190)]
+
+
+def test_bars_show_intervals_and_replacements() -> None:
+    scores = scored({"a": 1.0, "a.inner": 3.0, "b": 2.0, "c": 4.0})
+    scores.loc[3, ["score_low", "score_high"]] = np.nan
+    figure = figures_pruning.operator_bars(scores, {"a": "avg_pool+projection", "b": "identity"})
+    (axis,) = figure.axes
+    assert segments(axis) == [(0.5, 2.0), (1.0, 4.0), (1.5, 6.0)]  # none for c
+    assert [(text.get_text(), text.xy[0]) for text in axis.texts] == [  # type: ignore[attr-defined]
+        ("avg_pool+projection", 2.0), ("identity", 4.0),
+    ]  # fmt: skip
+    colours = [bar.get_facecolor() for bar in axis.patches]
+    assert len(set(colours)) == 3
+    assert colours[0] == colours[1]
+    assert legend_of(figure) == ["replaced", "gone with a replaced one", "kept"]
+
+
+def test_figures_mark_what_stopped_early() -> None:
+    scores = scored({"a": 1.0, "b": 2.0}, stopped_early=[False, True])
+    bars = figures_pruning.operator_bars(scores, {})
+    assert [bool(bar.get_hatch()) for bar in bars.axes[0].patches] == [False, True]
+    depth = figures_depth.score_depth(scores, {})
+    assert [line.get_alpha() for line in depth.axes[0].lines] == [None, figures_pruning.FAINT]
+    drawn = (bars, depth, figures_pruning.score_latency(scores, {}))
+    assert all(figures_pruning.STOPPED in legend_of(figure) for figure in drawn)
+    whole = scores.assign(stopped_early=False)
+    for draw in (figures_pruning.operator_bars, figures_depth.score_depth, figures_pruning.score_latency):
+        assert figures_pruning.STOPPED not in legend_of(draw(whole, {}))
+    assert not any(bar.get_hatch() for bar in figures_pruning.operator_bars(whole, {}).axes[0].patches)
+
+
+def test_infinite_scores_stand_at_the_edge_with_a_sign() -> None:
+    scores = scored({"a": 1.0, "b": np.inf})
+    (bars,) = figures_pruning.operator_bars(scores, {"b": "nearest"}).axes
+    assert bars.patches[1].get_width() == bars.get_xlim()[1] > 2.0  # type: ignore[attr-defined]
+    assert [text.get_text() for text in bars.texts] == ["∞ nearest"]
+    assert segments(bars) == [(0.5, 2.0)]
+    assert bars.get_xscale() == "log"
+    for figure in (figures_pruning.score_latency(scores, {}), figures_depth.score_depth(scores, {})):
+        heights = [float(y) for line in figure.axes[0].lines for y in np.asarray(line.get_ydata())]
+        assert sorted(heights) == [1.0, 3.0]
+        assert figure.axes[0].get_yscale() == "log"
+        signs = [text for text in figure.axes[0].texts if text.get_text() == "∞"]
+        assert [text.xy[1] for text in signs] == [3.0]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("values", [[np.inf, np.inf], [0.0, np.inf], [0.0, 0.0], [np.inf, 1e-30]])
+def test_scores_without_a_scale_are_drawn(values: list[float]) -> None:
+    scores = scored(dict(zip("ab", values, strict=True)))
+    for draw in (figures_pruning.operator_bars, figures_depth.score_depth, figures_pruning.score_latency):
+        style.to_svg(draw(scores, {"a": "identity"}), "odd")
+
+
 def test_zero_scores_have_bars() -> None:
-    scores = pd.DataFrame({"operator": ["a", "b"], "score": [0.0, 2.0], "latency_share": [-0.01, 0.5]})
-    widths = [bar.get_width() for bar in figures_pruning.operator_bars(scores, set()).axes[0].patches]  # type: ignore[attr-defined]
+    scores = scored({"a": 0.0, "b": 2.0}, score_low=np.nan, score_high=np.nan, latency_share=[-0.01, 0.5])
+    widths = [bar.get_width() for bar in figures_pruning.operator_bars(scores, {}).axes[0].patches]  # type: ignore[attr-defined]
     assert widths == [1.0, 2.0]
-    style.to_svg(figures_pruning.score_latency(scores.assign(score=0.0), {"a"}), "zero")
+    style.to_svg(figures_pruning.score_latency(scores.assign(score=0.0), {"a": "identity"}), "zero")
+
+
+def test_operators_stand_in_the_order_of_execution() -> None:
+    """A real network's calls are the reference: `named_modules` has the middle last."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=2, out_channels=2, layers_per_block=2, block_out_channels=(4, 8, 8),
+        norm_num_groups=2, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    ran: list[str] = []
+    names = [
+        name
+        for name, _ in unet.named_modules()
+        if re.search(r"(resnets|attentions|samplers)\.\d+$|conv_norm_out|conv_act", name)
+    ]
+    for name in names:
+        unet.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    with torch.no_grad():
+        unet(torch.zeros(1, 2, 8, 8), 0)
+    assert len(ran) == len(set(names)) > 25
+    shuffled = np.random.default_rng(0).permutation(names)
+    rows = operators.outermost(scored({str(name): 1.0 for name in shuffled}))
+    assert list(rows["operator"]) == ran
+    sections = list(dict.fromkeys(rows["section"]))
+    assert sections == ["down 0", "down 1", "down 2", "mid", "up 0", "up 1", "up 2", "out"]
+
+
+def test_order_of_our_unet_and_of_strangers() -> None:
+    names = ["block_up", "mine.10", "block_mid", "mine.9", "block_in", "block_down"]
+    rows = operators.outermost(scored(dict.fromkeys(names, 1.0)))
+    assert list(rows["operator"]) == ["block_in", "block_down", "block_mid", "block_up", "mine.9", "mine.10"]
+    assert list(rows["section"]) == ["in", "down", "mid", "up", "", ""]
+
+
+def test_depth_shows_outermost_operators_by_kind() -> None:
+    scores = scored(
+        {"up_blocks.0.resnets.0": 4.0, "mid_block.attentions.0": 1.0, "mid_block.attentions.0.to_q": 2.0},
+        kind=["residual_block", "attention", "linear"],
+        parent=[None, None, "mid_block.attentions.0"],
+    )
+    (axis,) = (figure := figures_depth.score_depth(scores, {"mid_block.attentions.0": "residual"})).axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["attentions.0", "resnets.0"]
+    assert [text.get_text() for text in axis.texts] == ["mid", "up 0"]
+    points = axis.lines[:2]
+    assert [float(np.asarray(line.get_ydata())[0]) for line in points] == [1.0, 4.0]
+    assert [line.get_markerfacecolor() == style.PAPER for line in points] == [True, False]
+    assert points[0].get_color() != points[1].get_color()
+    (whiskers,) = axis.collections
+    assert [[y for _, y in line] for line in whiskers.get_segments()] == [[0.5, 2.0], [2.0, 8.0]]  # type: ignore[attr-defined]
+    assert legend_of(figure) == ["residual block", "attention", "hollow: replaced"]
+
+
+def test_page_lists_what_changed(made: RunPaths) -> None:
+    text = made.report_page.read_text(encoding="utf-8")
+    rows, changes = list(metric_rows(text, "changes")), io.read_csv(made.changes)
+    assert rows[0] == (
+        "(whole denoiser)",
+        ["27 replaced", "1,234,567", "→ 812,345", "4,321.1", "→ 1,000.0", "31.40", "→ 23.87"],
+    )
+    action = changes["action"]
+    expected = changes[(action != "kept") & ~action.str.startswith("gone")][1:]
+    assert [(name, cells[0]) for name, cells in rows[1:]] == list(
+        zip(expected["operator"], expected["action"], strict=True)
+    )
+    assert {cells[0] for _, cells in rows[1:]} == {"identity", "residual", "projection"}
+    assert rows[1][1][1:] == ["2,000", "→ 8", "12.3", "→ 0.0", "0.46", "→ 0.01"]
+    assert "one pass over a batch of 64 latents. Here" in text
+
+
+def test_no_word_for_what_is_not_done(made: RunPaths) -> None:
+    """Operators are replaced; the page does not say that they are taken out."""
+    texts = " ".join(Page(made.report_page.read_text(encoding="utf-8")).texts)
+    assert not re.search(r"(taken|took|take) out|removed", texts.split("An operator is")[1])
+    assert "gone with a replaced one" in texts
+
+
+def certainty_of(paths: RunPaths, **protocol: Any) -> str:
+    io.write_json(paths.score_protocol, SCORE_PROTOCOL | protocol)
+    return words.certainty(report.load(context(paths).params, paths))
+
+
+def test_words_say_how_sure_the_scores_are(paths: RunPaths) -> None:
+    text = certainty_of(paths)
+    assert text.startswith(
+        "Scores are from 32 latents, from noise of 2 seeds; 3 of 122 operators were stopped early, after "
+        "fewer of them. Spearman's rank correlation between the seeds is 0.988 (1: the same order): the "
+        "order hardly depends on the noise. "
+    )
+    html_text = html.render(report.load(context(paths).params, paths))
+    assert text in Page(html_text).texts
+    assert "Spearman" not in certainty_of(paths, rank_correlation=None)
+    assert "is 0.999 (1: the same order)" in certainty_of(paths, rank_correlation=0.99996)
+    assert "is 1.000 (1: the same order)" in certainty_of(paths, rank_correlation=1.0)
+    assert "0.850 (1: the same order): the order depends on the noise in places." in certainty_of(
+        paths, rank_correlation=0.85
+    )
+    assert f"{tables.MINUS}0.200 (1: the same order): the order is largely that of the noise" in certainty_of(
+        paths, rank_correlation=-0.2
+    )
+
+
+def test_words_say_whether_early_stop_was_used(paths: RunPaths) -> None:
+    io.write_csv(paths.scores, io.read_csv(paths.scores).assign(stopped_early=False))
+    assert "of 2 seeds; early stop was on, and stopped none." in certainty_of(paths)
+    off = certainty_of(paths, early_stop=None, num_seeds=1)
+    assert "from noise of 1 seed; every operator had all of them (no early stop)." in off
+
+
+def test_words_count_intervals_that_overlap_the_first_kept(paths: RunPaths) -> None:
+    scores = scored({"a": 1.0, "b": 3.0, "c": 4.0, "c.in": 2.0, "d": 5.0, "e": 0.5}, num_latents=32)
+    scores.loc[:, "score_low"], scores.loc[:, "score_high"] = scores["score"] - 0.6, scores["score"] + 0.6
+    scores.loc[5, "stopped_early"] = True  # known too roughly to be the first one kept
+    changes = io.read_csv(paths.changes).iloc[:5].copy()
+    changes["operator"], changes["action"] = ["all", "a", "b", "c", "d"], ["3 replaced", *"xyz", "kept"]
+    io.write_csv(paths.scores, scores)
+    io.write_csv(paths.changes, changes)
+    sentence = "1 of the 3 replaced has a 95 % interval overlapping that of d, the least missed of those kept"
+    assert f"{sentence}: there the choice is a matter of chance." in certainty_of(paths)
+    io.write_csv(paths.scores, scores.assign(score_high=scores["score"] + 0.3, score_low=scores["score"]))
+    assert "No 95 % interval of the 3 replaced overlaps that of d," in certainty_of(paths)
+    io.write_csv(paths.scores, scores.assign(score_high=9.0))
+    assert "3 of the 3 replaced have 95 % intervals overlapping that of d," in certainty_of(paths)
+    io.write_csv(
+        paths.scores, scores.replace({"score": {5.0: 0.1}, "score_low": {4.4: 0.1}, "score_high": {5.6: 0.2}})
+    )
+    assert "No 95 % interval of the 3 replaced overlaps that of d," in certainty_of(paths)  # a plan by hand
+    io.write_csv(paths.scores, scores.head(4))
+    assert "overlap" not in certainty_of(paths)  # everything that was scored went
+
+
+@pytest.mark.parametrize(
+    ("formula", "says"),
+    [
+        ("avg+std", "added up:"),
+        ("avg", "how far the mean of the resulting latents moved:"),
+        ("avg*std", "times"),
+    ],
+)
+def test_words_say_which_formula(paths: RunPaths, formula: str, says: str) -> None:
+    certainty_of(paths, formula=formula)
+    assert says in html.render(report.load(context(paths).params, paths))
+
+
+def test_words_compare_the_parts_of_the_network(paths: RunPaths) -> None:
+    names = {"down_blocks.0.resnets.0": 1.0, "down_blocks.1.resnets.0": 3.0, "mid_block.resnets.0": 0.25}
+    io.write_csv(paths.scores, scored({**names, "conv_act": np.inf}))
+    text = words.depth(report.load(context(paths).params, paths))
+    assert text == (
+        "in the order in which the UNet runs them. Median score: 2 on the way down, 0.25 in the middle and "
+        "infinite at the output."
+    )
+    io.write_csv(paths.scores, scored({**names, "mine": 1.0}))
+    assert words.depth(report.load(context(paths).params, paths)) == "in the order of their names."
 
 
 def test_heat_map_reads_from_the_top() -> None:

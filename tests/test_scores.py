@@ -145,6 +145,35 @@ def test_large_sets_take_several_passes() -> None:
     assert recorder.items[3:] == [[0, 1], [2, 3], [4]] * 2
 
 
+class Passes(nn.LayerNorm):
+    """A norm that gives what it was given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Passes(4)
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + self.norm(x)
+
+
+def test_what_an_operator_was_given_is_not_written_over() -> None:
+    network = awake(Around())
+    case = Case(network, lambda net, x, t, items: net(x), (4, 4, 4))
+    operators = case.find("scale_shift", keep=())
+    stand_ins = make_stand_ins(network, operators, lambda: None, "random")
+    subject = Ready(case, operators, stand_ins, case.noise(3))
+    together = subject.score().table
+    alone = subject.score(rows_per_batch=1).table
+    pd.testing.assert_frame_equal(together, alone, rtol=1e-5)
+    assert together["score"].min() > 0.1
+
+
 def test_table_says_what_was_scored() -> None:
     subject = ready("light")
     scores = subject.score(rows_per_batch=64)

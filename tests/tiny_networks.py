@@ -196,6 +196,20 @@ def plain() -> Case:
     return Case(awake(Plain()), lambda net, x, t, items: net(x + t / 1000), kinds=kinds)
 
 
+class InPlace(nn.Module):
+    """An activation that writes over its input: without `conv` that would be what the sum still needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(4, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(x)
+        return x + self.activation(self.conv(x))
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "unet2d": unet2d,
     "resnet_samplers": resnet_samplers,

@@ -112,11 +112,11 @@ def text_encoder(vocabulary: int, kind: type[CLIPTextModel] = CLIPTextModel) -> 
 def conditional_unet(**options: Any) -> UNet2DConditionModel:
     return awake(
         UNet2DConditionModel(
-            sample_size=SIDE,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             **(
-                {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 16, "attention_head_dim": 2}
+                {"sample_size": SIDE, "in_channels": 4, "out_channels": 4}
+                | {"cross_attention_dim": 16, "attention_head_dim": 2}
                 | LEVELS
                 | GROUPS
                 | options

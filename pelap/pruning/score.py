@@ -123,7 +123,7 @@ def _channels_last(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
     """Lay out 2-D convolutions and noise the way that kernels are fastest in; values stay as they are."""
     for module in unet.modules():
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
     return noise.contiguous(memory_format=torch.channels_last) if noise.ndim == 4 else noise
 
 

@@ -1,5 +1,6 @@
 """Figure of the scores along the network: where it is that operators are hardly missed."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pelap.report.figures import nothing
-from pelap.report.figures_pruning import FAINT, STOPPED, dot, mark_infinite
-from pelap.report.operators import outermost, places
+from pelap.report.figures_pruning import FAINT, STOPPED, WHISKER, dot, mark_infinite
+from pelap.report.operators import outermost, places, section
 from pelap.report.style import GRID, INK, MUTED, PAPER, legend, literal, log_scale, panels, titles
 
 _LOOKS = {
@@ -20,11 +21,11 @@ _LOOKS = {
     "transformer_block": ("#e69f00", "s"),
     "downsampler": ("#009e73", "v"),
     "upsampler": ("#cc79a7", "^"),
-    "convolution": ("#56b4e9", "P"),
-    "linear": ("#999933", "X"),
-    "normalisation": ("#882255", "D"),
+    "convolution": ("#882255", "P"),
+    "linear": ("#999933", "p"),
+    "normalisation": ("#56b4e9", "D"),
     "activation": ("#aa4499", "h"),
-    "feed_forward": ("#44aa99", "p"),
+    "feed_forward": ("#44aa99", "H"),
 }
 _OTHER = ("#7f8790", "*")
 _MOST = 60
@@ -39,15 +40,15 @@ def score_depth(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
         nothing(axis, "no operator was scored")
         return figure
     where, stopped = places(rows), rows["stopped_early"].astype(bool)
-    axis.vlines(rows.index, where["low"], where["high"], color=INK, linewidth=0.9, alpha=0.75)
-    for row, place in zip(rows.itertuples(), where["score"], strict=True):
-        colour, marker = _LOOKS.get(row.kind, _OTHER)
+    axis.vlines(rows.index, where["low"], where["high"], color=INK, linewidth=WHISKER[-1][1])
+    points = zip(rows["operator"], rows["kind"], stopped, where["score"], strict=True)
+    for index, (name, kind, early, place) in enumerate(points):
+        colour, marker = _LOOKS.get(kind, _OTHER)
         axis.plot(
-            row.Index, place, marker, color=colour, markersize=7.5, markeredgewidth=1.6,
-            markerfacecolor=PAPER if row.operator in replaced else colour,
-            alpha=FAINT if row.stopped_early else None,
+            index, place, marker, color=colour, markersize=7.5, markeredgewidth=1.6,
+            markerfacecolor=PAPER if name in replaced else colour, alpha=FAINT if early else None,
         )  # fmt: skip
-    log_scale(axis, rows["score"])
+    log_scale(axis, rows.loc[~where["infinite"], "score"])
     mark_infinite(axis, rows.index.to_series(), where)
     _name(axis, rows)
     titles(axis, y="score (change of the latents)")
@@ -58,7 +59,8 @@ def score_depth(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
         handles[-1].set(markerfacecolor=PAPER, markeredgewidth=1.6)
     if stopped.any():
         handles.append(dot(STOPPED, MUTED, "o", FAINT))
-    legend(figure, loc="outside lower center", ncols=min(len(handles), 6), handles=handles)
+    ncols = len(handles) if len(handles) < 8 else math.ceil(len(handles) / 2)
+    legend(figure, loc="outside lower center", ncols=ncols, handles=handles)
     return figure
 
 
@@ -66,10 +68,10 @@ def _name(axis: Axes, rows: pd.DataFrame) -> None:
     """Parts of the network above the axis with lines between them, operators below."""
     axis.grid(visible=False, axis="x")
     axis.set_xlim(-0.7, len(rows) - 0.3)
-    labels = [_inner(name) if place else name for name, place in zip(rows["operator"], rows["section"], strict=True)]
+    labels = [literal(_inner(name)) for name in rows["operator"]]
     if len(rows) > _MOST:
         labels = [""] * len(rows)
-    axis.set_xticks(rows.index, [literal(label) for label in labels], rotation=90, family="monospace", fontsize=7.5)
+    axis.set_xticks(rows.index, labels, rotation=90, family="monospace", fontsize=7.5)
     starts = np.flatnonzero(rows["section"] != rows["section"].shift())
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         if start:
@@ -81,7 +83,9 @@ def _name(axis: Axes, rows: pd.DataFrame) -> None:
 
 
 def _inner(name: str) -> str:
-    """The name without the block that its section stands for."""
+    """The name without the block, where that is what its section stands for."""
+    if not section(name):
+        return name
     top, *rest = name.split(".")
     rest = rest[1:] if rest and rest[0].isdigit() else rest
     return ".".join(rest) or top

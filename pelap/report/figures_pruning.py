@@ -1,5 +1,6 @@
 """Figures of the operator scores: which operators matter, which went, what they cost."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,11 +37,12 @@ STOPPED = "stopped early: fewer latents"
 INFINITE = "∞"
 _FEW, _GAP = 5, 2
 """Operators not worth leaving out; rows that the dots in their place take."""
-_WHISKER = {"color": INK, "linewidth": 0.9, "alpha": 0.75}
+WHISKER = ((PAPER, 2.4), (INK, 0.9))
+"""Colours and widths of an interval's line: the first lets it stand out from a bar in dark and in light."""
 
 
 def operator_bars(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
-    """Scores as bars, lowest on top: the extremes and whatever was replaced, dots for the rest.
+    """Scores as bars, lowest on top: the extremes, the replaced and the first one kept, dots for the rest.
 
     Args:
         scores: A row an operator.
@@ -64,11 +66,19 @@ def operator_bars(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
 
 
 def _named(ordered: pd.DataFrame, replaced: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Which operators get a bar: all of them if few are left out otherwise."""
+    """Which operators get a bar: all of them if there are few, and those whose room dots would take."""
+    if len(ordered) <= LOWEST + HIGHEST + _FEW:
+        return np.ones(len(ordered), dtype=bool)
     rank = np.arange(len(ordered))
-    named = (rank < LOWEST) | (rank >= len(ordered) - HIGHEST)
-    named |= ordered["operator"].isin(list(replaced)).to_numpy()
-    return named if (~named).sum() > _FEW else np.ones_like(named)
+    fates = [fate(name, replaced) for name in ordered["operator"]]
+    first_kept = fates.index("kept") if "kept" in fates else 0
+    chosen = np.array([each == "replaced" for each in fates])
+    named: NDArray[np.bool_] = chosen | (rank < LOWEST) | (rank >= len(ordered) - HIGHEST)
+    named |= rank == first_kept
+    ends = np.append(np.flatnonzero(named), len(ordered))
+    for start, end in itertools.pairwise(ends):
+        named[start:end] |= end - start - 1 <= _GAP
+    return named
 
 
 def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], replaced: Mapping[str, str]) -> None:
@@ -78,13 +88,14 @@ def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], replaced: 
     for bar, early in zip(bars, stopped, strict=True):
         if early:
             bar.set(hatch=HATCH, edgecolor=PAPER, linewidth=0)
-    axis.hlines(rows, where["low"], where["high"], **_WHISKER)
+    for colour, width in WHISKER:
+        axis.hlines(rows, where["low"], where["high"], color=colour, linewidth=width)
     axis.set_yticks(rows, [literal(name) for name in ordered["operator"]], family="monospace", fontsize=7.5)
     for label, each in zip(axis.get_yticklabels(), fates, strict=True):
         label.set_color(MUTED if each == "kept" else INK)
     axis.set_ylim(rows[-1] + 0.8, -0.8)
     axis.grid(visible=False, axis="y")
-    log_scale(axis, ordered["score"], "x")
+    log_scale(axis, ordered.loc[~where["infinite"], "score"], "x")
     if where["infinite"].any():
         axis.set_xlim(right=where["score"].max())
     _name_replacements(axis, ordered["operator"], where, rows, replaced)
@@ -109,8 +120,8 @@ def _name_replacements(
         if text:
             axis.annotate(
                 literal(text), (np.nanmax([place.score, place.high]), row), xytext=(4, 0),
-                textcoords="offset points", va="center_baseline", fontsize=7.5, color=INK,
-                annotation_clip=False,
+                textcoords="offset points", va="center_baseline", fontsize=10 if signs else 7.5,
+                color=INK, annotation_clip=False,
             )  # fmt: skip
 
 
@@ -127,7 +138,7 @@ def score_latency(scores: pd.DataFrame, replaced: Mapping[str, str]) -> Figure:
                 scores.loc[chosen, "latency_share"] * 100, where.loc[chosen, "score"], marker,
                 color=COLOURS[each], markersize=6, alpha=alpha, linestyle="none",
             )  # fmt: skip
-    log_scale(axis, scores["score"])
+    log_scale(axis, scores.loc[~where["infinite"], "score"])
     mark_infinite(axis, scores["latency_share"] * 100, where)
     titles(axis, x="share of the UNet's time (%)", y="score (change of the latents)")
     handles = [dot(each, COLOURS[each], marker) for each, marker in reversed(MARKERS.items())]
@@ -141,8 +152,9 @@ def mark_infinite(axis: Axes, across: "pd.Series[float]", where: pd.DataFrame) -
     """A sign of infinity beside every marker that stands above all finite scores for want of a place."""
     for x, y in zip(across[where["infinite"]], where.loc[where["infinite"], "score"], strict=True):
         axis.annotate(
-            INFINITE, (x, y), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9, color=INK
-        )
+            INFINITE, (x, y), xytext=(6, 0), textcoords="offset points", va="center_baseline", fontsize=11,
+            color=INK, annotation_clip=False,
+        )  # fmt: skip
 
 
 def dot(label: str, colour: str, marker: str, alpha: float = 1.0) -> Line2D:

@@ -89,5 +89,5 @@ def _part(part: str) -> tuple[int, int, str]:
 def median_by_section(scores: pd.DataFrame) -> dict[str, float]:
     """Median score of the outermost operators of each part of the network: in, down, mid, up and out."""
     rows = outermost(scores)
-    part = rows["section"].str.split(" ").str[0]
+    part = [name.partition(" ")[0] for name in rows["section"]]
     return {str(name): float(group.median()) for name, group in rows.groupby(part, sort=False)["score"]}

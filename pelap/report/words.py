@@ -74,13 +74,12 @@ def pruning(run: RunData) -> str:
 
 def meaning(run: RunData) -> str:
     """What a score is, by the formula that was used."""
-    moved = {
+    return {
+        "avg+std": "how far the mean and the standard deviation of the resulting latents moved, added up",
         "avg": "how far the mean of the resulting latents moved",
         "std": "how far the standard deviation of the resulting latents moved",
-        "avg*std": "how far the mean of the resulting latents moved, times how far their standard deviation did",
-    }
-    both = "how far the mean and the standard deviation of the resulting latents moved, added up"
-    return moved.get(run.score_protocol["formula"], both)
+        "avg*std": "how far the mean of the resulting latents moved, times how far their spread did",
+    }.get(run.score_protocol["formula"], "how far the resulting latents moved")
 
 
 def certainty(run: RunData) -> str:
@@ -93,10 +92,10 @@ def certainty(run: RunData) -> str:
 def _effort(run: RunData) -> str:
     """From how many latents, and whether all of them."""
     num, seeds = run.score_protocol["num_latents"], run.score_protocol["num_seeds"]
-    text = f"Scores are from {number(num, 0)} latents of {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    text = f"Scores are from {number(num, 0)} latents, from noise of {seeds} seed{'s' * (seeds != 1)}"
     stopped = int(run.scores["stopped_early"].astype(bool).sum())
     if run.score_protocol["early_stop"] is None and not stopped:
-        return f"{text}, all of them for every operator (no early stop)."
+        return f"{text}; every operator had all of them (no early stop)."
     if not stopped:
         return f"{text}; early stop was on, and stopped none."
     return f"{text}; {stopped} of {len(run.scores)} operators were stopped early, after fewer of them."
@@ -108,8 +107,8 @@ def _agreement(run: RunData) -> str:
     if correlation is None:
         return ""
     means = next(text for least, text in _AGREEMENT if correlation >= least)
-    shown = number(math.floor(correlation * 1000) / 1000, 3)  # 1.000 is for one and the same order
-    return f"One seed ranks them like another (Spearman's correlation {shown}, 1 is the same order): {means}."
+    shown = number(correlation if correlation == 1 else min(correlation, 0.999), 3)
+    return f"Spearman's rank correlation between the seeds is {shown} (1: the same order): {means}."
 
 
 def _overlaps(run: RunData) -> str:
@@ -126,19 +125,22 @@ def _overlaps(run: RunData) -> str:
     whose = f"that of {first['operator']}, the least missed of those kept"
     if not num:
         return f"No 95 % interval of the {total} replaced overlaps {whose}."
-    many = "is" if num == 1 else "are"
-    return (
-        f"{num} of the {total} replaced {'has a' if num == 1 else 'have'} 95 % "
-        f"{'interval' if num == 1 else 'intervals'} overlapping {whose}: there the choice is a matter of chance."
-    )
+    have = "has a 95 % interval" if num == 1 else "have 95 % intervals"
+    chance = "there the choice is a matter of chance"
+    return f"{num} of the {total} replaced {have} overlapping {whose}: {chance}."
 
 
 def depth(run: RunData) -> str:
-    """The median score of each part of the network."""
+    """In which order the figure of depth is, and the median score of each part of the network."""
     medians = median_by_section(run.scores)
-    if "" in medians or len(medians) < 2:
-        return ""
-    return f"Median score: {listed(f'{plain_number(value)} {_WHERE[part]}' for part, value in medians.items())}."
+    if "" in medians:
+        return "in the order of their names."
+    parts = [
+        f"{plain_number(value) if math.isfinite(value) else 'infinite'} {_WHERE[part]}"
+        for part, value in medians.items()
+    ]
+    text = "in the order in which the UNet runs them."
+    return f"{text} Median score: {listed(parts)}." if len(parts) > 1 else text
 
 
 def quality(run: RunData) -> str:

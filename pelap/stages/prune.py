@@ -19,7 +19,8 @@ from pelap.pruning.plan import Plan, check_scores, complete_plan, make_plan, pla
 from pelap.pruning.surgery import apply_plan
 from pelap.report.changes import listing
 from pelap.stages.context import Context
-from pelap.stages.score import find, fit, open_pipeline
+from pelap.stages.piped import open_pipeline
+from pelap.stages.score import find, fit
 from pelap.stages.subject import Subject, model_subject, pipeline_subject
 
 WHOLE = "(whole denoiser)"
@@ -92,7 +93,7 @@ def prune_pipeline(
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
     with io.exclusive(out):
-        pipeline = open_pipeline(folder, params.score, device, prompts)
+        pipeline = open_pipeline(folder, params.score.sampler.steps, device, prompts)
         subject = pipeline_subject(pipeline, folder.name, params.seed)
         scores = io.read_csv(scores_file)
         pruned = _prune(subject, scores, params.score, params.seed, params.prune, plan_file)

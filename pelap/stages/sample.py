@@ -53,7 +53,7 @@ def _source(folder: Path, steps: int, device: torch.device, prompts: Path | None
     """What makes the pictures, and how many at a time."""
     if is_pipeline(folder):
         return open_pipeline(folder, steps, device, prompts), PIPELINE_BATCH_SIZE
-    if prompts is not None:
+    if prompts is not None and folder.is_dir():
         raise ConfigError(f"--prompts {prompts}: {folder} takes no text; leave --prompts out")
     model = load_model(folder, device)
     return ModelSource(model, SamplerParams(kind="ddim", steps=steps)), BATCH_SIZE

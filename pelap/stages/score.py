@@ -1,20 +1,17 @@
 """score: LD-Pruner's score of every operator of one denoiser, with its cost."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
 
 from pelap import io
 from pelap.device import full_precision
-from pelap.loading import load_model, load_pipeline
+from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_module_latencies
 from pelap.params import Params, ScoreParams
-from pelap.pipelines import LatentPipeline, read_prompts
 from pelap.progress import progress
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.latents import LatentStore
@@ -22,15 +19,18 @@ from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import fingerprint
 from pelap.pruning.replace import StandIn
 from pelap.pruning.score import Scores, Scoring, score_operators
+from pelap.report.changes import shortened
 from pelap.stages.context import Context
-from pelap.stages.protocol import environment
+from pelap.stages.piped import open_pipeline
+from pelap.stages.protocol import environment, protocol_beside
 from pelap.stages.subject import Subject, model_subject, pipeline_subject
-from pelap.training.checkpoint import drop_checkpoint
+from pelap.training.checkpoint import drop_checkpoint, weights_digest
 
 TRACE_ROWS = 3
 """Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
 
-LISTED = ["operator", "kind", "replacement", "score", "latency_share"]
+NUM_SHOWN = 4
+"""Operators that the terminal lists from either end."""
 
 
 def run(context: Context, save_latents: Path | None = None) -> None:
@@ -79,7 +79,9 @@ def score_pipeline(
     """
     score, seed = params.score, params.seed
     with io.exclusive(out):
-        subject = pipeline_subject(open_pipeline(folder, score, device, prompts), folder.name, seed)
+        subject = pipeline_subject(
+            open_pipeline(folder, score.sampler.steps, device, prompts), folder.name, seed
+        )
         resume = out.with_name(f".{out.name}.resume-{_key(subject, score, seed)}")
         table, scores = _score(subject, score, seed, resume)
         io.write_csv(out, table)
@@ -87,19 +89,6 @@ def score_pipeline(
         _finish(subject, score, seed, scores, save_latents, resume)
     _show(table, scores)
     print(f"scores in {out}")
-
-
-def open_pipeline(
-    folder: Path, params: ScoreParams, device: torch.device, prompts: Path | None = None
-) -> LatentPipeline:
-    """A pipeline folder, ready to make latents; errors as in `score_pipeline`."""
-    texts = read_prompts(prompts) if prompts is not None else None
-    return LatentPipeline(load_pipeline(folder, device), params.sampler.steps, texts)
-
-
-def protocol_beside(table: Path) -> Path:
-    """Where the protocol of a table of figures stands."""
-    return table.with_name(f"{table.stem}.protocol.json")
 
 
 def find(subject: Subject, params: ScoreParams, only: Sequence[str] | None = None) -> list[Operator]:
@@ -162,14 +151,7 @@ def _costs(
 
 def _key(subject: Subject, params: ScoreParams, seed: int) -> str:
     """Name of the state of an interrupted scoring: another model or other parameters start anew."""
-    return io.digest([_weights(subject.network), subject.protocol, params.model_dump(), seed])
-
-
-def _weights(network: nn.Module) -> str:
-    digest = hashlib.sha256(fingerprint(network).encode())
-    for tensor in network.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return io.digest([weights_digest(subject.network), subject.protocol, params.model_dump(), seed])
 
 
 def _protocol(subject: Subject, params: ScoreParams, seed: int, scores: Scores) -> dict[str, object]:
@@ -208,8 +190,12 @@ def _finish(
 
 
 def _show(table: pd.DataFrame, scores: Scores) -> None:
-    print(f"{len(table)} operators; least and most important, share of the denoiser's time:")
-    shown = pd.concat([table.head(5), table.tail(3)])[LISTED]
-    print(shown.to_string(index=False, float_format="{:.4g}".format))
+    print(f"{len(table)} operators, with 95 % intervals and shares of the denoiser's time; least and most:")
+    for _, row in pd.concat([table.head(NUM_SHOWN), table.tail(NUM_SHOWN)]).iterrows():
+        interval = f"{row['score_low']:.3g}..{row['score_high']:.3g}"
+        name, share = shortened(row["operator"], 30), f"{row['latency_share']:.1%}"
+        print(f"{name:<30} {row['replacement']:<12} {row['score']:>8.3g} {interval:>19} {share:>6}")
+    if table["stopped_early"].any():
+        print(f"{table['stopped_early'].sum()} stopped early: {scores.num_rows} rows of noise were denoised")
     if scores.rank_correlation is not None:
         print(f"rank correlation of the scores of one seed with another's: {scores.rank_correlation:.3f}")

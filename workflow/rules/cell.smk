@@ -216,7 +216,7 @@ rule report:
         CELL.collapse_epochs,
         CELL.collapse_timesteps,
         CELL.scores,
-        CELL.plan,
+        CELL.score_protocol,
         CELL.prune_result,
         CELL.changes,
         CELL.distill_history,
