@@ -133,7 +133,7 @@ class LatentPipeline:
         if decoder is not None:
             images = decoder.decode(_unscaled(latents.to(self.device), decoder.config)).sample
         if images.shape[1] not in (1, 3):
-            _refuse(self.pipe, f"makes pictures of {images.shape[1]} channels", "use one for 1 or 3 colours")
+            refuse(self.pipe, f"makes pictures of {images.shape[1]} channels", "use one for 1 or 3 colours")
         return to_uint8(images).cpu().expand(-1, 3, -1, -1)
 
     def describe(self) -> dict[str, Any]:
@@ -173,10 +173,10 @@ class LatentPipeline:
             return reached.rows
         except Exception as error:  # a stranger's code may raise anything
             problem = f"its own call fails ({type(error).__name__}: {one_line(error)})"
-            _refuse(self.pipe, problem, "mend the folder, or use another number of steps", error)
+            refuse(self.pipe, problem, "mend the folder, or use another number of steps", error)
         finally:
             handle.remove()
-        return _refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {SUPPORTED}")
+        return refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {SUPPORTED}")
 
     def _loop(self, noise: torch.Tensor, predict: Predict, generators: list[torch.Generator]) -> torch.Tensor:
         """Step by step through the scheduler, from noise (B, C, H, W) to latents of the same shape."""
@@ -230,7 +230,7 @@ class LatentPipeline:
                 return_dict=False,
             )[0]
         if not isinstance(latents, torch.Tensor) or latents.shape != noise.shape:
-            _refuse(self.pipe, "its call gives no latents of the shape of its noise", f"use {SUPPORTED}")
+            refuse(self.pipe, "its call gives no latents of the shape of its noise", f"use {SUPPORTED}")
         return latents
 
     @contextmanager
@@ -272,7 +272,7 @@ def _denoiser_of(pipe: "DiffusionPipeline") -> str:
     for part in DENOISERS:
         if isinstance(getattr(pipe, part, None), nn.Module):
             return part
-    return _refuse(pipe, "has neither a unet nor a transformer", f"supported are {SUPPORTED}")
+    return refuse(pipe, "has neither a unet nor a transformer", f"supported are {SUPPORTED}")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -295,7 +295,7 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
+def refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
     """Say what is wrong with a pipeline, with its folder where it came from one."""
     folder = pipe.config.get("_name_or_path")
     where = f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
@@ -307,14 +307,14 @@ def _latent_shape(pipe: "DiffusionPipeline", denoiser: nn.Module) -> tuple[int, 
     config = _config(denoiser)
     channels, size = config.get("in_channels"), config.get("sample_size")
     if channels is None or size is None:
-        _refuse(
+        refuse(
             pipe,
             f"its {type(denoiser).__name__} has no in_channels and sample_size",
             "set them in its config.json, in latent pixels",
         )
     # Twice as many: it predicts a variance as well.
     if (config.get("out_channels") or channels) not in (channels, 2 * channels):
-        _refuse(
+        refuse(
             pipe,
             f"its {type(denoiser).__name__} takes {channels} channels and gives {config.out_channels}, "
             "as for inpainting: its input is not noise alone",
@@ -336,7 +336,7 @@ def _kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
         plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
         if plain and not demanded and "prompt" not in known:
             return "unconditional"
-    return _refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
+    return refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
 
 
 def _check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> None:
@@ -344,10 +344,10 @@ def _check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> N
     name = type(scheduler).__name__
     if hasattr(scheduler, "noise_sampler"):
         remedy = "save the pipeline with another, for example EulerAncestralDiscreteScheduler"
-        _refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
+        refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
     needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
     if kind != "text" and not all(hasattr(scheduler, method) for method in needed):
-        _refuse(pipe, f"has {name}, which has no usual step", "save the pipeline with a DDIMScheduler")
+        refuse(pipe, f"has {name}, which has no usual step", "save the pipeline with a DDIMScheduler")
     most = scheduler.config.get("num_train_timesteps", math.inf)
     if not 1 <= num_steps <= most:
         raise ConfigError(f"steps: {num_steps} is not in 1..{most} of the pipeline's {name}; use e.g. 50")

@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_map
 
 from pelap.data.dataset import ImageDataset, pick
 from pelap.diffusion import add_noise
-from pelap.errors import ModelError
 from pelap.params import DistillParams
-from pelap.pipelines import LatentPipeline
+from pelap.pipelines import LatentPipeline, refuse
 from pelap.seeding import generator
 from pelap.training.distill import NoisyBatch
 from pelap.training.loop import picks_from
@@ -142,9 +141,9 @@ def _prediction_type(pipe: "DiffusionPipeline") -> str:
     discrete = scheduler.config.get("timestep_type", "discrete") == "discrete"
     if kind in PREDICTION_TYPES and discrete and hasattr(scheduler, "alphas_cumprod"):
         return kind
-    return _refuse(
+    return refuse(
         pipe,
-        f"{type(scheduler).__name__} with prediction_type {kind} has no known training",
+        f"has a {type(scheduler).__name__} with prediction_type {kind}, which has no known training",
         "only discrete steps with alphas_cumprod, predicting " + ", ".join(PREDICTION_TYPES),
     )
 
@@ -163,7 +162,7 @@ def _conditions(pipeline: LatentPipeline, dataset: ImageDataset) -> dict[str, An
         return {}
     if config.num_embeds_ada_norm != num_classes:
         problem = f"was made for {config.num_embeds_ada_norm} classes, {dataset.name} has {num_classes}"
-        _refuse(pipeline.pipe, problem, "use the data that it was trained on")
+        refuse(pipeline.pipe, problem, "use the data that it was trained on")
     return {"class_labels": torch.arange(num_classes + 1, device=pipeline.device)}
 
 
@@ -199,9 +198,3 @@ class _CaughtError(Exception):
 def _rows(value: Any, indices: torch.Tensor | Sequence[int]) -> Any:
     """Those rows of a tensor; what is no tensor is the same for all."""
     return value[indices] if isinstance(value, torch.Tensor) else value
-
-
-def _refuse(pipe: "DiffusionPipeline", problem: str, remedy: str) -> NoReturn:
-    folder = pipe.config.get("_name_or_path")
-    where = f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
-    raise ModelError(f"{where}: {problem}; {remedy}")
