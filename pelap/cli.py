@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = "goes on from the last checkpoint" if args.command in RESUMING else "starts again"
         print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno is None:
             raise

@@ -352,6 +352,18 @@ def test_replacement_may_be_another_one(name: str, entry: dict[str, Any], expect
         assert case.forward(2, apply_plan(case.network, plan))().shape == made.shape
 
 
+@pytest.mark.parametrize("replacement", ["projection", "regroup"])
+def test_numbers_are_this_networks_where_a_plan_was_made_for_another(replacement: str) -> None:
+    case, operators = found("light")
+    entry = {"operator": CONV, "replacement": replacement, "in_channels": 320, "out_channels": 640}
+    (removal,) = completed(case, operators, entry).operators
+    assert removal.replacement == Replacement(replacement, 8, 16)
+    (removal,) = completed(
+        case, operators, {"operator": NORM, "replacement": "identity", "num_outputs": 2}
+    ).operators
+    assert removal.replacement == Replacement("identity")
+
+
 def test_replacement_that_lacks_a_number_is_refused_in_one_line() -> None:
     case, operators = found("light")
     plan = completed(case, operators, {"operator": "block_mid", "replacement": "projection"})
@@ -397,10 +409,10 @@ def test_fingerprint_is_of_class_and_shapes_not_of_values() -> None:
         next(fresh.parameters()).add_(1)
     assert fingerprint(fresh) == fingerprint(network)
     assert fingerprint(fresh.half()) == fingerprint(network)
-    renamed = nn.ModuleDict({"a": nn.Linear(2, 3)})
-    assert fingerprint(renamed) != fingerprint(nn.ModuleDict({"b": nn.Linear(2, 3)}))
-    assert fingerprint(renamed) != fingerprint(nn.ModuleDict({"a": nn.Linear(3, 2)}))
-    assert fingerprint(nn.Sequential(nn.Linear(2, 3))) != fingerprint(nn.ModuleList([nn.Linear(2, 3)]))
+    layer, turned = nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)
+    assert fingerprint(nn.ModuleDict({"a": layer})) != fingerprint(nn.ModuleDict({"b": layer}))
+    assert fingerprint(nn.ModuleDict({"a": layer})) != fingerprint(nn.ModuleDict({"a": turned}))
+    assert fingerprint(nn.Sequential(layer)) != fingerprint(nn.ModuleList([layer]))
 
 
 def table_of(case: Case, operators: list[Operator]) -> pd.DataFrame:

@@ -138,7 +138,8 @@ def _completed(wanted: Replacement | None, operator: Operator, module: nn.Module
         return operator.replacement
     if wanted.name == "scale_shift" and operator.kind == "normalisation":
         return scale_shift(module, operator.input_shape)
-    return dataclasses.replace(operator.replacement, **wanted.given())
+    # Numbers are this network's where it has any; a plan made for another one may hold others.
+    return Replacement(**(wanted.given() | operator.replacement.given() | {"name": wanted.name}))
 
 
 def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:

@@ -25,7 +25,7 @@ def listing(changes: pd.DataFrame) -> Iterator[str]:
     yield _line("operator", "action", [heading for heading, _ in QUANTITIES.values()])
     for _, row in changed(changes).iterrows():
         cells = [before_after(row, quantity) for quantity in QUANTITIES]
-        yield _line(shortened(str(row["operator"]), _NAME), str(row["action"]), cells)
+        yield from named(str(row["operator"]), _NAME, _line("", str(row["action"]), cells)[_NAME:])
 
 
 def before_after(row: "pd.Series[float]", quantity: str) -> str:
@@ -44,6 +44,9 @@ def _line(name: str, action: str, cells: list[str]) -> str:
     return f"{name:<{_NAME}} {action:<{_ACTION}} {first:>10} {second:>9} {third:>9}".rstrip()
 
 
-def shortened(name: str, width: int) -> str:
-    """The end of a long name: that is where operators differ."""
-    return name if len(name) <= width else f"..{name[2 - width :]}"
+def named(name: str, width: int, rest: str) -> Iterator[str]:
+    """A name in `width` columns and the rest of its line; a longer name, whole, on a line of its own."""
+    if len(name) > width:
+        yield name
+        name = ""
+    yield f"{name:<{width}}{rest}".rstrip()

@@ -19,7 +19,7 @@ from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import fingerprint
 from pelap.pruning.replace import StandIn
 from pelap.pruning.score import Scores, Scoring, score_operators
-from pelap.report.changes import shortened
+from pelap.report.changes import named
 from pelap.stages.context import Context
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import environment, protocol_beside
@@ -31,6 +31,7 @@ TRACE_ROWS = 3
 
 NUM_SHOWN = 4
 """Operators that the terminal lists from either end."""
+NAME_WIDTH = 30
 
 
 def run(context: Context, save_latents: Path | None = None) -> None:
@@ -193,8 +194,8 @@ def _show(table: pd.DataFrame, scores: Scores) -> None:
     print(f"{len(table)} operators, with 95 % intervals and shares of the denoiser's time; least and most:")
     for _, row in pd.concat([table.head(NUM_SHOWN), table.tail(NUM_SHOWN)]).iterrows():
         interval = f"{row['score_low']:.3g}..{row['score_high']:.3g}"
-        name, share = shortened(row["operator"], 30), f"{row['latency_share']:.1%}"
-        print(f"{name:<30} {row['replacement']:<12} {row['score']:>8.3g} {interval:>19} {share:>6}")
+        rest = f" {row['replacement']:<12} {row['score']:>8.3g} {interval:>19} {row['latency_share']:>6.1%}"
+        print(*named(row["operator"], NAME_WIDTH, rest), sep="\n")
     if table["stopped_early"].any():
         print(f"{table['stopped_early'].sum()} stopped early: {scores.num_rows} rows of noise were denoised")
     if scores.rank_correlation is not None:
