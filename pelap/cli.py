@@ -154,6 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = "goes on from the last checkpoint" if args.command in RESUMING else "starts again"
         print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        return _fail(
+            "out of memory; lower the batch_size (and latency_batch_size) of this stage's parameters"
+        )
     except BrokenPipeError:
         # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -210,7 +216,11 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
     from pelap.device import choose_device
     from pelap.io import check_writable
 
+    if getattr(args, "save_latents", None) is not None:
+        check_writable(args.save_latents.parent)
     check_writable(args.out.parent)
+    if args.command in ("score", "evaluate") and args.out.is_dir():
+        raise ConfigError(f"--out {args.out}: is a folder; name a file")
     device = choose_device(args.device)
     if args.command == "score":
         from pelap.stages.score import score_pipeline

@@ -100,7 +100,7 @@ def exclusive(target: Path) -> Iterator[None]:
     except Timeout:
         raise BusyError(
             f"{target}: another pelap process is writing here; wait for it to end, "
-            "or give this one another folder (--run, for download --data)"
+            "or give this one another place (--run, --out, for download --data)"
         ) from None
     try:
         yield
@@ -259,4 +259,4 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise PelapError(f"{folder}: cannot write here ({error.strerror}); choose another --run") from None
+        raise PelapError(f"{folder}: cannot write here ({error.strerror}); choose another place") from None

@@ -23,7 +23,7 @@ from torch import nn
 
 from pelap.data.dataset import to_uint8
 from pelap.errors import ConfigError, DataError, ModelError
-from pelap.io import one_line
+from pelap.io import digest, one_line
 from pelap.models.parts import DENOISERS
 from pelap.seeding import generator
 
@@ -39,7 +39,7 @@ the denoiser while it runs."""
 
 SUPPORTED = (
     "unconditional ones with a UNet2DModel (DDPMPipeline, DDIMPipeline, LDMPipeline), text-to-image ones "
-    "whose call takes latents (StableDiffusionPipeline, StableDiffusionXLPipeline), and DiTPipeline"
+    "whose call takes latents (StableDiffusionPipeline, -XL and -3), and DiTPipeline"
 )
 
 Kind = Literal["unconditional", "text", "class"]
@@ -100,21 +100,22 @@ class LatentPipeline:
         return next(self.denoiser.parameters()).device
 
     @torch.no_grad()
-    def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
+    def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int | Sequence[int]) -> torch.Tensor:
         """Latents from noise.
 
         Args:
             noise: (B, *latent_shape), standard normal.
             indices: Which item each row is: its prompt is ``prompts[i % len(prompts)]``, its class
                 label ``i % num_classes``.
-            seed: With an item's number it names the noise of its steps.
+            seed: With an item's number it names the noise of its steps; one for all, or one each.
 
         Returns:
             (B, *latent_shape) float32 on the denoiser's device. A row is the same in whatever batch
             (up to rounding).
         """
         assert noise.shape == (len(indices), *self.latent_shape), "one row of noise for every index"
-        generators = [generator(seed, STEP_NOISE, i) for i in indices]
+        seeds = [seed] * len(indices) if isinstance(seed, int) else seed
+        generators = [generator(s, STEP_NOISE, i) for s, i in zip(seeds, indices, strict=True)]
         noise = noise.to(self.device, torch.float32)
         if self._kind == "text":
             return self._call(noise, indices, generators)
@@ -151,6 +152,7 @@ class LatentPipeline:
             "last_timestep": self._timesteps[-1],
             "guidance_scale": _default(self.pipe, "guidance_scale"),
             "num_prompts": len(self.prompts),
+            "prompts_digest": digest(self.prompts) if self.prompts else None,
         }
 
     def _check_prompts(self) -> None:

@@ -346,6 +346,7 @@ def test_a_settings_description_can_be_written_as_json(tmp_path: Path) -> None:
         "last_timestep": 199.0,
         "guidance_scale": 7.5,
         "num_prompts": 3,
+        "prompts_digest": io.digest(PROMPTS),
     }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from ruamel.yaml import YAML
-from tiny import tiny_raw
+from tiny import tiny_params, tiny_raw
 from tiny_pipelines import BUILDERS, prompts_for, same
 
 import pelap
@@ -19,6 +19,8 @@ from pelap.pipelines import LatentPipeline
 from pelap.pruning.plan import Plan, plan_from_json
 from pelap.pruning.statistic import distances
 from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.stages.score import _key
+from pelap.stages.subject import pipeline_subject
 
 # Schedulers and tokenizers of other people's packages.
 pytestmark = [
@@ -26,6 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 STEPS, NUM_LATENTS = 3, 4
+ITEMS, SEEDS = (0, 0, 1, 1), (0, 1, 0, 1)
+"""What each latent is: two seeds in turns, each going through the prompts from the first."""
 KINDS = ("ddim", "ddpm", "ldm", "stable_diffusion", "dit")
 
 
@@ -93,7 +97,7 @@ def test_saved_latents_are_what_the_pipeline_makes_of_the_saved_noise(case: Case
     assert len(tensors["noise"]) == NUM_LATENTS
     assert (about["steps"], about["seed"], about["num_seeds"]) == (str(STEPS), "0", "2")
     assert about["spacing"] == case.pipeline().describe()["timestep_spacing"]
-    latents = case.pipeline().denoise(tensors["noise"], range(NUM_LATENTS), seed=0)
+    latents = case.pipeline().denoise(tensors["noise"], ITEMS, SEEDS)
     assert same(latents, tensors["original"])
 
 
@@ -104,7 +108,7 @@ def test_anyone_can_repeat_a_score_from_the_saved_latents(case: Case) -> None:
     for row in shape_kept.iloc[[0, len(shape_kept) // 2]].itertuples():
         pipeline = case.pipeline()
         pipeline.denoiser = apply_plan(pipeline.denoiser, plan_from_json({"operators": [row.operator]}, ""))
-        modified = pipeline.denoise(tensors["noise"], range(NUM_LATENTS), seed=0)
+        modified = pipeline.denoise(tensors["noise"], ITEMS, SEEDS)
         avg, std = distances(tensors["original"], modified)
         assert (row.avg_dist, row.std_dist) == pytest.approx((avg, std), rel=1e-3, abs=1e-3)
         assert row.score == pytest.approx(row.avg_dist + row.std_dist)
@@ -197,6 +201,65 @@ def test_an_interrupted_scoring_goes_on_where_it_was(ddim: Case, monkeypatch: py
     )
 
 
+def test_other_prompts_do_not_go_on_from_these(tmp_path: Path) -> None:
+    """A prompt changes the latents as much as a weight does."""
+    keys = []
+    for prompts in (["a cat", "rain"], ["a cat", "snow"]):
+        pipe = BUILDERS["stable_diffusion"]()
+        torch.manual_seed(0)
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            for parameter in part.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+        subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
+        keys.append(_key(subject, tiny_params().score, 0))
+    assert keys[0] != keys[1]
+    torch.nn.init.zeros_(next(pipe.text_encoder.parameters()))
+    subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
+    assert _key(subject, tiny_params().score, 0) not in keys
+
+
+def test_a_loaded_pruned_pipeline_can_be_saved_again(case: Case, tmp_path: Path) -> None:
+    pelap.load_pipeline(case.small).save_pretrained(tmp_path / "again")
+    first, again = (load_pipeline(folder) for folder in (case.small, tmp_path / "again"))
+    part = LatentPipeline(first, STEPS, prompts_for(case.kind)).part
+    tensors = getattr(again, part).state_dict()
+    for name, tensor in getattr(first, part).state_dict().items():
+        assert torch.equal(tensor, tensors[name])
+    with pytest.raises(OSError, match="diffusion_pytorch_model"):
+        type(first).from_pretrained(tmp_path / "again")
+
+
+def test_an_interrupted_pruning_leaves_nothing(ddim: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = ddim.root / "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr("pelap.stages.prune.io.write_csv", interrupt)
+        assert ddim.prune(out=out) == 130
+    assert not out.exists()
+    assert ddim.prune(out=out) == 0
+
+
+def test_weights_in_half_precision_alone_are_read(ddim: Case, tmp_path: Path) -> None:
+    ddim.pipeline().pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    pipe, whole = load_pipeline(tmp_path / "half"), ddim.pipeline().denoiser
+    assert all(tensor.dtype == torch.float32 for tensor in pipe.unet.parameters())
+    for ours, theirs in zip(pipe.unet.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_rank_correlation_of_operators_that_do_not_matter(tmp_path: Path) -> None:
+    """Where no operator changes anything, there is no order, and no NaN in the protocol."""
+    case = Case("ddim", tmp_path)
+    pipe = load_pipeline(case.folder)
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
+    torch.nn.init.zeros_(pipe.unet.conv_out.bias)
+    pipe.save_pretrained(case.folder)
+    assert case.score() == 0
+    assert io.read_mapping(tmp_path / "scores.protocol.json")["rank_correlation"] is None
+
+
 def fails(capsys: pytest.CaptureFixture[str], status: int) -> str:
     assert status == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -212,7 +275,7 @@ def test_bad_pipelines(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture
     case.folder.mkdir()
     index = {"_class_name": "DiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
     (case.folder / "model_index.json").write_text(json.dumps(index))
-    fails(capsys, case.score())
+    assert "neither a unet nor a transformer" in fails(capsys, case.score())
     (tmp_path / "prompts.txt").write_text("a cat")
     case.folder, case.prompts = ddim.folder, ["--prompts", str(tmp_path / "prompts.txt")]
     assert "takes no text" in fails(capsys, case.score())
@@ -256,7 +319,7 @@ def test_targets_out_of_reach_say_how_far_it_goes(ddim: Case, capsys: pytest.Cap
     error = fails(capsys, ddim.prune(params=params))
     write_params(ddim.root)
     assert "out of reach" in error
-    assert "give" in error
+    assert "at most" in error
 
 
 def test_plans(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,4 +339,9 @@ def test_plans(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     saved: Plan = load_plan(tmp_path / "mine" / "plan.json")
     assert saved.operators[0].replacement is not None
     assert saved.operators[0].replacement.in_channels == 16
+    assert saved.num_params == 0  # a scale and a shift have as many as the norm
     assert "is not empty" in fails(capsys, prune(mine, tmp_path / "mine"))
+    wrong = {"operators": [{"operator": "down_blocks.0.downsamplers.0", "replacement": "identity"}]}
+    assert "cannot be replaced by identity; use avg_pool" in fails(capsys, prune(wrong, tmp_path / "a"))
+    twice = ddim.prune(pipeline=tmp_path / "mine", out=tmp_path / "a")
+    assert "is pruned already" in fails(capsys, twice)

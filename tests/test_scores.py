@@ -20,7 +20,7 @@ from pelap.pruning.latents import LatentStore
 from pelap.pruning.operators import Operator
 from pelap.pruning.plan import Plan, Removal
 from pelap.pruning.replace import Replacement, ScaleShift, StandIn
-from pelap.pruning.score import Denoise, Scores, Scoring, score_operators
+from pelap.pruning.score import ORIGINAL, Denoise, Scores, Scoring, score_operators
 from pelap.pruning.statistic import Bootstrap, Formula, distances, score
 from pelap.pruning.surgery import apply_plan, removed_operators
 
@@ -262,7 +262,7 @@ def test_latents_that_are_not_finite_score_infinitely_and_come_last(value: float
 def given(sets: Sequence[torch.Tensor], original: torch.Tensor, **options: Any) -> Scores:
     """Scores of operators op0, op1, ... whose latents are these."""
     store = LatentStore()
-    store.append("original", original)
+    store.append(ORIGINAL, original)
     operators = [Operator(f"op{i:02}", "linear", Replacement(), None) for i in range(len(sets))]
     for operator, latents in zip(operators, sets, strict=True):
         store.append(operator.name, latents)
@@ -277,7 +277,7 @@ def given(sets: Sequence[torch.Tensor], original: torch.Tensor, **options: Any) 
 
 def test_rank_correlation_of_sets_that_are_the_same() -> None:
     original = torch.randn(8, 6).repeat_interleave(2, 0)
-    sets = [original + 0.1 * i * torch.randn(8, 6).repeat_interleave(2, 0) for i in range(1, 9)]
+    sets = [original + 0.3 * torch.randn(8, 6).repeat_interleave(2, 0) for _ in range(12)]
     assert given(sets, original, num_sets=2).rank_correlation == pytest.approx(1)
     # Items of a set are every second one; the halves are something else.
     mixed = [torch.cat([latents[::2], latents[1::2]]) for latents in sets]
@@ -430,7 +430,7 @@ def test_stopped_score_is_that_of_the_latents_that_there_are() -> None:
     row = table[table["stopped_early"]].iloc[0]
     latents = store.get(row["operator"])
     assert len(latents) == row["num_latents"]
-    expected = score("avg+std", store.get("original")[: len(latents)], latents)
+    expected = score("avg+std", store.get(ORIGINAL)[: len(latents)], latents)
     assert row["score"] == expected
 
 
@@ -472,7 +472,7 @@ def test_interrupted_scoring_goes_on_where_it_was(
 def test_file_that_is_cut_short_is_made_anew(tmp_path: Path) -> None:
     subject = ready("light", 8)
     expected = subject.score(store=LatentStore(tmp_path))
-    for name in ("block_mid", "original"):
+    for name in ("block_mid", ORIGINAL):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
     recorder = Recorder(subject)

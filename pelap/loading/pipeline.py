@@ -11,8 +11,8 @@ Plain diffusers loads the first kind and refuses the second. No pickle is read o
 
 import importlib
 import importlib.util
-import shutil
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from torch import nn
 
 from pelap import io
 from pelap.errors import DataError, ModelError
-from pelap.loading.pruned import PLAN, load_plan, load_pruned, save_pruned
+from pelap.loading.pruned import PLAN, keep_plan, load_plan, load_pruned
 from pelap.models.parts import CONFIG, DENOISERS, read_config
 from pelap.pruning.plan import Plan
 from pelap.pruning.surgery import removed_operators
@@ -47,25 +47,35 @@ def pipeline_plan(folder: Path) -> Plan | None:
     Raises:
         PlanError: The plan is damaged.
     """
-    return load_plan(folder / PLAN) if (folder / PLAN).exists() else None
+    # At the top where we wrote it; beside the weights where a loaded pipeline was saved again.
+    places = [folder / PLAN, *(folder / part / PLAN for part in DENOISERS)]
+    return next((load_plan(place) for place in places if place.exists()), None)
 
 
-def save_pipeline(pipe: "DiffusionPipeline", folder: Path, plan: Plan | None = None) -> None:
+def save_pipeline(
+    pipe: "DiffusionPipeline",
+    folder: Path,
+    plan: Plan | None = None,
+    write_more: Callable[[Path], None] = lambda partial: None,
+) -> None:
     """Write a pipeline folder atomically.
 
     Args:
         pipe: What to save.
         folder: Replaced if it exists.
         plan: For a pruned denoiser, how it came from the network that its configuration describes.
+        write_more: Called with the folder while it still has another name.
     """
     part = next(name for name in DENOISERS if name in pipe.components)
     network = getattr(pipe, part)
     assert plan is not None or not removed_operators(network), "a pruned pipeline is saved with its plan"
+    if plan is not None:
+        keep_plan(network, plan)
     with io.atomic_dir(folder) as partial, _no_bars():
         pipe.save_pretrained(partial, safe_serialization=True)
         if plan is not None:
-            shutil.rmtree(partial / part)
-            save_pruned(network, partial / part, plan, partial / PLAN)
+            os.replace(partial / part / PLAN, partial / PLAN)
+        write_more(partial)
 
 
 def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "DiffusionPipeline":
@@ -83,7 +93,11 @@ def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "Di
         with _no_bars():
             networks = _load_networks(folder, parts)
             pipe = DiffusionPipeline.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, **networks
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                variant=_variant(folder),
+                **networks,
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise _unreadable(folder, error) from error
@@ -126,6 +140,13 @@ def _read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and not name.startswith("_")
     }
+    denoiser = next((part for part in DENOISERS if part in parts), None)
+    if denoiser is None:
+        raise ModelError(
+            f"{folder}: has neither a unet nor a transformer; give the folder of a pipeline that denoises"
+        )
+    if not (folder / denoiser).is_dir():
+        raise ModelError(f"{folder}: lacks its folder {denoiser}; fetch or save the whole pipeline")
     if importlib.util.find_spec("transformers") is None:
         for name, (library, kind) in parts.items():
             if library == "transformers":
@@ -171,7 +192,11 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
     """A network whose files hold all its tensors; the libraries themselves fill gaps with random numbers."""
     try:
         network, found = kind.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            variant=_variant(folder),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise _unreadable(folder, error) from error
@@ -186,6 +211,12 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
         )
     whole: nn.Module = network
     return whole
+
+
+def _variant(folder: Path) -> str | None:
+    """``fp16`` where that is all there is, as in many a download; the weights are float32 once loaded."""
+    names = [path.name for path in folder.rglob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
 def _unreadable(folder: Path, error: Exception) -> ModelError:

@@ -5,6 +5,7 @@ it with fresh random weights where something is gone.
 """
 
 from pathlib import Path
+from types import MethodType
 
 from diffusers import ModelMixin
 from torch import nn
@@ -19,17 +20,31 @@ PLAN = "plan.json"
 PRUNED_WEIGHTS = "pruned.safetensors"
 
 
-def save_pruned(network: ModelMixin, folder: Path, plan: Plan, plan_path: Path | None = None) -> None:
+def keep_plan(network: nn.Module, plan: Plan) -> None:
+    """Make `network.save_pretrained` write the pruned form, for those who save a loaded pipeline again.
+
+    diffusers' own would write the dense network's configuration beside the weights that are left.
+    """
+    network.pelap_plan = plan  # type: ignore[assignment]
+    network.save_pretrained = MethodType(_save_pretrained, network)  # type: ignore[assignment]
+
+
+def _save_pretrained(network: ModelMixin, save_directory: str | Path, **_: object) -> None:
+    folder = Path(save_directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_pruned(network, folder, network.pelap_plan)
+
+
+def save_pruned(network: ModelMixin, folder: Path, plan: Plan) -> None:
     """Write a pruned network.
 
     Args:
         network: What `plan` made of the network that its configuration describes.
-        folder: For config.json and the weights.
+        folder: For config.json, the plan and the weights.
         plan: How it came about.
-        plan_path: Where the plan goes; None: into `folder`.
     """
     network.save_config(folder)
-    io.write_json(plan_path or folder / PLAN, plan.to_json())
+    io.write_json(folder / PLAN, plan.to_json())
     io.save_tensors(folder / PRUNED_WEIGHTS, network.state_dict())
 
 
@@ -42,6 +57,7 @@ def load_pruned(kind: type[ModelMixin], folder: Path, plan: Plan) -> nn.Module:
     """
     network: nn.Module = apply_plan(build_part(kind, folder), plan)
     load_weights(network, folder / PRUNED_WEIGHTS)
+    keep_plan(network, plan)
     return network
 
 

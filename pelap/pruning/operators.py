@@ -28,19 +28,26 @@ from pelap.pruning.replace import (
 KINDS: dict[str, str] = {
     "Conv1d": "convolution",
     "Conv2d": "convolution",
+    "ConvTranspose2d": "convolution",
     "Linear": "linear",
     "BatchNorm2d": "normalisation",
     "GroupNorm": "normalisation",
+    "InstanceNorm2d": "normalisation",
     "LayerNorm": "normalisation",
     "RMSNorm": "normalisation",
     "ApproximateGELU": "activation",
+    "ELU": "activation",
     "GEGLU": "activation",
     "GELU": "activation",
+    "Hardswish": "activation",
     "LeakyReLU": "activation",
     "Mish": "activation",
+    "PReLU": "activation",
     "ReLU": "activation",
     "SiLU": "activation",
+    "Softplus": "activation",
     "SwiGLU": "activation",
+    "Tanh": "activation",
     "Attention": "attention",
     "MultiheadAttention": "attention",
     "FeedForward": "feed_forward",
@@ -65,6 +72,7 @@ KEPT = (
     "add_embedding",
     "class_embedding",
     "time_embed",
+    "time_embed_act",
     "time_embedding",
     "time_proj",
 )
@@ -243,7 +251,7 @@ def choose_replacement(
 
 def scale_shift(norm: nn.Module, shape: tuple[int, ...]) -> Replacement:
     """A scale and a shift for each channel of what a normalisation of this shape works on."""
-    channels_first = any(c.__name__.startswith(("Group", "Batch")) for c in type(norm).__mro__)
+    channels_first = any(c.__name__.startswith(("Group", "Batch", "Instance")) for c in type(norm).__mro__)
     return Replacement("scale_shift", shape[1 if channels_first else -1], channels_last=not channels_first)
 
 

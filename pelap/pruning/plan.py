@@ -12,9 +12,10 @@ from torch import nn
 from pelap import io
 from pelap.errors import PlanError
 from pelap.pruning.operators import Operator, is_inside, scale_shift
-from pelap.pruning.replace import Replacement, replacement_from_json
+from pelap.pruning.replace import Replacement, is_replacement, replacement_from_json
 
 FORMAT = 2
+TARGETS = ("time_reduction", "num_params", "num_operators")
 NAMES = ("operator", "kind", "replacement")
 NUMBERS = ("score", "params", "latency_share")
 """Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""
@@ -134,12 +135,25 @@ def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) ->
 
 
 def _completed(wanted: Replacement | None, operator: Operator, module: nn.Module) -> Replacement:
-    if wanted is None or wanted.name == operator.replacement.name:
+    possible = {operator.replacement.name: operator.replacement}
+    if operator.input_shape == operator.output_shape:
+        for name in ("identity", "residual"):
+            possible[name] = dataclasses.replace(operator.replacement, name=name)
+        if operator.kind == "normalisation":
+            possible["scale_shift"] = scale_shift(module, operator.input_shape)
+    for one, other in (("projection", "regroup"), ("regroup", "projection")):
+        if one in operator.replacement.steps:
+            swapped = operator.replacement.name.replace(one, other)
+            possible[swapped] = dataclasses.replace(operator.replacement, name=swapped)
+    if wanted is None:
         return operator.replacement
-    if wanted.name == "scale_shift" and operator.kind == "normalisation":
-        return scale_shift(module, operator.input_shape)
-    # Numbers are this network's where it has any; a plan made for another one may hold others.
-    return Replacement(**(wanted.given() | operator.replacement.given() | {"name": wanted.name}))
+    if wanted.name not in possible and max(wanted.in_channels, wanted.factor) > 1:
+        return wanted  # somebody who gives the numbers knows what fits
+    if wanted.name not in possible:
+        raise PlanError(
+            f"plan: {operator.name}: cannot be replaced by {wanted.name}; use {' or '.join(possible)}"
+        )
+    return possible[wanted.name]
 
 
 def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
@@ -154,26 +168,31 @@ def make_plan(scores: pd.DataFrame, target: str, amount: float) -> Plan:
     Operators whose scoring stopped early are not taken: all that is known of them is that others matter less.
 
     Raises:
-        PlanError: The table is not one of scores, or the target is out of reach.
+        PlanError: The table is not one of scores, or the target is unknown or out of reach.
     """
+    if target not in TARGETS or not amount > 0:
+        raise PlanError(f"prune.{target}: {amount:g}: give a positive amount of {', '.join(TARGETS)}")
     scores = _checked(scores, demand_latency=target == "time_reduction")
     num_stopped = int(scores["stopped_early"].sum())
     scores = scores[~scores["stopped_early"] & np.isfinite(scores["score"])]
     weights = _weights(scores, target)
     chosen: list[str] = []
+    furthest = 0.0
     for name in scores.sort_values(["score", "operator"])["operator"]:
         if any(is_inside(name, other) for other in chosen):
             continue
         chosen = [other for other in chosen if not is_inside(other, name)] + [name]
-        if sum(weights[other] for other in chosen) >= amount:
+        reached = sum(weights[other] for other in chosen)
+        if reached >= amount:
             return _plan(scores, chosen, {target: amount})
-    reached = sum(weights[name] for name in chosen)
+        # A block takes the place of its parts, so the number of operators may fall again.
+        furthest = max(furthest, reached)
     mend = "ask for less"
     if num_stopped:
         mend += f", or score the {num_stopped} that stopped early to the end (score.early_stop: null)"
     raise PlanError(
-        f"prune.{target}: {amount:g} is out of reach, all {len(chosen)} outermost operators together "
-        f"give {reached:.4g}; {mend}"
+        f"prune.{target}: {amount:g} is out of reach, the {len(weights)} operators give at most "
+        f"{furthest:.4g}; {mend}"
     )
 
 
@@ -200,10 +219,11 @@ def check_scores(scores: pd.DataFrame, unet: nn.Module) -> None:
     """Refuse a table of scores that is another network's.
 
     Raises:
-        PlanError: An operator does not exist here, or has another number of parameters.
+        PlanError: It is no table of scores, or an operator does not exist here, or has another number of
+            parameters.
     """
-    modules = dict(unet.named_modules())
-    for name, params in zip(scores.get("operator", []), scores.get("params", []), strict=False):
+    scores, modules = _checked(scores, demand_latency=False), dict(unet.named_modules())
+    for name, params in zip(scores["operator"], scores["params"], strict=True):
         there = sum(p.numel() for p in modules[name].parameters()) if name in modules else None
         if there != params:
             what = "is not there" if there is None else f"has {there} parameters"
@@ -229,18 +249,25 @@ def _checked(scores: pd.DataFrame, demand_latency: bool) -> pd.DataFrame:
     for column in (*NAMES, *NUMBERS):
         if column not in scores:
             raise PlanError(f"scores: no column {column}; make the table again with `pelap score`")
+    # Spreadsheets leave empty rows and blanks.
+    scores = scores.dropna(how="all", subset=[*NAMES])
+    scores = scores.assign(**{name: scores[name].str.strip() for name in NAMES}) if len(scores) else scores
     scores = scores.assign(**{name: scores.get(name, value) for name, value in OPTIONAL.items()})
     columns = [*NUMBERS, "replacement_params"]
+    if scores.empty:
+        raise PlanError("scores: no row; make the table again with `pelap score`")
     numbers = scores[columns].apply(pd.to_numeric, errors="coerce")
     # A score may be infinite: without that operator nothing finite comes out.
     bad = scores["operator"].isna() | scores["operator"].duplicated() | numbers["score"].isna()
     bad |= ~np.isfinite(numbers.drop(columns="score")).all(axis=1)
     bad |= ~scores["stopped_early"].isin([True, False])
-    if bad.any() or scores.empty:
-        where = f"row {int(bad.to_numpy().argmax()) + 1}" if bad.any() else "no row"
+    bad |= ~scores["replacement"].map(is_replacement)
+    if bad.any():
+        where = f"row {int(bad.to_numpy().argmax()) + 1}"
         raise PlanError(
-            f"scores: {where}: every operator needs a name of its own, finite {', '.join(columns)}, and a "
-            "stopped_early that is True or False; make the table again with `pelap score`"
+            f"scores: {where}: every operator needs a name of its own, a replacement, finite "
+            f"{', '.join(columns)}, and a stopped_early that is True or False; make the table again with "
+            "`pelap score`"
         )
     stopped = scores["stopped_early"].astype(bool)
     return scores.assign(**{column: numbers[column] for column in columns}, stopped_early=stopped)

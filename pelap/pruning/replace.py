@@ -90,6 +90,11 @@ def replacement_from_json(value: Mapping[str, Any], where: str) -> Replacement:
     return replacement
 
 
+def is_replacement(name: object) -> bool:
+    """Whether this is the name of a replacement."""
+    return isinstance(name, str) and all(step in STEPS for step in name.split("+"))
+
+
 class StandIn(nn.Module):
     """Stands where an operator was and takes whatever the operator took; it looks at the first tensor."""
 

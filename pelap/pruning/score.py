@@ -26,8 +26,8 @@ Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Noise (B, ...) and the items that its rows are, to latents of the same shape, through the denoiser under
 examination. A row of the result depends on its noise and its item alone."""
 
-ORIGINAL = "original"
-"""Name of the untouched model's latents in a store; no submodule may bear it at the top."""
+ORIGINAL = ".original"
+"""Name of the untouched model's latents in a store, which no submodule can have."""
 
 RUNGS = (8, 4, 2, 1)
 """With early stop, operators are compared after 1/8, 1/4 and 1/2 of the latents."""
@@ -60,7 +60,8 @@ class Scores:
     original: torch.Tensor
     """Latents of the untouched model (N, ...) on the CPU."""
     rank_correlation: float | None
-    """Spearman's, of the scores from one set with those from another, the mean over pairs of sets."""
+    """Spearman's, of the scores from one set with those from another, the mean over pairs of sets, of the
+    operators that were scored to the end."""
     num_rows: int
     """Rows of noise that were denoised for the operators, N an operator without early stop."""
 
@@ -82,7 +83,7 @@ def score_operators(
     repeats the same noise for every slice.
 
     Args:
-        unet: The denoiser that `denoise` uses, in evaluation mode.
+        unet: The denoiser that `denoise` uses, in evaluation mode. Its convolutions are channels-last after.
         denoise: The whole denoising process.
         operators: From `find_operators`.
         stand_ins: From `make_stand_ins`.
@@ -286,9 +287,11 @@ def _row(
 
 
 def _rank_correlation(by_set: Sequence[Sequence[float]]) -> float | None:
-    """Mean Spearman correlation between the sets' scores; None for one set or fewer than 3 operators."""
+    """Mean Spearman correlation between the sets' scores; None where there is none."""
     if len(by_set) < 3 or len(by_set[0]) < 2:
         return None
     columns = list(zip(*by_set, strict=True))
+    if any(len(set(column)) < 2 for column in columns):
+        return None  # without differences there is no order
     pairs = [float(spearmanr(first, second).statistic) for first, second in combinations(columns, 2)]
     return sum(pairs) / len(pairs)

@@ -8,9 +8,11 @@ from torch import nn
 
 from pelap.errors import PlanError
 from pelap.pruning.operators import keep_inputs, put
-from pelap.pruning.plan import Plan, check_disjoint, demand_network
+from pelap.pruning.plan import Plan, Removal, check_disjoint, demand_network
 from pelap.pruning.replace import Replacement, StandIn, build_stand_in
 
+GIVE_TUPLES = ("MultiheadAttention", "Transformer2DModel")
+"""Classes of operators whose callers take a part of what they give."""
 UNSPECIFIED = Replacement("residual")
 """The residual path where there is one, else nothing: for a plan of bare names."""
 
@@ -28,12 +30,13 @@ def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | Non
 
     Raises:
         PlanError: The plan is for another network, an operator does not exist, is listed twice or inside
-            another, or its replacement lacks a number.
+            another, or its replacement lacks a number or is needed and not given.
     """
     check_disjoint([removal.operator for removal in plan.operators])
     demand_network(plan, unet)
     for removal in plan.operators:
         demand_operator(unet, removal.operator)
+        _demand_specified(unet, removal, stand_ins or {})
     pruned = copy.deepcopy(unet)
     keep_inputs(pruned)
     for removal in plan.operators:
@@ -60,6 +63,13 @@ def demand_operator(unet: nn.Module, name: str) -> None:
             f"plan: {type(unet).__name__} has no operator {name!r}; the plan belongs to another model, or "
             "correct this entry"
         ) from None
+
+
+def _demand_specified(unet: nn.Module, removal: Removal, stand_ins: Mapping[str, StandIn]) -> None:
+    """Refuse a bare name where the operator gives a tuple: a tensor in its place would be taken apart."""
+    kind = type(unet.get_submodule(removal.operator)).__name__
+    if kind in GIVE_TUPLES and removal.replacement is None and removal.operator not in stand_ins:
+        raise PlanError(f"plan: {removal.operator}: a {kind} needs its replacement; use complete_plan first")
 
 
 def removed_operators(unet: nn.Module) -> list[str]:

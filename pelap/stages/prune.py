@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from pelap import io
-from pelap.errors import ConfigError, PlanError
-from pelap.loading import load_model, load_plan, save_model, save_pipeline
+from pelap.errors import ConfigError, ModelError, PlanError
+from pelap.loading import load_model, load_plan, pipeline_plan, save_model, save_pipeline
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_latency, measure_module_latencies
 from pelap.params import Params, PruneParams, ScoreParams
-from pelap.pruning.operators import is_inside
+from pelap.pruning.operators import MISFITS, is_inside
 from pelap.pruning.plan import Plan, check_scores, complete_plan, make_plan, plan_of
 from pelap.pruning.surgery import apply_plan
 from pelap.report.changes import listing
 from pelap.stages.context import Context
 from pelap.stages.piped import open_pipeline
+from pelap.stages.protocol import protocol_beside
 from pelap.stages.score import find, fit
 from pelap.stages.subject import Subject, model_subject, pipeline_subject
 
@@ -50,12 +51,11 @@ def run(context: Context, plan_file: Path | None = None) -> None:
     """
     paths = context.paths
     with io.exclusive(paths.prune):
-        protocol = io.read_mapping(paths.score_protocol, ("seed", *ScoreParams.model_fields))
-        params = ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields})
+        params, seed = _scored_with(paths.score_protocol)
         dense = load_model(paths.train(params.variant).model, context.device)
-        subject = model_subject(dense, params.sampler, protocol["seed"])
+        subject = model_subject(dense, params.sampler, seed, params.num_seeds)
         scores = io.read_csv(paths.scores)
-        pruned = _prune(subject, scores, params, protocol["seed"], context.params.prune, plan_file)
+        pruned = _prune(subject, scores, params, seed, context.params.prune, plan_file)
         with io.atomic_dir(paths.prune) as partial:
             io.write_json(partial / paths.plan.name, pruned.plan.to_json())
             model = dense.with_unet(pruned.network, "pruned", dense.info.ema_decay)
@@ -77,7 +77,7 @@ def prune_pipeline(
     """Write a pipeline folder whose denoiser is cut, with the plan and the listing at its top.
 
     Args:
-        params: The sections `seed`, `score` and `prune` are read.
+        params: The section `prune` is read; `seed` and `score` where the scores have no protocol beside them.
         folder: The pipeline.
         scores_file: Its scores, from `score_pipeline`.
         out: A new folder.
@@ -88,21 +88,35 @@ def prune_pipeline(
     Raises:
         ConfigError: `out` holds something.
         PlanError: The scores or the plan are another model's, or the target is out of reach.
-        ModelError: The pipeline cannot be used.
+        ModelError: The pipeline cannot be used, or is pruned already.
     """
+    if pipeline_plan(folder) is not None:
+        raise ModelError(
+            f"{folder}: is pruned already; prune the dense pipeline with one plan that has all operators"
+        )
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
     with io.exclusive(out):
-        pipeline = open_pipeline(folder, params.score.sampler.steps, device, prompts)
-        subject = pipeline_subject(pipeline, folder.name, params.seed)
-        scores = io.read_csv(scores_file)
-        pruned = _prune(subject, scores, params.score, params.seed, params.prune, plan_file)
+        scores, protocol = io.read_csv(scores_file), protocol_beside(scores_file)
+        score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
+        pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
+        subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
+        pruned = _prune(subject, scores, score, seed, params.prune, plan_file)
         pipeline.denoiser = pruned.network
-        save_pipeline(pipeline.pipe, out, pruned.plan)
-        io.write_csv(out / CHANGES, pruned.changes)
-        io.write_json(out / RESULT, pruned.result)
+
+        def write_more(partial: Path) -> None:
+            io.write_csv(partial / CHANGES, pruned.changes)
+            io.write_json(partial / RESULT, pruned.result)
+
+        save_pipeline(pipeline.pipe, out, pruned.plan, write_more)
     _show(pruned)
     print(f"pruned pipeline in {out}")
+
+
+def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
+    """The parameters and the seed of a scoring: fits and times are to be the same."""
+    protocol = io.read_mapping(protocol_file, ("seed", *ScoreParams.model_fields))
+    return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
 
 
 def _prune(
@@ -121,7 +135,10 @@ def _prune(
         for removal in plan.operators
         if removal.replacement is not None
     ]
-    network = apply_plan(subject.network, plan, fit(subject, chosen, params, seed)).eval()
+    stand_ins = fit(subject, chosen, params, seed)
+    network = apply_plan(subject.network, plan, stand_ins).eval()
+    # A person may have chosen other replacements than those that were scored.
+    plan = dataclasses.replace(plan, num_params=count_params(subject.network) - count_params(network))
     _demand_runs(subject, network)
     changes = _changes(subject, network, plan, scores, params)
     return Pruned(network, plan, changes, _result(subject, network, plan, params))
@@ -139,10 +156,10 @@ def _demand_runs(subject: Subject, network: nn.Module) -> None:
     """Raise a `PlanError` where removals that are possible one by one do not go together."""
     try:
         subject.forward(2, network)()
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except MISFITS as error:
         raise PlanError(
-            f"plan: the network does not run without these operators together ({io.one_line(error)}); drop "
-            "the entries that it names"
+            f"plan: the network does not run with these replacements ({io.one_line(error)}); drop entries, "
+            "one by one, to find which"
         ) from None
 
 
@@ -206,7 +223,7 @@ def _show(pruned: Pruned) -> None:
     print(*listing(pruned.changes), sep="\n")
     print(
         f"{len(pruned.plan.operators)} operators replaced; denoiser parameters "
-        f"{result['params_before']:,} -> {result['params_after']:,}; time saved "
+        f"{result['params_before']:,} -> {result['params_after']:,};\ntime saved "
         f"{pruned.plan.time_reduction:.1%} by the scores, {result['measured_time_reduction']:.1%} measured "
         f"at batch {result['latency_batch_size']}"
     )

@@ -29,6 +29,9 @@ from pelap.training.checkpoint import drop_checkpoint, weights_digest
 TRACE_ROWS = 3
 """Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
 
+SHAPING = ("num_latents", "num_seeds", "norm", "start")
+"""Parameters of a score that its latents depend on, beside those in the subject's protocol."""
+
 NUM_SHOWN = 4
 """Operators that the terminal lists from either end."""
 NAME_WIDTH = 30
@@ -44,7 +47,7 @@ def run(context: Context, save_latents: Path | None = None) -> None:
     params, paths, seed = context.params.score, context.paths, context.params.seed
     with io.exclusive(paths.score):
         model = load_model(paths.train(params.variant).model, context.device)
-        subject = model_subject(model, params.sampler, seed)
+        subject = model_subject(model, params.sampler, seed, params.num_seeds)
         resume = paths.checkpoint("score", _key(subject, params, seed))
         table, scores = _score(subject, params, seed, resume)
         with io.atomic_dir(paths.score) as partial:
@@ -80,9 +83,8 @@ def score_pipeline(
     """
     score, seed = params.score, params.seed
     with io.exclusive(out):
-        subject = pipeline_subject(
-            open_pipeline(folder, score.sampler.steps, device, prompts), folder.name, seed
-        )
+        pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
+        subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
         resume = out.with_name(f".{out.name}.resume-{_key(subject, score, seed)}")
         table, scores = _score(subject, score, seed, resume)
         io.write_csv(out, table)
@@ -151,8 +153,9 @@ def _costs(
 
 
 def _key(subject: Subject, params: ScoreParams, seed: int) -> str:
-    """Name of the state of an interrupted scoring: another model or other parameters start anew."""
-    return io.digest([weights_digest(subject.network), subject.protocol, params.model_dump(), seed])
+    """Name of the state of an interrupted scoring: what gives other latents starts anew."""
+    weights = [weights_digest(network) for network in subject.networks]
+    return io.digest([weights, subject.protocol, seed, *(getattr(params, name) for name in SHAPING)])
 
 
 def _protocol(subject: Subject, params: ScoreParams, seed: int, scores: Scores) -> dict[str, object]:
@@ -187,7 +190,8 @@ def _finish(
         }
         texts = {name: str(value) for name, value in about.items()}
         io.save_tensors(save_latents, {"noise": start.cpu(), "original": scores.original}, texts)
-    drop_checkpoint(resume)
+    for state in resume.parent.glob(f"{resume.name.rpartition('-')[0]}-*"):
+        drop_checkpoint(state)  # those of other parameters too, which nobody will ask for again
 
 
 def _show(table: pd.DataFrame, scores: Scores) -> None:
@@ -199,4 +203,5 @@ def _show(table: pd.DataFrame, scores: Scores) -> None:
     if table["stopped_early"].any():
         print(f"{table['stopped_early'].sum()} stopped early: {scores.num_rows} rows of noise were denoised")
     if scores.rank_correlation is not None:
-        print(f"rank correlation of the scores of one seed with another's: {scores.rank_correlation:.3f}")
+        among = f" ({(~table['stopped_early']).sum()} operators)" if table["stopped_early"].any() else ""
+        print(f"rank correlation of one seed's scores with another's: {scores.rank_correlation:.3f}{among}")

@@ -28,6 +28,8 @@ class Subject:
     device: torch.device
     denoise: Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
     """Noise (B, *latent_shape) and the items that its rows are, to latents, through `network`."""
+    networks: tuple[nn.Module, ...]
+    """All that its latents depend on."""
     protocol: dict[str, Any]
     """What its latents are made with."""
     spacing: str
@@ -61,11 +63,11 @@ class Subject:
         return torch.cat(rows).to(self.device)
 
 
-def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int) -> Subject:
-    """A model of this project; `seed` names the noise of a stochastic sampler's steps."""
+def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int, num_seeds: int = 1) -> Subject:
+    """A model of this project; the seeds name the noise of a stochastic sampler's steps, as in `noise`."""
 
     def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
-        streams = [generator(seed, "score-step", i) for i in items]
+        streams = [generator(seed + i % num_seeds, "score-step", i // num_seeds) for i in items]
         return denoise(model, sampler, start, streams)
 
     return Subject(
@@ -74,19 +76,29 @@ def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int) -> 
         latent_shape=model.latent_shape,
         device=next(model.unet.parameters()).device,
         denoise=to_latents,
+        networks=(model,),
         protocol={"dataset": model.info.dataset, "sampler": sampler.model_dump()},
         spacing=SPACING,
     )
 
 
-def pipeline_subject(pipeline: LatentPipeline, name: str, seed: int) -> Subject:
-    """A stranger's pipeline, with its own scheduler and settings."""
+def pipeline_subject(pipeline: LatentPipeline, name: str, seed: int, num_seeds: int = 1) -> Subject:
+    """A stranger's pipeline, with its own scheduler and settings.
+
+    Every seed goes through the prompts from the first, so that seeds can be compared.
+    """
+
+    def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
+        seeds = [seed + i % num_seeds for i in items]
+        return pipeline.denoise(start, [i // num_seeds for i in items], seeds)
+
     return Subject(
         name=name,
         network=pipeline.denoiser,
         latent_shape=pipeline.latent_shape,
         device=pipeline.device,
-        denoise=lambda start, items: pipeline.denoise(start, items, seed),
+        denoise=to_latents,
+        networks=tuple(part for part in pipeline.pipe.components.values() if isinstance(part, nn.Module)),
         protocol=(protocol := pipeline.describe()),
         spacing=str(protocol["timestep_spacing"]),
     )
