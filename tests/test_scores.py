@@ -11,18 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny_model
 from tiny_networks import CASES, Case, awake, light, plain
 from torch import nn
 
+from pelap.device import full_precision
 from pelap.errors import ModelError
+from pelap.params import SamplerParams
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.latents import LatentStore
-from pelap.pruning.operators import Operator
+from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import Plan, Removal
 from pelap.pruning.replace import Replacement, ScaleShift, StandIn
 from pelap.pruning.score import ORIGINAL, Denoise, Scores, Scoring, score_operators
 from pelap.pruning.statistic import Bootstrap, Formula, distances, score
 from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.stages.subject import model_subject
 
 FORMULAS: tuple[Formula, ...] = ("avg+std", "avg", "std", "avg*std")
 
@@ -588,3 +592,24 @@ def test_fitted_stand_ins_score_no_worse_than_random_ones() -> None:
         stand_ins = make_stand_ins(case.network, operators, case.run(), start)
         medians[start] = Ready(case, operators, stand_ins, case.noise(8)).score().table["score"].median()
     assert medians["fitted"] < medians["random"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@torch.no_grad()
+def test_scores_on_a_gpu_are_those_of_its_plain_loop() -> None:
+    model = tiny_model().to("cuda")
+    dense, subject = model.unet, model_subject(model, SamplerParams(kind="ddim", steps=4), 0)
+    operators, noise = find_operators(dense, subject.forward(3)), subject.noise(6, 2, 0)
+    stand_ins = make_stand_ins(dense, operators, lambda: subject.denoise(noise, range(6)))
+    with full_precision():
+        scoring = Scoring(rows_per_batch=len(operators) * 6)
+        scores = score_operators(dense, subject.denoise, operators, stand_ins, noise, scoring)
+        tolerance = 1e-5 * float(scores.original.std()) * scores.original[0].numel() ** 0.5
+        table = scores.table.set_index("operator")
+        for operator in operators:
+            plan = Plan((Removal(operator.name, operator.kind, operator.replacement),))
+            model.unet = apply_plan(dense, plan, stand_ins)
+            avg_dist, std_dist = distances(scores.original, subject.denoise(noise, range(6)).cpu())
+            assert table.loc[operator.name, "avg_dist"] == pytest.approx(avg_dist, abs=tolerance)
+            assert table.loc[operator.name, "std_dist"] == pytest.approx(std_dist, abs=tolerance)
