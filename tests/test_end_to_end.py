@@ -92,8 +92,10 @@ def test_every_file_that_others_rely_on_is_there(project: Path) -> None:
         assert set(metrics[model]) >= METRICS
         assert metrics[model]["fd_effnet_lite0"] > 0
     scores = io.read_csv(run.scores)
-    columns = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs"]
-    assert list(scores.columns) == [*columns, "latency_ms", "latency_share"]
+    columns = {"operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs"}
+    assert set(scores.columns) >= columns | {"latency_ms", "latency_share", "score_low", "score_high"}
+    changes = io.read_csv(run.changes)
+    assert set(changes["operator"][1:]) == set(scores["operator"])
     assert scores["score"].is_monotonic_increasing
     unet = load_model(run.train("invariant").model).unet
     assert set(scores["operator"]) <= {name for name, _ in unet.named_modules()}
