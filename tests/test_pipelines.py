@@ -41,9 +41,10 @@ from tiny_pipelines import (
 )
 from torch import nn
 
-from pelap import io, pipelines
+from pelap import io
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.pipelines import LatentPipeline, read_prompts
+from pelap.pipelines.text import stack
 from pelap.seeding import generator
 
 STEPS = 4
@@ -498,7 +499,7 @@ def test_a_failed_trial_leaves_no_hook() -> None:
 
 def test_encodings_of_unlike_lengths_are_refused() -> None:
     with pytest.raises(ModelError, match="different lengths"):
-        pipelines._stack([(torch.zeros(1, 3, 2), None), (torch.zeros(1, 4, 2), None)])
+        stack([(torch.zeros(1, 3, 2), None), (torch.zeros(1, 4, 2), None)])
 
 
 def test_a_stepping_scheduler_is_demanded() -> None:

@@ -100,6 +100,13 @@ def test_parameters_of_replacements_are_not_saved() -> None:
         make_plan(scores, "num_params", 431)
 
 
+def test_time_of_replacements_is_not_saved() -> None:
+    scores = SCORES.assign(replacement_share=[0, 0.06, 0.05, 0, 0])
+    plan = make_plan(scores, "time_reduction", 0.29)
+    assert [removal.operator for removal in plan.operators] == ["b", "a"]  # 0.04 + 0.25
+    assert plan.time_reduction == pytest.approx(0.29)
+
+
 def test_operators_that_stopped_early_are_never_taken() -> None:
     scores = SCORES.assign(stopped_early=[False, True, False, True, False])
     assert chosen(scores, "num_operators", 2) == ["a", "c"]

@@ -122,6 +122,13 @@ def test_protocol_says_what_the_scores_come_from(case: Case) -> None:
     assert protocol["num_rows"] == NUM_LATENTS * len(io.read_csv(case.scores))
 
 
+def test_replacements_that_compute_take_time(case: Case) -> None:
+    table = io.read_csv(case.scores).set_index("operator")
+    assert (table.loc[table["replacement"] == "identity", "replacement_share"] == 0).all()
+    assert (table.loc[table["replacement_params"] > 0, "replacement_share"] > 0).all()
+    assert list(table.columns[:3]) == ["kind", "replacement", "avg_dist"]
+
+
 def test_nothing_of_the_resume_state_is_left(case: Case) -> None:
     assert not [path for path in case.root.iterdir() if "resume" in path.name]
 
@@ -169,7 +176,9 @@ def ddim(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def without_times(table: pd.DataFrame) -> pd.DataFrame:
-    return table.drop(columns=["latency_ms", "latency_share"]).sort_values("operator", ignore_index=True)
+    return table.drop(columns=["latency_ms", "latency_share", "replacement_share"]).sort_values(
+        "operator", ignore_index=True
+    )
 
 
 def test_an_interrupted_scoring_goes_on_where_it_was(ddim: Case, monkeypatch: pytest.MonkeyPatch) -> None:

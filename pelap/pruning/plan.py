@@ -19,7 +19,7 @@ TARGETS = ("time_reduction", "num_params", "num_operators")
 NAMES = ("operator", "kind", "replacement")
 NUMBERS = ("score", "params", "latency_share")
 """Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""
-OPTIONAL: dict[str, Any] = {"replacement_params": 0, "stopped_early": False}
+OPTIONAL: dict[str, Any] = {"replacement_params": 0, "replacement_share": 0.0, "stopped_early": False}
 """Further columns, and what they are taken for where they are missing."""
 
 
@@ -46,7 +46,8 @@ class Plan:
     target: dict[str, float] = field(default_factory=dict)
     """What was asked for, as one entry."""
     time_reduction: float = 0.0
-    """Share of the UNet's time that the removed operators took when they were scored."""
+    """Share of the UNet's time that the removed operators took when they were scored, less that of the
+    replacements."""
     num_params: int = 0
     """Parameters removed, less those of the replacements."""
     network: str = ""
@@ -212,7 +213,8 @@ def plan_of(scores: pd.DataFrame, plan: Plan) -> Plan:
     check_disjoint(names)
     rows = scores.set_index("operator").loc[names]
     saved = int((rows["params"] - rows["replacement_params"]).sum())
-    return dataclasses.replace(plan, time_reduction=float(rows["latency_share"].sum()), num_params=saved)
+    time_reduction = float((rows["latency_share"] - rows["replacement_share"]).sum())
+    return dataclasses.replace(plan, time_reduction=time_reduction, num_params=saved)
 
 
 def check_scores(scores: pd.DataFrame, unet: nn.Module) -> None:
@@ -253,7 +255,7 @@ def _checked(scores: pd.DataFrame, demand_latency: bool) -> pd.DataFrame:
     scores = scores.dropna(how="all", subset=[*NAMES])
     scores = scores.assign(**{name: scores[name].str.strip() for name in NAMES}) if len(scores) else scores
     scores = scores.assign(**{name: scores.get(name, value) for name, value in OPTIONAL.items()})
-    columns = [*NUMBERS, "replacement_params"]
+    columns = [*NUMBERS, "replacement_params", "replacement_share"]
     if scores.empty:
         raise PlanError("scores: no row; make the table again with `pelap score`")
     numbers = scores[columns].apply(pd.to_numeric, errors="coerce")
@@ -276,7 +278,7 @@ def _checked(scores: pd.DataFrame, demand_latency: bool) -> pd.DataFrame:
 def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:
     """What each operator contributes to the target."""
     column = {
-        "time_reduction": scores["latency_share"],
+        "time_reduction": scores["latency_share"] - scores["replacement_share"],
         "num_params": scores["params"] - scores["replacement_params"],
         "num_operators": pd.Series(1, index=scores.index),
     }[target]

@@ -139,12 +139,12 @@ def _check_denoise(denoise: Denoise, noise: torch.Tensor) -> None:
     if change > 1e-4 * scale:
         raise ModelError(
             f"score: the same noise gives other latents the next time (by {change:.2g}, their standard "
-            f"deviation is {scale:.2g}); switch dropout off with eval(), and draw the noise of steps by item"
+            f"deviation is {scale:.2g}); put it into evaluation mode, and draw the noise of steps by item"
         )
     if mixing > 1e-2 * scale:
         raise ModelError(
             f"score: a latent depends on the others of its batch (by {mixing:.2g}, their standard deviation "
-            f"is {scale:.2g}); use norms that do not look across the batch, or eval()"
+            f"is {scale:.2g}); put the model into evaluation mode, or use norms that do not look across it"
         )
 
 

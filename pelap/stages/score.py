@@ -1,21 +1,24 @@
 """score: LD-Pruner's score of every operator of one denoiser, with its cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from pelap import io
 from pelap.device import full_precision
 from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params
-from pelap.measure.latency import measure_module_latencies
+from pelap.measure.latency import measure_latency, measure_module_latencies
 from pelap.params import Params, ScoreParams
 from pelap.progress import progress
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.latents import LatentStore
-from pelap.pruning.operators import Operator, find_operators
+from pelap.pruning.operators import Operator, find_operators, hooked
 from pelap.pruning.plan import fingerprint
 from pelap.pruning.replace import StandIn
 from pelap.pruning.score import Scores, Scoring, score_operators
@@ -31,6 +34,9 @@ TRACE_ROWS = 3
 
 SHAPING = ("num_latents", "num_seeds", "norm", "start")
 """Parameters of a score that its latents depend on, beside those in the subject's protocol."""
+
+FIRST = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs", "latency_ms"]
+"""Columns of the table that come first: what an operator is, matters and costs."""
 
 NUM_SHOWN = 4
 """Operators that the terminal lists from either end."""
@@ -129,7 +135,8 @@ def _score(subject: Subject, params: ScoreParams, seed: int, resume: Path) -> tu
         scores = score_operators(
             subject.network, subject.denoise, operators, stand_ins, start, scoring, store, report
         )
-    return scores.table.merge(_costs(subject, operators, stand_ins, params)), scores
+    table = scores.table.merge(_costs(subject, operators, stand_ins, params))
+    return table[[*FIRST, *(column for column in table if column not in FIRST)]], scores
 
 
 def _costs(
@@ -140,6 +147,7 @@ def _costs(
     forward = subject.forward(params.latency_batch_size)
     macs = count_macs(network, forward)
     latencies = measure_module_latencies(network, forward, names, subject.device, params.latency_repeats)
+    instead = _replacement_ms(subject, forward, stand_ins, params.latency_repeats)
     return pd.DataFrame(
         {
             "operator": names,
@@ -148,8 +156,34 @@ def _costs(
             "macs": [macs.get(name, 0) for name in names],
             "latency_ms": [latencies[name] for name in names],
             "latency_share": [latencies[name] / latencies[""] for name in names],
+            "replacement_share": [instead[name] / latencies[""] for name in names],
         }
     )
+
+
+def _replacement_ms(
+    subject: Subject, forward: Callable[[], object], stand_ins: dict[str, StandIn], repeats: int
+) -> dict[str, float]:
+    """Milliseconds of each replacement on what its operator is given in a pass; 0 where it does nothing.
+
+    By itself, not in the network: a block and its parts cannot be replaced at once.
+    """
+    working = {name: stand_in for name, stand_in in stand_ins.items() if stand_in.steps}
+    calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in working}
+
+    def keep(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls[name].append((args, kwargs))
+
+    with hooked({name: subject.network.get_submodule(name) for name in working}, keep):
+        forward()
+
+    def run(name: str) -> None:
+        with torch.no_grad():
+            for args, kwargs in calls[name]:
+                working[name](*args, **kwargs)
+
+    times = measure_latency({name: partial(run, name) for name in working}, subject.device, repeats)
+    return dict.fromkeys(stand_ins, 0.0) | {name: time.median_ms for name, time in times.items()}
 
 
 def _key(subject: Subject, params: ScoreParams, seed: int) -> str:

@@ -14,17 +14,25 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from diffusers import UNet2DModel
 from torch import nn
 
 from pelap.data.dataset import to_uint8
-from pelap.errors import ConfigError, DataError, ModelError
+from pelap.errors import ConfigError
 from pelap.io import digest, one_line
-from pelap.models.parts import DENOISERS
+from pelap.pipelines.support import (
+    SUPPORTED,
+    check_scheduler,
+    config_of,
+    default_of,
+    denoiser_of,
+    kind_of,
+    latent_shape_of,
+    refuse,
+)
+from pelap.pipelines.text import stack
 from pelap.seeding import generator
 
 if TYPE_CHECKING:
@@ -33,16 +41,6 @@ if TYPE_CHECKING:
 STEP_NOISE = "step"
 """The stream of the noise that stochastic schedulers add in their steps."""
 
-MORE_THAN_NOISE = frozenset({"image", "mask_image", "control_image", "video", "num_frames", "pag_scale"})
-"""Arguments of a call that say that it does not begin from noise, makes no single picture, or changes
-the denoiser while it runs."""
-
-SUPPORTED = (
-    "unconditional ones with a UNet2DModel (DDPMPipeline, DDIMPipeline, LDMPipeline), text-to-image ones "
-    "whose call takes latents (StableDiffusionPipeline, -XL and -3), and DiTPipeline"
-)
-
-Kind = Literal["unconditional", "text", "class"]
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """What the scheduler's step wants, from scaled latents (B, C, H, W) and one time step ()."""
 
@@ -72,11 +70,11 @@ class LatentPipeline:
         self.pipe = pipe
         self.num_steps = num_steps
         self.prompts = tuple(prompts or ())
-        self.part = _denoiser_of(pipe)
-        self.latent_shape = _latent_shape(pipe, self.denoiser)
-        self._kind = _kind_of(pipe, self.denoiser)
+        self.part = denoiser_of(pipe)
+        self.latent_shape = latent_shape_of(pipe, self.denoiser)
+        self._kind = kind_of(pipe, self.denoiser)
         self._check_prompts()
-        _check_scheduler(pipe, self._kind, num_steps)
+        check_scheduler(pipe, self._kind, num_steps)
         self._encodings: dict[tuple[str, str], Any] = {}
         pipe.set_progress_bar_config(disable=True)
         for component in pipe.components.values():
@@ -150,7 +148,7 @@ class LatentPipeline:
             "timestep_spacing": config.get("timestep_spacing"),
             "first_timestep": self._timesteps[0],
             "last_timestep": self._timesteps[-1],
-            "guidance_scale": _default(self.pipe, "guidance_scale"),
+            "guidance_scale": default_of(self.pipe, "guidance_scale"),
             "num_prompts": len(self.prompts),
             "prompts_digest": digest(self.prompts) if self.prompts else None,
         }
@@ -194,7 +192,7 @@ class LatentPipeline:
     def _step_options(self, generators: list[torch.Generator]) -> dict[str, Any]:
         """What this scheduler's step takes beyond the prediction; eta as the pipeline's call has it."""
         known = inspect.signature(self.pipe.scheduler.step).parameters
-        options = {"generator": generators, "eta": _default(self.pipe, "eta")}
+        options = {"generator": generators, "eta": default_of(self.pipe, "eta")}
         return {name: value for name, value in options.items() if name in known and value is not None}
 
     def _predict(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -203,10 +201,10 @@ class LatentPipeline:
 
     def _predict_classes(self, indices: Sequence[int]) -> Predict:
         """Prediction for each item's class label, with classifier-free guidance."""
-        num_classes: int = _config(self.denoiser).num_embeds_ada_norm
+        num_classes: int = config_of(self.denoiser).num_embeds_ada_norm
         labels = torch.tensor([i % num_classes for i in indices], device=self.device)
         with_null = torch.cat([labels, torch.full_like(labels, num_classes)])
-        scale = _default(self.pipe, "guidance_scale")
+        scale = default_of(self.pipe, "guidance_scale")
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             twice, times = torch.cat([latents, latents]), t.expand(len(with_null))
@@ -253,7 +251,7 @@ class LatentPipeline:
                 if (prompt, way) not in self._encodings:
                     self._encodings[prompt, way] = encode(prompt=[prompt], **call.arguments)
                 rows.append(self._encodings[prompt, way])
-            return _stack(rows)
+            return stack(rows)
 
         self.pipe.encode_prompt = encode_once
         try:
@@ -270,102 +268,6 @@ class _ReachedError(Exception):
         self.rows = rows
 
 
-def _denoiser_of(pipe: "DiffusionPipeline") -> str:
-    for part in DENOISERS:
-        if isinstance(getattr(pipe, part, None), nn.Module):
-            return part
-    return refuse(pipe, "has neither a unet nor a transformer", f"supported are {SUPPORTED}")
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts from a UTF-8 file, one a line; blank lines do not count.
-
-    Raises:
-        DataError: It is missing, unreadable, no text, or holds no prompt.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file of prompts; correct the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}); give one prompt a line") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of prompts") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise DataError(f"{path}: holds no prompt; give one a line")
-    return prompts
-
-
-def refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
-    """Say what is wrong with a pipeline, with its folder where it came from one."""
-    folder = pipe.config.get("_name_or_path")
-    where = f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
-    raise ModelError(f"{where}: {problem}; {remedy}") from cause
-
-
-def _latent_shape(pipe: "DiffusionPipeline", denoiser: nn.Module) -> tuple[int, ...]:
-    """(C, H, W) of what the denoiser takes and predicts the noise of."""
-    config = _config(denoiser)
-    channels, size = config.get("in_channels"), config.get("sample_size")
-    if channels is None or size is None:
-        refuse(
-            pipe,
-            f"its {type(denoiser).__name__} has no in_channels and sample_size",
-            "set them in its config.json, in latent pixels",
-        )
-    # Twice as many: it predicts a variance as well.
-    if (config.get("out_channels") or channels) not in (channels, 2 * channels):
-        refuse(
-            pipe,
-            f"its {type(denoiser).__name__} takes {channels} channels and gives {config.out_channels}, "
-            "as for inpainting: its input is not noise alone",
-            f"supported are {SUPPORTED}",
-        )
-    return (channels, size, size) if isinstance(size, int) else (channels, *size)
-
-
-def _kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    demanded = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
-    demanded -= {"self", "kwargs", "args"}
-    known = set(parameters)
-    if not known & MORE_THAN_NOISE:
-        if {"prompt", "latents", "output_type"} <= known and hasattr(pipe, "encode_prompt"):
-            return "text"
-        if demanded == {"class_labels"} and "num_embeds_ada_norm" in _config(denoiser):
-            return "class"
-        plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
-        if plain and not demanded and "prompt" not in known:
-            return "unconditional"
-    return refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
-
-
-def _check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> None:
-    scheduler = pipe.scheduler
-    name = type(scheduler).__name__
-    if hasattr(scheduler, "noise_sampler"):
-        remedy = "save the pipeline with another, for example EulerAncestralDiscreteScheduler"
-        refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
-    needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
-    if kind != "text" and not all(hasattr(scheduler, method) for method in needed):
-        refuse(pipe, f"has {name}, which has no usual step", "save the pipeline with a DDIMScheduler")
-    most = scheduler.config.get("num_train_timesteps", math.inf)
-    if not 1 <= num_steps <= most:
-        raise ConfigError(f"steps: {num_steps} is not in 1..{most} of the pipeline's {name}; use e.g. 50")
-
-
-def _config(network: nn.Module) -> Any:
-    """The mapping by which diffusers made a network."""
-    return network.config
-
-
-def _default(pipe: "DiffusionPipeline", name: str) -> Any:
-    """Default of an argument of the pipeline's call; None: it has no such argument."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    return None if parameter is None else parameter.default
-
-
 def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
     """Latents (B, C, h, w) as the decoder with this configuration wants them."""
     scaled = latents / float(config.get("scaling_factor", 1.0))
@@ -373,18 +275,6 @@ def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
     if mean is not None and std is not None:
         return scaled * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
     return scaled + float(config.get("shift_factor") or 0.0)
-
-
-def _stack(encodings: list[Any]) -> Any:
-    """Encodings of single prompts as one of them all: tensors, None, or sequences of these."""
-    first = encodings[0]
-    if first is None:
-        return None
-    if not isinstance(first, torch.Tensor):
-        return tuple(_stack(list(column)) for column in zip(*encodings, strict=True))
-    if any(tensor.shape != first.shape for tensor in encodings):
-        raise ModelError("the text encoder gives prompts different lengths; use prompts of the same length")
-    return torch.cat(encodings)
 
 
 def _plain(value: Any) -> Any:

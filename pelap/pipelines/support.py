@@ -1,0 +1,109 @@
+"""Which pipelines can be used, and what is read off one: its kind, its denoiser, its latents' shape."""
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from diffusers import UNet2DModel
+from torch import nn
+
+from pelap.errors import ConfigError, ModelError
+from pelap.models.parts import DENOISERS
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+MORE_THAN_NOISE = frozenset({"image", "mask_image", "control_image", "video", "num_frames", "pag_scale"})
+"""Arguments of a call that say that it does not begin from noise, makes no single picture, or changes
+the denoiser while it runs."""
+
+SUPPORTED = (
+    "unconditional ones with a UNet2DModel (DDPMPipeline, DDIMPipeline, LDMPipeline), text-to-image ones "
+    "whose call takes latents (StableDiffusionPipeline, -XL and -3), and DiTPipeline"
+)
+
+Kind = Literal["unconditional", "text", "class"]
+
+
+def refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
+    """Say what is wrong with a pipeline, with its folder where it came from one."""
+    folder = pipe.config.get("_name_or_path")
+    where = f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
+    raise ModelError(f"{where}: {problem}; {remedy}") from cause
+
+
+def denoiser_of(pipe: "DiffusionPipeline") -> str:
+    """Name of the denoiser among the parts; a `ModelError` where there is none."""
+    for part in DENOISERS:
+        if isinstance(getattr(pipe, part, None), nn.Module):
+            return part
+    return refuse(pipe, "has neither a unet nor a transformer", f"supported are {SUPPORTED}")
+
+
+def latent_shape_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> tuple[int, ...]:
+    """(C, H, W) of what the denoiser takes and predicts the noise of; a `ModelError` where it is more."""
+    config = config_of(denoiser)
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    if channels is None or size is None:
+        refuse(
+            pipe,
+            f"its {type(denoiser).__name__} has no in_channels and sample_size",
+            "set them in its config.json, in latent pixels",
+        )
+    # Twice as many: it predicts a variance as well.
+    if (config.get("out_channels") or channels) not in (channels, 2 * channels):
+        refuse(
+            pipe,
+            f"its {type(denoiser).__name__} takes {channels} channels and gives {config.out_channels}, "
+            "as for inpainting: its input is not noise alone",
+            f"supported are {SUPPORTED}",
+        )
+    return (channels, size, size) if isinstance(size, int) else (channels, *size)
+
+
+def kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
+    """How a pipeline is run; a `ModelError` for one that is not supported."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    demanded = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
+    demanded -= {"self", "kwargs", "args"}
+    known = set(parameters)
+    if not known & MORE_THAN_NOISE:
+        if {"prompt", "latents", "output_type"} <= known and hasattr(pipe, "encode_prompt"):
+            return "text"
+        if demanded == {"class_labels"} and "num_embeds_ada_norm" in config_of(denoiser):
+            return "class"
+        plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
+        if plain and not demanded and "prompt" not in known:
+            return "unconditional"
+    return refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
+
+
+def check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> None:
+    """Refuse a scheduler whose latents depend on their batch, or that cannot take so many steps.
+
+    Raises:
+        ModelError: It has no usual step, or draws one noise for a batch.
+        ConfigError: `num_steps` is out of its range.
+    """
+    scheduler = pipe.scheduler
+    name = type(scheduler).__name__
+    if hasattr(scheduler, "noise_sampler"):
+        remedy = "save the pipeline with another, for example EulerAncestralDiscreteScheduler"
+        refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
+    needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
+    if kind != "text" and not all(hasattr(scheduler, method) for method in needed):
+        refuse(pipe, f"has {name}, which has no usual step", "save the pipeline with a DDIMScheduler")
+    most = scheduler.config.get("num_train_timesteps", math.inf)
+    if not 1 <= num_steps <= most:
+        raise ConfigError(f"steps: {num_steps} is not in 1..{most} of the pipeline's {name}; use e.g. 50")
+
+
+def config_of(network: nn.Module) -> Any:
+    """The mapping by which diffusers made a network."""
+    return network.config
+
+
+def default_of(pipe: "DiffusionPipeline", name: str) -> Any:
+    """Default of an argument of the pipeline's call; None: it has no such argument."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
+    return None if parameter is None else parameter.default
