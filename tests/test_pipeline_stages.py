@@ -19,6 +19,7 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
+from interruption import cut_training, record_steps
 from PIL import Image
 from tiny import tiny_dataset, tiny_model, tiny_params
 from tiny_pipelines import (
@@ -52,7 +53,6 @@ from pelap.stages.evaluate_pipelines import evaluate_pipelines
 from pelap.stages.sample import sample
 from pelap.training import pipeline_batches
 from pelap.training.distill import distill, matched_blocks
-from pelap.training.loop import Trainer
 from pelap.training.pipeline_batches import PipelineBatches, encode
 
 CPU = torch.device("cpu")
@@ -567,26 +567,13 @@ def test_interrupted_distillation_ends_where_uninterrupted_does(
     data = save_data(tmp_path / "data", dataset_for(kind))
     params = distillation_params(distill__steps=8, distill__ema_decay=0.9)
     distill_pipeline(params, pruned, dense, data, tmp_path / "whole", CPU)
-    step, cut_at, taken = Trainer._step, 5, []
-
-    def cut(self: Trainer, *args: Any) -> None:
-        if self.progress.step == cut_at:
-            raise KeyboardInterrupt
-        seconds = -1.0 if self.progress.step == cut_at - 1 else 1e9  # the last step is saved
-        monkeypatch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", seconds)
-        step(self, *args)
-
-    def note(self: Trainer, *args: Any) -> None:
-        taken.append(self.progress.step)
-        step(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", cut)
+        cut_training(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             distill_pipeline(params, pruned, dense, data, tmp_path / "cut", CPU)
     assert not (tmp_path / "cut").exists()
     assert len(list(tmp_path.glob(".cut.resume-*"))) == 1
-    monkeypatch.setattr(Trainer, "_step", note)
+    taken = record_steps(monkeypatch)
     distill_pipeline(params, pruned, dense, data, tmp_path / "cut", CPU)
     assert taken == [5, 6, 7]
     whole, resumed = (denoiser(pelap.load_pipeline(tmp_path / name)) for name in ("whole", "cut"))

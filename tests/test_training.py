@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruption import cut_training, record_steps
 from tiny import LIGHT, set_logits, tiny_dataset, tiny_model, tiny_params
 
 import pelap.training.distill as distillation
@@ -181,26 +182,12 @@ def test_interrupted_training_ends_where_uninterrupted_training_does(
         "train__num_validation": 8,
     }
     expected, expected_history = _train(tmp_path / "whole", fields, **options)
-    step, taken = Trainer._step, []
-
-    def cut(self: Trainer, *args: Any) -> None:
-        if self.progress.step == cut_at:
-            raise KeyboardInterrupt
-        seconds = -1.0 if self.progress.step == cut_at - 1 else 1e9  # the last step is saved
-        monkeypatch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", seconds)
-        step(self, *args)
-
-    def note(self: Trainer, *args: Any) -> None:
-        taken.append(self.progress.step)
-        step(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", cut)
+        cut_training(patch, cut_at)
         with pytest.raises(KeyboardInterrupt):
             _train(tmp_path / "cut", fields, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", note)
-        patch.setattr("pelap.training.loop.CHECKPOINT_SECONDS", 1e9)
+        taken = record_steps(patch)
         resumed, history = _train(tmp_path / "cut", fields, **options)
     assert taken[0] == cut_at  # it went on, and did not start over
     assert [row["step"] for row in history] == [row["step"] for row in expected_history]
