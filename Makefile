@@ -38,6 +38,10 @@ sweep: .venv/.installed ## Run data sets x seeds of workflow/config.yaml on CORE
 study: .venv/.installed ## Run the controls of the collapse study on CORES=4 (results/collapse_study)
 	$(VENV_PATH) snakemake --cores $(CORES) collapse_study
 
+.PHONY: pruning-study
+pruning-study: .venv/.installed ## Prune, distil and measure three seeds on CORES=4 (results/pruning_study)
+	$(VENV_PATH) snakemake --cores $(CORES) pruning_study
+
 .PHONY: ablation
 ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)
 	@for value in $(LAMBDAS); do \

@@ -1,6 +1,7 @@
 """Grids of data sets and seeds.
 
 `snakemake --cores 4 all_seeds` -> results/sweep: every cell runs the eight stages of the command line.
+`snakemake --cores 4 pruning_study` -> results/pruning_study: the same for the parameters that figures come from.
 `snakemake --cores 4 collapse_study` -> results/collapse_study: many variants, trained, analysed and
 evaluated, to tell what makes latents collapse. DVC's results/default is left alone.
 """
@@ -24,8 +25,14 @@ include: "workflow/rules/common.smk"
 
 rule all_seeds:
     input:
-        SUMMARY,
+        summary_files("sweep"),
         cell_files("sweep", CELL.report_page, CELL.report_table),
+
+
+rule pruning_study:
+    input:
+        summary_files("pruning_study"),
+        cell_files("pruning_study", CELL.report_page, CELL.report_table),
 
 
 rule collapse_study:

@@ -21,8 +21,10 @@ from pelap.params import (
 TORCHVISION_DATASETS = ("cifar10", "cifar100", "svhn")
 BUILTIN_DATASETS = ("photos", *TORCHVISION_DATASETS)
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
-RESERVED_MODELS = ("pruned", "distilled", "real")
-"""Row names of the evaluation that no variant may take."""
+FLOOR = "real"
+"""Row of real pictures in the evaluation; no model may take its name."""
+PRUNED_ROWS = (FLOOR, "pruned")
+"""What no student may be called; `pruned-<plan>` are the networks before any fine-tuning."""
 
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
 NUM_PHOTOGRAPHS, DOWNSAMPLING = 8, 4
@@ -175,12 +177,14 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _folders_have_names_of_their_own: {"download"},
         _photos_suffice: {"dataset", "download", "evaluate"},
         _variants_have_names_of_their_own: {"variants"},
+        _students_have_names_of_their_own: {"distill"},
+        _rows_have_names_of_their_own: {"variants", "prune", "distill"},
         _scored_variant_exists: {"score", "variants"},
         _masks_can_learn: {"lambda_", "variants"},
         _schedules_end_in_time: {"train", "variants"},
         _autoencoders_train_as_told: {"vae", "variants"},
         _latents_fit: {"download", "unet", "vae", "variants"},
-        _sampler_steps_divide: {"diffusion", "train", "score", "evaluate"},
+        _sampler_steps_divide: {"diffusion", "train", "score", "distill", "evaluate"},
     }
     return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
 
@@ -212,8 +216,20 @@ def _photos_suffice(params: Params) -> list[str]:
 
 
 def _variants_have_names_of_their_own(params: Params) -> list[str]:
-    taken = [name for name in params.variants if name in RESERVED_MODELS]
-    return [f"variants.{name}: is the name of a row of the evaluation; choose another" for name in taken]
+    return [_row_taken(f"variants.{name}") for name in params.variants if name == FLOOR]
+
+
+def _students_have_names_of_their_own(params: Params) -> list[str]:
+    return [_row_taken(f"distill.students.{name}") for name in params.distill.students if name in PRUNED_ROWS]
+
+
+def _rows_have_names_of_their_own(params: Params) -> list[str]:
+    made = [*params.distill.rows(params.prune.plans), *(f"pruned-{plan}" for plan in params.prune.plans)]
+    return [_row_taken(f"variants.{name}") for name in params.variants if name in made]
+
+
+def _row_taken(key: str) -> str:
+    return f"{key}: is the name of another row of the evaluation; choose another"
 
 
 def _scored_variant_exists(params: Params) -> list[str]:
@@ -311,12 +327,15 @@ def latent_problem(
 def _sampler_steps_divide(params: Params) -> list[str]:
     total = params.diffusion.num_train_timesteps
     steps = {
-        "train.preview": params.train.preview.steps,
-        "score.sampler": params.score.sampler.steps,
-        "evaluate.sampler": params.evaluate.sampler.steps,
+        "train.preview.steps": params.train.preview.steps,
+        "score.sampler.steps": params.score.sampler.steps,
+        "evaluate.sampler.steps": params.evaluate.sampler.steps,
     }
+    if params.distill.quality is not None:
+        steps["distill.quality.sampler.steps"] = params.distill.quality.sampler.steps
+    steps |= {f"evaluate.dense_steps.{i}": num for i, num in enumerate(params.evaluate.dense_steps)}
     return [
-        f"{key}.steps: {num} does not divide diffusion.num_train_timesteps ({total})"
+        f"{key}: {num} does not divide diffusion.num_train_timesteps ({total})"
         for key, num in steps.items()
         if total % num
     ]

@@ -12,6 +12,11 @@ def packed_dataset(data: Path, dataset: str) -> Path:
     return data / f"{dataset}.safetensors"
 
 
+def reference_cache(data: Path) -> Path:
+    """Folder of the features of real pictures, computed once."""
+    return data / ".features"
+
+
 @dataclass(frozen=True)
 class TrainPaths:
     """What training one variant leaves."""
@@ -118,21 +123,28 @@ class RunPaths:
         return self.root / "prune"
 
     @property
-    def plan(self) -> Path:
-        return self.prune / "plan.json"
+    def plans(self) -> Path:
+        """Folder of the plans, ``<plan>.json``."""
+        return self.prune / "plans"
+
+    def plan(self, name: str) -> Path:
+        return self.plans / f"{name}.json"
 
     @property
-    def pruned_model(self) -> Path:
-        return self.prune / "model"
+    def pruned_models(self) -> Path:
+        return self.prune / "models"
+
+    def pruned_model(self, plan: str) -> Path:
+        return self.pruned_models / plan
 
     @property
     def prune_result(self) -> Path:
-        """What was promised and what was measured."""
+        """What was promised and what was measured, by plan."""
         return self.prune / "result.json"
 
     @property
     def changes(self) -> Path:
-        """Every operator before and after."""
+        """Every operator before and after, of every plan."""
         return self.prune / "changes.csv"
 
     @property
@@ -140,12 +152,26 @@ class RunPaths:
         return self.root / "distill"
 
     @property
-    def distilled_model(self) -> Path:
-        return self.distill / "model"
+    def distilled_models(self) -> Path:
+        return self.distill / "models"
+
+    def distilled_model(self, name: str) -> Path:
+        return self.distilled_models / name
 
     @property
     def distill_history(self) -> Path:
+        """Losses by step, of every network that was trained."""
         return self.distill / "history.csv"
+
+    @property
+    def distill_validation(self) -> Path:
+        """Held-out losses and quality on the way."""
+        return self.distill / "validation.csv"
+
+    @property
+    def distill_result(self) -> Path:
+        """How each network was trained, and which step of it was kept."""
+        return self.distill / "result.json"
 
     @property
     def evaluate(self) -> Path:
@@ -154,6 +180,21 @@ class RunPaths:
     @property
     def metrics(self) -> Path:
         return self.evaluate / "metrics.json"
+
+    @property
+    def latencies(self) -> Path:
+        """Time of every model by batch size, eager and compiled."""
+        return self.evaluate / "latencies.csv"
+
+    @property
+    def budget(self) -> Path:
+        """Quality against time per image, for several numbers of sampling steps."""
+        return self.evaluate / "budget.csv"
+
+    @property
+    def differences(self) -> Path:
+        """Frechet distances against those of the dense models, each with its standard error."""
+        return self.evaluate / "differences.csv"
 
     @property
     def evaluate_protocol(self) -> Path:
@@ -206,3 +247,28 @@ class StudyPaths:
     @property
     def figure(self) -> Path:
         return self.root / "summary.png"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """What the seeds of a grid say together, above their folders ``{dataset}/seed{seed}``."""
+
+    root: Path
+
+    @property
+    def summary(self) -> Path:
+        """Mean and standard deviation of every metric of every model."""
+        return self.root / "summary.csv"
+
+    @property
+    def figure(self) -> Path:
+        return self.root / "summary.png"
+
+    @property
+    def budget(self) -> Path:
+        """Quality against time per image, over seeds."""
+        return self.root / "budget.csv"
+
+    @property
+    def budget_figure(self) -> Path:
+        return self.root / "budget.png"

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from pelap.paths import RunPaths, StudyPaths, packed_dataset
+from pelap.paths import RunPaths, StudyPaths, SweepPaths, packed_dataset
 
 
 def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
@@ -23,9 +23,22 @@ def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -
     return {
         "collapse": [*run.collapse_tables.values(), run.collapse_metrics],
         "score": [run.scores, run.score_protocol],
-        "prune": [run.plan, run.prune_result, run.changes, run.pruned_model / "config.json"],
-        "distill": [run.distilled_model / "config.json", run.distill_history],
-        "evaluate": [run.metrics, run.evaluate_protocol, run.samples("pelap"), run.reconstructions("pelap")],
+        "prune": [run.prune_result, run.changes, run.plan("1"), run.pruned_model("1") / "config.json"],
+        "distill": [
+            run.distill_history,
+            run.distill_validation,
+            run.distill_result,
+            run.distilled_model("distilled-1") / "config.json",
+        ],
+        "evaluate": [
+            run.metrics,
+            run.budget,
+            run.differences,
+            run.latencies,
+            run.evaluate_protocol,
+            run.samples("pelap"),
+            run.reconstructions("pelap"),
+        ],
         "report": [run.report_page, run.report_figure, run.report_table],
     }[stage]
 
@@ -43,7 +56,8 @@ def main() -> None:
     with Path(os.environ["PELAP_CALLS"]).open("a") as calls:
         print(f"{args.stage}@{args.variant}" if args.variant else args.stage, file=calls)
     if args.stage == "compare":
-        files, content = [args.sweep / "summary.csv", args.sweep / "summary.png"], ""
+        sweep = SweepPaths(args.sweep)
+        files, content = [sweep.summary, sweep.figure, sweep.budget, sweep.budget_figure], ""
     elif args.stage == "study":
         study = StudyPaths(args.root)
         files, content = [study.summary, study.cells, study.figure], ""

@@ -535,5 +535,6 @@ def test_cut_model_goes_through_score_prune_distill_and_evaluate(
     context = Context(params, paths, tmp_path / "data", CPU)
     for stage in (score, prune, distill, evaluate):
         stage.run(context)
-    assert set(io.read_metrics(paths.metrics)) == {"v", "pruned", "distilled", "real"}
-    assert load_model(paths.distilled_model).latent_shape == (len(OPEN), 4, 4)
+    students = [f"{name}-3" for name in ("pruned", "distilled", "output-only", "scratch")]
+    assert set(io.read_metrics(paths.metrics)) == {"v", *students, "longer", "real"}
+    assert load_model(paths.distilled_model("distilled-3")).latent_shape == (len(OPEN), 4, 4)

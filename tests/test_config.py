@@ -259,10 +259,62 @@ def test_missing_key_is_named() -> None:
         parse_params(raw, "params.yaml")
 
 
-@pytest.mark.parametrize("name", ["pruned", "distilled", "real"])
+@pytest.mark.parametrize("name", ["real", "pruned-3", "distilled-3", "longer"])
 def test_variant_may_not_take_the_name_of_a_row(name: str) -> None:
     variants = raw_params()["variants"]
-    assert f"variants.{name}" in _message(variants=variants | {name: variants["pelap"]})
+    prune = {"time_reduction": None, "num_params": None, "num_operators": [3, 5]}
+    assert f"variants.{name}" in _message(variants=variants | {name: variants["pelap"]}, prune=prune)
+    free = raw_params(variants=variants | {"pruned-4": variants["pelap"]}, prune=prune)
+    assert "pruned-4" in parse_params(free, "p").variants
+
+
+@pytest.mark.parametrize("name", ["real", "pruned"])
+def test_student_may_not_take_the_name_of_a_row(name: str) -> None:
+    students = raw_params()["distill"]["students"]
+    assert f"distill.students.{name}" in _message(distill__students=students | {name: students["distilled"]})
+
+
+def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() -> None:
+    def plans(**target: Any) -> dict[str, float]:
+        nothing = {"time_reduction": None, "num_params": None, "num_operators": None}
+        return parse_params(raw_params(prune=nothing | target), "p").prune.plans
+
+    assert plans(time_reduction=0.35) == plans(time_reduction=[0.35]) == {"35": 0.35}
+    assert plans(time_reduction=[0.07, 0.125]) == {"7": 0.07, "12.5": 0.125}
+    assert plans(num_params=[100000]) == {"100000": 100000}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"prune__time_reduction": []}, "prune.time_reduction"),
+        ({"prune__time_reduction": [0.25, 1.5]}, "prune.time_reduction.1"),
+        ({"prune__time_reduction": [0.25, 0.25]}, "names an amount twice"),
+        ({"distill__validate_every": 401}, "validate_every must not exceed steps"),
+        ({"distill__select": "distance"}, "select distance needs quality"),
+        ({"distill__students": {}}, "distill.students"),
+        ({"evaluate__dense_steps": [7]}, "evaluate.dense_steps.0: 7 does not divide"),
+        ({"evaluate__dense_steps": [10, 10]}, "dense_steps names something twice"),
+    ],
+)
+def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], message: str) -> None:
+    assert message in _message(**overrides)
+
+
+def test_a_student_learns_something_and_one_of_them_is_pruned() -> None:
+    longer = raw_params()["distill"]["students"]["longer"]
+    assert "none starts from the pruned" in _message(distill__students={"longer": longer})
+    idle = longer | {"task_weight": 0.0}
+    message = _message(distill__students={"a": longer, "b": idle})
+    assert "distill.students.b: all three weights are zero" in message
+
+
+def test_every_student_but_the_dense_is_trained_for_every_plan() -> None:
+    params = parse_params(raw_params(prune__time_reduction=[0.25, 0.35]), "p")
+    rows = params.distill.rows(params.prune.plans)
+    students = ("distilled", "output-only", "scratch")
+    expected = {f"{name}-{plan}": plan for plan in ("25", "35") for name in students}
+    assert {name: plan for name, (_, plan) in rows.items()} == expected | {"longer": None}
 
 
 def test_scientific_notation_is_a_number_and_a_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -36,8 +36,14 @@ COPIED = (
     ".dvcignore",
     ".gitignore",
 )
-MODELS = ("baseline", "pelap", "invariant", "pruned", "distilled")
-METRICS = {"fd_effnet_lite0", "psnr", "ssim", "latency_ms", "params", "macs", "peak_memory_mib"}
+PLAN = "3000"
+STUDENTS = (f"distilled-{PLAN}", f"output-only-{PLAN}", f"scratch-{PLAN}", "longer")
+MODELS = ("baseline", "pelap", "invariant", f"pruned-{PLAN}", *STUDENTS)
+METRICS = {
+    *("fd_effnet_lite0", "fd_effnet_lite0_se", "kid_effnet_lite0", "kid_effnet_lite0_std"),
+    *("precision_effnet_lite0", "recall_effnet_lite0", "density_effnet_lite0", "coverage_effnet_lite0"),
+    *("psnr", "ssim", "latency_ms", "image_ms", "params", "macs", "peak_memory_mib", "disk_mib"),
+}
 
 
 def command(folder: Path, *argv: str) -> str:
@@ -114,23 +120,39 @@ def test_every_file_that_others_rely_on_is_there(project: Path) -> None:
     assert "<html" in run.report_page.read_text()
 
 
+def test_fine_tuned_models_say_how_they_came_about(project: Path) -> None:
+    run = RunPaths(project / "results" / "default")
+    result = io.read_json(run.distill_result)
+    assert tuple(result) == STUDENTS
+    assert {row["plan"] for row in result.values()} == {PLAN, None}
+    for table in (run.distill_history, run.distill_validation):
+        assert tuple(io.read_csv(table)["student"].unique()) == STUDENTS
+    budget = io.read_csv(run.budget)
+    assert set(budget["model"]) == {"invariant", f"pruned-{PLAN}", *STUDENTS[:2]}
+    assert list(budget.loc[budget["model"] == "invariant", "steps"]) == [2, 4]
+    pairs = io.read_csv(run.differences)[["model", "against"]].itertuples(index=False)
+    assert {(f"distilled-{PLAN}", "invariant"), (f"distilled-{PLAN}", "longer")} <= {tuple(p) for p in pairs}
+    assert {"psnr_to_dense", "ssim_to_dense"} <= set(io.read_json(run.metrics)[f"pruned-{PLAN}"])
+
+
 def test_the_plan_was_carried_out(project: Path) -> None:
     run = RunPaths(project / "results" / "default")
-    plan, metrics = io.read_json(run.plan), io.read_json(run.metrics)
+    plan, metrics = io.read_json(run.plan(PLAN)), io.read_json(run.metrics)
     removed = [entry["operator"] for entry in plan["operators"]]
     assert removed
     assert not [a for a in removed for b in removed if a.startswith(f"{b}.")]
-    saved = metrics["invariant"]["params"] - metrics["pruned"]["params"]
+    saved = metrics["invariant"]["params"] - metrics[f"pruned-{PLAN}"]["params"]
     assert saved == plan["num_params"] >= 3000
-    assert metrics["distilled"]["params"] == metrics["pruned"]["params"]
-    for folder in (run.pruned_model, run.distilled_model):
+    assert {metrics[name]["params"] for name in STUDENTS[:3]} == {metrics[f"pruned-{PLAN}"]["params"]}
+    assert metrics["longer"]["params"] == metrics["invariant"]["params"]
+    for folder in (run.pruned_model(PLAN), run.distilled_model(STUDENTS[0])):
         assert load_model(folder).info.name in MODELS
         with pytest.raises(OSError, match="diffusion_pytorch_model"):
             UNet2DModel.from_pretrained(folder / "unet")
 
 
 def test_any_model_folder_makes_pictures(project: Path, tmp_path: Path) -> None:
-    for model in ("train/pelap/model", "distill/model"):
+    for model in ("train/pelap/model", f"distill/models/{STUDENTS[0]}"):
         folder = str(project / "results" / "default" / model)
         argv = [
             "pelap",

@@ -25,7 +25,7 @@ RUN = RunPaths(Path("results/default"))
 STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
 STUDY = read_yaml(STUDY_FILE)
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-WHOLE = ("vae", "unet", "variants", "download.folders")
+WHOLE = ("vae", "unet", "variants", "download.folders", "distill.students", "distill.quality")
 """Sections whose keys a user may change, or that depend on `kind`: they are listed as a whole."""
 PLUMBING = {
     "pelap.config",
@@ -107,10 +107,18 @@ def expected_outputs(name: str) -> set[str]:
             "download": [packed_dataset(Path("data"), RAW["dataset"])],
             "collapse": [*RUN.collapse_tables.values(), RUN.collapse_metrics],
             "score": [RUN.scores, RUN.score_protocol],
-            "prune": [RUN.plan, RUN.pruned_model, RUN.prune_result, RUN.changes],
-            "distill": [RUN.distilled_model, RUN.distill_history],
+            "prune": [RUN.plans, RUN.pruned_models, RUN.prune_result, RUN.changes],
+            "distill": [
+                RUN.distilled_models,
+                RUN.distill_history,
+                RUN.distill_validation,
+                RUN.distill_result,
+            ],
             "evaluate": [
                 RUN.metrics,
+                RUN.budget,
+                RUN.differences,
+                RUN.latencies,
                 RUN.evaluate_protocol,
                 RUN.samples("").parent,
                 RUN.reconstructions("").parent,
@@ -314,18 +322,22 @@ def planned(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_snakemake_plans_every_cell(project: Path) -> None:
-    grid = ("--config", "datasets=[photos,cifar10]", "seeds=[7,8]", f"params={ROOT / 'params.yaml'}")
-    result = run(project, "snakemake", "-n", "--cores", "4", "all_seeds", *grid)
+@pytest.mark.parametrize(
+    ("target", "prefix", "preset"),
+    [("all_seeds", "", "params.yaml"), ("pruning_study", "pruning_", "presets/study.yaml")],
+)
+def test_snakemake_plans_every_cell(project: Path, target: str, prefix: str, preset: str) -> None:
+    grid = (f"{prefix}datasets=[photos,cifar10]", f"{prefix}seeds=[7,8]", f"{prefix}params={ROOT / preset}")
+    result = run(project, "snakemake", "-n", "--cores", "4", target, "--config", *grid)
     assert result.returncode == 0, result.stdout + result.stderr
-    cells = 4
+    cells, variants = 4, len(read_yaml(ROOT / preset)["variants"])
     assert planned(result) == {
         "download": 3,  # photos differ from seed to seed, cifar10 does not
-        "train": cells * len(RAW["variants"]),
+        "train": cells * variants,
         **dict.fromkeys(AFTER_TRAIN, cells),
         "compare": 1,
-        "all_seeds": 1,
-        "total": 3 + cells * (len(RAW["variants"]) + len(AFTER_TRAIN)) + 2,
+        target: 1,
+        "total": 3 + cells * (variants + len(AFTER_TRAIN)) + 2,
     }
 
 

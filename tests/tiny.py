@@ -59,12 +59,16 @@ def tiny_raw(**overrides: Any) -> dict[str, Any]:
         "distill__batch_size": 16,
         "distill__log_every": 2,
         "distill__precision": "fp32",
+        "distill__validate_every": 3,
+        "distill__num_validation": 8,
         "evaluate__num_images": 24,
         "evaluate__num_reference": 64,
         "evaluate__num_reconstructions": 16,
         "evaluate__sampler": {"kind": "ddim", "steps": 4},
-        "evaluate__latency_batch_size": 4,
+        "evaluate__dense_steps": [2],
+        "evaluate__latency_batch_sizes": [4, 1],
         "evaluate__latency_repeats": 3,
+        "evaluate__sampler_repeats": 3,
     }
     return raw_params(**(tiny | overrides))
 

@@ -47,8 +47,15 @@ class ModelInfo:
     """Latent channels it was trained with and has no longer, see `pelap.channels`."""
 
 
+class Posterior(NamedTuple):
+    """What the encoder says about a batch of pictures: a normal distribution for every value."""
+
+    mean: torch.Tensor  # (B, C, h, w)
+    logvar: torch.Tensor  # (B, C, h, w)
+
+
 class Encoded(NamedTuple):
-    """What the encoder says about a batch of pictures."""
+    """Latents of a batch of pictures, and the posterior that they are from."""
 
     latents: torch.Tensor  # (B, C, h, w) from the posterior, normalised where the variant says so
     mean: torch.Tensor  # (B, C, h, w) of the posterior, before normalisation
@@ -96,7 +103,15 @@ class LatentDiffusion(nn.Module):
             images: Pictures.
             posterior_noise: Standard normal (B, C, h, w); None takes the posterior's mean.
         """
-        mean, logvar = self.vae.encode(images)
+        return self.encoded(self.posterior(images), posterior_noise)
+
+    def posterior(self, images: torch.Tensor) -> Posterior:
+        """The encoder's distribution of latents for images (B, 3, H, W) in [-1, 1]."""
+        return Posterior(*self.vae.encode(images))
+
+    def encoded(self, posterior: Posterior, posterior_noise: torch.Tensor | None = None) -> Encoded:
+        """Latents from a posterior; see `encode`."""
+        mean, logvar = posterior
         z = mean if posterior_noise is None else mean + torch.exp(0.5 * logvar) * posterior_noise
         if self.normaliser is not None and self.info.variant.normalise == "before_mask":
             z = self.normaliser(z)

@@ -17,7 +17,9 @@ from pelap.params.run import (
     Params,
     PhotoCrops,
     PruneParams,
+    QualityParams,
     ScoreParams,
+    StudentParams,
     TrainParams,
 )
 from pelap.params.section import Section
@@ -36,9 +38,11 @@ __all__ = [
     "PelapVAEParams",
     "PhotoCrops",
     "PruneParams",
+    "QualityParams",
     "SamplerParams",
     "ScoreParams",
     "Section",
+    "StudentParams",
     "TrainParams",
     "UNet2DParams",
     "UNetParams",

@@ -1,8 +1,17 @@
 """The sections that the stages read, and the whole file."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pelap.params.model import DiffusionParams, SamplerParams, UNetParams, VAEParams
 from pelap.params.section import Decay, Name, Precision, Section, Share
@@ -96,22 +105,79 @@ class ScoreParams(Section):
         return self
 
 
-class PruneParams(Section):
-    """How much to remove: exactly one of the three targets."""
+def _listed(value: object) -> object:
+    """A single amount as a list of one, so that `-S prune.time_reduction=0.35` needs no brackets."""
+    return value if value is None or isinstance(value, list | tuple) else [value]
 
-    time_reduction: Share | None
-    num_params: PositiveInt | None
-    num_operators: PositiveInt | None
+
+Amount = TypeVar("Amount")
+Amounts: TypeAlias = Annotated[
+    tuple[Amount, ...] | None, Field(strict=False, min_length=1), BeforeValidator(_listed)
+]
+
+
+class PruneParams(Section):
+    """How much to remove: exactly one of the three targets, with one amount or several."""
+
+    time_reduction: Amounts[Share]
+    num_params: Amounts[PositiveInt]
+    num_operators: Amounts[PositiveInt]
 
     @model_validator(mode="after")
     def _one_target(self) -> "PruneParams":
-        if sum(target is not None for _, target in self) != 1:
+        if sum(amounts is not None for _, amounts in self) != 1:
             raise ValueError("give exactly one of time_reduction, num_params, num_operators")
+        if len(set(self.amounts)) < len(self.amounts):
+            raise ValueError(f"{self.target} names an amount twice")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The name of the target that is given."""
+        return next(name for name, amounts in self if amounts is not None)
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """What is given for it."""
+        return tuple(getattr(self, self.target))
+
+    @property
+    def plans(self) -> dict[str, float]:
+        """The amounts by the name of their plan: percent of the time, or the number."""
+        scale = 100 if self.target == "time_reduction" else 1
+        return {f"{scale * amount:.12g}": amount for amount in self.amounts}
+
+
+class LossWeights(Section):
+    """What each term of the distillation loss counts."""
+
+    task_weight: NonNegativeFloat
+    output_weight: NonNegativeFloat
+    feature_weight: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _learns(self) -> "LossWeights":
+        if not (self.task_weight or self.output_weight or self.feature_weight):
+            raise ValueError("all three weights are zero: nothing to learn from")
         return self
 
 
+class StudentParams(LossWeights):
+    """One way of spending the steps of `distill`."""
+
+    start: Literal["pruned", "scratch", "dense"]
+
+
+class QualityParams(Section):
+    """The Frechet distance on the way: samples made, and train pictures that they are compared with."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    num_reference: Annotated[int, Field(ge=2)]
+    sampler: SamplerParams
+
+
 class DistillParams(Section):
-    """Fine-tuning of the pruned UNet with the dense one as teacher."""
+    """Fine-tuning of pruned UNets with the dense one as teacher, and of what they are compared with."""
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -123,19 +189,38 @@ class DistillParams(Section):
     grad_clip: PositiveFloat
     ema_decay: Decay
     precision: Precision
-    task_weight: NonNegativeFloat
-    output_weight: NonNegativeFloat
-    feature_weight: NonNegativeFloat
+    students: Annotated[dict[Name, StudentParams], Field(min_length=1)]
+    validate_every: PositiveInt
+    num_validation: PositiveInt
+    quality: QualityParams | None
+    select: Literal["last", "loss", "distance"]
     log_every: PositiveInt
 
     @model_validator(mode="after")
-    def _learns(self) -> "DistillParams":
-        if not (self.task_weight or self.output_weight or self.feature_weight):
-            raise ValueError("all three weights are zero: nothing to learn from")
+    def _coherent(self) -> "DistillParams":
         _check_falling(self.lr, self.lr_min)
         if self.warmup_steps >= self.steps:
             raise ValueError("warmup_steps must be below steps")
+        if self.validate_every > self.steps:
+            raise ValueError("validate_every must not exceed steps")
+        if self.select == "distance" and self.quality is None:
+            raise ValueError("select distance needs quality, what the distance is measured with")
+        if all(student.start == "dense" for student in self.students.values()):
+            raise ValueError("students: none starts from the pruned UNet; add one with start: pruned")
         return self
+
+    def rows(self, plans: Iterable[str]) -> dict[str, tuple[StudentParams, str | None]]:
+        """Every network that is trained, by name, with its plan; a dense one has none and is trained once.
+
+        Args:
+            plans: Names of the plans that `prune` made.
+        """
+        rows: dict[str, tuple[StudentParams, str | None]] = {}
+        for plan in plans:
+            rows |= {
+                f"{name}-{plan}": (it, plan) for name, it in self.students.items() if it.start != "dense"
+            }
+        return rows | {name: (it, None) for name, it in self.students.items() if it.start == "dense"}
 
 
 class EvaluateParams(Section):
@@ -147,9 +232,21 @@ class EvaluateParams(Section):
     num_reconstructions: PositiveInt
     batch_size: PositiveInt
     sampler: SamplerParams
+    dense_steps: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     inception_weights: str | None
-    latency_batch_size: PositiveInt
+    lpips_weights: str | None
+    latency_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+    latency_compiled: bool
     latency_repeats: Annotated[int, Field(ge=3)] | None
+    sampler_repeats: Annotated[int, Field(ge=3)]
+
+    @model_validator(mode="after")
+    def _once(self) -> "EvaluateParams":
+        for key in ("dense_steps", "extractors", "latency_batch_sizes"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"{key} names something twice")
+        return self
 
 
 class Params(Section):

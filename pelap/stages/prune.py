@@ -1,6 +1,7 @@
 """prune: scores to a plan, the plan to a smaller denoiser, and the time that it really saves."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ WHOLE = "(whole denoiser)"
 CHANGES = "changes.csv"
 RESULT = "result.json"
 """Names in a pruned pipeline's folder."""
+PLAN_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 
 
 class Pruned(NamedTuple):
@@ -55,14 +57,22 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         dense = load_model(paths.train(params.variant).model, context.device)
         subject = model_subject(dense, params.sampler, seed, params.num_seeds)
         scores = io.read_csv(paths.scores)
-        pruned = _prune(subject, scores, params, seed, context.params.prune, plan_file)
+        check_scores(scores, subject.network)
+        plans = _plans(scores, context.params.prune, plan_file)
+        pruned = {name: _prune(subject, scores, params, seed, plan) for name, plan in plans.items()}
         with io.atomic_dir(paths.prune) as partial:
-            io.write_json(partial / paths.plan.name, pruned.plan.to_json())
-            model = dense.with_unet(pruned.network, "pruned", dense.info.ema_decay)
-            save_model(model, partial / paths.pruned_model.name, pruned.plan)
-            io.write_csv(partial / paths.changes.name, pruned.changes)
-            io.write_json(partial / paths.prune_result.name, pruned.result)
-    _show(pruned)
+            for name, each in pruned.items():
+                io.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
+                model = dense.with_unet(each.network, f"pruned-{name}", dense.info.ema_decay)
+                save_model(model, partial / paths.pruned_models.name / name, each.plan)
+            tables = [each.changes.assign(plan=name) for name, each in pruned.items()]
+            changes = pd.concat(tables)[["plan", *tables[0].columns.drop("plan")]]
+            io.write_csv(partial / paths.changes.name, changes)
+            results = {name: each.result for name, each in pruned.items()}
+            io.write_json(partial / paths.prune_result.name, results)
+    for name, each in pruned.items():
+        print(f"plan {name}:")
+        _show(each)
 
 
 def prune_pipeline(
@@ -86,7 +96,7 @@ def prune_pipeline(
         plan_file: Apply this plan instead of making one from the scores.
 
     Raises:
-        ConfigError: `out` holds something.
+        ConfigError: `out` holds something, or several amounts are given.
         PlanError: The scores or the plan are another model's, or the target is out of reach.
         ModelError: The pipeline cannot be used, or is pruned already.
     """
@@ -96,12 +106,16 @@ def prune_pipeline(
         )
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
+    if plan_file is None and len(params.prune.amounts) > 1:
+        raise ConfigError(f"prune.{params.prune.target}: has several amounts; give one for each --out folder")
     with io.exclusive(out):
         scores, protocol = io.read_csv(scores_file), protocol_beside(scores_file)
         score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
         subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
-        pruned = _prune(subject, scores, score, seed, params.prune, plan_file)
+        check_scores(scores, subject.network)
+        (plan,) = _plans(scores, params.prune, plan_file).values()
+        pruned = _prune(subject, scores, score, seed, plan)
         pipeline.denoiser = pruned.network
 
         def write_more(partial: Path) -> None:
@@ -119,15 +133,18 @@ def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
 
 
-def _prune(
-    subject: Subject,
-    scores: pd.DataFrame,
-    params: ScoreParams,
-    seed: int,
-    target: PruneParams,
-    plan_file: Path | None,
-) -> Pruned:
-    plan = _plan(subject, scores, target, plan_file)
+def _plans(scores: pd.DataFrame, target: PruneParams, plan_file: Path | None) -> dict[str, Plan]:
+    """Plans by name: one for each amount of the target, or the file's, which is called like it."""
+    if plan_file is not None:
+        if not PLAN_NAME.fullmatch(plan_file.stem):
+            raise ConfigError(
+                f"--plan {plan_file}: a plan is called like its file; use letters, digits, dots, - and _"
+            )
+        return {plan_file.stem: plan_of(scores, load_plan(plan_file))}
+    return {name: make_plan(scores, target.target, amount) for name, amount in target.plans.items()}
+
+
+def _prune(subject: Subject, scores: pd.DataFrame, params: ScoreParams, seed: int, plan: Plan) -> Pruned:
     operators = {op.name: op for op in find(subject, params, [r.operator for r in plan.operators])}
     plan = complete_plan(plan, subject.network, list(operators.values()))
     chosen = [
@@ -142,14 +159,6 @@ def _prune(
     _demand_runs(subject, network)
     changes = _changes(subject, network, plan, scores, params)
     return Pruned(network, plan, changes, _result(subject, network, plan, params))
-
-
-def _plan(subject: Subject, scores: pd.DataFrame, target: PruneParams, plan_file: Path | None) -> Plan:
-    check_scores(scores, subject.network)
-    if plan_file is not None:
-        return plan_of(scores, load_plan(plan_file))
-    name, amount = next((name, amount) for name, amount in target if amount is not None)
-    return make_plan(scores, name, amount)
 
 
 def _demand_runs(subject: Subject, network: nn.Module) -> None:

@@ -9,14 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from pelap.collapse import Thresholds, observe, summarise
-from pelap.data.dataset import ImageDataset, to_float
+from pelap.data.dataset import ImageDataset, Picks, pick, to_float
 from pelap.denoising import add_noise_to, noise_error
 from pelap.device import autocast
 from pelap.diffusion import alphas_cumprod
-from pelap.models.ldm import LatentDiffusion
+from pelap.models.ldm import Encoded, LatentDiffusion, Posterior
 from pelap.params import TrainParams, VariantParams
 from pelap.seeding import generator
-from pelap.training.loop import Losses, Optimisation, Progress, Trainer, batches_from, cosine, steps_in_epoch
+from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine, picks_from, steps_in_epoch
+from pelap.training.posteriors import Posteriors, frozen_posteriors
 
 
 @dataclass(frozen=True)
@@ -127,24 +128,58 @@ def joint_losses(
     Each term reaches the parts that the variant's `encoder_losses` and `mask_losses` name.
     """
     encoded = model.encode(images, random.posterior)
+    return _with_reconstruction(model, images, encoded, random, kl_weight, strength, alphas)
+
+
+def frozen_losses(
+    model: LatentDiffusion,
+    images: torch.Tensor,
+    posterior: Posterior,
+    random: Draw,
+    kl_weight: float,
+    strength: float,
+    alphas: torch.Tensor,
+) -> Losses:
+    """`joint_losses` of pictures whose posterior by the frozen autoencoder is known.
+
+    Where no mask learns from the reconstruction either, nothing does: its terms are left out.
+    """
+    encoded = model.encoded(posterior, random.posterior)
+    if model.mask is not None and "reconstruction" in model.info.variant.mask_losses:
+        return _with_reconstruction(model, images, encoded, random, kl_weight, strength, alphas)
+    return denoising_losses(model, encoded.latents, random, strength, alphas)
+
+
+def denoising_losses(
+    model: LatentDiffusion, latents: torch.Tensor, random: Draw, strength: float, alphas: torch.Tensor
+) -> Losses:
+    """What `joint_losses` has beside the autoencoder: ``loss`` = noise + strength * sparsity."""
     uniform = random.gates if model.training else None
-    decoded = model.vae.decode(
-        model.decoder_input(*model.reached_by("reconstruction", encoded.latents, uniform))
-    )
-    recon = F.mse_loss(decoded.float(), images)
-    seen = model.reached_by("diffusion", encoded.latents, uniform)
+    seen = model.reached_by("diffusion", latents, uniform)
     noisy = add_noise_to(model, *seen, random.noise, random.timesteps, alphas)
     predicted = model.unet(noisy.latents, random.timesteps).sample
     noise = noise_error(predicted, random.noise, noisy.support).mean()
-    gates = model.reached_by("sparsity", encoded.latents, uniform)[1]
-    kl, sparsity = encoded.kl().mean(), gates.cost.mean()
-    return {
-        "loss": recon + kl_weight * kl + noise + strength * sparsity,
-        "recon": recon,
-        "kl": kl,
-        "noise": noise,
-        "mean_mask": gates.values.mean(),
-    }
+    gates = model.reached_by("sparsity", latents, uniform)[1]
+    loss = noise + strength * gates.cost.mean()
+    return {"loss": loss, "noise": noise, "mean_mask": gates.values.mean()}
+
+
+def _with_reconstruction(
+    model: LatentDiffusion,
+    images: torch.Tensor,
+    encoded: Encoded,
+    random: Draw,
+    kl_weight: float,
+    strength: float,
+    alphas: torch.Tensor,
+) -> Losses:
+    uniform = random.gates if model.training else None
+    reached = model.reached_by("reconstruction", encoded.latents, uniform)
+    recon = F.mse_loss(model.vae.decode(model.decoder_input(*reached)).float(), images)
+    kl = encoded.kl().mean()
+    denoising = denoising_losses(model, encoded.latents, random, strength, alphas)
+    loss = recon + kl_weight * kl + denoising["loss"]
+    return denoising | {"loss": loss, "recon": recon, "kl": kl}
 
 
 def train_jointly(
@@ -247,39 +282,49 @@ class _Objective:
         # The first pictures, not every n-th: classes take turns, so that a stride would pick some of them.
         self.validation_images = test_images[: self.params.num_validation].to(trainer.device)
         self.images = images
-        self.batches = self._batches()
+        self.picks = self._picks()
+        self.posteriors: Posteriors | None = None
         model.train()
 
-    def _batches(self) -> Iterator[torch.Tensor]:
-        return batches_from(
-            self.images,
+    def _picks(self) -> Iterator[Picks]:
+        return picks_from(
+            len(self.images),
             self.params.batch_size,
             self.seed,
             "train-order",
             self.params.horizontal_flip,
             self.trainer.progress.step,
+            self.images.device,
             self.schedule.steps_per_epoch,
         )
 
     def losses(self, step: int) -> Losses:
-        images = next(self.batches)
+        picks = next(self.picks)
+        images = pick(self.images, picks)
         random = draw(self.model, len(images), self.seed, "train-step", step)
-        phase = self.schedule.at(step)
+        phase, kl_weight = self.schedule.at(step), self.params.kl_weight
         if self.model.mask is not None:
             self.model.mask.started.fill_(phase.masked)
         if phase.vae_alone:
-            return autoencoder_losses(self.model, images, random, self.params.kl_weight)
-        if self.model.info.variant.vae_training == "first":
-            self._freeze_vae(step)
-        return joint_losses(self.model, images, random, self.params.kl_weight, phase.strength, self.alphas)
+            return autoencoder_losses(self.model, images, random, kl_weight)
+        if self.model.info.variant.vae_training == "joint":
+            return joint_losses(self.model, images, random, kl_weight, phase.strength, self.alphas)
+        if self.posteriors is None:
+            self.posteriors = self._frozen_posteriors(step)
+        posterior = self.posteriors(picks)
+        return frozen_losses(self.model, images, posterior, random, kl_weight, phase.strength, self.alphas)
 
-    def _freeze_vae(self, step: int) -> None:
-        """Keep the autoencoder as it is from here on; its average is the one that will be kept."""
-        if step == self.schedule.vae_steps:
-            current = self.trainer.current
-            assert isinstance(current, LatentDiffusion)
-            self.model.vae.load_state_dict(current.vae.state_dict())
-        self.model.vae.requires_grad_(False)
+    def _frozen_posteriors(self, step: int) -> Posteriors:
+        """Keep the autoencoder as it is from `step` on; its average is the one that will be kept."""
+        if self.model.info.variant.vae_training == "first":
+            if step == self.schedule.vae_steps:
+                current = self.trainer.current
+                assert isinstance(current, LatentDiffusion)
+                self.model.vae.load_state_dict(current.vae.state_dict())
+            self.model.vae.requires_grad_(False)
+        num_draws = (self.schedule.num_steps - self.schedule.vae_steps) * self.params.batch_size
+        flip, precision = self.params.horizontal_flip, self.params.precision
+        return frozen_posteriors(self.model, self.images, flip, num_draws, precision)
 
     def validate(self, epoch: int) -> None:
         """A row of `validation.csv`: losses and collapse of the model to keep, on test pictures.

@@ -16,11 +16,10 @@ sys.path.insert(0, str(workflow.basedir))
 from pelap import io
 from pelap.config import parse_params, read_yaml, select_keys
 from pelap.errors import PelapError
-from pelap.paths import DOWNLOADS, RunPaths, StudyPaths, packed_dataset
+from pelap.paths import DOWNLOADS, RunPaths, StudyPaths, SweepPaths, packed_dataset
 
 RESULTS = Path("results")
-SWEEP = RESULTS / "sweep"
-SUMMARY = [SWEEP / "summary.csv", SWEEP / "summary.png"]
+SUMMARY = SweepPaths(RESULTS / "{grid}")
 STUDY = StudyPaths(RESULTS / "collapse_study")
 CELL = RunPaths(RESULTS / "{grid}" / "{dataset}" / "seed{seed}")
 MODEL = CELL.train("{variant}")
@@ -33,7 +32,7 @@ CLUSTER_CORES = 8
 
 
 wildcard_constraints:
-    grid="sweep|collapse_study",
+    grid="sweep|pruning_study|collapse_study",
     dataset="[a-z0-9][a-z0-9_-]*",
     seed=r"\d+",
     variant="[a-z0-9][a-z0-9_-]*",
@@ -62,6 +61,7 @@ class Grid(NamedTuple):
 check_config()
 GRIDS = {
     "sweep": Grid(config["params"], config["datasets"], config["seeds"]),
+    "pruning_study": Grid(config["pruning_params"], config["pruning_datasets"], config["pruning_seeds"]),
     "collapse_study": Grid(config["study_params"], config["study_datasets"], config["study_seeds"]),
 }
 PIPELINE = read_yaml(Path(workflow.basedir) / "dvc.yaml")["stages"]
@@ -89,6 +89,12 @@ def cell_files(grid, *paths):
     return expand(paths, grid=grid, dataset=GRIDS[grid].datasets, seed=GRIDS[grid].seeds)
 
 
+def summary_files(grid):
+    """What a grid's seeds say together."""
+    files = [SUMMARY.summary, SUMMARY.figure, SUMMARY.budget, SUMMARY.budget_figure]
+    return expand(files, grid=grid)
+
+
 def cell_of(wildcards):
     """The folder of one cell."""
     return RunPaths(Path(str(CELL.root).format(**dict(wildcards.items()))))
@@ -114,7 +120,8 @@ def shrunk_models(wildcards):
     if parameters(wildcards.grid)["evaluate"]["models"] == "variants":
         return []
     cell = cell_of(wildcards)
-    return [str(cell.pruned_model), str(cell.distilled_model), str(cell.score_protocol)]
+    plans, students = [cell.pruned_models, cell.prune_result], [cell.distilled_models, cell.distill_result]
+    return [str(path) for path in (*plans, *students, cell.score_protocol)]
 
 
 def parameter_file(stage):

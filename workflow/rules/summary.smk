@@ -3,14 +3,16 @@
 
 rule compare:
     input:
-        cell_files("sweep", CELL.metrics),
+        lambda wildcards: cell_files(wildcards.grid, CELL.metrics, CELL.budget),
     output:
-        report(SUMMARY[0], caption="../report/summary.rst", category="Summary"),
-        report(SUMMARY[1], caption="../report/summary.rst", category="Summary"),
+        report(SUMMARY.summary, caption="../report/summary.rst", category="Summary"),
+        report(SUMMARY.figure, caption="../report/summary.rst", category="Summary"),
+        SUMMARY.budget,
+        report(SUMMARY.budget_figure, caption="../report/budget.rst", category="Summary"),
     log:
-        SWEEP / "logs" / "compare.log",
+        SUMMARY.root / "logs" / "compare.log",
     benchmark:
-        SWEEP / "benchmarks" / "compare.tsv"
+        SUMMARY.root / "benchmarks" / "compare.tsv"
     params:
         sweep=subpath(output[0], parent=True),
         code=code("pelap/stages/compare.py", "pelap/report/sweep.py", "pelap/report/style.py"),
