@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pelap import __version__
@@ -28,6 +28,8 @@ PIPELINE_OPTIONS = {
     "evaluate": {"out": "FILE", "prompts": "FILE"},
 }
 """What stages that take a diffusers pipeline need with it; prompts only for text-to-image."""
+FOLDER_OPTIONS = ("samples", "reference", "extractor", "inception_weights", "paired")
+"""What `evaluate` takes to compare two folders of pictures."""
 OPTION_HELP = {
     "prompts": "one prompt a line, for text-to-image",
     "scores": "its table of scores",
@@ -77,6 +79,8 @@ def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
     _add_device(parser)
     if stage in PIPELINE_OPTIONS:
         _add_pipeline(parser, stage)
+    if stage == "evaluate":
+        _add_folders(parser)
     if stage == "score":
         parser.add_argument(
             "--save-latents",
@@ -100,6 +104,29 @@ def _add_pipeline(parser: argparse.ArgumentParser, stage: str) -> None:
         group.add_argument(
             f"--{option}", type=Path, metavar=metavar, help=OPTION_HELP.get(option, "what to write")
         )
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("any two folders of pictures (and --out), instead of a run")
+    group.add_argument("--samples", type=Path, metavar="DIR", help="PNG or JPEG files, also in folders below")
+    group.add_argument("--reference", type=Path, metavar="DIR", help="what they are compared with")
+    group.add_argument(
+        "--extractor",
+        nargs="+",
+        metavar="NAME",
+        help="effnet-lite0 (the default), inception-2015 (adds FID), or package.module:attribute",
+    )
+    group.add_argument(
+        "--inception-weights",
+        metavar="FILE",
+        help="of inception-2015; `download` fetches them [$PELAP_INCEPTION_WEIGHTS]",
+    )
+    group.add_argument(
+        "--paired",
+        action="store_true",
+        default=None,
+        help="PSNR and SSIM of equally named pictures too",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         return _fail(
-            "out of memory; lower the batch_size (and latency_batch_size) of this stage's parameters"
+            "out of memory; lower the batch_size (and latency_batch_sizes) of this stage's parameters"
         )
     except BrokenPipeError:
         # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.
@@ -180,6 +207,8 @@ def _run(args: argparse.Namespace) -> None:
     # Imported on use: torch and diffusers take seconds, `pelap --help` must not.
     if getattr(args, "pipeline", None):
         _run_on_pipeline(args)
+    elif getattr(args, "samples", None):
+        _run_on_folders(args)
     elif args.command in STAGES:
         _run_stage(args)
     elif args.command == "sample":
@@ -205,9 +234,49 @@ def _run(args: argparse.Namespace) -> None:
         compare(args.sweep)
 
 
+def _run_on_folders(args: argparse.Namespace) -> None:
+    missing = [f"--{option}" for option in ("reference", "out") if getattr(args, option) is None]
+    if missing:
+        raise ConfigError(f"--samples: also needs {' and '.join(missing)}")
+    if args.prompts is not None:
+        raise ConfigError("--prompts: goes with --pipeline DIR; leave it out")
+    _check_out(args.out)
+    from pelap.device import choose_device
+    from pelap.stages.evaluate_folders import DEFAULT_EXTRACTORS, evaluate_folders
+
+    evaluate_folders(
+        args.samples,
+        args.reference,
+        args.extractor or DEFAULT_EXTRACTORS,
+        args.out,
+        choose_device(args.device),
+        args.inception_weights,
+        bool(args.paired),
+    )
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place for a file that cannot be written."""
+    from pelap.io import check_writable
+
+    check_writable(out.parent)
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; name a file")
+
+
+def _given(args: argparse.Namespace, options: Iterable[str]) -> list[str]:
+    """Which of these options are on the command line, as they are written there."""
+    return [f"--{name.replace('_', '-')}" for name in options if getattr(args, name, None) is not None]
+
+
 def _run_on_pipeline(args: argparse.Namespace) -> None:
     from pelap.config import load_pipeline_params
 
+    mixed = _given(args, FOLDER_OPTIONS)
+    if mixed:
+        raise ConfigError(
+            f"{mixed[0]}: compares folders of pictures, --pipeline makes its own; give one of them"
+        )
     needed = [option for option in PIPELINE_OPTIONS[args.command] if option != "prompts"]
     missing = [f"--{option}" for option in needed if getattr(args, option) is None]
     if missing:
@@ -218,9 +287,9 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
 
     if getattr(args, "save_latents", None) is not None:
         check_writable(args.save_latents.parent)
+    if args.command in ("score", "evaluate"):
+        _check_out(args.out)
     check_writable(args.out.parent)
-    if args.command in ("score", "evaluate") and args.out.is_dir():
-        raise ConfigError(f"--out {args.out}: is a folder; name a file")
     device = choose_device(args.device)
     if args.command == "score":
         from pelap.stages.score import score_pipeline
@@ -243,9 +312,11 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
 def _run_stage(args: argparse.Namespace) -> None:
     from pelap.config import load_params
 
-    stray = [option for option in PIPELINE_OPTIONS.get(args.stage, {}) if getattr(args, option) is not None]
-    if stray:
-        raise ConfigError(f"--{stray[0]}: goes with --pipeline DIR; add that, or leave this out")
+    only_with = {"--samples": FOLDER_OPTIONS, "--pipeline": PIPELINE_OPTIONS.get(args.stage, ())}
+    for needed, options in only_with.items():
+        stray = _given(args, options)
+        if stray:
+            raise ConfigError(f"{stray[0]}: goes with {needed} DIR; add that, or leave this out")
     params = load_params(args.params, args.stage)
     from pelap.device import choose_device
     from pelap.io import check_writable

@@ -12,25 +12,69 @@ from pelap.paths import RunPaths
 
 VARIANTS = ("baseline", "pelap", "invariant")
 Row: TypeAlias = dict[str, float | None]
-COSTS: Row = {"latency_iqr_ms": 0.42, "params": 1_234_567, "macs": 4_321_098_765, "peak_memory_mib": 61.25}
-METRICS: dict[str, Row] = {
-    "baseline": {"fd_effnet_lite0": 96.4213, "psnr": 24.1234, "ssim": 0.8123, "latency_ms": 31.52, **COSTS},
-    "pelap": {"fd_effnet_lite0": 214.9876, "psnr": 11.2345, "ssim": 0.2311, "latency_ms": 31.61, **COSTS},
-    "invariant": {"fd_effnet_lite0": 91.7345, "psnr": 25.4567, "ssim": 0.8391, "latency_ms": 31.40, **COSTS},
-    "pruned": {"fd_effnet_lite0": 131.5511, "psnr": None, "latency_ms": 23.87, **COSTS, "params": 812_345},
-    "distilled": {"fd_effnet_lite0": 93.2222, "latency_ms": 23.91, **COSTS, "params": 812_345},
-    "real": {"fd_effnet_lite0": 22.8765},
-}
-PROTOCOL: dict[str, Any] = {
-    "dataset": "photos", "seed": 0, "num_images": 2000, "num_reference": 4000,
-    "extractor": "efficientnet-lite0", "extractor_checksum": "0123abcd" * 8,
-    "sampler": {"kind": "ddim", "steps": 20}, "ema_decay": {"baseline": 0.99, "pelap": 0.99},
-    "device": "cpu", "versions": {"torch": "2.9.0"},
-    "git_revision": "0a1b2c3", "latency_batch_size": 64, "scored_variant": "invariant",
+PLANS = ("25", "35")
+STUDENTS = {"distilled": (1, 1, 1), "output-only": (1, 1, 0), "scratch": (1, 1, 1), "longer": (1, 0, 0)}
+"""Weights of task, output and features; `longer` starts dense, `scratch` afresh."""
+DENSE = {
+    "latency_ms": 31.4, "latency_iqr_ms": 0.42, "image_ms": 12.9, "image_iqr_ms": 0.3, "params": 1_234_567,
+    "macs": 67_517_168, "peak_memory_mib": 61.25, "disk_mib": 4.71,
 }  # fmt: skip
-RESULT = {
-    "promised_time_reduction": 0.25, "measured_time_reduction": 0.2398, "num_operators": 31,
-    "params_before": 1_234_567, "params_after": 812_345,
+SMALL = {
+    "25": {**DENSE, "latency_ms": 23.87, "image_ms": 9.7, "params": 812_345, "disk_mib": 3.1},
+    "35": {**DENSE, "latency_ms": 20.2, "image_ms": 8.3, "params": 612_345, "disk_mib": 2.34},
+}
+
+
+def _row(distance: float, costs: dict[str, float], **more: float | None) -> Row:
+    quality = {
+        "fd_effnet_lite0": distance, "fd_effnet_lite0_se": distance / 90, "kid_effnet_lite0": distance / 900,
+        "kid_effnet_lite0_std": 0.0031, "precision_effnet_lite0": 0.612, "recall_effnet_lite0": 0.401,
+        "density_effnet_lite0": 0.733, "coverage_effnet_lite0": 0.655,
+    }  # fmt: skip
+    return {**quality, **more, **costs}
+
+
+METRICS: dict[str, Row] = {
+    "baseline": _row(96.4213, {**DENSE, "latency_ms": 31.52}, psnr=24.1234, ssim=0.8123),
+    "pelap": _row(214.9876, {**DENSE, "latency_ms": 31.61}, psnr=11.2345, ssim=0.2311),
+    "invariant": _row(91.7345, DENSE, psnr=25.4567, ssim=0.8391),
+    "pruned-25": _row(131.5511, SMALL["25"], psnr=None, psnr_to_dense=19.81, ssim_to_dense=0.61),
+    "pruned-35": _row(172.2413, SMALL["35"], psnr_to_dense=15.33, ssim_to_dense=0.44),
+    "distilled-25": _row(93.2222, SMALL["25"], psnr_to_dense=22.5, ssim_to_dense=0.71, recovered=0.9627),
+    "output-only-25": _row(97.1, SMALL["25"], psnr_to_dense=22.1, ssim_to_dense=0.70, recovered=0.8653),
+    "scratch-25": _row(118.8, SMALL["25"], psnr_to_dense=14.2, ssim_to_dense=0.38),
+    "distilled-35": _row(99.81, SMALL["35"], psnr_to_dense=20.5, ssim_to_dense=0.65, recovered=0.8997),
+    "output-only-35": _row(104.3, SMALL["35"], psnr_to_dense=20.3, ssim_to_dense=0.64, recovered=0.8439),
+    "scratch-35": _row(125.6, SMALL["35"], psnr_to_dense=14.0, ssim_to_dense=0.37),
+    "longer": _row(88.9, DENSE, psnr_to_dense=21.9, ssim_to_dense=0.69),
+    "real": {key: value for key, value in _row(22.8765, {}).items()},
+}
+BUDGET = {10: (6.6, 95.9), 5: (3.45, 121.3), 3: (2.2, 171.0)}
+"""Time per image and distance of the dense model with fewer than the 20 steps."""
+PROTOCOL: dict[str, Any] = {
+    "dataset": "photos", "dataset_checksum": "fedcba98" * 8, "seed": 0, "num_images": 2000,
+    "num_reference": 4000,
+    "extractors": {
+        "effnet-lite0": {"metric": "fd_effnet_lite0", "input_size": 224, "num_features": 1280,
+                         "sha256": "0123abcd" * 8}
+    },
+    "sampler": {"kind": "ddim", "steps": 20}, "ema_decay": {"baseline": 0.99, "pelap": 0.99},
+    "device": "cpu", "versions": {"torch": "2.9.0"}, "python": "3.11.9",
+    "git_revision": "0a1b2c3", "latency_batch_sizes": [64, 1], "scored_variant": "invariant",
+    "plans": ["25", "35"], "dense_students": ["longer"],
+    "notes": ["2,000 pictures are fewer than twice the 1,280 features: distances are biased upwards"],
+}  # fmt: skip
+RESULTS = {
+    "25": {
+        "num_operators": 31, "promised_time_reduction": 0.25, "measured_time_reduction": 0.2398,
+        "latency_ms_before": 31.4, "latency_ms_after": 23.871, "latency_batch_size": 64,
+        "params_before": 1_234_567, "params_after": 812_345,
+    },
+    "35": {
+        "num_operators": 40, "promised_time_reduction": 0.35, "measured_time_reduction": 0.3567,
+        "latency_ms_before": 31.4, "latency_ms_after": 20.2, "latency_batch_size": 64,
+        "params_before": 1_234_567, "params_after": 612_345,
+    },
 }  # fmt: skip
 SCORE_PROTOCOL: dict[str, Any] = {
     "num_latents": 32, "num_seeds": 2, "formula": "avg+std", "early_stop": 0.5, "rank_correlation": 0.9876,
@@ -63,6 +107,8 @@ def build_run(root: Path, variants: tuple[str, ...] = VARIANTS) -> RunPaths:
     io.write_json(paths.evaluate_protocol, PROTOCOL)
     _collapse(paths, variants, draw)
     _pruning(paths, draw)
+    _distillation(paths)
+    _evaluation(paths)
     for model in metrics:
         _grid(paths.samples(model), draw)
         _grid(paths.reconstructions(model), draw)
@@ -137,34 +183,88 @@ def _pruning(paths: RunPaths, draw: np.random.Generator) -> None:
     scores.loc[len(scores) - 4 : len(scores) - 2, ["num_latents", "stopped_early"]] = [8, True]
     io.write_csv(paths.scores, scores)
     io.write_json(paths.score_protocol, SCORE_PROTOCOL)
-    io.write_csv(paths.changes, _changes(scores))
-    io.write_json(paths.prune_result, RESULT)
-    steps = np.arange(8, 248, 8)
-    fall = np.exp(-steps / 60)
-    terms = {"task": 0.12 + fall / 9, "output": 0.01 + fall / 5, "feature": 0.05 + fall, "lr": 5e-4}
-    table = pd.DataFrame({"step": steps, **terms})
-    table.insert(1, "loss", table[["task", "output", "feature"]].sum(axis=1))
-    io.write_csv(paths.distill_history, table)
+    tables = [_changes(scores, plan) for plan in PLANS]
+    io.write_csv(paths.changes, pd.concat(tables))
+    io.write_json(paths.prune_result, RESULTS)
 
 
-def _changes(scores: pd.DataFrame) -> pd.DataFrame:
-    """The 31 lowest scores replaced, those inside another one gone with it."""
+def student_rows() -> dict[str, tuple[str, str | None]]:
+    """Student and plan of every row that was trained further."""
+    rows: dict[str, tuple[str, str | None]] = {
+        f"{name}-{plan}": (name, plan) for plan in PLANS for name in STUDENTS if name != "longer"
+    }
+    return rows | {"longer": ("longer", None)}
+
+
+def _distillation(paths: RunPaths) -> None:
+    history, validation, result = [], [], {}
+    starts = {"scratch": "scratch", "longer": "dense"}
+    for place, (row, (student, plan)) in enumerate(student_rows().items()):
+        weights = dict(zip(("task", "output", "feature"), STUDENTS[student], strict=True))
+        steps = np.arange(8, 248, 8)
+        history.append(_losses(row, steps, place, weights).assign(lr=5e-4, images_per_s=900.0))
+        marks = _losses(row, np.arange(0, 241, 60), place, weights).drop(columns="loss")
+        marks["fd_effnet_lite0"] = 90 + 4 * place + 60 * np.exp(-marks["step"] / 60)
+        marks["fd_effnet_lite0_se"] = 1.2
+        validation.append(marks)
+        result[row] = {
+            "student": student, "start": starts.get(student, "pruned"), "plan": plan, "steps": 240,
+            "kept_step": 240, "select": "last", **{f"{key}_weight": value for key, value in weights.items()},
+        }  # fmt: skip
+    io.write_csv(paths.distill_history, pd.concat(history))
+    io.write_csv(paths.distill_validation, pd.concat(validation))
+    io.write_json(paths.distill_result, result)
+
+
+def _losses(row: str, steps: Any, place: int, weights: dict[str, int]) -> pd.DataFrame:
+    fall = np.exp(-steps / 60) * (1 + place / 5)
+    terms = {"task": 0.12 + fall / 9, "output": 0.01 + fall / 5, "feature": 0.05 + fall}
+    table = pd.DataFrame({"student": row, "step": steps, "loss": 0.0, **terms})
+    for term, weight in weights.items():
+        table["loss"] += weight * table[term]
+        if not weight and term != "task":
+            table[term] = np.nan
+    return table
+
+
+def _evaluation(paths: RunPaths) -> None:
+    """Times by batch size, the budget, and differences against the dense networks."""
+    trained = {name: row for name, row in METRICS.items() if "latency_ms" in row}
+    latencies = [
+        (name, size, mode, factor * (row["latency_ms"] or 0.0), 0.4, 30)
+        for mode, less in (("eager", 1.0), ("compiled", 0.8))
+        for size, factor in ((64, less), (1, less / 20))
+        for name, row in trained.items()
+    ]
+    columns = ["model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats"]
+    io.write_csv(paths.latencies, pd.DataFrame(latencies, columns=columns))
+    quality = ["fd_effnet_lite0", "fd_effnet_lite0_se"]
+    keys = ["image_ms", "image_iqr_ms", *quality]
+    faster = [f"{family}-{plan}" for plan in PLANS for family in ("pruned", "distilled", "output-only")]
+    budget: list[Any] = [(name, 20, *(METRICS[name][key] for key in keys)) for name in ("invariant", *faster)]
+    budget += [("invariant", steps, ms, 0.2, fd, 1.4) for steps, (ms, fd) in BUDGET.items()]
+    io.write_csv(paths.budget, pd.DataFrame(budget, columns=["model", "steps", *keys]))
+    others = [name for name in trained if name not in VARIANTS]
+    distance = {name: row[quality[0]] or 0.0 for name, row in METRICS.items()}
+    differences = [
+        (name, against, quality[0], distance[name] - distance[against], 1.1)
+        for against in ("invariant", "longer")
+        for name in others
+        if name != against
+    ]  # fmt: skip
+    columns = ["model", "against", "metric", "difference", "se"]
+    io.write_csv(paths.differences, pd.DataFrame(differences, columns=columns))
+
+
+def _changes(scores: pd.DataFrame, plan: str) -> pd.DataFrame:
+    """The lowest scores replaced, those inside another one gone with it."""
     chosen: list[str] = []
-    for name in scores["operator"].head(31):
+    for name in scores["operator"].head(int(RESULTS[plan]["num_operators"])):
         if not any(name.startswith(f"{other}.") for other in chosen):
             chosen = [other for other in chosen if not other.startswith(f"{name}.")] + [name]
-    rows = [
-        (
-            "(whole denoiser)",
-            f"{len(chosen)} replaced",
-            1_234_567,
-            812_345,
-            4_321_098_765,
-            10**9,
-            31.4,
-            23.871,
-        )
-    ]
+    after = RESULTS[plan]
+    whole = (1_234_567, after["params_after"], 4_321_098_765, 10**9, 31.4, after["latency_ms_after"])
+    rows: list[Any] = [("(whole denoiser)", f"{len(chosen)} replaced", *whole)]
     for name, replacement in zip(scores["operator"], scores["replacement"], strict=True):
         around = [other for other in chosen if name.startswith(f"{other}.")]
         if name in chosen:
@@ -175,7 +275,9 @@ def _changes(scores: pd.DataFrame) -> pd.DataFrame:
             rows.append((name, "kept", 2000, 2000, 10**7, 10**7, 0.4, 0.4))
     columns = ("params", "macs", "latency_ms")
     sides = [f"{column}_{side}" for column in columns for side in ("before", "after")]
-    return pd.DataFrame(rows, columns=["operator", "action", *sides])
+    table = pd.DataFrame(rows, columns=["operator", "action", *sides])
+    table.insert(0, "plan", plan)
+    return table
 
 
 def _grid(path: Path, draw: np.random.Generator) -> None:

@@ -18,7 +18,9 @@ OPTIONS = {
     "score": COMMON | {"--pipeline", "--out", "--prompts", "--save-latents"},
     "prune": COMMON | {"--pipeline", "--scores", "--out", "--prompts", "--plan"},
     "distill": COMMON | {"--pipeline", "--teacher", "--out"},
-    "evaluate": COMMON | {"--pipeline", "--out", "--prompts"},
+    "evaluate": COMMON
+    | {"--pipeline", "--out", "--prompts"}
+    | {"--samples", "--reference", "--extractor", "--inception-weights", "--paired"},
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
     "cut": {"--model", "--data", "--out", "--device", "--help"},
     "show": {"--run", "--help"},

@@ -290,7 +290,7 @@ def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() ->
         ({"prune__time_reduction": []}, "prune.time_reduction"),
         ({"prune__time_reduction": [0.25, 1.5]}, "prune.time_reduction.1"),
         ({"prune__time_reduction": [0.25, 0.25]}, "names an amount twice"),
-        ({"distill__validate_every": 401}, "validate_every must not exceed steps"),
+        ({"distill__validate_every": 241}, "validate_every must not exceed steps"),
         ({"distill__select": "distance"}, "select distance needs quality"),
         ({"distill__students": {}}, "distill.students"),
         ({"evaluate__dense_steps": [7]}, "evaluate.dense_steps.0: 7 does not divide"),

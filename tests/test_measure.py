@@ -4,6 +4,8 @@ import gc
 import itertools
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -12,7 +14,13 @@ from torch import Tensor, nn
 from pelap.errors import ModelError
 from pelap.measure import latency as latency_module
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
-from pelap.measure.latency import Latency, measure_latency, measure_module_latencies, watch_calls
+from pelap.measure.latency import (
+    Latency,
+    compiled,
+    measure_latency,
+    measure_module_latencies,
+    watch_calls,
+)
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -92,6 +100,55 @@ def test_garbage_is_not_collected_while_timing() -> None:
     measure_latency({"f": lambda: seen.append(gc.isenabled())}, CPU, repeats=2)
     assert not any(seen)
     assert gc.isenabled()
+
+
+def test_names_may_be_anything_that_is_hashed() -> None:
+    result = measure_latency({("a", 1): int, ("a", 2): int}, CPU, repeats=1)
+    assert list(result) == [("a", 1), ("a", 2)]
+
+
+def translate_with(monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Any]) -> None:
+    """Let `torch.compile` end at a function of graphs, where its own takes a minute."""
+    own = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **options: own(call, backend=backend, **options))
+
+
+def test_compiled_networks_are_translated_once_for_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[int] = []
+
+    def backend(graph: nn.Module, inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(1)
+        return graph.forward
+
+    translate_with(monkeypatch, backend)
+    # More than PyTorch would translate of the same lines of code.
+    networks = {str(width): nn.Sequential(nn.Linear(8, width)) for width in range(1, 13)}
+    with torch.no_grad(), compiled(networks) as translated:
+        for rows in (3, 2, 3):
+            for name, network in networks.items():
+                x = torch.randn(rows, 8)
+                assert torch.equal(translated[name](x), network(x))
+                assert translated[name][0].weight is network[0].weight
+    assert len(graphs) == 2 * len(networks)
+    assert all(network._compiled_call_impl is None for network in networks.values())
+
+
+def test_no_compiled_network_runs_untranslated(monkeypatch: pytest.MonkeyPatch) -> None:
+    translate_with(monkeypatch, lambda graph, inputs: graph.forward)
+    monkeypatch.setattr(latency_module, "_RECOMPILE_LIMIT", 2)
+    networks = {str(width): nn.Linear(8, width) for width in range(1, 5)}
+    with compiled(networks) as translated, pytest.raises(Exception, match="recompile"):
+        for network in translated.values():
+            network(torch.zeros(2, 8))
+
+
+def test_compilers_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: nn.Module, inputs: list[Tensor]) -> NoReturn:
+        raise KeyError("no compiler")
+
+    translate_with(monkeypatch, backend)
+    with compiled({"a": nn.Linear(8, 8)}) as translated, pytest.raises(Exception, match="no compiler"):
+        translated["a"](torch.zeros(2, 8))
 
 
 def test_module_latencies_sum_calls_and_nest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,9 +40,11 @@ from pelap.data.dataset import ImageDataset, save_dataset, to_float
 from pelap.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import EffNetLite0
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
+from pelap.evaluation.quality import psnr
 from pelap.loading import pipeline_plan, save_model, save_pipeline
 from pelap.measure.cost import count_macs, count_params
 from pelap.params import Params
+from pelap.params.run import LossWeights
 from pelap.pipelines import LatentPipeline
 from pelap.pruning.operators import find_operators
 from pelap.pruning.plan import complete_plan, plan_from_json
@@ -190,6 +192,11 @@ def test_prompts_are_for_text_to_image_alone(tmp_path: Path) -> None:
 # --- evaluate ---------------------------------------------------------------------------------------
 
 
+QUALITY = {"fd_effnet_lite0", "fd_effnet_lite0_se", "kid_effnet_lite0", "kid_effnet_lite0_std"} | {
+    f"{name}_effnet_lite0" for name in ("precision", "recall", "density", "coverage")
+}
+
+
 def evaluated(tmp_path: Path, folders: list[Path], **overrides: Any) -> dict[str, dict[str, float]]:
     data = save_data(tmp_path / "data", tiny_dataset(num_train=100, side=8))
     out = tmp_path / "figures.json"
@@ -203,14 +210,18 @@ def test_pipelines_are_evaluated_side_by_side(tmp_path: Path, capsys: pytest.Cap
     folders = list(save_pair(tmp_path, "ddim"))
     metrics = evaluated(tmp_path, folders)
     assert list(metrics) == ["dense", "pruned", "real"]
-    assert set(metrics["real"]) == {"fd_effnet_lite0"}
-    costs = {"latency_ms", "latency_iqr_ms", "params", "macs", "peak_memory_mib"}
+    assert set(metrics["real"]) == QUALITY
+    costs = {"latency_ms", "latency_iqr_ms", "params", "macs", "peak_memory_mib", "disk_mib"}
+    costs |= {"image_ms", "image_iqr_ms"}
+    pairs = {"dense": set(), "pruned": {"psnr_to_dense"}}
     for name, folder in zip(("dense", "pruned"), folders, strict=True):
         network = pelap.load_pipeline(folder).unet
-        assert set(metrics[name]) == {"fd_effnet_lite0"} | costs
+        assert set(metrics[name]) == QUALITY | costs | pairs[name]
         assert metrics[name]["params"] == count_params(network)
-        assert metrics[name]["latency_ms"] > 0
-    for cost in ("params", "macs", "peak_memory_mib"):
+        (weights,) = (folder / "unet").glob("*.safetensors")
+        assert metrics[name]["disk_mib"] == weights.stat().st_size / 2**20
+        assert metrics[name]["image_ms"] > 0 < metrics[name]["latency_ms"]
+    for cost in ("params", "macs", "peak_memory_mib", "disk_mib"):
         assert metrics["pruned"][cost] < metrics["dense"][cost]
     printed = capsys.readouterr().out
     assert "UNet" not in printed
@@ -219,12 +230,16 @@ def test_pipelines_are_evaluated_side_by_side(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_distances_are_of_the_pipelines_own_samples(tmp_path: Path) -> None:
-    dense, _ = save_pair(tmp_path, "ddim")
-    metrics = evaluated(tmp_path, [dense], evaluate__latency_repeats=None, evaluate__batch_size=7)
-    assert set(metrics["dense"]) == {"fd_effnet_lite0"}
-    pipeline = LatentPipeline(pelap.load_pipeline(dense), 4)
-    noise = seeding.noise(pipeline.latent_shape, 0, "sample", range(24))
-    images = pipeline.decode(pipeline.denoise(noise, range(24), 0))
+    dense, pruned = save_pair(tmp_path, "ddim")
+    metrics = evaluated(tmp_path, [dense, pruned], evaluate__latency_repeats=None, evaluate__batch_size=7)
+    assert set(metrics["dense"]) == QUALITY
+
+    def pictures_of(folder: Path) -> torch.Tensor:
+        pipeline = LatentPipeline(pelap.load_pipeline(folder), 4)
+        noise = seeding.noise(pipeline.latent_shape, 0, "sample", range(24))
+        return pipeline.decode(pipeline.denoise(noise, range(24), 0))
+
+    images = pictures_of(dense)
     train, extractor = tiny_dataset(num_train=100, side=8).train.images, EffNetLite0(CPU)
 
     def distance(pictures: torch.Tensor) -> float:
@@ -235,6 +250,7 @@ def test_distances_are_of_the_pipelines_own_samples(tmp_path: Path) -> None:
         return frechet_distance(*both)
 
     assert metrics["dense"]["fd_effnet_lite0"] == pytest.approx(distance(images), rel=1e-3)
+    assert metrics["pruned"]["psnr_to_dense"] == pytest.approx(psnr(pictures_of(pruned), images), abs=0.05)
     assert metrics["real"]["fd_effnet_lite0"] == pytest.approx(distance(train[64:88]), rel=1e-6)
 
 
@@ -248,23 +264,22 @@ def test_figures_have_their_protocol_beside_them(tmp_path: Path) -> None:
     assert (mine["scheduler"], mine["timestep_spacing"], mine["steps"]) == ("DDIMScheduler", "trailing", 5)
     assert mine["rows_per_latent"] == 1
     assert (protocol["num_reference"], protocol["num_images"]) == (64, 24)
-    assert {"dataset_checksum", "extractors", "latency_batch_size", "seed", "device"} <= set(protocol)
+    assert {"dataset_checksum", "extractors", "latency_batch_sizes", "seed", "device"} <= set(protocol)
+    assert protocol["dense"] == "mine"
+    assert [(row["model"], row["batch_size"]) for row in protocol["latencies"]] == [("mine", 4), ("mine", 1)]
 
 
 def test_a_pass_of_a_guided_pipeline_has_both_rows(tmp_path: Path) -> None:
     save_pipeline(dit_of_two_classes(), tmp_path / "dit")
     data = save_data(tmp_path / "data", tiny_dataset(num_train=100, side=16))
     out = tmp_path / "f.json"
-    macs = []
-    for size in (1, 2):
-        params = tiny_params(evaluate__latency_batch_size=size, evaluate__num_images=2)
-        evaluate_pipelines(params, [tmp_path / "dit"], data, out, CPU, None)
-        macs.append(io.read_metrics(out)["dit"]["macs"])
+    params = tiny_params(evaluate__latency_batch_sizes=[3], evaluate__num_images=2)
+    evaluate_pipelines(params, [tmp_path / "dit"], data, out, CPU, None)
     pipe = pelap.load_pipeline(tmp_path / "dit")
     x, t, y = torch.zeros(2, 4, 8, 8), torch.tensor([3, 3]), torch.tensor([0, 2])
     network = pipe.transformer
     one = count_macs(network, lambda: network(x, timestep=t, class_labels=y))[""]
-    assert macs == [one, 2 * one]
+    assert io.read_metrics(out)["dit"]["macs"] == one
 
 
 def test_evaluation_refuses_what_does_not_fit(tmp_path: Path) -> None:
@@ -471,6 +486,25 @@ def test_batches_go_on_at_any_step() -> None:
         assert torch.equal(again.conditions["class_labels"], first[start].conditions["class_labels"])
 
 
+@pytest.mark.parametrize("build", [tiny_stable_diffusion, dit_of_two_classes])
+def test_held_out_batches_are_of_test_pictures_and_the_same_at_every_call(build: Any) -> None:
+    pipe, dataset = build(), tiny_dataset(side=16)
+    other = ImageDataset("x", dataset.train, tiny_dataset(side=16, num_train=9).train, ("a", "b"), "", "")
+    one, two = (
+        batches_of(pipe, each, distill__num_validation=9, distill__batch_size=4) for each in (dataset, other)
+    )
+    calls = [list(batches.held_out()) for batches in (one, one, two)]
+    assert [[len(batch.latents) for batch in batches] for batches in calls] == [[4, 4, 1]] * 3
+    for first, again, elsewhere in zip(*calls, strict=True):
+        assert torch.equal(first.latents, again.latents)
+        assert torch.equal(first.target, again.target)
+        assert torch.equal(first.target, elsewhere.target)
+        assert not torch.equal(first.latents, elsewhere.latents)
+        assert first.predict(denoiser(pipe)).shape == first.target.shape
+    assert not torch.equal(calls[0][0].target, calls[0][1].target)
+    assert not torch.equal(calls[0][0].target, next(one(0)).target)
+
+
 def test_variance_channels_do_not_count() -> None:
     pipe = dit_of_two_classes()
     batch = next(batches_of(pipe)(0))
@@ -509,6 +543,12 @@ def distillation_params(**overrides: Any) -> Params:
     return tiny_params(**(quick | overrides))
 
 
+def student_of(**weights: float) -> dict[str, dict[str, Any]]:
+    """The section `distill.students` with one student, whose other weights are 0."""
+    none = dict.fromkeys(("task_weight", "output_weight", "feature_weight"), 0.0)
+    return {"one": {"start": "pruned", **none, **weights}}
+
+
 @each_kind
 @pytest.mark.parametrize("weight", ["output_weight", "feature_weight"])
 def test_distillation_brings_a_pruned_pipeline_closer_to_its_teacher(
@@ -518,12 +558,15 @@ def test_distillation_brings_a_pruned_pipeline_closer_to_its_teacher(
     dataset = dataset_for(kind)
     data, out = save_data(tmp_path / "data", dataset), tmp_path / "distilled"
     # Weights at random know nothing of the data, which would lead away from them.
-    weights = dict.fromkeys(("task_weight", "output_weight", "feature_weight"), 0.0) | {weight: 1.0}
-    params = distillation_params(**{f"distill__{name}": value for name, value in weights.items()})
+    params = distillation_params(distill__students=student_of(**{weight: 1.0}))
     distill_pipeline(params, pruned, dense, data, out, CPU)
     assert "difference to the teacher" in capsys.readouterr().out
     history = pd.read_csv(tmp_path / "distilled.history.csv")
     assert history["step"].tolist() == list(range(1, 31))
+    validation = pd.read_csv(tmp_path / "distilled.validation.csv")
+    assert validation["step"].tolist() == [*range(0, 31, 3)]
+    learnt = validation[weight.removesuffix("_weight")]
+    assert learnt.iloc[-1] < 0.9 * learnt.iloc[0]
     batches = PipelineBatches(pelap.load_pipeline(dense), dataset, params.distill, 0)
     unseen = next(batches(1000))
     with torch.no_grad():
@@ -547,15 +590,17 @@ def test_distillation_brings_a_pruned_pipeline_closer_to_its_teacher(
 def test_a_student_that_is_its_teacher_differs_in_nothing(tmp_path: Path, kind: str) -> None:
     teacher = KINDS[kind]()
     student = copy.deepcopy(teacher)
-    params = distillation_params(distill__steps=3, distill__task_weight=0.0, distill__weight_decay=0.0)
+    params = distillation_params(distill__steps=3, distill__weight_decay=0.0)
+    weights = LossWeights(task_weight=0.0, output_weight=1.0, feature_weight=1.0)
     batches = PipelineBatches(teacher, dataset_for(kind), params.distill, 0)
     before = {name: tensor.clone() for name, tensor in denoiser(student).state_dict().items()}
-    network, progress = distill(
-        denoiser(student).train(), denoiser(teacher), batches, params.distill, CPU, tmp_path / "c"
+    trained = distill(
+        denoiser(student).train(), denoiser(teacher), batches, params.distill, weights, CPU, tmp_path / "c"
     )
-    assert [(row["output"], row["feature"]) for row in progress.history] == [(0, 0)] * 3
-    assert all(row["task"] > 0 for row in progress.history)
-    for name, tensor in network.state_dict().items():
+    history = trained.progress.history
+    assert [(row["output"], row["feature"]) for row in history] == [(0, 0)] * 3
+    assert all(row["task"] > 0 for row in history)
+    for name, tensor in trained.network.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
@@ -596,10 +641,39 @@ def test_the_moving_average_is_what_is_saved(tmp_path: Path, monkeypatch: pytest
     data = save_data(tmp_path / "data", tiny_dataset(side=8))
     params = distillation_params(distill__steps=4, distill__ema_decay=0.9)
     distill_pipeline(params, pruned, dense, data, tmp_path / "out", CPU)
-    last, (average, _) = kept[0]
+    last, trained = kept[0]
     saved = pelap.load_pipeline(tmp_path / "out").unet
-    assert torch.equal(saved.conv_in.weight, average.conv_in.weight)
+    assert torch.equal(saved.conv_in.weight, trained.network.conv_in.weight)
     assert not torch.equal(saved.conv_in.weight, last.conv_in.weight)
+
+
+def test_the_first_student_that_starts_pruned_says_what_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    data = save_data(tmp_path / "data", tiny_dataset(side=8))
+    longer = {"start": "dense", "task_weight": 0.0, "output_weight": 5.0, "feature_weight": 5.0}
+    students = {"longer": longer} | student_of(task_weight=2.0) | {"two": longer | {"start": "pruned"}}
+    params = distillation_params(distill__students=students, distill__steps=3)
+    distill_pipeline(params, pruned, dense, data, tmp_path / "out", CPU)
+    history = pd.read_csv(tmp_path / "out.history.csv")
+    assert history["loss"].tolist() == pytest.approx((2 * history["task"]).tolist())
+    assert not {"output", "feature"} & set(history)
+    assert "loss on test pictures" in capsys.readouterr().out
+
+
+def test_the_step_of_least_loss_on_test_pictures_can_be_kept(tmp_path: Path) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    data = save_data(tmp_path / "data", tiny_dataset(side=8))
+    # Steps as large as these lead away from anything.
+    params = distillation_params(
+        distill__select="loss", distill__lr=1.0, distill__steps=6, distill__lr_min=0.5
+    )
+    distill_pipeline(params, pruned, dense, data, tmp_path / "out", CPU)
+    validation = pd.read_csv(tmp_path / "out.validation.csv")
+    assert validation["task"].idxmin() == 0
+    kept, start = (pelap.load_pipeline(tmp_path / name).unet for name in ("out", "pruned"))
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), start.parameters(), strict=True))
 
 
 def test_state_of_other_weights_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -674,3 +748,12 @@ def test_distillation_refuses_what_does_not_fit(tmp_path: Path) -> None:
             distill_pipeline(tiny_params(), student, teacher, data, tmp_path / out, CPU)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+    scratch = {"one": student_of(task_weight=1.0)["one"] | {"start": "scratch"}}
+    quality = {"num_images": 4, "num_reference": 8, "sampler": {"kind": "ddim", "steps": 2}}
+    for overrides, words in (
+        ({"distill__students": scratch}, "none has start: pruned"),
+        ({"distill__select": "distance", "distill__quality": quality}, "distill.select: distance"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            distill_pipeline(tiny_params(**overrides), pruned, dense, small, tmp_path / "out", CPU)
+        assert "\n" not in str(caught.value)

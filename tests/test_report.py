@@ -1,4 +1,6 @@
 import base64
+import dataclasses
+import itertools
 import json
 import math
 import re
@@ -15,27 +17,34 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from rich.console import Console
 from scipy import stats
-from synthetic_run import METRICS, PROTOCOL, SCORE_PROTOCOL, VARIANTS, build_run
+from synthetic_run import DENSE, METRICS, PLANS, PROTOCOL, SCORE_PROTOCOL, VARIANTS, build_run
 
 from pelap import io
 from pelap.errors import BusyError, DataError, PelapError
 from pelap.paths import RunPaths
 from pelap.report import (
     collapse,
+    distillation,
     figures,
+    figures_budget,
     figures_collapse,
     figures_depth,
     figures_pruning,
+    figures_training,
     html,
     operators,
+    protocol,
     style,
     sweep,
     tables,
     words,
 )
+from pelap.report import rows as row_names
 from pelap.stages import report
+from pelap.stages.compare import compare
 
 
 def context(paths: RunPaths, variants: tuple[str, ...] = VARIANTS) -> Any:
@@ -115,8 +124,8 @@ def test_page_has_all_models_and_sections(made: RunPaths) -> None:
     assert [name for name, _ in metric_rows(text)] == list(METRICS)
     for section in re.findall(r'href="#(\w+)"', text.split("</nav>")[0]):
         assert f'<h2 id="{section}">' in text
-    assert len(re.findall(r"<h2", text)) == 9
-    assert len(re.findall(r"<svg", text)) == 9
+    assert len(re.findall(r"<h2", text)) == 10
+    assert len(re.findall(r"<svg", text)) == 10
     for model in METRICS:
         assert page.texts.count(model) >= 2, model
     for text in (
@@ -138,18 +147,46 @@ def test_pictures_are_the_ones_of_the_run(made: RunPaths) -> None:
     assert ("img", "width", "548") in page.attributes  # 274 pixels, magnified by a whole number
 
 
-def test_numbers_are_those_of_the_metrics(made: RunPaths) -> None:
-    shown = tables.columns(tables.metrics_frame(METRICS, "invariant"))
-    for model, cells in metric_rows(made.report_page.read_text(encoding="utf-8")):
-        assert len(cells) == len(shown) == 9
+@pytest.mark.parametrize(
+    ("group", "width", "height"), [("metrics", 7, 13), ("pictures", 4, 12), ("costs", 7, 12)]
+)
+def test_numbers_are_those_of_the_metrics(made: RunPaths, group: str, width: int, height: int) -> None:
+    every = tables.columns(tables.metrics_frame(METRICS, "invariant"))
+    shown = [column for column in every if column.group == group]
+    rows = list(metric_rows(made.report_page.read_text(encoding="utf-8"), group))
+    assert len(rows) == height
+    for model, cells in rows:
+        assert len(cells) == len(shown) == width
         for column, cell in zip(shown, cells, strict=True):
             value = METRICS[model].get(column.key)
             if column.key == tables.CHANGE and METRICS[model].get("latency_ms"):
                 value = METRICS[model]["latency_ms"] / METRICS["invariant"]["latency_ms"] - 1  # type: ignore[operator]
+            number, _, error = cell.partition(f" {tables.PLUS_MINUS} ")
             if value is None:
                 assert cell == tables.DASH
-            else:
-                assert as_number(cell) == pytest.approx(value * column.scale, abs=0.51 * 10**-column.decimals)
+                continue
+            tiny = 0.51 * 10**-column.decimals
+            assert as_number(number) == pytest.approx(value * column.scale, abs=tiny)
+            assert bool(error) == bool(column.error)
+            if error:
+                half = 0.5 if column.group == "costs" else 1.0
+                assert as_number(error) == pytest.approx(half * METRICS[model][column.error], abs=tiny)  # type: ignore[operator]
+
+
+def test_protocol_stands_below_the_table(made: RunPaths) -> None:
+    line = (
+        "2,000 pictures of each model against 4,000 train pictures · extractor effnet-lite0 (0123abcd0123) · "
+        "DDIM, 20 steps · EMA 0.99 · seed 0 · data set photos (fedcba98fedc) · torch 2.9.0 · Python 3.11.9 · "
+        "cpu · revision 0a1b2c3"
+    )
+    assert protocol.line(PROTOCOL) == line
+    shown = Page(made.report_page.read_text(encoding="utf-8")).texts
+    below = made.report_table.read_text(encoding="utf-8").split("\n\n", 1)[1]
+    assert {line, *PROTOCOL["notes"]} <= set(shown)
+    assert below == f"{line}\n\n{PROTOCOL['notes'][0]}\n"
+    assert protocol.line({"sampler": None, "extractors": [3], "device": "cpu"}) == "cpu"
+    assert protocol.line({"ema_decay": {"a": 0.9, "b": 0.99}}) == "EMA 0.9, 0.99"
+    assert protocol.markdown({}) == ""
 
 
 def test_missing_is_a_dash_everywhere(made: RunPaths) -> None:
@@ -157,8 +194,9 @@ def test_missing_is_a_dash_everywhere(made: RunPaths) -> None:
     page = "\n".join(Page(made.report_page.read_text(encoding="utf-8")).texts)
     for text in (markdown, page, words_of(made)):
         assert not re.search(r"\b(nan|none|inf)\b", text, re.IGNORECASE)
-    assert markdown.splitlines()[-1] == f"| real | 22.88 |{f' {tables.DASH} |' * 8}"
-    assert markdown.splitlines()[1] == f"| :-- |{' --: |' * 9}"
+    real = "| real | 22.88 ± 0.25 | 0.0254 ± 0.0031 | 0.612 | 0.401 |"
+    assert markdown.splitlines()[14] == f"{real}{f' {tables.DASH} |' * 8}"
+    assert markdown.splitlines()[1] == f"| :-- |{' --: |' * 12}"
     assert "| 812,345 |" in markdown
     assert f"| {tables.MINUS}24.0 |" in markdown
 
@@ -169,14 +207,44 @@ def words_of(paths: RunPaths) -> str:
 
 def test_headline_says_what_the_numbers_say(paths: RunPaths) -> None:
     text = words_of(paths)
-    assert "Pruning replaced 27 of 122 scored operators, and 24 inside them went along." in text
-    assert "24.0 % less time, measured (25.0 % less time was promised)" in text
-    assert "812,345 parameters; the dense one had 1,234,567 (34.2 % fewer)" in text
-    assert "131.55 right after pruning (43.4 % worse), 93.22 after distillation (1.6 % worse)" in text
+    assert text.startswith(
+        "Plan 25: 27 of 122 scored operators replaced, 24 inside them gone along; 24.0 % less time, measured "
+        "(25.0 % less time promised); 812,345 parameters (34.2 % fewer). Plan 35: 34 of 122 scored operators "
+    )
+    assert (
+        "91.73 for the dense invariant. Plan 25: 131.55 pruned (43.4 % worse), 93.22 distilled (1.6 % "
+        in text
+    )
+    assert "Plan 35: 172.24 pruned (87.8 % worse), 99.81 distilled" in text
+    assert "Not pruned, trained on: 88.90 longer (3.1 % better)." in text
+    assert (
+        "difference: distilled-25 is no worse than it; output-only-25, scratch-25, distilled-35, "
+        "output-only-35 and scratch-35 are worse than it; longer is better than it."
+    ) in text
     assert "best first: invariant (91.73), baseline (96.42) and pelap (214.99)" in text
     assert "0.003 in baseline" in text
     assert "Verdict on the latents: mask collapse in baseline; partial mask in pelap and invariant." in text
-    assert "240 steps" in text
+    assert "that the dense one did not have" not in text
+
+
+def test_headline_compares_at_equal_time(paths: RunPaths) -> None:
+    budget = pd.DataFrame(
+        [("invariant", 20, 10.0, 90.0), ("invariant", 5, 2.0, 130.0), ("distilled-25", 20, 8.0, 95.0),
+         ("distilled-35", 20, 1.0, 300.0), ("output-only-25", 20, 10.5, 80.0), ("scratch-25", 20, 8.0, 99.0)],
+        columns=["model", "steps", "image_ms", "fd_effnet_lite0"],
+    ).assign(image_iqr_ms=0.1)  # fmt: skip
+    io.write_csv(paths.budget, budget)
+    says = "with fewer steps has about 100.00 where distilled-25 has 95.00 (straight lines"
+    assert says in words_of(paths)  # the others are faster or slower than any number of steps, or fresh
+    io.write_csv(paths.budget, budget.drop(index=1))
+    assert "fewer steps" not in words_of(paths)
+
+
+def test_headline_says_what_the_dense_one_did_not_have(paths: RunPaths) -> None:
+    students = io.read_mapping(paths.distill_result)
+    students.pop("longer")
+    io.write_json(paths.distill_result, students)
+    assert "trained on for 240 steps that the dense one did not have" in words_of(paths)
 
 
 def test_collapse_shows_verdict_reason_and_numbers(made: RunPaths) -> None:
@@ -237,31 +305,132 @@ def test_page_of_a_run_without_times(paths: RunPaths) -> None:
         for model, row in METRICS.items()
     }
     io.write_json(paths.metrics, metrics)
+    io.write_csv(paths.latencies, io.read_csv(paths.latencies).head(0))
+    io.write_csv(paths.budget, io.read_csv(paths.budget).assign(image_ms=np.nan, image_iqr_ms=np.nan))
     report.run(context(paths))
     text = paths.report_page.read_text(encoding="utf-8")
-    assert dict(metric_rows(text))["invariant"] == ["91.73", "25.46", "0.839"]
+    assert dict(metric_rows(text))["invariant"] == ["91.73"]
+    assert dict(metric_rows(text, "pictures"))["invariant"] == ["25.46", "0.839"]
+    for absent in ("Quality and time", 'id="costs"', 'id="latencies"', "at equal time"):
+        assert absent not in text
     assert "Times were not measured." in text
-    assert "Quality and time" not in text
     shown = Page(text).texts
     assert {"91.73", "real against other real pictures: 22.88"} <= set(shown)
-    header = paths.report_figure.read_bytes()[16:24]
-    assert (int.from_bytes(header[:4]), int.from_bytes(header[4:])) == (1600, 700)
 
 
 def test_quality_alone_stands_in_the_tables_order() -> None:
-    frame = tables.metrics_frame({"pelap": {"fid": 9.0}, "baseline": {"fid": 4.0}, "real": {"fid": 1.0}})
-    (axis,) = figures.quality_latency(frame, ["pelap", "baseline", "real"]).axes
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["pelap", "baseline"]
-    assert [line.get_ydata()[0] for line in axis.lines] == [9.0, 4.0, 1.0]  # the last one is the floor
+    frame = tables.metrics_frame(
+        {"pelap": {"fid": 9.0, "fid_se": 0.5}, "baseline": {"fid": 4.0}, "real": {"fid": 1.0}}
+    )
+    _, (axis,) = style.panels(1, (5, 4))
+    figures.quality_alone(axis, frame, ["pelap", "baseline", "real"])
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["pelap", "baseline"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first one on top
+    assert [line.get_xdata()[0] for line in axis.lines] == [9.0, 4.0, 1.0]  # type: ignore[index]
+    (bar,) = axis.collections
+    assert np.diff([x for x, _ in bar.get_segments()[0]]) == pytest.approx(2 * 1.96 * 0.5)  # type: ignore[attr-defined]
+
+
+def budget_rows(**more: tuple[float, float]) -> pd.DataFrame:
+    """A curve of the dense model at 20, 10 and 5 steps, and further models."""
+    rows = [("invariant", 20, 10.0, 90.0), ("invariant", 5, 2.5, 120.0), ("invariant", 10, 5.0, 95.0)]
+    rows += [(name.replace("_", "-"), 20, time, distance) for name, (time, distance) in more.items()]
+    table = pd.DataFrame(rows, columns=["model", "steps", "image_ms", "fd_x"])
+    return table.assign(image_iqr_ms=0.2, fd_x_se=1.0)
+
+
+def equal_time(budget: pd.DataFrame, floor: float = math.nan) -> tuple[Figure, Axes]:
+    points = figures_budget.measured(budget, "fd_x")
+    figure, (axis,) = style.panels(1, (8, 5))
+    look, column = style.looks(dict.fromkeys(points["model"])), tables.column("fd_x")
+    figures_budget.draw(axis, points, look, "invariant", column)
+    figures_budget.key(figure, points["model"], look, "invariant")
+    figures_budget.finish(axis, points, "invariant", floor, column)
+    return figure, axis
+
+
+def test_dense_is_a_line_over_numbers_of_steps() -> None:
+    figure, axis = equal_time(
+        budget_rows(pruned_25=(7.0, 150.0), distilled_25=(7.0, 93.0), longer=(10.0, 89.0))
+    )
+    curve = axis.lines[0]
+    assert list(curve.get_xdata()) == [2.5, 5.0, 10.0]  # type: ignore[arg-type]
+    assert curve.get_linestyle() == "-"
+    texts = [text.get_text() for text in axis.texts]
+    assert sorted(texts) == sorted(["20", "10", "5", "25", "25", "longer"])
+    assert legend_of(figure) == [
+        "invariant; numbers: steps",
+        "pruned",
+        "distilled",
+        "longer",
+        "other numbers: plan",
+    ]
+    faces = {
+        line.get_color(): line.get_markerfacecolor() for line in axis.lines if line.get_marker() != "None"
+    }
+    assert [colour for colour, face in faces.items() if face == style.PAPER] == [
+        style.looks(["pruned-25"])["pruned-25"].colour
+    ]
+
+
+def test_bars_are_intervals_and_quartiles() -> None:
+    _, axis = equal_time(budget_rows().head(1))
+    across, up = (bar.get_segments()[0] for bar in axis.collections)  # type: ignore[attr-defined]
+    assert across[:, 0] == pytest.approx([9.9, 10.1])
+    assert up[:, 1] == pytest.approx([90 - 1.96, 90 + 1.96])
+
+
+def test_points_without_a_time_or_a_distance_are_left_out() -> None:
+    budget = budget_rows(pruned_25=(math.nan, 150.0), distilled_25=(7.0, math.nan))
+    assert set(figures_budget.measured(budget, "fd_x")["model"]) == {"invariant"}
+    style.to_svg(equal_time(budget.drop(columns="fd_x_se"))[0], "bare")
+
+
+@pytest.mark.parametrize(("floor", "drawn"), [(80.0, True), (20.0, False)])
+def test_floor_is_a_line_unless_it_presses_the_points_together(floor: float, drawn: bool) -> None:
+    _, axis = equal_time(budget_rows(), floor)
+    lines = [line for line in axis.lines if list(np.asarray(line.get_ydata())) == [floor, floor]]
+    assert bool(lines) == drawn
+    assert axis.get_title(loc="right") == f"real pictures: {floor:.2f} ({'dashed' if drawn else 'below'})"
+    low, high = axis.get_ylim()
+    assert (low < floor) == drawn
+    assert high - low < 3 * 30
+
+
+def test_labels_cover_neither_each_other_nor_markers() -> None:
+    near = {f"s{i}_25": (7.0 + 0.05 * i, 93.0 + 0.4 * i) for i in range(6)}
+    near["quite_a_long_name"] = (10.0, 120.0)  # in a corner
+    figure, axis = equal_time(budget_rows(pruned_25=(7.1, 94.0), **near))
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the line to the point
+    assert len(boxes) == 11
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    marks = axis.transData.transform(
+        budget_rows(pruned_25=(7.1, 94.0), **near)[["image_ms", "fd_x"]].to_numpy()
+    )
+    assert not any(box.contains(*mark) for box in boxes for mark in marks)
+    frame = axis.get_window_extent()
+    assert all(frame.contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_overview_shows_what_was_scored_and_made_of_it(made: RunPaths) -> None:
+    data = report.load(context(made).params, made)
+    assert set(data.points["model"]) == {
+        "invariant", *(f"{name}-{plan}" for name in ("pruned", "distilled", "output-only") for plan in PLANS)
+    }  # fmt: skip
+    other = data.budget.assign(model="baseline")
+    more = dataclasses.replace(data, budget=pd.concat([data.budget, other]))
+    assert set(more.points["model"]) == set(data.points["model"])
 
 
 def test_headline_admits_a_loss(paths: RunPaths) -> None:
-    io.write_json(paths.prune_result, {"measured_time_reduction": -0.031})
-    better = {**METRICS, "distilled": {"fd_effnet_lite0": 45.86725}}
+    io.write_json(paths.prune_result, {"25": {"measured_time_reduction": -0.031}})
+    better = {**METRICS, "distilled-25": {"fd_effnet_lite0": 45.86725}}
     io.write_json(paths.metrics, better)
     text = words_of(paths)
-    assert "takes 3.1 % more time, measured." in text
-    assert "45.87 after distillation (50.0 % better)" in text
+    assert "; 3.1 % more time, measured." in text
+    assert "45.87 distilled (50.0 % better)" in text
     assert words.time_change(0.0) == "no less time"
 
 
@@ -291,8 +460,8 @@ def test_terminal_shows_table_and_path(made: RunPaths, capsys: pytest.CaptureFix
     *table, last = capsys.readouterr().out.splitlines()
     assert last == str(made.report_page)
     lines = {line.split()[0]: line.split()[1:] for line in table if line.strip()}
-    assert lines["invariant"] == ["91.73", "25.46", "0.839", "31.40", "0.0", "1.23", "4.32", "61.2"]
-    assert lines["pruned"] == ["131.55", "-", "-", "23.87", "-24.0", "0.81", "4.32", "61.2"]
+    assert lines["invariant"] == ["91.73+-1.02", "0.1019", "-", "31.40", "0.0", "12.90", "1.23"]
+    assert lines["distilled-25"] == ["93.22+-1.04", "0.1036", "96", "23.87", "-24.0", "9.70", "0.81"]
 
 
 def test_terminal_without_a_page(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,8 +476,48 @@ def test_rich_table_fits_a_terminal() -> None:
     console.print(tables.rich_table(tables.metrics_frame(metrics, "invariant")))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    assert "214.99" in text
+    assert "214.99+-2.39 " in text
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "output-only-25" in text  # in one line, and so are the numbers
+    assert {"FID", "KID", "UNet", "image", "params", "recall"} & set(text.split()) == {
+        "FID", "UNet", "image", "params",
+    }  # fmt: skip
+
+
+def test_rich_table_shows_costs_where_there_is_room() -> None:
+    rows = {name: {"fd_x": 3.0, **DENSE} for name in ("stable", "stable-pruned")}
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(tables.rich_table(tables.metrics_frame(rows, "stable"), network="denoiser"))
+    text = console.export_text()
+    assert all(word in text for word in ("denoiser", "MACs", "67.5", "peak", "61.2", "12.90"))
+
+
+def test_columns_of_two_extractors_stay_apart() -> None:
+    row = {
+        "fid": 1.0, "fid_se": 0.1, "kid": 2.0, "kid_std": 0.2, "recall": 0.5, "fd_own_net": 3.0,
+        "kid_own_net": 4.0, "recall_own_net": 0.25, "psnr": 20.0,
+    }  # fmt: skip
+    frame = tables.metrics_frame({"a": dict(reversed(list(row.items())))})
+    assert list(frame.columns) == [
+        "fd_own_net", "kid_own_net", "recall_own_net", "fid", "fid_se", "kid", "kid_std", "recall", "psnr",
+    ]  # fmt: skip
+    frame = tables.metrics_frame({"a": row})
+    column = tables.quality_column(frame)
+    assert column is not None
+    assert (column.key, column.title, column.unit) == ("fid", "FID", "Inception")
+    own = tables.column("fd_own_net")
+    assert (own.title, own.unit, own.error) == ("Fréchet distance", "own_net", "fd_own_net_se")
+    shown = [each.heading for each in tables.columns(frame)]
+    assert shown == [
+        "FID (Inception) ↓", "KID (Inception) ↓", "recall (Inception) ↑", "Fréchet distance (own_net) ↓",
+        "KID (own_net) ↓", "recall (own_net) ↑", "PSNR (dB, reconstructions) ↑",
+    ]  # fmt: skip
+    assert [key for key in row if tables.is_distance(key)] == ["fid", "fd_own_net"]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(tables.rich_table(frame))
+    text = console.export_text()
+    assert "2.0000" in text  # the KID of the first one alone
+    assert "4.0000" not in text
 
 
 REQUIRED = (
@@ -316,7 +525,9 @@ REQUIRED = (
     "train/baseline/validation.csv", "collapse/collapse.csv", "collapse/masks_per_class.csv",
     "collapse/epochs.csv", "collapse/timesteps.csv",
     "score/scores.csv", "score/protocol.json", "prune/changes.csv", "prune/result.json",
-    "distill/history.csv", "evaluate/samples/distilled.png", "evaluate/reconstructions/real.png",
+    "distill/history.csv", "distill/validation.csv", "distill/result.json", "evaluate/budget.csv",
+    "evaluate/latencies.csv", "evaluate/differences.csv", "evaluate/samples/distilled-25.png",
+    "evaluate/reconstructions/real.png",
 )  # fmt: skip
 
 
@@ -344,8 +555,10 @@ def test_missing_input_is_one_line(paths: RunPaths, name: str) -> None:
         (
             "prune/changes.csv",
             "operator,action,params_before\na,kept,1\n",
-            "lacks the columns params_after, ",
+            "lacks the columns plan, params_after, ",
         ),
+        ("prune/result.json", '{"25": 3}', "25: lacks a mapping"),
+        ("distill/result.json", '{"own": {"start": "dense"}}', "own: lacks plan, steps, kept_step, select, "),
         ("evaluate/metrics.json", '{"pelap": {"psnr": "12"}}', "pelap: expected a mapping"),
         ("evaluate/samples/pelap.png", "no picture", "not a readable PNG"),
     ],
@@ -392,10 +605,14 @@ def test_two_reports_at_once(paths: RunPaths) -> None:
 
 def test_run_with_little_measured(paths: RunPaths) -> None:
     """A run without costs, masks or scores still has a page, without warnings."""
-    io.write_json(paths.metrics, {"baseline": {"psnr": 20.0}, "pruned": {}, "real": {}})
+    io.write_json(paths.metrics, {"baseline": {"psnr": 20.0}, "pruned-25": {}, "real": {}})
     io.write_json(paths.evaluate_protocol, {"device": None, "nested": {"a": [1, 2], "b": False}})
     io.write_json(paths.prune_result, {})
-    tables_read = (*paths.collapse_tables.values(), paths.scores, paths.changes, paths.distill_history)
+    io.write_json(paths.distill_result, {})
+    tables_read = (
+        *paths.collapse_tables.values(), paths.scores, paths.changes, paths.distill_history,
+        paths.distill_validation, paths.latencies, paths.budget, paths.differences,
+    )  # fmt: skip
     for path in tables_read:
         if path == paths.collapse_channels:  # the report does not read it
             continue
@@ -404,15 +621,26 @@ def test_run_with_little_measured(paths: RunPaths) -> None:
     io.write_csv(paths.train("baseline").history, history)
     report.run(context(paths, ("baseline",)))
     text = paths.report_page.read_text(encoding="utf-8")
-    assert dict(metric_rows(text))["pruned"] == [tables.DASH]
-    assert "What changed" not in text
+    assert dict(metric_rows(text, "pictures")) == {"baseline": ["20.00"]}
+    assert all(
+        f'id="{name}"' not in text
+        for name in ("metrics", "costs", "plans", "changes", "students", "controls")
+    )
     assert 'id="certainty"' not in text
     assert {"1, 2", "no", "quality was not measured", "no operator was scored"} <= set(Page(text).texts)
 
 
-def test_overview_has_the_size_of_a_hero(made: RunPaths) -> None:
+def test_overview_is_as_high_as_its_samples_need(made: RunPaths) -> None:
+    data = report.load(context(made).params, made)
+    strip = figures.image_strip(data.samples["real"])
+    sizes = [
+        figures.overview(data, dict.fromkeys(list(data.samples)[:count], strip)).get_size_inches()
+        for count in (3, 13)
+    ]
+    assert [size[0] for size in sizes] == [16, 16]
+    assert sizes[0][1] == 7 < sizes[1][1] < 10
     header = made.report_figure.read_bytes()[16:24]
-    assert (int.from_bytes(header[:4]), int.from_bytes(header[4:])) == (1600, 700)
+    assert int.from_bytes(header[:4]) == 1600
 
 
 def test_strip_is_the_first_row(made: RunPaths) -> None:
@@ -426,11 +654,37 @@ def test_colours_stay_with_the_model() -> None:
     assert len({look.colour for look in among.values()}) == 4
 
 
-def test_labels_move_apart() -> None:
-    points = [(0.5, 0.4), (0.5, 0.4), (0.52, 0.41), (0.0, 0.4)]
-    heights = style.spread(points, gap=0.1, reach=0.3)
-    assert min(np.diff(sorted(heights[:3]))) == pytest.approx(0.1, abs=1e-3)
-    assert heights[3] == 0.4
+def test_rows_of_a_family_share_a_marker_and_differ_by_plan() -> None:
+    look = style.looks(METRICS)
+    assert look["pruned-25"].hollow
+    assert not look["distilled-25"].hollow
+    for family in ("pruned", "distilled", "scratch"):
+        one, other = look[f"{family}-25"], look[f"{family}-35"]
+        assert one.marker == other.marker
+        assert one.colour != other.colour
+        assert one.dashes != other.dashes
+    assert len({each.colour for each in look.values()}) == len(METRICS)
+    families = (
+        "baseline",
+        "pelap",
+        "invariant",
+        "pruned-25",
+        "distilled-25",
+        "output-only-25",
+        "scratch-25",
+        "longer",
+    )
+    assert len({look[name].marker for name in families}) == len(families)
+    alone = style.looks(["pruned-25", "distilled-25"])
+    assert alone["distilled-25"].colour == "#cc79a7"  # of one plan, the colour itself
+
+
+def test_rows_are_split_by_their_plan() -> None:
+    plans = row_names.plans_of(["baseline", "pruned-my-5", "pruned-5", "real"])
+    assert plans == ["my-5", "5"]
+    assert row_names.split_row("distilled-my-5", plans) == ("distilled", "my-5")
+    assert row_names.split_row("distilled-25", plans) == ("distilled-25", None)
+    assert row_names.split_row("output-only-5", plans) == ("output-only", "5")
 
 
 # operators
@@ -594,7 +848,7 @@ def test_depth_shows_outermost_operators_by_kind() -> None:
 
 def test_page_lists_what_changed(made: RunPaths) -> None:
     text = made.report_page.read_text(encoding="utf-8")
-    rows, changes = list(metric_rows(text, "changes")), io.read_csv(made.changes)
+    rows, changes = list(metric_rows(text, "changes")), io.read_csv(made.changes).query("plan == 25")
     assert rows[0] == (
         "(whole denoiser)",
         ["27 replaced", "1,234,567", "→ 812,345", "4,321.1", "→ 1,000.0", "31.40", "→ 23.87"],
@@ -695,6 +949,97 @@ def test_words_compare_the_parts_of_the_network(paths: RunPaths) -> None:
     assert words.depth(report.load(context(paths).params, paths)) == "in the order of their names."
 
 
+# distillation
+
+
+def test_page_holds_students_against_their_controls(made: RunPaths) -> None:
+    text = made.report_page.read_text(encoding="utf-8")
+    controls = dict(metric_rows(text, "controls"))
+    assert controls["distilled-25"] == [
+        "no worse than invariant (+1.49 ± 1.10)", "worse than longer (+4.32 ± 1.10)", "96 %",
+    ]  # fmt: skip
+    assert controls["longer"] == [
+        f"better than invariant ({tables.MINUS}2.83 ± 1.10)",
+        tables.DASH,
+        tables.DASH,
+    ]
+    assert controls["scratch-35"][2] == tables.DASH
+    students = dict(metric_rows(text, "students"))
+    assert students["output-only-35"] == ["the pruned weights", "1", "1", "0", "240", "240", "the last"]
+    assert students["longer"][0] == "the dense network"
+
+
+def test_words_of_a_difference() -> None:
+    said = [distillation.verdict(value, 1.0) for value in (-2.1, -2.0, 0.0, 2.0, 2.1)]
+    assert said == ["better than", *["no worse than"] * 3, "worse than"]
+
+
+def test_recovered_is_stated_or_the_reason_is(paths: RunPaths) -> None:
+    metrics = {name: {k: v for k, v in row.items() if k != "recovered"} for name, row in METRICS.items()}
+    io.write_json(paths.metrics, metrics)
+    table = io.read_csv(paths.differences)
+    pruned = (table["model"] == "pruned-25") & (table["against"] == "invariant")
+    io.write_csv(paths.differences, table.assign(se=table["se"].mask(pruned, table["difference"] / 1.9)))
+    cells = dict(distillation.compared(report.load(context(paths).params, paths)))
+    reason = "not stated: the gap that pruning left is within two standard errors"
+    assert [cells[f"distilled-{plan}"][2] for plan in PLANS] == [reason, tables.DASH]
+    assert cells["scratch-25"][2] == tables.DASH
+
+
+def test_page_lists_every_plan(made: RunPaths) -> None:
+    plans = dict(metric_rows(made.report_page.read_text(encoding="utf-8"), "plans"))
+    assert plans == {
+        "25": ["27", "25.0 %", "24.0 %", "31.40", "→ 23.87", "1,234,567", "→ 812,345"],
+        "35": ["34", "35.0 %", "35.7 %", "31.40", "→ 20.20", "1,234,567", "→ 612,345"],
+    }
+
+
+def test_page_lists_times_by_batch_size_and_mode(paths: RunPaths) -> None:
+    table = io.read_csv(paths.latencies)
+    gone = (table["model"] == "pruned-25") & (table["mode"] == "compiled") & (table["batch_size"] == 1)
+    io.write_csv(paths.latencies, table[~gone])
+    headings, cells = distillation.latencies(io.read_csv(paths.latencies))
+    assert headings == ["eager, 64 latents", "eager, 1 latent", "compiled, 64 latents", "compiled, 1 latent"]
+    assert dict(cells)["pruned-25"] == ["23.87 ± 0.20", "1.19 ± 0.20", "19.10 ± 0.20", tables.DASH]
+    assert dict(metric_rows(html.render(report.load(context(paths).params, paths)), "latencies")) == dict(
+        cells
+    )
+
+
+def test_distillation_has_a_panel_a_term_and_a_line_a_student(made: RunPaths) -> None:
+    data = report.load(context(made).params, made)
+    task, output, feature = figures_training.distillation_curves(data.distill, data.models).axes
+    drawn = [
+        {
+            line.get_label()
+            for line in axis.lines
+            if np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any()
+        }
+        for axis in (task, output, feature)
+    ]
+    assert drawn[0] == set(data.students)
+    assert drawn[0] - drawn[1] == {"longer"}
+    assert drawn[1] - drawn[2] == {"output-only-25", "output-only-35"}
+    assert feature.get_yscale() == "log"
+
+
+def test_validation_shows_intervals_and_the_step_kept() -> None:
+    table = pd.DataFrame(
+        {"student": ["a", "a", "b"], "step": [0, 50, 0], "task": [3.0, 2.0, 4.0], "fd_x": [9.0, 8.0, np.nan],
+         "fd_x_se": [0.5, np.nan, np.nan]}
+    )  # fmt: skip
+    students = {"a": {"kept_step": 0}, "b": {"kept_step": 0}}
+    task, distance = figures_training.distillation_quality(table, students, ["a", "b"]).axes
+    rings = [line for line in task.lines if line.get_markerfacecolor() == "none"]
+    assert [(list(r.get_xdata()), list(r.get_ydata())) for r in rings] == [([0], [3.0]), ([0], [4.0])]  # type: ignore[arg-type]
+    first = distance.collections[0].get_segments()[0]  # type: ignore[attr-defined]
+    assert first[:, 1] == pytest.approx([9 - 0.98, 9 + 0.98])
+    assert (
+        len(figures_training.distillation_quality(table[["student", "step", "task"]], {}, ["a", "b"]).axes)
+        == 1
+    )
+
+
 def test_heat_map_reads_from_the_top() -> None:
     rows = [(v, f"class{i}", c, i / 100) for v in "ab" for i in range(100) for c in range(2)]
     masks = pd.DataFrame(rows, columns=["variant", "class_name", "channel", "mean_mask"])
@@ -724,8 +1069,6 @@ def test_numbers() -> None:
 
 def test_protocol_may_hold_anything() -> None:
     nested = {"a": {"b": 1, "c": {"d": None}}, "e": True, "f": ["x", 2]}
-    assert html.merged({"a": {"x": 1, "y": 1}, "b": {"x": 1}, "c": 2}) == {"a": 1, "b": {"x": 1}, "c": 2}
-    assert html.shortened("0123abcd" * 8) == "0123abcd0123…"
     assert dict(html.flat(nested)) == {"a.b": "1", "a.c.d": tables.DASH, "e": "yes", "f": "x, 2"}
 
 
@@ -822,11 +1165,78 @@ def test_sweep_figure_has_a_panel_per_data_set_and_metric() -> None:
     )
     figure = sweep.sweep_figure(sweep.summarise(cells), cells)
     assert len(figure.axes) == 4
-    labels = [axis.get_ylabel() for axis in figure.axes]
+    labels = [axis.get_xlabel() for axis in figure.axes]
     assert labels == ["Fréchet distance (effnet_lite0) ↓", "UNet time (ms) ↓"] * 2
     dots = [line for line in figure.axes[1].lines if line.get_alpha()]
-    assert [list(np.asarray(line.get_ydata())) for line in dots] == [[1.0, 2.0], [3.0, 5.0], [4.0]]
+    assert [list(np.asarray(line.get_xdata())) for line in dots] == [[1.0, 2.0], [3.0, 5.0], [4.0]]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["baseline", "pelap", "a-name-that-is-to…"]
+    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
     assert style.to_png(figure).startswith(b"\x89PNG")
+
+
+def test_control_is_compared_seed_by_seed() -> None:
+    cells = cells_of({"baseline": [1.0, 2.0], "longer": [0.5, 1.0], "distilled-25": [3.0, 2.5]})
+    summary = sweep.summarise(cells, "longer")
+    row = row_of(summary, "distilled-25")
+    assert row["diff_to_longer"] == 2.0
+    assert row["diff_to_longer_std"] == pytest.approx(math.sqrt(0.5))
+    assert row["p_value_to_longer"] == pytest.approx(stats.ttest_rel([3.0, 2.5], [0.5, 1.0]).pvalue)
+    assert row["diff_to_baseline"] == 1.25
+    assert "diff_to_absent" not in sweep.summarise(cells, "absent")
+
+
+def budget_cells(*rows: tuple[str, int, str, int, float, float]) -> pd.DataFrame:
+    """Cells of a budget from data set, seed, model, steps, time and distance."""
+    columns = ["dataset", "seed", "model", "steps", "image_ms", "fd_x"]
+    return pd.DataFrame(rows, columns=columns).melt(columns[:4], var_name="metric")
+
+
+def test_budgets_are_summarised_by_their_steps() -> None:
+    cells = budget_cells(
+        ("photos", 0, "dense", 20, 4.0, 90.0), ("photos", 1, "dense", 20, 6.0, 92.0),
+        ("photos", 0, "dense", 10, 2.0, 99.0), ("photos", 1, "dense", 10, 2.0, math.nan),
+        ("svhn", 0, "dense", 20, 1.0, 10.0),
+    )  # fmt: skip
+    summary = sweep.summarise_budget(cells)
+    assert list(summary.columns) == ["dataset", "model", "steps", "metric", "mean", "std", "n"]
+    by = summary.set_index(["dataset", "steps", "metric"])
+    assert tuple(by.loc[("photos", 20, "image_ms"), ["mean", "std", "n"]]) == (5.0, math.sqrt(2), 2)
+    assert tuple(by.loc[("photos", 20, "fd_x"), ["mean", "std", "n"]]) == (91.0, math.sqrt(2), 2)
+    assert by.loc[("photos", 10, "fd_x"), "n"] == 1
+    real = pd.DataFrame(
+        {"dataset": "photos", "model": "real", "metric": "fd_x", "value": [86.0, 90.0], "seed": [0, 1]}
+    )
+    dense = pd.DataFrame({"model": ["dense"], "dataset": "photos", "metric": "psnr", "value": 1.0, "seed": 0})
+    figure = sweep.budget_figure(summary, {"photos": "dense", "svhn": "dense"}, pd.concat([dense, real]))
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["photos: mean ± std of 1 to 2 seeds", "svhn: 1 seed"]
+    assert [axis.get_title(loc="right") for axis in figure.axes] == ["real pictures: 88.00 (dashed)", ""]
+    across, up = (bar.get_segments()[0] for bar in figure.axes[0].collections[-2:])  # type: ignore[attr-defined]
+    assert across[:, 0] == pytest.approx([5 - math.sqrt(2), 5 + math.sqrt(2)])
+    assert up[:, 1] == pytest.approx([91 - math.sqrt(2), 91 + math.sqrt(2)])
+    bare = sweep.budget_figure(summary.query("metric == 'fd_x'"), {}, dense)
+    assert [text.get_text() for text in bare.axes[0].texts] == ["times were not measured"]
+
+
+def test_compare_reads_budgets_and_the_control(made: RunPaths, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(made.root, tmp_path / "photos" / f"seed{seed}")
+    budget = RunPaths(tmp_path / "photos" / "seed1").budget
+    io.write_csv(budget, io.read_csv(budget).assign(image_ms=2.0))
+    compare(tmp_path)
+    summary = io.read_csv(tmp_path / "summary.csv")
+    distilled = summary.query("model == 'distilled-25' and metric == 'fd_effnet_lite0'").iloc[0]
+    assert distilled["diff_to_longer"] == pytest.approx(93.2222 - 88.9)
+    table = io.read_csv(tmp_path / "budget.csv")
+    dense = table.query("model == 'invariant' and steps == 20 and metric == 'image_ms'").iloc[0]
+    assert (dense["mean"], dense["n"]) == (pytest.approx((12.9 + 2) / 2), 2)
+    assert (tmp_path / "budget.png").read_bytes().startswith(b"\x89PNG")
+    budget.unlink()
+    RunPaths(tmp_path / "photos" / "seed0").budget.unlink()
+    (tmp_path / "budget.csv").unlink()
+    compare(tmp_path)
+    assert not (tmp_path / "budget.csv").exists()
 
 
 def test_sweep_figure_of_little() -> None:

@@ -14,7 +14,7 @@ from pelap.models.ldm import LatentDiffusion
 from pelap.params import VariantParams
 from pelap.training import joint
 from pelap.training.joint import Phase, Schedule, calibrate, train_jointly
-from pelap.training.loop import Progress, Trainer, batches_from
+from pelap.training.loop import Progress, Trainer, picks_from
 
 CPU = torch.device("cpu")
 STEPS = 10
@@ -256,24 +256,24 @@ def test_a_learning_rate_of_the_mask_falls_with_the_others(
 
 
 def test_an_epoch_of_fewer_steps_takes_the_first_batches_of_a_new_order() -> None:
-    images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-    stream = batches_from(images, 4, 0, "order", False, 0, steps_per_epoch=3)
-    epochs = [torch.cat([next(stream)[:, 0, 0, 0] for _ in range(3)]).tolist() for _ in range(4)]
+    stream = picks_from(40, 4, 0, "order", False, 0, CPU, steps_per_epoch=3)
+    epochs = [torch.cat([next(stream).indices for _ in range(3)]).tolist() for _ in range(4)]
     assert all(len(set(seen)) == 12 for seen in epochs)
     assert len({frozenset(seen) for seen in epochs}) == 4
-    whole = batches_from(images, 4, 0, "order", False, 0)
-    assert torch.cat([next(whole)[:, 0, 0, 0] for _ in range(3)]).tolist() == epochs[0]
+    whole = picks_from(40, 4, 0, "order", False, 0, CPU)
+    assert torch.cat([next(whole).indices for _ in range(3)]).tolist() == epochs[0]
 
 
 @pytest.mark.parametrize("steps_per_epoch", [None, 1, 2, 100])
 def test_batches_go_on_at_any_step(steps_per_epoch: int | None) -> None:
-    images = tiny_dataset(num_train=14).train.images
-    whole = batches_from(images, 4, 0, "order", True, 0, steps_per_epoch)
+    whole = picks_from(14, 4, 0, "order", True, 0, CPU, steps_per_epoch)
     first = [next(whole) for _ in range(8)]
+    assert {int(each) for picks in first for each in picks.mirrored} == {0, 1}
     for start in range(6):
-        rest = batches_from(images, 4, 0, "order", True, start, steps_per_epoch)
+        rest = picks_from(14, 4, 0, "order", True, start, CPU, steps_per_epoch)
         for expected in first[start:]:
-            torch.testing.assert_close(next(rest), expected, rtol=0, atol=0)
+            for found, wanted in zip(next(rest), expected, strict=True):
+                assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 4), (1, 1), (3, 3), (100, 4)])

@@ -7,19 +7,16 @@ from typing import Any
 import pytest
 import torch
 from interruption import cut_training, record_steps
-from tiny import LIGHT, set_logits, tiny_dataset, tiny_model, tiny_params
+from tiny import set_logits, tiny_dataset, tiny_model, tiny_params
 
-import pelap.training.distill as distillation
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.errors import TrainingError
 from pelap.models.ldm import Encoded, LatentDiffusion, apply_mask
-from pelap.params import DistillParams, VariantParams
-from pelap.training import joint, model_batches
+from pelap.params import VariantParams
+from pelap.training import joint
 from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
-from pelap.training.distill import FeatureTap, distill, distillation_losses, matched_blocks
 from pelap.training.joint import draw, joint_losses, train_jointly
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
-from pelap.training.model_batches import ModelBatches
 
 CPU = torch.device("cpu")
 
@@ -266,95 +263,3 @@ def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     assert not load_checkpoint(tmp_path / "c", {"model": model}, Progress())
     drop_checkpoint(tmp_path / "c")
     assert not (tmp_path / "c").exists()
-
-
-def _distillation(student: LatentDiffusion, teacher: LatentDiffusion) -> Losses:
-    names = matched_blocks(student.unet, teacher.unet)
-    x, e, t = torch.randn(4, 4, 4, 4), torch.randn(4, 4, 4, 4), torch.tensor([0, 5, 500, 999])
-    with torch.no_grad(), FeatureTap(student.unet, names) as s, FeatureTap(teacher.unet, names) as u:
-        predicted, target = student.unet(x, t).sample, teacher.unet(x, t).sample
-        return distillation_losses(s, u, predicted, target, e, (1.0, 10.0, 100.0))
-
-
-def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it() -> None:
-    model = tiny_model()
-    losses = _distillation(model, tiny_model())
-    assert float(losses["output"]) == float(losses["feature"]) == 0
-    torch.testing.assert_close(losses["loss"], losses["task"])
-    other = _distillation(tiny_model(seed=1), model)
-    assert float(other["output"]) > 0
-    expected = other["task"] + 10 * other["output"] + 100 * other["feature"]
-    torch.testing.assert_close(other["loss"], expected)
-
-
-@pytest.mark.parametrize("unet", ["unet2d", "light"])
-def test_matched_blocks_cover_the_network(unet: str) -> None:
-    model = tiny_model(**({} if unet == "unet2d" else LIGHT))
-    names = matched_blocks(model.unet, model.unet)
-    assert len(names) == (5 if unet == "unet2d" else 4)
-    with FeatureTap(model.unet, names) as tap:
-        model.unet(torch.randn(1, 4, 4, 4), 3)
-    assert set(tap.features) == set(names)
-
-
-def _distil(
-    student: LatentDiffusion, teacher: LatentDiffusion, params: DistillParams, checkpoint: Path
-) -> tuple[torch.nn.Module, Progress]:
-    batches = ModelBatches(teacher, tiny_dataset().train.images, params, 0, CPU)
-    return distill(student.unet, teacher.unet, batches, params, CPU, checkpoint)
-
-
-def test_distillation_moves_the_student_alone(tmp_path: Path) -> None:
-    teacher, student = tiny_model(), tiny_model(seed=1)
-    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    vae_before = student.vae.mean_head.weight.clone()
-    start = student.unet.conv_in.weight.clone()
-    unet, progress = _distil(student, teacher, tiny_params().distill, tmp_path / "d")
-    for name, tensor in teacher.state_dict().items():
-        assert torch.equal(tensor, before[name])
-    assert torch.equal(student.vae.mean_head.weight, vae_before)
-    assert not torch.equal(unet.conv_in.weight, start)
-    assert set(progress.history[0]) >= {"step", "loss", "task", "output", "feature", "lr"}
-
-
-def test_distillation_uses_masked_latents_its_weights_and_a_warm_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teacher = tiny_model(fields=COUPLINGS["masked"])
-    seen: list[torch.Tensor] = []
-    weights: list[tuple[float, ...]] = []
-    real_noise, real_losses = model_batches.add_noise_to, distillation.distillation_losses
-
-    def noise(*args: Any) -> Any:
-        noisy = real_noise(*args)
-        seen.append(noisy.clean)
-        return noisy
-
-    def losses(*args: Any) -> Losses:
-        weights.append(args[5])
-        return real_losses(*args)
-
-    monkeypatch.setattr(model_batches, "add_noise_to", noise)
-    monkeypatch.setattr(distillation, "distillation_losses", losses)
-    options = {"distill__task_weight": 2.0, "distill__output_weight": 3.0, "distill__feature_weight": 4.0}
-    set_logits(teacher, -30.0)  # all channels closed
-    params = tiny_params(**options, distill__log_every=1, distill__warmup_steps=3).distill
-    _, progress = _distil(tiny_model(seed=1), teacher, params, tmp_path)
-    assert max(float(clean.abs().max()) for clean in seen) < 1e-9
-    assert set(weights) == {(2.0, 3.0, 4.0)}
-    rates = [row["lr"] for row in progress.history]
-    assert rates[:3] == pytest.approx([params.lr / 3, params.lr * 2 / 3, params.lr])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-
-
-def test_a_student_learns_nothing_about_channels_that_are_gone(tmp_path: Path) -> None:
-    fields = VariantParams(gate="topk", k=2, adaptive=False, strength="seed", decode_from="z*m")
-    teacher, student = tiny_model(fields=fields), tiny_model(fields=fields, seed=1)
-    for model in (teacher, student):
-        set_logits(model, 5.0, -5.0, 5.0, -5.0)
-    start = student.unet.conv_out.weight.detach().clone()
-    options = {"distill__weight_decay": 0.0, "distill__feature_weight": 0.0, "distill__ema_decay": 0.0}
-    params = tiny_params(**options).distill
-    unet, _ = _distil(student, teacher, params, tmp_path)
-    moved = (unet.conv_out.weight.detach() - start).flatten(1).any(dim=1)
-    assert moved.tolist() == [True, False, True, False]

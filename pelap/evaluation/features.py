@@ -1,41 +1,48 @@
 """Pictures to features: the networks that Frechet distances are measured in."""
 
+import hashlib
+import importlib
+import inspect
 import io
+import os
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pelap.errors import DataError, ModelError
+from pelap.errors import ConfigError, DataError, ModelError
 from pelap.io import one_line, sha256
-
-METRIC_NAMES = {
-    "effnet-lite0": "fd_effnet_lite0",
-    "inception-2015": "fid",
-    "inception-other": "fd_inception_other",
-}
-"""What a Frechet distance is called, by extractor; "FID" is the published 2015 Inception's alone."""
 
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""
+
+INCEPTION_WEIGHTS_VARIABLE = "PELAP_INCEPTION_WEIGHTS"
+"""Environment variable that says where these weights are, where parameters do not."""
+
+DOWNLOAD = "download"
+"""In place of a path: fetch the weights from where torch-fidelity has them."""
+
+_FORMS = "effnet-lite0, inception-2015, or package.module:attribute for a network of your own"
 
 
 class Extractor(Protocol):
     """Turns pictures into features."""
 
     name: str
-    """A key of `METRIC_NAMES`."""
-    num_features: int
     checksum: str
-    """SHA-256 of the weights file."""
-    input_size: int
-    """Side in pixels that pictures are resized to."""
+    """SHA-256 of the weights."""
+
+    @property
+    def input_size(self) -> int | None:
+        """Side in pixels that pictures are resized to; None where unknown."""
+        ...
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of pictures.
@@ -52,21 +59,61 @@ class Extractor(Protocol):
         ...
 
 
+def metric_name(quantity: str, extractor: str) -> str:
+    """Name of a figure in tables.
+
+    Args:
+        quantity: ``fd``, ``kid``, ``kid_std``, ``precision``, ``recall``, ``density`` or ``coverage``.
+        extractor: An extractor's name.
+
+    Returns:
+        ``fid`` and the bare quantities for the published Inception of 2015, to which these names belong;
+        with any other extractor ``<quantity>_<extractor>``, a deviation (``_std``) with that at the end.
+    """
+    if extractor == Inception2015.name:
+        return "fid" if quantity == "fd" else quantity
+    stem, _, deviation = quantity.partition("_")
+    return "_".join(part for part in (stem, _slug(extractor), deviation) if part)
+
+
+def make_extractor(name: str, device: torch.device, inception_weights: str | None = None) -> Extractor:
+    """The extractor called `name`.
+
+    Args:
+        name: ``effnet-lite0``, ``inception-2015``, or ``package.module:attribute`` of a class of
+            `torch.nn.Module` or a function that returns one, called without arguments. Such a network
+            gets uint8 pictures (n, 3, H, W), the values 0..255, and returns features (n, num_features).
+        device: Where features are computed.
+        inception_weights: File of the weights of ``inception-2015``, or ``download``. Where None, the
+            environment variable PELAP_INCEPTION_WEIGHTS says it.
+
+    Raises:
+        ConfigError: No such extractor, or no weights for it.
+        ModelError: Weights that cannot be had or are not the published ones.
+    """
+    if name == EffNetLite0.name:
+        return EffNetLite0(device)
+    if name == Inception2015.name:
+        return Inception2015(_inception_weights(inception_weights), device)
+    if ":" in name:
+        return ModuleExtractor(name, device)
+    raise ConfigError(f"extractors: there is none called {name!r}; use {_FORMS}")
+
+
 class _ChunkedExtractor(ABC):
     """Extracts in chunks of fixed size, so that no caller's batch size decides memory or rounding."""
 
     name: str
-    num_features: int
     checksum: str
-    input_size: int
+    input_size: int | None
     chunk_size = 64
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def __call__(self, images: Tensor) -> Tensor:
-        _check(images)
-        with torch.no_grad(), _exact_fp32(self._device):
+        check_images(images)
+        with torch.no_grad(), exact_fp32(self._device):
             chunks = [
                 self._features(chunk.to(self._device)).float().cpu()
                 for chunk in torch.split(images, self.chunk_size)
@@ -89,7 +136,6 @@ class EffNetLite0(_ChunkedExtractor):
     """
 
     name = "effnet-lite0"
-    num_features = 1280
     input_size = 112
 
     def __init__(self, device: torch.device) -> None:
@@ -103,7 +149,7 @@ class EffNetLite0(_ChunkedExtractor):
             # The padding is fixed when the network is built, so it has to know the size of its input.
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
         # Not from_pretrained: that one prints, and unpickles anything.
-        network.load_state_dict(_load_weights(weights))
+        network.load_state_dict(load_weights(weights))
         network.eval().requires_grad_(False).to(device)
         self._network: Any = network.to(memory_format=torch.channels_last)
         self._mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1)
@@ -121,40 +167,156 @@ class EffNetLite0(_ChunkedExtractor):
 class Inception2015(_ChunkedExtractor):
     """The Inception of 2015 as ported from TensorFlow: 2048 pooled features, by torch-fidelity.
 
-    Its name is ``inception-2015`` (metric ``fid``) when the file is the published one, and
-    ``inception-other`` (metric ``fd_inception_other``) with any other weights that fit.
-
     Args:
         weights_path: ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity, or the equal file of
-            pytorch-fid. It is never downloaded.
+            pytorch-fid. With any other the distance would be no FID.
         device: Where to compute.
 
     Raises:
-        ModelError: The file is missing, is no file of weights, or has other weights than the network.
+        ModelError: The file is missing or has another checksum.
 
     Source: Heusel et al., https://arxiv.org/abs/1706.08500
     """
 
-    num_features = 2048
+    name = "inception-2015"
     input_size = 299
 
     def __init__(self, weights_path: Path, device: torch.device) -> None:
         super().__init__(device)
-        state = _load_weights(weights_path)
-        self.checksum = sha256(weights_path)
-        published = self.checksum == INCEPTION_2015_SHA256
-        self.name = "inception-2015" if published else "inception-other"
-        try:
-            self._network = _build_inception(state).to(device)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{weights_path}: does not fit the 2015 Inception ({one_line(error)}); "
-                "use weights-inception-2015-12-05-6726825d.pth"
-            ) from None
+        self.checksum = demand_checksum(weights_path, INCEPTION_2015_SHA256, "the 2015 Inception")
+        network = _build_inception(load_weights(weights_path))
+        # All but the classifier, one after the other. Its own forward would take every picture's four
+        # neighbours of every pixel to resize it, and has no way to ask for the layout that CPUs are fast in.
+        layers = [layer for name, layer in network.named_children() if name != "fc"]
+        self._layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        self._network = nn.Sequential(*layers, nn.Flatten()).to(device).to(memory_format=self._layout)
 
     def _features(self, images: Tensor) -> Tensor:
-        features: tuple[Tensor] = self._network(images)  # resizes to 299 pixels, scales to -1..1 by itself
-        return features[0]
+        resized = images.float()
+        for dim in (3, 2):
+            resized = _resize(resized, dim, self.input_size)
+        features: Tensor = self._network(((resized - 128) / 128).contiguous(memory_format=self._layout))
+        return features
+
+
+def _resize(images: Tensor, dim: int, size: int) -> Tensor:
+    """Linear in one dimension, as TensorFlow 1 did it: without regard to the centres of pixels."""
+    last = images.shape[dim] - 1
+    steps = torch.arange(size, dtype=images.dtype, device=images.device)
+    places = steps * torch.tensor(images.shape[dim] / size, dtype=images.dtype, device=images.device)
+    below = places.long()
+    share = (places - below).unflatten(0, (size, *[1] * (images.ndim - 1 - dim)))
+    low = images.index_select(dim, below)
+    resized: Tensor = low + (images.index_select(dim, (below + 1).clamp(max=last)) - low) * share
+    return resized
+
+
+class ModuleExtractor(_ChunkedExtractor):
+    """A network of the user's own.
+
+    Its name is the attribute's in lower case, its checksum the digest of its weights and of the file that
+    `target` is in, so that nothing computed by an earlier version of either is taken for this one's.
+
+    Args:
+        target: ``package.module:attribute``, found as Python finds it or in the working folder.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: Nothing like that is there, or it is no network.
+    """
+
+    input_size = None
+
+    def __init__(self, target: str, device: torch.device) -> None:
+        super().__init__(device)
+        self.name = _slug(target.rpartition(":")[2])
+        if self.name in {_slug(EffNetLite0.name), _slug(Inception2015.name)}:
+            raise ConfigError(f"extractors: {target} has the name of a packaged one; rename the attribute")
+        network = _import_network(target).eval().requires_grad_(False)
+        self.checksum = _digest(network, target)
+        self._target = target
+        self._network = network.to(device)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: object = self._network(images)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise DataError(
+                f"{self._target}: gave {got} for {len(images)} pictures; it has to return features "
+                "(pictures, num_features)"
+            )
+        return features
+
+
+def _import_network(target: str) -> nn.Module:
+    module, _, attribute = target.rpartition(":")
+    here, path = str(Path.cwd()), list(sys.path)
+    try:
+        sys.path.append(here)  # an installed command does not look there
+        with torch.random.fork_rng(devices=[]):
+            network = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:  # it is the user's code, which may raise anything
+        raise ConfigError(
+            f"extractors: {target} cannot be made ({type(error).__name__}: {one_line(error)}); use {_FORMS}"
+        ) from error
+    finally:
+        sys.path[:] = path
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"extractors: {target} gives {type(network).__name__}; it has to give a torch.nn.Module"
+        )
+    return network
+
+
+def _digest(network: nn.Module, target: str) -> str:
+    source = inspect.getsourcefile(sys.modules[target.rpartition(":")[0]])
+    sha = hashlib.sha256(Path(source).read_bytes() if source else b"")
+    for name, tensor in network.state_dict().items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _slug(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _inception_weights(given: str | None) -> Path:
+    given = given or os.environ.get(INCEPTION_WEIGHTS_VARIABLE)
+    if not given:
+        raise ConfigError(
+            "inception_weights: inception-2015 needs weights-inception-2015-12-05-6726825d.pth; give its "
+            f"path there or in {INCEPTION_WEIGHTS_VARIABLE}, or inception_weights: {DOWNLOAD}"
+        )
+    return _download_inception() if given == DOWNLOAD else Path(given)
+
+
+def _download_inception() -> Path:
+    """The file in torch.hub's folder, fetched where it is not there; torch-fidelity shares it."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:  # It takes its name when it is whole and its digest is right.
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_2015_SHA256, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{URL_INCEPTION_V3}: cannot be fetched ({one_line(error)}); fetch it by hand and give its path "
+            "as inception_weights"
+        ) from None
+    return path
+
+
+def demand_checksum(path: Path, wanted: str, what: str) -> str:
+    """The digest of a file, which has to begin with `wanted`."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights; correct the path")
+    found = sha256(path)
+    if not found.startswith(wanted):
+        raise ModelError(f"{path}: SHA-256 {found[:12]}, but {what} has {wanted[:12]}; fetch the file again")
+    return found
 
 
 def _build_inception(state: object) -> nn.Module:
@@ -171,28 +333,26 @@ def _build_inception(state: object) -> nn.Module:
     return network
 
 
-def _load_weights(path: Path) -> Any:
+def load_weights(path: Path) -> Any:
     """What a file of weights holds, refusing everything but tensors and plain values."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file of weights; correct the path")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
-        raise ModelError(
-            f"{path}: not a complete file of PyTorch weights ({one_line(error)}); fetch it again"
-        ) from None
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _check(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Demand uint8 RGB pictures (N, 3, H, W), at least one.
+
+    Raises:
+        DataError: Anything else.
+    """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise DataError(
             f"images: expected uint8 pictures (N, 3, H, W), not {images.dtype} {tuple(images.shape)}; "
-            "round values 0..255 with .to(torch.uint8), and put channels before rows"
+            "pelap.data.dataset.to_uint8 turns floats in [-1, 1] into such, and channels come before rows"
         )
 
 
 @contextmanager
-def _exact_fp32(device: torch.device) -> Iterator[None]:
+def exact_fp32(device: torch.device) -> Iterator[None]:
     """No autocast and no TF32, whatever the caller has switched on: a metric is exact or it is another."""
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision

@@ -1,23 +1,50 @@
-"""Frechet distance between two sets of features: features -> statistics -> distance."""
+"""Frechet distance between two sets of features, features -> statistics -> distance, and its error."""
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pelap.errors import DataError
 
+NUM_GROUPS = 10
+"""Groups of the jackknife; picture i is in group i % NUM_GROUPS."""
+
+_TOLERANCE = 1e-7
+"""Relative error that the quick way may have at worst; what it has is far less."""
+
 
 class FeatureStatistics:
     """Mean and covariance of features that arrive in batches, in float64 on the CPU.
 
     Batches are merged by their means and centred scatter (Chan, Golub and LeVeque, 1979), which loses no
-    digits when features are far from zero, unlike sums of squares.
+    digits when features are far from zero, unlike sums of squares. Until there are more pictures than
+    features the rows themselves are kept: they take less room, and are a factor of their covariance.
     """
 
     def __init__(self) -> None:
         self.count = 0
         """Pictures seen."""
+        self._rows: list[Tensor] | None = []  # None once there are moments
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
+        self._factor: Tensor | None = None
+
+    @classmethod
+    def of(cls, features: Tensor) -> "FeatureStatistics":
+        """Statistics of rows (N, num_features) that are all there; see `update`."""
+        result = cls()
+        result.update(features)
+        return result
+
+    @classmethod
+    def from_moments(cls, count: int, mean: Tensor, covariance: Tensor) -> "FeatureStatistics":
+        """What `count`, `mean` (D,) and `covariance` (D, D) were read from, in float64."""
+        result = cls()
+        result._rows, result.count = None, count
+        result._mean, result._scatter = mean.double(), covariance.double() * (count - 1)
+        return result
 
     def update(self, features: Tensor) -> None:
         """Add a batch.
@@ -29,18 +56,30 @@ class FeatureStatistics:
             DataError: Not a table of rows as wide as before, or NaN or infinite features.
         """
         self._check(features)
-        batch = features.detach().cpu().double()  # (N, D)
-        if self.count == 0:
-            self._mean, self._scatter = (
-                batch.new_zeros(batch.shape[1]),
-                batch.new_zeros(*[batch.shape[1]] * 2),
-            )
-        total = self.count + len(batch)
-        batch_mean = batch.mean(dim=0)
-        centred, shift = batch - batch_mean, batch_mean - self._mean
-        self._scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(batch) / total)
-        self._mean += shift * (len(batch) / total)
-        self.count = total
+        rows = features.detach().to("cpu", torch.float64, copy=True)  # (N, D)
+        self._factor = None
+        if self._rows is None:
+            self._merge(rows, self.count)
+        elif self.count + len(rows) <= rows.shape[1]:
+            self._rows.append(rows)
+        else:
+            self._mean, self._scatter = rows.new_zeros(rows.shape[1]), rows.new_zeros(*[rows.shape[1]] * 2)
+            self._merge(torch.cat([*self._rows, rows]), 0)
+            self._rows = None
+        self.count += len(rows)
+
+    def without(self, features: Tensor) -> "FeatureStatistics":
+        """Statistics of the others, where `features` (N, num_features) are some of the rows given here."""
+        part = features.double()
+        num_left = self.count - len(part)
+        mean = part.mean(dim=0)
+        centred, shift = part - mean, mean - self.mean
+        # No digits are lost: the scatter of a part is never larger than that of the whole.
+        scatter = self.covariance * (self.count - 1) - centred.T @ centred
+        scatter -= torch.outer(shift, shift) * (self.count * len(part) / num_left)
+        return self.from_moments(
+            num_left, self.mean - shift * (len(part) / num_left), scatter / (num_left - 1)
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -50,7 +89,7 @@ class FeatureStatistics:
             DataError: Fewer than two pictures.
         """
         self._demand_two()
-        return self._mean
+        return self._mean if self._rows is None else torch.cat(self._rows).mean(dim=0)
 
     @property
     def covariance(self) -> Tensor:
@@ -60,7 +99,44 @@ class FeatureStatistics:
             DataError: Fewer than two pictures.
         """
         self._demand_two()
-        return self._scatter / (self.count - 1)
+        return self._scatter / (self.count - 1) if self._rows is None else self.factor @ self.factor.T
+
+    @property
+    def variance(self) -> float:
+        """Trace of the covariance."""
+        self._demand_two()
+        if self._rows is None:
+            return self._scatter.trace().item() / (self.count - 1)
+        return self.factor.square().sum().item()
+
+    @property
+    def factor(self) -> Tensor:
+        """F of shape (num_features, at most that) with covariance = F F'; computed once.
+
+        Raises:
+            DataError: Fewer than two pictures.
+        """
+        self._demand_two()
+        if self._factor is None:
+            self._factor = (
+                _factor(self.covariance)
+                if self._rows is None
+                else (torch.cat(self._rows) - self.mean).T / math.sqrt(self.count - 1)
+            )
+        return self._factor
+
+    @property
+    def many(self) -> bool:
+        """Whether there are enough pictures for a covariance of full rank."""
+        return self.count > len(self.mean)
+
+    def _merge(self, rows: Tensor, before: int) -> None:
+        total = before + len(rows)
+        mean = rows.mean(dim=0)
+        centred, shift = rows - mean, mean - self._mean
+        self._scatter += centred.T @ centred
+        self._scatter += torch.outer(shift, shift) * (before * len(rows) / total)
+        self._mean += shift * (len(rows) / total)
 
     def _demand_two(self) -> None:
         if self.count < 2:
@@ -69,10 +145,9 @@ class FeatureStatistics:
     def _check(self, features: Tensor) -> None:
         if features.ndim != 2 or not features.numel():
             raise DataError(f"features: expected rows (N, num_features), not shape {tuple(features.shape)}")
-        if self.count and features.shape[1] != len(self._mean):
-            raise DataError(
-                f"features: {features.shape[1]} a picture, {len(self._mean)} before; use one extractor"
-            )
+        width = len(self._mean) if self._rows is None else (self._rows or [features])[0].shape[1]
+        if features.shape[1] != width:
+            raise DataError(f"features: {features.shape[1]} a picture, {width} before; use one extractor")
         broken = int((~features.isfinite()).any(dim=1).sum())
         if broken:
             raise DataError(
@@ -86,7 +161,14 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
     With A = F F' and B = G G' the trace of the root is the sum of the singular values of F'G. Nothing is
     squared and rooted again, so that covariances of deficient rank (fewer pictures than features) cost
-    no digits: the error relative to the exact value is about 1e-14, where the usual ways have 1e-8.
+    no digits: the error is about 1e-14 of the traces, where the usual ways have 1e-8.
+
+    At full rank the roots of the eigenvalues of G'AG are four times as fast. A bound of their error is
+    computed with them, and they are taken only where it is below 1e-7 of the distance.
+
+    Args:
+        a: One set, such as made pictures.
+        b: The other, such as the reference: its factor G is computed once and kept.
 
     Returns:
         A number at least 0; what rounding leaves below is 0.
@@ -100,17 +182,90 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         raise DataError(
             f"features: {len(a.mean)} against {len(b.mean)} a picture; use one extractor for both"
         )
-    cov_a, cov_b = a.covariance, b.covariance
-    cross = torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
-    distance: float = ((a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
-    return max(0.0, distance)
+    apart = (a.mean - b.mean).square().sum().item() + a.variance + b.variance
+    if a.many and b.factor.shape[1] == len(b.mean):
+        root, error = _root_trace_by_squares(a, b)
+        if 2 * error < _TOLERANCE * (apart - 2 * root):
+            return apart - 2 * root
+    return max(0.0, apart - 2 * _root_trace(a, b))
+
+
+def _root_trace(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    values: Tensor = torch.linalg.svdvals(a.factor.T @ b.factor)
+    return values.sum().item()
+
+
+def _root_trace_by_squares(a: FeatureStatistics, b: FeatureStatistics) -> tuple[float, float]:
+    """The same from the squares of the singular values, and a bound of its error."""
+    covariance, factor = a.covariance, b.factor
+    values = torch.linalg.eigvalsh(factor.T @ covariance @ factor).clamp(min=0)
+    size = torch.linalg.matrix_norm(covariance) * torch.linalg.matrix_norm(factor).square()
+    noise = 4 * torch.finfo(values.dtype).eps * size  # of a square
+    roots = values.sqrt()
+    return roots.sum().item(), (noise / roots.clamp(min=noise.sqrt())).sum().item()
 
 
 def _factor(covariance: Tensor) -> Tensor:
     """F of shape (D, rank) with covariance = F F'."""
+    epsilon = len(covariance) * torch.finfo(covariance.dtype).eps
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    # The fast way, unless a pivot is so small that it may be rounding alone.
+    if not failed and triangle.diagonal().min().square() > epsilon * covariance.diagonal().max():
+        lower: Tensor = triangle
+        return lower
     values, vectors = torch.linalg.eigh(covariance)
     # What is below is rounding (the threshold of a matrix's rank), and half of it is negative.
-    threshold = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
-    kept = values > threshold
+    kept = values > values[-1].clamp(min=0) * epsilon
     factor: Tensor = vectors[:, kept] * values[kept].sqrt()
     return factor
+
+
+def jackknife(features: Tensor, reference: FeatureStatistics) -> tuple[float, ...]:
+    """Frechet distance to `reference` with one group of the pictures left out after the other.
+
+    The standard error that they give is that of drawing these pictures; the reference is taken as it is,
+    as it is the same for all models.
+
+    Why not the bootstrap: of n pictures drawn with replacement about 0.63 n are different. Their
+    covariance has a lower rank and their distance lies higher, by far more than its own spread where
+    there are fewer pictures than features. Leaving a group out repeats nothing, and raises all
+    replicates by the same small amount, which falls out of their spread.
+
+    Args:
+        features: One row a picture (N, num_features). Picture i is in group i % NUM_GROUPS, so that two
+            models' pictures made from the same noise are in the same group.
+        reference: The other set.
+
+    Returns:
+        A distance a group, min(N, NUM_GROUPS) of them; none where a single picture would be left.
+
+    Raises:
+        DataError: As `frechet_distance`.
+
+    Source: Shao and Wu, 1989, https://doi.org/10.1214/aos/1176347263
+    """
+    if len(features) < 3:
+        return ()
+    groups = torch.arange(len(features)) % NUM_GROUPS
+    whole = FeatureStatistics.of(features)
+    distances = []
+    for group in range(min(len(features), NUM_GROUPS)):
+        left, out = features[groups != group], features[groups == group]
+        # Few rows are their own factor; of many the moments are quicker.
+        few = len(left) <= features.shape[1]
+        rest = FeatureStatistics.of(left) if few else whole.without(out)
+        distances.append(frechet_distance(rest, reference))
+    return tuple(distances)
+
+
+def standard_error(replicates: Sequence[float]) -> float:
+    """Standard error from the replicates of a delete-a-group jackknife; NaN for fewer than two of them.
+
+    The error of a difference between two models whose pictures come from the same noise is that of the
+    differences of their replicates, group by group: what chance they share falls out.
+    """
+    groups = len(replicates)
+    if groups < 2:
+        return math.nan
+    centre = math.fsum(replicates) / groups
+    return math.sqrt((groups - 1) / groups * math.fsum((value - centre) ** 2 for value in replicates))

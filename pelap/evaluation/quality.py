@@ -1,15 +1,23 @@
-"""How close pictures are to their originals: PSNR and SSIM, by torchmetrics."""
+"""How close pictures are to their originals: PSNR, SSIM and LPIPS, by torchmetrics."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pelap.errors import DataError
+from pelap.evaluation.features import demand_checksum, exact_fp32, load_weights
 
 _CHUNK = 128
 _SSIM_WINDOW = 11
+
+ALEXNET_SHA256 = "7be5be79"
+"""How the digest of torchvision's AlexNet begins, as the name of its file says."""
+
+_LPIPS_SIDE = 31
+"""Pixels that leave AlexNet's last feature map one."""
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -58,6 +66,56 @@ def ssim(a: Tensor, b: Tensor) -> float:
     if min(a.shape[-2:]) < _SSIM_WINDOW:
         raise DataError(f"pictures of {tuple(a.shape[-2:])} pixels: SSIM needs at least 11 on each side")
     return _by_picture(each, a, b).mean().item()
+
+
+def lpips(a: Tensor, b: Tensor, network: nn.Module) -> float:
+    """Learned perceptual distance, the mean over pictures; 0 when equal.
+
+    Args:
+        a: uint8 pictures (N, 3, H, W), at least 31 pixels high and wide.
+        b: Their originals, of the same shape.
+        network: Of `load_lpips`.
+
+    Raises:
+        DataError: Other types or shapes, or smaller pictures.
+
+    Source: Zhang et al., https://arxiv.org/abs/1801.03924
+    """
+    if a.shape[1:2] != (3,) or min(a.shape[-2:]) < _LPIPS_SIDE:
+        raise DataError(
+            f"pictures of shape {tuple(a.shape[1:])}: LPIPS needs 3 colours and at least 31 pixels a side"
+        )
+    device = next(network.parameters()).device
+
+    def each(first: Tensor, second: Tensor) -> Tensor:
+        with torch.no_grad(), exact_fp32(device):
+            values: Tensor = network(first.to(device) / 127.5 - 1, second.to(device) / 127.5 - 1)
+        return values
+
+    return _by_picture(each, a, b).mean().item()
+
+
+def load_lpips(path: Path, device: torch.device) -> nn.Module:
+    """The network of LPIPS with AlexNet; its last layers come with torchmetrics.
+
+    Args:
+        path: ``alexnet-owt-7be5be79.pth`` of torchvision. It is never downloaded.
+        device: Where to compute.
+
+    Raises:
+        ModelError: The file is missing or has another checksum.
+    """
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    demand_checksum(path, ALEXNET_SHA256, "torchvision's AlexNet")
+    state = load_weights(path)
+    with torch.random.fork_rng(devices=[]):
+        # Its public class fetches the backbone by itself.
+        network = _NoTrainLpips(net="alex", pnet_rand=True)
+    # The parts of the backbone keep the numbers that they have in AlexNet, behind the name of a slice.
+    backbone = {name: state[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
+    network.net.load_state_dict(backbone)
+    return network.requires_grad_(False).to(device)
 
 
 def _by_picture(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """Time: of functions against each other, and of the modules inside a network."""
 
+import copy
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,11 @@ from torch import nn
 from pelap.device import synchronise
 from pelap.errors import ModelError
 from pelap.seeding import generator
+
+Key = TypeVar("Key", bound=Hashable)
+
+_RECOMPILE_LIMIT = 1024
+"""Of the same lines of code; PyTorch's own limit of 8 is below the number of networks in a table."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Latency:
 
 
 def measure_latency(
-    functions: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 3
-) -> dict[str, Latency]:
+    functions: Mapping[Key, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 3
+) -> dict[Key, Latency]:
     """Time functions against each other.
 
     Every round calls each function once, in an order shuffled anew (the same in every run), so that a
@@ -43,7 +50,7 @@ def measure_latency(
         warmup: Rounds before, which do not.
     """
     names = list(functions)
-    times_ms: dict[str, list[float]] = {name: [] for name in names}
+    times_ms: dict[Key, list[float]] = {name: [] for name in names}
     with _no_garbage_collection():
         for round_ in range(warmup + repeats):
             order = torch.randperm(len(names), generator=generator(0, "latency order", round_)).tolist()
@@ -52,6 +59,26 @@ def measure_latency(
                 if round_ >= warmup:
                     times_ms[name].append(elapsed_ms)
     return {name: _summary(times) for name, times in times_ms.items()}
+
+
+@contextmanager
+def compiled(networks: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+    """The same networks with the same weights, translated by `torch.compile` at their first call.
+
+    Every shape of input has code of its own, and a network for which there is none raises instead of
+    running untranslated. All translations are forgotten after the block.
+    """
+    import torch._dynamo
+
+    copies = {name: copy.copy(network) for name, network in networks.items()}
+    for each in copies.values():
+        each.compile(dynamic=False)
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), _RECOMPILE_LIMIT)
+    try:
+        with torch._dynamo.config.patch(limits | {"fail_on_recompile_limit_hit": True}):
+            yield copies
+    finally:
+        torch._dynamo.reset()
 
 
 def measure_module_latencies(

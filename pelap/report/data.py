@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from pelap.report.changes import changed
-from pelap.report.tables import metrics_frame
+from pelap.report.figures_budget import measured
+from pelap.report.rows import PRUNED
+from pelap.report.tables import metrics_frame, quality_column
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,21 @@ class RunData:
     score_protocol: Mapping[str, Any]
     """How they were scored."""
     changes: pd.DataFrame
-    """Operators before and after pruning, the whole denoiser first."""
-    prune_result: Mapping[str, Any]
+    """Operators before and after pruning, of every plan, the whole denoiser first."""
+    prune_result: Mapping[str, Mapping[str, Any]]
+    """What was promised and what was measured, by plan."""
     distill: pd.DataFrame
+    """Losses by step, of every student."""
+    distill_validation: pd.DataFrame
+    """Held-out losses and, if it was measured, the quality on the way."""
+    students: Mapping[str, Mapping[str, Any]]
+    """How each student was trained, and which step of it was kept."""
+    latencies: pd.DataFrame
+    """Times of one pass by model, batch size and mode; no row where nothing was timed."""
+    budget: pd.DataFrame
+    """Time per image and quality by model and number of sampling steps; no row where nothing was timed."""
+    differences: pd.DataFrame
+    """Frechet distances of one model less those of another, with standard errors."""
     samples: Mapping[str, bytes]
     """PNG grids by model, from the same noise; `real` holds train pictures."""
     reconstructions: Mapping[str, bytes]
@@ -61,10 +75,37 @@ class RunData:
     @property
     def models(self) -> list[str]:
         """Everything with a colour of its own, in the table's order."""
-        return list(dict.fromkeys([*self.metrics, *self.history]))
+        return list(dict.fromkeys([*self.metrics, *self.history, *self.students]))
+
+    @property
+    def plans(self) -> list[str]:
+        """The plans of pruning, in their order."""
+        return list(self.prune_result)
+
+    @property
+    def denoisers(self) -> list[str]:
+        """The scored variant and what became of it: the rows that are compared at equal time."""
+        dense = [] if self.scored is None else [self.scored]
+        return [*dense, *(f"{PRUNED}-{plan}" for plan in self.plans), *self.students]
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """Time per image and quality of `denoisers`, as `figures_budget.draw` takes them."""
+        column = quality_column(self.frame)
+        if column is None or column.key not in self.budget:
+            return pd.DataFrame()
+        return measured(self.budget[self.budget["model"].isin(self.denoisers)], column.key)
 
     @cached_property
     def replaced(self) -> dict[str, str]:
-        """What stands in the place of each operator that pruning replaced."""
-        rows = changed(self.changes).iloc[1:]
+        """What stands in the place of each operator that the first plan replaced."""
+        return self.replaced_by(self.plans[0]) if self.plans else {}
+
+    def replaced_by(self, plan: str) -> dict[str, str]:
+        """What stands in the place of each operator that a plan replaced."""
+        rows = self.changed_by(plan).iloc[1:]
         return dict(zip(rows["operator"], rows["action"], strict=True))
+
+    def changed_by(self, plan: str) -> pd.DataFrame:
+        """The whole denoiser and the replaced operators of a plan."""
+        return changed(self.changes[self.changes["plan"] == plan])

@@ -1,4 +1,4 @@
-"""Figures that compare models: quality against time, and the overview for the README."""
+"""Figures that compare models: quality at equal time, or alone, and the overview for the README."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -7,62 +7,49 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
-from pelap.report.style import (
-    INK,
-    MUTED,
-    PAPER,
-    Look,
-    literal,
-    looks,
-    panels,
-    quiet,
-    shortened,
-    spread,
-    titles,
-    to_png,
-    to_svg,
-)
-from pelap.report.tables import Column, quality_column
-
-__all__ = ["image_strip", "nothing", "overview", "quality_latency", "to_png", "to_svg"]
+from pelap.report import figures_budget
+from pelap.report.data import RunData
+from pelap.report.style import INK, MUTED, PAPER, Look, literal, looks, panels, quiet, shortened, titles
+from pelap.report.tables import quality_column
 
 GRID_COLUMNS = 8
 """Pictures in a row of the grids that the evaluation saves."""
-_LABEL_GAP = 0.075
-"""Least distance of two labels, in heights of the axes."""
-_LABEL_WIDTH = 0.33
-"""Room that a label takes, in widths of the axes."""
+_WIDTH = 16.0
+"""Of the overview in inches."""
+_ROW, _HEIGHTS = 0.66, (7.0, 10.0)
+"""Height of a row of samples in inches where there is room for it, and bounds of the overview's height."""
+_NAMES, _TITLE, _MOST = 2.2, 0.8, 0.53
+"""Inches for the names beside the samples and for the title, and their largest share of the width."""
 
 
-def quality_latency(frame: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """Distance to real pictures against the UNet's time: left and down is better.
-
-    Args:
-        frame: From `tables.metrics_frame`.
-        models: All models of the report, which fixes the colours.
-    """
-    figure, axes = panels(1, (8.6, 4.3))
-    _quality_latency(axes[0], frame, looks(models))
+def quality(run: RunData) -> Figure:
+    """Distance to real pictures against time per image; without times, distances side by side."""
+    figure, (axis,) = panels(1, (8.6, 5.0))
+    _quality(figure, axis, run)
     return figure
 
 
-def overview(frame: pd.DataFrame, strips: Mapping[str, NDArray[np.uint8]], models: Sequence[str]) -> Figure:
-    """The README's figure, 16:7: quality against time, and one row of samples of each model."""
-    look = looks(models)
-    figure = Figure(figsize=(16, 7), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12), facecolor=PAPER)
-    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.12), facecolor=PAPER)
-    left, right = parts[0]
+def overview(run: RunData, strips: Mapping[str, NDArray[np.uint8]]) -> Figure:
+    """The README's figure, 16 inches wide: quality, and one row of samples of each model."""
+    rows = max(1, len(strips))
+    height = min(max(_TITLE + _ROW * rows, _HEIGHTS[0]), _HEIGHTS[1])
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.04, hspace=0)
+    figure = Figure(figsize=(_WIDTH, height), layout=layout, facecolor=PAPER)
+    pictures = min(_NAMES + GRID_COLUMNS * (height - _TITLE) / rows, _MOST * _WIDTH)
+    widths = (_WIDTH - pictures, pictures)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths, facecolor=PAPER)[0]
     axis = left.subplots()
-    _restyle(axis)
-    _quality_latency(axis, frame, look, scale=1.45)
-    title = "Quality against time" if "latency_ms" in frame else "Quality"
+    quiet(axis)
+    axis.tick_params(labelsize=13)
+    _strips(right, strips, looks(run.models))
+    _quality(left, axis, run, scale=1.4)
+    title = "Quality at equal time" if len(run.points) else "Quality"
     axis.set_title(title, loc="left", fontsize=16, color=INK, fontweight="bold", pad=12)
-    _strips(right, strips, look)
     return figure
 
 
@@ -79,105 +66,51 @@ def nothing(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, color=MUTED, ha="center", va="center", transform=axis.transAxes)
 
 
-def _restyle(axis: Axes) -> None:
-    quiet(axis)
-    axis.tick_params(labelsize=13)
-
-
-def _quality_latency(axis: Axes, frame: pd.DataFrame, look: Mapping[str, Look], scale: float = 1.0) -> None:
-    column = quality_column(frame)
+def _quality(owner: Figure | SubFigure, axis: Axes, run: RunData, scale: float = 1.0) -> None:
+    column = quality_column(run.frame)
     if column is None:
         nothing(axis, "quality was not measured")
         return
-    if "latency_ms" not in frame:
-        _quality_alone(axis, frame, column, look, scale)
-        return
-    shown = frame.dropna(subset=[column.key, "latency_ms"])
-    for model, row in shown.iterrows():
-        _point(axis, row, column.key, look[str(model)], scale)
-    floor = frame[column.key].get("real", np.nan)
-    titles(axis, x="time of one UNet pass over a batch (ms)", y=f"{column.title} ({column.unit})")
-    for label in (axis.xaxis.label, axis.yaxis.label):
-        label.set_fontsize(9.5 * scale)
-    _room(axis, shown, column, floor)
-    _name_points(axis, shown, column, look, scale)
-    _floor(axis, floor, column, scale)
+    floor = run.frame[column.key].get("real", np.nan)
+    if run.scored is not None and len(run.points):
+        look = looks(run.models)
+        figures_budget.draw(axis, run.points, look, run.scored, column, scale)
+        figures_budget.key(owner, run.points["model"], look, run.scored, scale)
+        figures_budget.finish(axis, run.points, run.scored, floor, column, scale)
+    else:
+        quality_alone(axis, run.frame, run.models, scale)
 
 
-def _quality_alone(
-    axis: Axes, frame: pd.DataFrame, column: Column, look: Mapping[str, Look], scale: float
-) -> None:
-    """Where no times were measured: the models side by side in the table's order."""
-    values = frame[column.key].drop("real", errors="ignore").dropna()
-    for place, (model, value) in enumerate(values.items()):
-        colour, marker = look[str(model)].colour, look[str(model)].marker
-        axis.plot(place, value, marker, color=colour, markersize=9 * scale, markeredgecolor=PAPER, zorder=3)
-        axis.annotate(
-            column.cell(value), (place, value), xytext=(0, 9 * scale), textcoords="offset points",
-            ha="center", fontsize=9 * scale, color=INK,
+def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale: float = 1.0) -> None:
+    """Where no times were measured: a line a model, in the table's order, with 95 % intervals."""
+    column = quality_column(frame)
+    assert column is not None
+    look = looks(models)
+    shown = frame.drop("real", errors="ignore").dropna(subset=[column.key])
+    for place, (model, row) in enumerate(shown.iterrows()):
+        each, error = look[str(model)], row.get(column.error, np.nan)
+        axis.errorbar(
+            row[column.key], place, xerr=figures_budget.SURE * error if np.isfinite(error) else None,
+            color=each.colour, marker=each.marker, markersize=8 * scale, markerfacecolor=each.face,
+            markeredgecolor=each.colour if each.hollow else PAPER, elinewidth=1.1 * scale, zorder=3,
         )  # fmt: skip
-    names = [literal(shortened(str(model))) for model in values.index]
-    axis.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 30)
-    axis.margins(0.12, 0.18)
-    titles(axis, y=f"{column.title} ({column.unit})")
-    axis.yaxis.label.set_fontsize(9.5 * scale)
-    _floor(axis, frame[column.key].get("real", np.nan), column, scale)
-
-
-def _floor(axis: Axes, value: float, column: Column, scale: float) -> None:
-    """The distance between two draws of real pictures as a dashed line, if it was measured."""
-    if np.isnan(value):
-        return
-    axis.axhline(value, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
-    axis.annotate(
-        f"real against other real pictures: {column.cell(value)}",
-        (1, value), xycoords=("axes fraction", "data"), xytext=(0, -4), textcoords="offset points",
-        ha="right", va="top", fontsize=9 * scale, color=MUTED,
-    )  # fmt: skip
-
-
-def _point(axis: Axes, row: "pd.Series[float]", key: str, look: Look, scale: float) -> None:
-    spread_ms = row.get("latency_iqr_ms", np.nan)
-    axis.errorbar(
-        row["latency_ms"], row[key], xerr=None if np.isnan(spread_ms) else spread_ms / 2,
-        color=look.colour, marker=look.marker, markersize=9 * scale, markeredgecolor=PAPER,
-        elinewidth=1.4, zorder=3,
-    )  # fmt: skip
-
-
-def _room(axis: Axes, shown: pd.DataFrame, column: Column, floor: float) -> None:
-    """Margins for labels; the floor at the bottom of the picture."""
-    values = [*shown[column.key], *([] if np.isnan(floor) else [floor])]
-    times = shown["latency_ms"]
-    if not len(times):
-        return
-    height = (max(values) - min(values)) or abs(max(values)) or 1.0
-    width = (times.max() - times.min()) or times.max() or 1.0
-    axis.set_ylim(min(values) - 0.12 * height, max(values) + 0.12 * height)
-    axis.set_xlim(times.min() - 0.12 * width, times.max() + 0.38 * width)
-
-
-def _name_points(
-    axis: Axes, shown: pd.DataFrame, column: Column, look: Mapping[str, Look], scale: float
-) -> None:
-    """Names right of the points, moved apart where points lie close."""
-    low, high = axis.get_ylim()
-    left, right = axis.get_xlim()
-    points = list(
-        zip(
-            (shown["latency_ms"] - left) / (right - left),
-            (shown[column.key] - low) / (high - low),
-            strict=True,
-        )
-    )
-    for (model, row), y in zip(shown.iterrows(), spread(points, _LABEL_GAP, _LABEL_WIDTH), strict=True):
         axis.annotate(
-            f"{shortened(str(model))}  {column.cell(row[column.key])}",
-            (row["latency_ms"], row[column.key]),
-            xytext=(row["latency_ms"] + 0.035 * (right - left), y),
-            textcoords=("data", "axes fraction"),
-            arrowprops={"arrowstyle": "-", "color": look[str(model)].colour, "lw": 0.8, "shrinkB": 5},
-            va="center", fontsize=10 * scale, color=INK,
+            column.cell(row[column.key]), (row[column.key], place), xytext=(0, 7 * scale),
+            textcoords="offset points", ha="center", fontsize=8.5 * scale, color=INK,
+        )  # fmt: skip
+    names = [literal(shortened(str(model))) for model in shown.index]
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.8)
+    axis.margins(x=0.12)
+    titles(axis, x=f"{column.title} ({column.unit})")
+    axis.xaxis.label.set_fontsize(9.5 * scale)
+    floor = frame[column.key].get("real", np.nan)
+    if np.isfinite(floor):
+        axis.axvline(floor, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+        axis.annotate(
+            f"real against other real pictures: {column.cell(floor)}", (floor, 0),
+            xycoords=("data", "axes fraction"), xytext=(4, 4), textcoords="offset points",
+            fontsize=8.5 * scale, color=MUTED,
         )  # fmt: skip
 
 
@@ -195,5 +128,6 @@ def _strips(part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[st
             -0.02, 0.5, shortened(model), transform=axis.transAxes, ha="right", va="center", fontsize=13,
             color=INK, fontweight="bold",
         )  # fmt: skip
-        axis.plot(-0.008, 0.5, look[model].marker, color=look[model].colour, transform=axis.transAxes,
-                  clip_on=False)  # fmt: skip
+        each = look[model]
+        axis.plot(-0.008, 0.5, each.marker, color=each.colour, markerfacecolor=each.face,
+                  transform=axis.transAxes, clip_on=False)  # fmt: skip

@@ -1,12 +1,15 @@
 """Figures of training and of distillation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelap.report.style import INK, legend, log_scale, looks, panels, shortened, titles
+from pelap.report.figures_budget import SURE
+from pelap.report.style import Look, legend, literal, log_scale, looks, panels, shortened, titles
+from pelap.report.tables import column, is_distance
 
 _LOSSES = (
     ("noise", "Noise prediction", "mean squared error"),
@@ -14,11 +17,12 @@ _LOSSES = (
     ("mean_mask", "Mask", "mean over channels (0 to 1)"),
 )
 _TERMS = (
-    ("loss", "weighted sum", INK, "-"),
-    ("task", "task: the true noise", "#0072b2", "-"),
-    ("output", "output: the teacher's prediction", "#e69f00", "-"),
-    ("feature", "features: the teacher's blocks", "#009e73", "-"),
+    ("task", "Task: the true noise"),
+    ("output", "Output: the teacher's prediction"),
+    ("feature", "Features: the teacher's blocks"),
 )
+_LOGARITHMIC = 4
+"""Ratio of the greatest to the least value from which on a loss has a logarithmic axis."""
 
 
 def training_curves(
@@ -27,21 +31,20 @@ def training_curves(
     """Losses by step: thin lines on training batches, thick lines with markers on test pictures."""
     figure, axes = panels(3, (11, 3.7))
     look = looks(models)
-    for axis, (column, title, unit) in zip(axes, _LOSSES, strict=True):
+    for axis, (loss, title, unit) in zip(axes, _LOSSES, strict=True):
         for variant, table in history.items():
-            _line(axis, table, column, color=look[variant].colour, linewidth=0.8, alpha=0.45)
+            _line(axis, table, loss, color=look[variant].colour, linewidth=0.8, alpha=0.45)
         for variant, table in validation.items():
             _line(
-                axis, table, column, color=look[variant].colour, linewidth=1.8, label=shortened(variant),
-                marker=look[variant].marker, markersize=4.5,
+                axis, table, loss, color=look[variant].colour, linewidth=1.8, markersize=4.5,
+                marker=look[variant].marker, label=literal(shortened(variant)),
             )  # fmt: skip
         titles(axis, title, "training step", unit)
-        if column == "mean_mask":
+        if loss == "mean_mask":
             axis.set_ylim(-0.04, 1.06)
         else:
-            log_scale(axis, _values(history, validation, column))
-    handles, labels = axes[0].get_legend_handles_labels()
-    legend(figure, handles=handles, labels=labels, loc="outside lower center", ncols=6)
+            log_scale(axis, _values(history, validation, loss))
+    _key(figure, axes[0])
     return figure
 
 
@@ -63,16 +66,70 @@ def _values(*groups: pd.DataFrame | Mapping[str, pd.DataFrame] | str) -> list[fl
     ]
 
 
-def distillation_curves(history: pd.DataFrame) -> Figure:
-    """Each term of the distillation loss by step."""
-    figure, (axis,) = panels(1, (8.6, 3.7))
-    for column, label, colour, style in _TERMS:
-        if column in history:
-            axis.plot(
-                history["step"], history[column], style, color=colour, label=label,
-                linewidth=2.2 if column == "loss" else 1.4,
-            )  # fmt: skip
-    log_scale(axis, history[[name for name, *_ in _TERMS if name in history]].to_numpy().ravel())
-    titles(axis, x="distillation step", y="loss (squared error)")
-    legend(figure, loc="outside right center")
+def distillation_curves(history: pd.DataFrame, models: Sequence[str]) -> Figure:
+    """Each term of the distillation loss by step, a panel a term, a line a student."""
+    figure, axes = panels(len(_TERMS), (11, 3.9))
+    look = looks(models)
+    for axis, (term, title) in zip(axes, _TERMS, strict=True):
+        for student, rows in _by_student(history):
+            each = look[student]
+            _line(axis, rows, term, color=each.colour, linestyle=each.dashes, linewidth=1.4,
+                  label=literal(shortened(student)))  # fmt: skip
+        log_scale(axis, history.get(term, ()), least=_LOGARITHMIC)
+        titles(axis, title, "step", "squared error" if term == "task" else "relative squared distance")
+    _key(figure, axes[0])
     return figure
+
+
+def distillation_quality(
+    validation: pd.DataFrame, students: Mapping[str, Mapping[str, Any]], models: Sequence[str]
+) -> Figure:
+    """Held-out task loss by step, and the distance to real pictures where it was measured.
+
+    Args:
+        validation: Rows of `validation.csv`.
+        students: How each was trained; a ring is drawn around the step `kept_step`.
+        models: All models of the report, which fixes the colours.
+    """
+    known = [str(name) for name in validation.dropna(axis="columns", how="all")]
+    distance = next((name for name in known if is_distance(name)), None)
+    shown = [("task", "Task loss on test pictures", "mean squared error")]
+    if distance is not None:
+        heading = column(distance)
+        shown.append((distance, heading.title, heading.heading))
+    figure, axes = panels(len(shown), (5.5 * len(shown), 4.0))
+    look = looks(models)
+    for axis, (name, title, unit) in zip(axes, shown, strict=True):
+        for student, rows in _by_student(validation):
+            _validated(axis, rows, name, look[student], student, students.get(student, {}).get("kept_step"))
+        log_scale(axis, validation.get(name, ()), least=_LOGARITHMIC)
+        titles(axis, title, "step (0: before training)", unit)
+    _key(figure, axes[0])
+    return figure
+
+
+def _validated(axis: Axes, rows: pd.DataFrame, name: str, look: Look, student: str, kept: int | None) -> None:
+    """A line with 95 % intervals where there are standard errors, and a ring around the step kept."""
+    if name not in rows:
+        return
+    rows = rows.dropna(subset=[name])
+    error = rows.get(f"{name}_se")
+    axis.errorbar(
+        rows["step"], rows[name], yerr=None if error is None else SURE * error.fillna(0),
+        color=look.colour, linestyle=look.dashes, marker=look.marker, markersize=4.5, linewidth=1.4,
+        elinewidth=0.9, label=literal(shortened(student)),
+    )  # fmt: skip
+    rows = rows[rows["step"] == kept]
+    axis.plot(rows["step"], rows[name], "o", markersize=11, markerfacecolor="none",
+              markeredgecolor=look.colour, linestyle="none")  # fmt: skip
+
+
+def _by_student(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for student, rows in table.groupby("student", sort=False):
+        yield str(student), rows
+
+
+def _key(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        legend(figure, handles=handles, labels=labels, loc="outside lower center", ncols=5)

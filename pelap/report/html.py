@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -13,23 +13,23 @@ from markupsafe import Markup
 
 from pelap.report import (
     collapse,
+    distillation,
     figures,
     figures_collapse,
     figures_depth,
     figures_pruning,
     figures_training,
+    protocol,
     words,
 )
-from pelap.report.changes import changed
 from pelap.report.data import RunData
 from pelap.report.style import looks, to_svg
-from pelap.report.tables import DASH, columns, number
+from pelap.report.tables import DASH, GROUPS, Column, columns, number
 
 _GRID_WIDTH = 548
 """Pixels that a grid of pictures may take on the page; two stand side by side."""
-_LONGEST = 36
-"""Characters of a value in the line of the protocol below the table."""
-
+_ARROWS = ("", "→ ")
+"""What stands before the number before, and before the number after."""
 _QUANTITIES = (("params", 1, 0), ("macs", 1e-6, 1), ("latency_ms", 1, 2))
 """Columns of the listing of changes: key, factor and decimals."""
 
@@ -56,10 +56,17 @@ def render(run: RunData) -> str:
         meaning=words.meaning(run),
         certainty=words.certainty(run),
         depth=words.depth(run),
-        changes=list(_changes(run.changes)),
+        plans=list(_plans(run)),
+        changes=list(_changes(run)),
         look=looks(run.models),
-        columns=columns(run.frame),
-        rows=list(_rows(run.frame)),
+        tables=list(_tables(run.frame)),
+        headings=GROUPS,
+        protocol_line=protocol.line(run.protocol),
+        notes=protocol.notes(run.protocol),
+        trained=distillation.trained(run),
+        controls=distillation.controls(run),
+        compared=distillation.compared(run),
+        latencies=distillation.latencies(run.latencies),
         collapse=collapse.numbers(run.collapse),
         verdicts=collapse.verdicts(run.collapse),
         # drawn by us; text inside is escaped
@@ -67,7 +74,6 @@ def render(run: RunData) -> str:
         samples=_pictures(run.samples),
         reconstructions=_pictures(run.reconstructions),
         protocol=dict(flat(run.protocol)),
-        in_short={key: shortened(value) for key, value in flat(merged(run.protocol))},
     )
 
 
@@ -80,23 +86,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", _text(value)
 
 
-def merged(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings with one value throughout, such as a setting that all models share, as that value."""
-    return {
-        key: next(iter(value.values())) if isinstance(value, Mapping) and _same(value.values()) else value
-        for key, value in values.items()
-    }
-
-
-def _same(values: Collection[Any]) -> bool:
-    return len(values) > 1 and all(value == next(iter(values)) for value in values)
-
-
-def shortened(text: str) -> str:
-    """Checksums and the like, as far as a line has room for them."""
-    return text if len(text) <= _LONGEST else f"{text[:12]}…"
-
-
 def _text(value: Any) -> str:
     if value is None:
         return DASH
@@ -105,19 +94,47 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _rows(frame: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    shown = columns(frame)
-    for model, values in zip(frame.index, frame.to_numpy(), strict=True):
-        yield model, [each.cell(value) for each, value in zip(shown, values, strict=True)]
+def _tables(frame: pd.DataFrame) -> Iterator[tuple[str, list[Column], list[tuple[str, list[str]]]]]:
+    """The table of models in parts that fit a page, each with the models that have something in it."""
+    for group in GROUPS:
+        shown = [each for each in columns(frame) if each.group == group]
+        part = frame.dropna(how="all", subset=[each.key for each in shown])
+        rows = [(str(model), [each.of(row) for each in shown]) for model, row in part.iterrows()]
+        if rows:
+            yield group, shown, rows
 
 
-def _changes(changes: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    """The whole denoiser and what was replaced in it: the action, then every quantity before and after."""
-    for _, row in changed(changes).iterrows():
+def _plans(run: RunData) -> Iterator[tuple[str, list[str]]]:
+    """What each plan replaced, promised and gave."""
+    for plan, result in run.prune_result.items():
+        times = [result.get(f"latency_ms_{side}") for side in ("before", "after")]
+        params = [result.get(f"params_{side}") for side in ("before", "after")]
+        yield (
+            plan,
+            [
+                number(len(run.replaced_by(plan)), 0),
+                *(_share(result.get(f"{kind}_time_reduction")) for kind in ("promised", "measured")),
+                *(f"{arrow}{_optional(ms, 2)}" for arrow, ms in zip(_ARROWS, times, strict=True)),
+                *(f"{arrow}{_optional(count, 0)}" for arrow, count in zip(_ARROWS, params, strict=True)),
+            ],
+        )
+
+
+def _share(value: float | None) -> str:
+    return DASH if value is None else f"{number(100 * value, 1)} %"
+
+
+def _optional(value: float | None, decimals: int) -> str:
+    return DASH if value is None else number(value, decimals)
+
+
+def _changes(run: RunData) -> Iterator[tuple[str, list[str]]]:
+    """The whole denoiser and what the first plan replaced: the action, then quantities before and after."""
+    for _, row in run.changed_by(run.plans[0]).iterrows() if run.plans else ():
         numbers = [
             f"{arrow}{number(row[f'{key}_{side}'] * scale, decimals)}"
             for key, scale, decimals in _QUANTITIES
-            for side, arrow in (("before", ""), ("after", "→ "))
+            for arrow, side in zip(_ARROWS, ("before", "after"), strict=True)
         ]
         yield row["operator"], [row["action"], *numbers]
 
@@ -125,7 +142,7 @@ def _changes(changes: pd.DataFrame) -> Iterator[tuple[str, list[str]]]:
 def _figures(run: RunData) -> Iterator[tuple[str, str]]:
     """Every drawn figure as an SVG element."""
     drawn = {
-        "quality": figures.quality_latency(run.frame, run.models),
+        "quality": figures.quality(run),
         "training": figures_training.training_curves(run.history, run.validation, run.models),
         "epochs": figures_collapse.epoch_curves(run.epochs, run.models),
         "timesteps": figures_collapse.timestep_curves(run.timesteps, run.models),
@@ -133,7 +150,8 @@ def _figures(run: RunData) -> Iterator[tuple[str, str]]:
         "bars": figures_pruning.operator_bars(run.scores, run.replaced),
         "depth": figures_depth.score_depth(run.scores, run.replaced),
         "scatter": figures_pruning.score_latency(run.scores, run.replaced),
-        "distill": figures_training.distillation_curves(run.distill),
+        "distill": figures_training.distillation_curves(run.distill, run.models),
+        "validation": figures_training.distillation_quality(run.distill_validation, run.students, run.models),
     }
     for name, figure in drawn.items():
         yield name, to_svg(figure, name)

@@ -1,16 +1,20 @@
 """How every figure looks: one colour and marker per model, quiet axes, PNG and themeable SVG."""
 
 import io
-import itertools
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure, SubFigure
+
+from pelap.report.rows import PRUNED, plans_of, split_row
+
+Dashes: TypeAlias = str | tuple[int, tuple[float, ...]]
 
 INK, MUTED, GRID, PAPER = "#24292e", "#6a737e", "#d8dee5", "#fefefd"
 """Written by no other element, so that `to_svg` can hand them to the page's colour scheme."""
@@ -20,36 +24,66 @@ REMOVED, INSIDE, KEPT = "#d55e00", "#f0b48f", "#8fa3b5"
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--paper)"}
 _LONGEST = 18
 """Characters of a name in a figure; the tables have all of them."""
-_ROUNDS = 200
-"""Times that overlapping labels push each other; enough for a dozen in one place."""
 _FIXED = {
     "baseline": ("#0072b2", "o"),
     "pelap": ("#e69f00", "s"),
     "invariant": ("#009e73", "D"),
     "pruned": ("#d55e00", "v"),
     "distilled": ("#cc79a7", "^"),
+    "output-only": ("#56b4e9", "P"),
+    "scratch": ("#999933", "X"),
+    "longer": ("#882255", "h"),
     "real": ("#7f8790", "*"),
 }
-_SPARE = (("#56b4e9", "P"), ("#999933", "X"), ("#aa4499", "<"), ("#44aa99", ">"), ("#882255", "h"))
+_SPARE = (("#aa4499", "<"), ("#44aa99", ">"), ("#6699cc", "p"), ("#ddaa33", "H"), ("#997700", "d"))
+_DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+"""Lines of the first plan, the second, ...; with more plans than these they come again."""
+_SHADE = 0.25
+"""How much of white the first of several plans has, and how much of black the last."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker of a model."""
+    """Colour, marker and line of a model."""
 
     colour: str
     marker: str
+    hollow: bool = False
+    dashes: Dashes = "-"
+
+    @property
+    def face(self) -> str:
+        """What the marker is filled with."""
+        return PAPER if self.hollow else self.colour
 
 
 def looks(models: Iterable[str]) -> dict[str, Look]:
     """One look per model, the same wherever the same models are shown (Okabe and Ito's palette).
 
-    Models with names of their own take the spare looks in the order given.
+    Rows of one family, such as a student of several plans, have one hue and one marker; the plan is in the
+    shade and the dashes. Families with names of their own take the spare looks in the order given.
     """
     models = list(models)
-    own = [model for model in models if model not in _FIXED]
-    spare = {model: _SPARE[index % len(_SPARE)] for index, model in enumerate(own)}
-    return {model: Look(*_FIXED.get(model, spare.get(model, _SPARE[0]))) for model in models}
+    plans = plans_of(models)
+    names = {model: split_row(model, plans) for model in models}
+    own = list(dict.fromkeys(family for family, _ in names.values() if family not in _FIXED))
+    base = {family: _SPARE[index % len(_SPARE)] for index, family in enumerate(own)} | _FIXED
+    return {model: _look(base[family], family, plan, plans) for model, (family, plan) in names.items()}
+
+
+def _look(base: tuple[str, str], family: str, plan: str | None, plans: Sequence[str]) -> Look:
+    place = plans.index(plan) if plan is not None else 0
+    depth = 2 * place / (len(plans) - 1) - 1 if plan is not None and len(plans) > 1 else 0.0
+    colour = _shade(base[0], depth * _SHADE)
+    return Look(colour, base[1], family == PRUNED, _DASHES[place % len(_DASHES)])
+
+
+def _shade(colour: str, depth: float) -> str:
+    """Mixed with this share of black, or of white where it is negative."""
+    ground = "#ffffff" if depth < 0 else "#000000"
+    mixed = zip(to_rgb(colour), to_rgb(ground), strict=True)
+    red, green, blue = ((1 - abs(depth)) * own + abs(depth) * other for own, other in mixed)
+    return to_hex((red, green, blue))
 
 
 def panels(
@@ -80,14 +114,15 @@ def titles(axis: Axes, title: str = "", x: str = "", y: str = "") -> None:
     axis.set_ylabel(y, fontsize=9.5, color=INK)
 
 
-def legend(owner: Axes | Figure, **where: Any) -> None:
+def legend(owner: Axes | Figure | SubFigure, **where: Any) -> None:
     """Frameless legend in the ink colour."""
-    owner.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
+    owner.legend(**({"frameon": False, "fontsize": 9, "labelcolor": INK} | where))
 
 
-def log_scale(axis: Axes, values: Iterable[float], which: str = "y") -> None:
-    """Logarithmic axis with plain numbers, if there is anything positive to show on it."""
-    if not any(value > 0 for value in values):
+def log_scale(axis: Axes, values: Iterable[float], which: str = "y", least: float = 1.0) -> None:
+    """Logarithmic axis with plain numbers, if positive values span this ratio at least."""
+    positive = [value for value in values if value > 0]
+    if not positive or max(positive) < least * min(positive):
         return
     getattr(axis, f"set_{which}scale")("log")
     side = axis.yaxis if which == "y" else axis.xaxis
@@ -115,23 +150,6 @@ def shortened(text: str) -> str:
 def literal(text: object) -> str:
     """A stranger's text for a label: matplotlib takes dollar signs for mathematics."""
     return str(text).replace("$", r"\$")
-
-
-def spread(points: Sequence[tuple[float, float]], gap: float, reach: float) -> list[float]:
-    """Heights for the labels of points (x, y): `gap` apart where points are within `reach` sideways."""
-    order = sorted(range(len(points)), key=lambda index: points[index][1])
-    heights = [y for _, y in points]
-    pairs = [
-        (low, high)
-        for low, high in itertools.combinations(order, 2)
-        if abs(points[low][0] - points[high][0]) < reach
-    ]
-    for _ in range(_ROUNDS):
-        for low, high in pairs:
-            push = max(0.0, gap - (heights[high] - heights[low])) / 2
-            heights[low] -= push
-            heights[high] += push
-    return heights
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:

@@ -1,17 +1,24 @@
 """The table of models: as a data frame, in Markdown, in the terminal and as cells for the page."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+DASH, MINUS, PLUS_MINUS = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 CHANGE = "latency_change"
 """Derived column: time of the UNet relative to the dense one that was pruned, minus one."""
+GROUPS = {
+    "metrics": "Samples against real pictures",
+    "pictures": "Picture by picture: reconstructions, and samples beside the dense model's",
+    "costs": "Costs",
+}
+"""Tables of the page and their headings; a user's own metrics are in the first."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,13 @@ class Column:
     decimals: int = 2
     scale: float = 1.0
     signed: bool = False
+    error: str = ""
+    """The metric that stands behind this one after a plus-minus sign."""
+    error_scale: float = 1.0
+    group: str = "metrics"
+    """The table of the page that it stands in, one of `GROUPS`."""
+    brief: bool = True
+    """Whether it has a place in the short table for the README."""
     short: str = ""
     """Heading in the terminal, where lines have 80 characters; empty: not shown there."""
     short_scale: float | None = None
@@ -35,31 +49,68 @@ class Column:
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.title}{unit} {self.better}".strip()
 
-    def cell(self, value: float) -> str:
-        """The number, or a dash where there is none."""
-        return number(value * self.scale, self.decimals, self.signed)
+    def cell(self, value: float, error: float = math.nan) -> str:
+        """The number and what it is sure to, or a dash where there is none."""
+        text = number(value * self.scale, self.decimals, self.signed)
+        if math.isnan(value) or math.isnan(error):
+            return text
+        return f"{text} {PLUS_MINUS} {number(error * self.scale * self.error_scale, self.decimals)}"
 
-    def short_cell(self, value: float) -> str:
-        """The number as the terminal shows it: short, and ASCII, as some terminals have no more."""
-        if self.short_scale is None:
-            text = self.cell(value)
+    def of(self, row: "pd.Series[float]") -> str:
+        """The cell of a row of the metrics frame."""
+        return self.cell(row[self.key], row.get(self.error, math.nan))
+
+    def short_of(self, row: "pd.Series[float]") -> str:
+        """The cell as the terminal shows it: short, and ASCII, as some terminals have no more."""
+        if self.short_scale is not None:
+            text = number(row[self.key] * self.short_scale, 2, self.signed)
+        elif is_distance(self.key):
+            text = self.of(row)
         else:
-            text = number(value * self.short_scale, 2, self.signed)
-        return text.replace(DASH, "-").replace(MINUS, "-")
+            text = self.cell(row[self.key])
+        return text.replace(DASH, "-").replace(MINUS, "-").replace(f" {PLUS_MINUS} ", "+-")
 
 
 _LOWER, _HIGHER = "↓", "↑"
+_DISTANCES = ("fd", "kid", "precision", "recall", "density", "coverage")
+"""Families of metrics that every extractor has, in the table's order."""
+_OF_EXTRACTOR = re.compile(rf"(fid|{'|'.join(_DISTANCES)})(?:_(\w+))?")
+_FAMILIES = {
+    "fd": Column("fd", "Fréchet distance", "", _LOWER, short="Frechet\ndistance"),
+    "fid": Column("fid", "FID", "", _LOWER, short="FID"),
+    "kid": Column("kid", "KID", "", _LOWER, decimals=4, short="KID"),
+    "precision": Column("precision", "precision", "", _HIGHER, decimals=3),
+    "recall": Column("recall", "recall", "", _HIGHER, decimals=3, short="recall"),
+    "density": Column("density", "density", "", _HIGHER, decimals=3, brief=False),
+    "coverage": Column("coverage", "coverage", "", _HIGHER, decimals=3, brief=False),
+}
 _COLUMNS = (
-    Column("fid", "FID", "Inception", _LOWER, short="FID"),
-    Column("psnr", "PSNR", "dB", _HIGHER, short="PSNR\ndB"),
-    Column("ssim", "SSIM", "", _HIGHER, decimals=3, short="SSIM"),
-    Column("latency_ms", "UNet time", "ms", _LOWER, short="UNet\nms"),
-    Column("latency_iqr_ms", "interquartile range", "ms"),
-    Column(CHANGE, "time change", "%", _LOWER, decimals=1, scale=100, signed=True, short="time\n%"),
-    Column("params", "parameters", "", _LOWER, decimals=0, short="params\nM", short_scale=1e-6),
-    Column("macs", "MACs", "billion", _LOWER, decimals=2, scale=1e-9, short="MACs\nG"),
-    Column("peak_memory_mib", "peak memory", "MiB", _LOWER, decimals=1, short="peak\nMiB"),
-)
+    Column("recovered", "recovered", "%", _HIGHER, decimals=0, scale=100, short="reco-\nvered\n%"),
+    Column("psnr", "PSNR", "dB, reconstructions", _HIGHER, short="PSNR\ndB", group="pictures"),
+    Column("ssim", "SSIM", "reconstructions", _HIGHER, decimals=3, brief=False, short="SSIM",
+           group="pictures"),
+    Column("psnr_to_dense", "PSNR to dense", "dB", _HIGHER, group="pictures"),
+    Column("ssim_to_dense", "SSIM to dense", "", _HIGHER, decimals=3, brief=False, group="pictures"),
+    Column("lpips_to_dense", "LPIPS to dense", "", _LOWER, decimals=3, brief=False, group="pictures"),
+    Column("latency_ms", "UNet time", "ms", _LOWER, error="latency_iqr_ms", error_scale=0.5, group="costs",
+           short="UNet\nms"),
+    Column(CHANGE, "time change", "%", _LOWER, decimals=1, scale=100, signed=True, group="costs",
+           short="time\n%"),
+    Column("image_ms", "time per image", "ms", _LOWER, error="image_iqr_ms", error_scale=0.5, group="costs",
+           short="image\nms"),
+    Column("params", "parameters", "", _LOWER, decimals=0, group="costs", short="params\nM",
+           short_scale=1e-6),
+    Column("macs", "MACs", "million, one latent", _LOWER, decimals=1, scale=1e-6, group="costs",
+           short="MACs\nM"),
+    Column("peak_memory_mib", "peak memory", "MiB", _LOWER, decimals=1, group="costs", brief=False,
+           short="peak\nMiB"),
+    Column("disk_mib", "weights on disk", "MiB", _LOWER, group="costs", brief=False),
+)  # fmt: skip
+_IMPORTANCE = ("fd", "fid", "latency_ms", CHANGE, "image_ms", "recovered", "params", "kid", "recall", "psnr",
+               "macs", "ssim", "peak_memory_mib")  # fmt: skip
+"""What stays in the terminal when not everything has room, most important first."""
+_TERMINAL, _NAME_WIDTH, _BETWEEN = 80, 18, 2
+"""Characters of a line, of a name in it before it takes a second line, and between columns."""
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
@@ -81,24 +132,44 @@ def metrics_frame(
         metrics: Values by model and metric.
         scored: The variant whose UNet was pruned; adds the column `latency_change` against it.
     """
-    columns = dict.fromkeys(metric for row in metrics.values() for metric in row)
+    names = dict.fromkeys(metric for row in metrics.values() for metric in row)
     frame = pd.DataFrame(
-        {name: [metrics[model].get(name) for model in metrics] for name in columns},
+        {name: [metrics[model].get(name) for model in metrics] for name in names},
         index=pd.Index(list(metrics), name="model"),
         dtype=float,
     )
     if scored is not None and scored in metrics and "latency_ms" in frame:
         frame[CHANGE] = frame["latency_ms"] / (metrics[scored].get("latency_ms") or math.nan) - 1
-    names = sorted([*columns, CHANGE] if CHANGE in frame else columns, key=_rank)
-    return frame[names].dropna(axis="columns", how="all")
+    return frame[_sorted(frame.columns)].dropna(axis="columns", how="all")
 
 
-def _rank(key: str) -> int:
-    """Frechet distances first, then the known columns in order, then a user's own."""
-    known = [column.key for column in _COLUMNS]
-    if key.startswith("fd_"):
-        return -1
-    return known.index(key) if key in known else len(known)
+def _sorted(keys: Iterable[str]) -> list[str]:
+    """By extractor in the order given, then the known columns in order, then all others."""
+    keys = list(keys)
+    known = [each.key for each in _COLUMNS]
+    extractors = list(dict.fromkeys(name for key in keys for name in [_extractor(key)] if name is not None))
+
+    def rank(key: str) -> tuple[int, int, bool]:
+        parts = _parts(key)
+        if parts is not None:
+            family = "fd" if parts[0] == "fid" else parts[0]
+            return extractors.index(parts[1]), _DISTANCES.index(family), key.endswith(("_se", "_std"))
+        return len(extractors), known.index(key) if key in known else len(known), False
+
+    return sorted(keys, key=rank)
+
+
+def _parts(key: str) -> tuple[str, str] | None:
+    """Family and extractor of a metric, or of an error, that has one; that of `fid` has no name."""
+    found = _OF_EXTRACTOR.fullmatch(key.removesuffix("_se").removesuffix("_std"))
+    if found is None or (found[1] == "fd" and not found[2]) or (found[1] == "fid" and found[2]):
+        return None
+    return found[1], found[2] or ""
+
+
+def _extractor(key: str) -> str | None:
+    parts = _parts(key)
+    return parts[1] if parts else None
 
 
 def column(key: str) -> Column:
@@ -106,34 +177,45 @@ def column(key: str) -> Column:
     for known in _COLUMNS:
         if known.key == key:
             return known
-    if key.startswith("fd_"):
-        return Column(key, "Fréchet distance", key[3:], _LOWER, short="Frechet\ndistance")
-    return Column(key, key, decimals=4)
+    parts = _parts(key)
+    if parts is None:
+        return Column(key, key, decimals=4)
+    family, extractor = parts
+    ends = {"fd": "_se", "fid": "_se", "kid": "_std"}
+    error = f"{key}{ends[family]}" if family in ends else ""
+    return replace(_FAMILIES[family], key=key, unit=extractor or "Inception", error=error)
 
 
 def columns(frame: pd.DataFrame) -> list[Column]:
-    """How each column of a metrics frame is shown."""
-    return [column(key) for key in frame.columns]
+    """How each column of a metrics frame is shown; errors stand behind what they are the errors of."""
+    shown = [column(key) for key in frame.columns]
+    behind = {each.error for each in shown}
+    return [each for each in shown if each.key not in behind]
 
 
 def quality_column(frame: pd.DataFrame) -> Column | None:
     """The distance between made and real pictures that the figures show, if any was measured."""
-    keys = [key for key in frame.columns if key.startswith("fd_") or key == "fid"]
+    keys = [key for key in frame.columns if is_distance(key)]
     return column(keys[0]) if keys else None
+
+
+def is_distance(key: str) -> bool:
+    """Whether a metric is a Frechet distance."""
+    parts = _parts(key)
+    return parts is not None and parts[0] in ("fd", "fid") and not key.endswith("_se")
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
     """The table for a README: names left, numbers right."""
-    shown = columns(frame)
+    shown = [each for each in columns(frame) if each.brief]
     lines = [["model", *(each.heading for each in shown)], [":--", *("--:" for _ in shown)]]
-    for model, row in zip(frame.index, frame.to_numpy(), strict=True):
-        cells = [each.cell(value) for each, value in zip(shown, row, strict=True)]
-        lines.append([str(model).replace("|", "\\|"), *cells])
+    for model, row in frame.iterrows():
+        lines.append([str(model).replace("|", "\\|"), *(each.of(row) for each in shown)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet") -> Table:
-    """The table for a terminal of 80 columns; `network` is what the denoiser is called in it."""
+    """The table for a terminal of 80 columns, as far as it goes; `network` is what the denoiser is called."""
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
@@ -142,11 +224,31 @@ def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet") -> T
         title_justify="left",
     )
     table.add_column("model", overflow="fold", min_width=8)
-    shown = [each for each in columns(frame) if each.short]
-    for each in shown:
-        heading = each.short.replace("UNet", network)
+    shown = _fitting(frame, network)
+    for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
-    for model, row in frame.iterrows():
-        cells = [each.short_cell(row[each.key]) for each in shown]
-        table.add_row(Text(str(model)), *cells)
+    for place, model in enumerate(frame.index):
+        table.add_row(Text(str(model)), *(cells[place] for cells in shown.values()))
     return table
+
+
+def _fitting(frame: pd.DataFrame, network: str) -> dict[str, list[str]]:
+    """Cells by heading of the columns that have room, the least important left out first."""
+    rows = [row for _, row in frame.iterrows()]
+    cells: dict[str, list[str]] = {}
+    importance: dict[str, int] = {}
+    for each in columns(frame):
+        heading = each.short.replace("UNet", network)
+        if heading and heading not in cells:  # of two extractors the first
+            cells[heading] = [each.short_of(row) for row in rows]
+            importance[heading] = _IMPORTANCE.index(_family(each.key))
+    width = {name: max(map(len, [*name.split("\n"), *texts])) for name, texts in cells.items()}
+    room = _TERMINAL - min(max(map(len, map(str, frame.index)), default=0), _NAME_WIDTH) - _BETWEEN
+    while sum(width.values()) + _BETWEEN * len(width) > room:
+        width.pop(max(width, key=lambda name: importance[name]))
+    return {name: texts for name, texts in cells.items() if name in width}
+
+
+def _family(key: str) -> str:
+    parts = _parts(key)
+    return parts[0] if parts else key

@@ -1,42 +1,89 @@
 """compare: the cells of a sweep as mean, standard deviation and paired differences."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pelap import io
 from pelap.errors import DataError
+from pelap.paths import RunPaths, SweepPaths
 from pelap.report.style import to_png
-from pelap.report.sweep import summarise, sweep_figure
+from pelap.report.sweep import budget_figure, summarise, summarise_budget, sweep_figure
 
 PATTERN = "*/seed*/evaluate/metrics.json"
 SEED = re.compile(r"seed(\d+)")
+_BUDGET = ("model", "steps", "image_ms")
 
 
 def compare(sweep: Path) -> None:
-    """Write `summary.csv` and `summary.png` from every finished cell under `sweep`.
+    """Write tables and figures from every finished cell under `sweep`: of all metrics, and of the budget.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or a file of one cannot be read.
     """
     files = [file for file in sorted(sweep.glob(PATTERN)) if SEED.fullmatch(file.parts[-3])]
     if not files:
         raise DataError(f"{sweep}: no {PATTERN} here; run `snakemake --cores 4 all_seeds` first")
-    cells = pd.concat([_cell(file) for file in files], ignore_index=True)
-    summary = summarise(cells)
-    io.write_csv(sweep / "summary.csv", summary)
-    with io.atomic_path(sweep / "summary.png") as partial:
+    runs, paths = [RunPaths(file.parent.parent) for file in files], SweepPaths(sweep)
+    cells = pd.concat([_cell(run) for run in runs], ignore_index=True)
+    summary = summarise(cells, _control(runs))
+    io.write_csv(paths.summary, summary)
+    with io.atomic_path(paths.figure) as partial:
         partial.write_bytes(to_png(sweep_figure(summary, cells)))
-    print(f"{len(files)} cells summarised in {sweep / 'summary.csv'}")
+    _compare_budgets([run for run in runs if run.budget.is_file()], paths, cells)
+    print(f"{len(files)} cells summarised in {paths.summary}")
 
 
-def _cell(file: Path) -> pd.DataFrame:
+def _compare_budgets(runs: Sequence[RunPaths], paths: SweepPaths, cells: pd.DataFrame) -> None:
+    if not runs:
+        return
+    budget = summarise_budget(pd.concat([_budget(run) for run in runs], ignore_index=True))
+    io.write_csv(paths.budget, budget)
+    dense = {_place(run)[0]: str(name) for run in runs for name in [_scored(run)] if name is not None}
+    figure = budget_figure(budget, dense, cells)
+    with io.atomic_path(paths.budget_figure) as partial:
+        partial.write_bytes(to_png(figure))
+
+
+def _place(run: RunPaths) -> tuple[str, int]:
+    """Data set and seed of a cell."""
+    return run.root.parent.name, int(run.root.name.removeprefix("seed"))
+
+
+def _cell(run: RunPaths) -> pd.DataFrame:
     """One cell's metrics: columns dataset, seed, model, metric, value."""
-    dataset, seed = file.parts[-4], int(file.parts[-3].removeprefix("seed"))
+    dataset, seed = _place(run)
     rows = [
         {"dataset": dataset, "seed": seed, "model": model, "metric": metric, "value": value}
-        for model, values in io.read_metrics(file).items()
+        for model, values in io.read_metrics(run.metrics).items()
         for metric, value in values.items()
     ]
     return pd.DataFrame(rows, columns=["dataset", "seed", "model", "metric", "value"])
+
+
+def _budget(run: RunPaths) -> pd.DataFrame:
+    """One cell's budget: columns dataset, seed, model, steps, metric, value."""
+    dataset, seed = _place(run)
+    table = io.read_csv(run.budget, _BUDGET).astype({"model": str})
+    table = table.melt(["model", "steps"], var_name="metric", value_name="value")
+    return table.assign(dataset=dataset, seed=seed)
+
+
+def _scored(run: RunPaths) -> str | None:
+    """The variant that was pruned, if the cell says so."""
+    if not run.evaluate_protocol.is_file():
+        return None
+    name: str | None = io.read_mapping(run.evaluate_protocol).get("scored_variant")
+    return name
+
+
+def _control(runs: Sequence[RunPaths]) -> str | None:
+    """The first network that was trained on from the dense one."""
+    for run in runs:
+        if run.distill_result.is_file():
+            for name, how in io.read_mapping(run.distill_result).items():
+                if isinstance(how, dict) and how.get("start") == "dense":
+                    return name
+    return None

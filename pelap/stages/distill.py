@@ -1,31 +1,207 @@
-"""distill: bring the pruned UNet back with the dense one as teacher."""
+"""distill: bring pruned UNets back with the dense one as teacher, and train what they are compared with."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
+from torch import nn
 
 from pelap import io
+from pelap.data.dataset import ImageDataset
+from pelap.errors import DataError, ModelError
+from pelap.evaluation.features import make_extractor
+from pelap.evaluation.reference import Reference
 from pelap.loading import model_plan, save_model
+from pelap.models.ldm import LatentDiffusion
+from pelap.params import StudentParams
+from pelap.paths import reference_cache
+from pelap.pruning.plan import Plan, demand_network
+from pelap.pruning.surgery import apply_plan
+from pelap.sampling import sample_images
+from pelap.seeding import generator
 from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
-from pelap.training.checkpoint import drop_checkpoint
-from pelap.training.distill import distill
+from pelap.training.checkpoint import drop_checkpoint, weights_digest
+from pelap.training.distill import Distilled, Quality, distill
+from pelap.training.loop import Progress
 from pelap.training.model_batches import ModelBatches
+
+EXTRACTOR = "effnet-lite0"
+HISTORY = ("student", "step", "loss", "task", "output", "feature", "lr", "images_per_s")
+VALIDATION = ("student", "step", "task", "output", "feature")
+"""Columns that are always there; `output` and `feature` are empty for a student without a teacher."""
 
 
 def run(context: Context) -> None:
-    """Fine-tune the pruned model's UNet and save it with its plan."""
-    params, paths = context.params.distill, context.paths
+    """Train every student of the parameters for every plan, in turn and on the same batches.
+
+    Interrupted, it goes on where it was: students that were done come back from their resume state. Results
+    of an earlier run stay until all are done.
+
+    Raises:
+        DataError: There is no plan, or there are too few pictures.
+        ModelError: A model is missing, or was trained on other data.
+        PlanError: A model is not pruned, or its plan is for another network than the teacher.
+        TrainingError: A loss is not finite.
+    """
+    paths = context.paths
     with io.exclusive(paths.distill):
-        dataset = context.dataset()
-        variant = io.read_mapping(paths.score_protocol, ["variant"])["variant"]
-        teacher = trained_model(context, paths.train(variant).model, dataset)
-        student = trained_model(context, paths.pruned_model, dataset)
-        plan, seed = model_plan(paths.pruned_model), context.params.seed
-        configuration = [repr(teacher.info), params, seed, plan.to_json(), dataset.checksum]
-        checkpoint = paths.checkpoint("distill", io.digest(configuration))
-        batches = ModelBatches(teacher, dataset.train.images, params, seed, context.device)
-        unet, progress = distill(student.unet, teacher.unet, batches, params, context.device, checkpoint)
+        rows = context.params.distill.rows(_plans(paths.prune_result))
+        distillation = _Distillation(context, num_students=len(rows))
         with io.atomic_dir(paths.distill) as partial:
-            distilled = teacher.with_unet(unet, "distilled", params.ema_decay)
-            save_model(distilled, partial / paths.distilled_model.name, plan)
-            io.write_csv(partial / paths.distill_history.name, pd.DataFrame(progress.history))
-        drop_checkpoint(checkpoint)
+            reports = {row: distillation.train(row, how, plan, partial) for row, (how, plan) in rows.items()}
+            history = {row: report.progress.history for row, report in reports.items()}
+            validation = {row: report.progress.validation for row, report in reports.items()}
+            io.write_csv(partial / paths.distill_history.name, _table(history, HISTORY))
+            io.write_csv(partial / paths.distill_validation.name, _table(validation, VALIDATION))
+            result = {row: report.result for row, report in reports.items()}
+            io.write_json(partial / paths.distill_result.name, result)
+        for report in reports.values():
+            drop_checkpoint(report.checkpoint)
+
+
+def _plans(prune_result: Path) -> list[str]:
+    """Names of the plans that `prune` made."""
+    plans = list(io.read_mapping(prune_result))
+    if not plans:
+        raise DataError(f"{prune_result}: names no plan; run `pelap prune` again")
+    return plans
+
+
+class _Report(NamedTuple):
+    """What is written about a student beside its model."""
+
+    progress: Progress
+    result: dict[str, Any]
+    checkpoint: Path
+
+
+class _Distillation:
+    """What the students of a run have in common: teacher, batches, measure of quality."""
+
+    def __init__(self, context: Context, num_students: int) -> None:
+        self.context = context
+        self.params = context.params.distill
+        self.seed = context.params.seed
+        self.dataset = context.dataset()
+        variant = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
+        self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset)
+        self.quality = _quality(context, self.teacher, self.dataset)
+        self.batches = ModelBatches(
+            self.teacher, self.dataset, self.params, self.seed, context.device, num_students
+        )
+
+    def train(self, row: str, how: StudentParams, plan_name: str | None, folder: Path) -> _Report:
+        """Train a student and save it below `folder`, which becomes that of the stage."""
+        student, plan = self._student(how, plan_name)
+        checkpoint = self._checkpoint(row, student, plan, how)
+        trained = distill(
+            student,
+            self.teacher.unet,
+            self.batches,
+            self.params,
+            how,
+            self.context.device,
+            checkpoint,
+            self.quality,
+            f"distill {row}",
+        )
+        paths = self.context.paths
+        model = self.teacher.with_unet(trained.network, row, self.params.ema_decay)
+        save_model(model, folder / paths.distilled_model(row).relative_to(paths.distill), plan)
+        _show(row, trained, self.params.steps)
+        return _Report(trained.progress, self._result(row, how, plan_name, trained.kept_step), checkpoint)
+
+    def _student(self, how: StudentParams, plan_name: str | None) -> tuple[nn.Module, Plan | None]:
+        """A network before its first step, with its plan; a dense one has none."""
+        if plan_name is None:
+            return copy.deepcopy(self.teacher.unet), None
+        folder = self.context.paths.pruned_model(plan_name)
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: no such model folder; run `pelap prune` again, it makes one a plan")
+        plan = model_plan(folder)
+        demand_network(plan, self.teacher.unet)
+        if how.start == "scratch":
+            return untrained(self.teacher.unet, plan, self.seed), plan
+        return trained_model(self.context, folder, self.dataset).unet, plan
+
+    def _checkpoint(self, row: str, student: nn.Module, plan: Plan | None, how: StudentParams) -> Path:
+        """Where a student's resume state is: other weights, data or numbers have another one."""
+        configuration = [
+            [weights_digest(network) for network in (student, self.teacher)],
+            plan.to_json() if plan is not None else None,
+            self.params.model_dump(exclude={"students"}),
+            how.model_dump(),
+            self.seed,
+            self.dataset.checksum,
+        ]
+        return self.context.paths.checkpoint(f"distill-{row}", io.digest(configuration))
+
+    def _result(self, row: str, how: StudentParams, plan_name: str | None, kept_step: int) -> dict[str, Any]:
+        weights = how.model_dump()
+        return {
+            "student": row.removesuffix(f"-{plan_name}"),
+            "start": weights.pop("start"),
+            "plan": plan_name,
+            "steps": self.params.steps,
+            "kept_step": kept_step,
+            "select": self.params.select,
+            **weights,
+        }
+
+
+def untrained(dense: nn.Module, plan: Plan, seed: int) -> nn.Module:
+    """What a plan makes of a network like `dense`, all with fresh weights, the same for the same seed.
+
+    The dense network is built anew and then cut: what a replacement keeps of its operator is fresh too.
+    """
+    config: Mapping[str, Any] = dense.config  # type: ignore[assignment]
+    # Without diffusers' notes: a subclass may be down as built by defaults that it was not built by.
+    given = {name: value for name, value in config.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "distill-scratch").initial_seed())
+        return apply_plan(type(dense)(**given), plan)
+
+
+def _quality(context: Context, teacher: LatentDiffusion, dataset: ImageDataset) -> Quality | None:
+    """The Frechet distance of what a UNet makes with the teacher's other parts.
+
+    Its seed is another than that of the evaluation: a step that was chosen by the noise it is tested on would
+    look better than it is.
+    """
+    params = context.params.distill.quality
+    if params is None:
+        return None
+    real = dataset.train.images
+    if params.num_reference > len(real):
+        raise DataError(
+            f"distill.quality.num_reference: {params.num_reference} exceeds the {len(real)} train pictures "
+            f"of {dataset.name}; lower it"
+        )
+    extractor = make_extractor(EXTRACTOR, context.device)
+    reference = Reference(real[: params.num_reference], [extractor], cache=reference_cache(context.data))
+    seed = generator(context.params.seed, "distill-quality").initial_seed()
+
+    def measure(network: nn.Module) -> Mapping[str, float]:
+        model = teacher.with_unet(network, "student", 0.0)
+        pictures = sample_images(model, params.sampler, params.num_images, seed)
+        return reference.measure(pictures, only_frechet=True).metrics
+
+    return measure
+
+
+def _table(rows: Mapping[str, Sequence[Mapping[str, float]]], first: Sequence[str]) -> pd.DataFrame:
+    """All rows under the names of their students."""
+    table = pd.DataFrame([{"student": student} | dict(row) for student in rows for row in rows[student]])
+    return table.reindex(columns=[*first, *(column for column in table if column not in first)])
+
+
+def _show(row: str, trained: Distilled, steps: int) -> None:
+    task = {line["step"]: line["task"] for line in trained.progress.validation}
+    print(
+        f"{row}: held-out task loss {task[0]:.4g} -> {task[trained.kept_step]:.4g}; "
+        f"step {trained.kept_step} of {steps} is kept"
+    )

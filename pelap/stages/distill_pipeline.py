@@ -10,24 +10,27 @@ from pelap import io
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.errors import ConfigError, ModelError
 from pelap.loading import load_pipeline, pipeline_plan, save_pipeline
-from pelap.params import Params
+from pelap.params import DistillParams, Params
+from pelap.params.run import LossWeights
 from pelap.paths import packed_dataset
 from pelap.pruning.plan import Plan, fingerprint
 from pelap.stages.piped import demand_pictures_of
 from pelap.training.checkpoint import drop_checkpoint, weights_digest
-from pelap.training.distill import distill
+from pelap.training.distill import Distilled, distill
 from pelap.training.pipeline_batches import PipelineBatches
 
 
 def distill_pipeline(
     params: Params, pruned: Path, teacher: Path, data: Path, out: Path, device: torch.device
 ) -> None:
-    """Fine-tune a pruned pipeline's denoiser into a new folder, with the losses in ``<out>.history.csv``.
+    """Fine-tune a pruned pipeline's denoiser into a new folder, with its losses beside it.
 
+    ``<out>.history.csv`` holds those of training, ``<out>.validation.csv`` those of test pictures.
     Interrupted, it goes on from the state beside `out` when it is called with the same inputs again.
 
     Args:
-        params: `dataset`, `seed` and the section `distill` are read.
+        params: `dataset`, `seed` and the section `distill` are read. The weights of the losses are those of
+            the first of its `students` that starts pruned; its `quality` is not looked at.
         pruned: Folder of the pruned pipeline.
         teacher: Folder of the dense one that it was made from.
         data: Folder of the packed data sets. The caption of a picture is the name of its class.
@@ -35,12 +38,14 @@ def distill_pipeline(
         device: Where to compute.
 
     Raises:
-        ConfigError: `out` holds something.
+        ConfigError: `out` holds something, no student starts pruned, or the step to keep would be chosen by
+            Frechet distance, which is not measured here.
         ModelError: A folder is no pipeline that can be used, `pruned` is not pruned, `teacher` is, or is
             another network, or the data do not suit them.
         DataError: The data set is not there or smaller than a batch.
         TrainingError: The loss is not finite.
     """
+    weights = _weights(params.distill)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
     with io.exclusive(out):
@@ -53,14 +58,39 @@ def distill_pipeline(
         pipe = load_pipeline(pruned, device)
         student = _demand_origin(plan, pruned, pipe.components.get(part), teacher, taught_by)
         checkpoint = _checkpoint(params, student, taught_by, plan, dataset, out)
-        network, progress = distill(student, taught_by, batches, params.distill, device, checkpoint)
-        setattr(pipe, part, network)
-        history = pd.DataFrame(progress.history)
-        io.write_csv(out.with_name(f"{out.name}.history.csv"), history)
+        trained = distill(student, taught_by, batches, params.distill, weights, device, checkpoint)
+        setattr(pipe, part, trained.network)
+        history, validation = trained.progress.history, trained.progress.validation
+        io.write_csv(out.with_name(f"{out.name}.history.csv"), pd.DataFrame(history))
+        io.write_csv(out.with_name(f"{out.name}.validation.csv"), pd.DataFrame(validation))
         save_pipeline(pipe, out, plan)
         drop_checkpoint(checkpoint)
-    first, last = history["output"].iloc[0], history["output"].iloc[-1]
-    print(f"difference to the teacher {first:.4g} -> {last:.4g} in {progress.step} steps; pipeline in {out}")
+    _show(trained, params.distill.steps, out)
+
+
+def _weights(params: DistillParams) -> LossWeights:
+    """Of the student that a pruned pipeline is."""
+    if params.select == "distance":
+        raise ConfigError(
+            "distill.select: distance is not measured for pipelines; use loss (on test pictures) or last"
+        )
+    starts_pruned = [student for student in params.students.values() if student.start == "pruned"]
+    if not starts_pruned:
+        raise ConfigError(
+            "distill.students: none has start: pruned, which is what the denoiser of a pruned pipeline does; "
+            "add one"
+        )
+    return starts_pruned[0]
+
+
+def _show(trained: Distilled, steps: int, out: Path) -> None:
+    rows = {row["step"]: row for row in trained.progress.validation}
+    before, after = rows[0], rows[trained.kept_step]
+    term, what = ("output", "difference to the teacher") if "output" in before else ("task", "loss")
+    print(
+        f"{what} on test pictures {before[term]:.4g} -> {after[term]:.4g} in {trained.kept_step} of {steps} "
+        f"steps; pipeline in {out}"
+    )
 
 
 def _demand_plan(pruned: Path, teacher: Path) -> Plan:

@@ -1,72 +1,160 @@
 """evaluate: quality and cost of every model, measured alike."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 
 from pelap import io
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
 from pelap.data.grid import save_grid
-from pelap.evaluation.distances import FLOOR, Reference, measure_distances
+from pelap.errors import ConfigError, DataError
 from pelap.evaluation.quality import psnr, ssim
+from pelap.evaluation.reference import FLOOR, Figures
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
+from pelap.paths import RunPaths, reference_cache
 from pelap.sampling import ModelSource
 from pelap.stages.context import Context
-from pelap.stages.figures import compare_costs, protocol_of_figures
+from pelap.stages.figures import (
+    Metrics,
+    Pairs,
+    Real,
+    compare_costs,
+    differences,
+    main_metric,
+    make_pictures,
+    measure_pictures,
+    protocol_of_figures,
+    real_pictures,
+    recovered,
+    time_images,
+)
 from pelap.stages.subject import model_subject
 from pelap.stages.trained import trained_model
 
 NUM_SHOWN = 32
 
 Models = Mapping[str, LatentDiffusion]
+Entry = tuple[str, int]
+"""A row of the table of budgets: a model and its number of sampling steps."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of the table."""
+
+    folder: Path
+    start: str | None = None
+    """What its UNet is, or was before it was trained further; None for a variant."""
+    plan: str | None = None
+    """That it was pruned by."""
+    tuned: bool = False
+    """Whether `distill` trained it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All models of the table, and the variant that the others come from; None where there are none."""
+
+    rows: dict[str, Row]
+    scored: str | None
+
+    def of_start(self, start: str) -> list[str]:
+        """Names of the rows that started so."""
+        return [name for name, row in self.rows.items() if row.start == start]
+
+    @property
+    def derived(self) -> list[str]:
+        """Names of all rows but the variants."""
+        return [name for name, row in self.rows.items() if row.start is not None]
 
 
 def run(context: Context) -> None:
-    """Write one object a model into `metrics.json`, and what it was measured with beside it."""
+    """Write one object a model into `metrics.json`, tables, and what they were measured with beside it."""
     params, paths = context.params.evaluate, context.paths
     with io.exclusive(paths.evaluate):
         dataset = context.dataset()
-        reference = Reference(dataset.train, params, context.device)
-        models = _models(context, dataset)
+        table = _table(context)
+        models = {name: trained_model(context, row.folder, dataset) for name, row in table.rows.items()}
+        real = real_pictures(dataset, params, reference_cache(context.data), context.device)
         with io.atomic_dir(paths.evaluate) as partial:
-            distances = _distances(context, models, reference, partial)
-            reconstructions = _reconstructions(context, models, dataset.test, partial)
-            costs = _costs(context, models)
+            # Costs first: whether networks can be compiled is known before hours of sampling.
+            costs, latencies = _costs(context, table, models)
+            times = _image_times(context, table, models)
+            figures = _figures(context, table, models, real, partial)
+            qualities = _reconstructions(context, models, dataset.test, partial)
+            steps = params.sampler.steps
             metrics = {
-                name: distances[name] | reconstructions.get(name, {}) | costs.get(name, {})
-                for name in distances
+                name: (
+                    figures[name].metrics
+                    | qualities.get(name, {})
+                    | costs.get(name, {})
+                    | times.get((name, steps), {})
+                    | _recovered(table, name, figures)
+                )
+                for name in figures
             }
             io.write_json(partial / paths.metrics.name, metrics)
-            extra = {
-                "sampler": params.sampler.model_dump(),
-                "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
-                "scored_variant": _scored_variant(context),
-                "num_reconstructions": min(params.num_reconstructions, len(dataset.test)),
-            }
-            protocol = protocol_of_figures(dataset, reference, context.params.seed, context.device, extra)
+            io.write_csv(partial / paths.latencies.name, latencies)
+            io.write_csv(partial / paths.budget.name, _budget(context, table, models, real, figures, times))
+            against = [table.scored, *table.of_start("dense")] if table.scored else []
+            io.write_csv(partial / paths.differences.name, differences(figures, table.derived, against))
+            protocol = _protocol(context, table, models, dataset, real)
             io.write_json(partial / paths.evaluate_protocol.name, protocol)
 
 
-def _models(context: Context, dataset: ImageDataset) -> dict[str, LatentDiffusion]:
-    folders = {name: context.paths.train(name).model for name in context.params.variants}
-    if context.params.evaluate.models == "all":
-        folders |= {"pruned": context.paths.pruned_model, "distilled": context.paths.distilled_model}
-    return {name: trained_model(context, folder, dataset) for name, folder in folders.items()}
+def _table(context: Context) -> Table:
+    """The variants, the networks that were pruned, and those that were trained further."""
+    paths, variants = context.paths, context.params.variants
+    rows = {name: Row(paths.train(name).model) for name in variants}
+    if context.params.evaluate.models == "variants":
+        return Table(rows, None)
+    scored = io.read_mapping(paths.score_protocol, ["variant"])["variant"]
+    if scored not in rows:
+        raise ConfigError(
+            f"variants: lacks {scored}, which {paths.score_protocol} says was scored; add it, or score again"
+        )
+    plans = list(io.read_mapping(paths.prune_result))
+    rows |= {f"pruned-{plan}": Row(paths.pruned_model(plan), "pruned", plan) for plan in plans}
+    return Table(rows | _students(paths, plans), scored)
 
 
-def _distances(
-    context: Context, models: Models, reference: Reference, folder: Path
-) -> dict[str, dict[str, float]]:
-    """Frechet distances of every model's samples, whose first ones are shown in `folder`."""
+def _students(paths: RunPaths, plans: Collection[str]) -> dict[str, Row]:
+    try:
+        students = {
+            name: Row(paths.distilled_model(name), entry["start"], entry["plan"], tuned=True)
+            for name, entry in io.read_mapping(paths.distill_result).items()
+        }
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{paths.distill_result}: no usable {io.one_line(error)}; distill again") from None
+    for name, row in students.items():
+        if row.start != "dense" and row.plan not in plans:
+            raise DataError(
+                f"{paths.distill_result}: {name} is of plan {row.plan}, {paths.prune_result} has "
+                f"{', '.join(plans)}; distill again"
+            )
+    return students
+
+
+def _source(context: Context, model: LatentDiffusion, num_steps: int | None = None) -> ModelSource:
+    sampler = context.params.evaluate.sampler
+    return ModelSource(model, sampler.model_copy(update={"steps": num_steps or sampler.steps}))
+
+
+def _figures(context: Context, table: Table, models: Models, real: Real, folder: Path) -> dict[str, Figures]:
+    """What samples of every model say, whose first ones are shown in `folder`."""
+    params = context.params.evaluate
 
     def show(name: str, images: torch.Tensor) -> None:
         save_grid(images[:NUM_SHOWN], _inside(folder, context, context.paths.samples(name)))
 
-    sampler = context.params.evaluate.sampler
-    sources = {name: ModelSource(model, sampler) for name, model in models.items()}
-    return measure_distances(sources, reference, context.params.seed, show)
+    sources = {name: _source(context, model) for name, model in models.items()}
+    pairs = Pairs(table.scored, table.derived)
+    return measure_pictures(sources, real, params, context.params.seed, pairs, show)
 
 
 def _inside(folder: Path, context: Context, path: Path) -> Path:
@@ -75,9 +163,7 @@ def _inside(folder: Path, context: Context, path: Path) -> Path:
 
 
 @torch.no_grad()
-def _reconstructions(
-    context: Context, models: Models, test: Split, folder: Path
-) -> dict[str, dict[str, float]]:
+def _reconstructions(context: Context, models: Models, test: Split, folder: Path) -> dict[str, Metrics]:
     """PSNR and SSIM of test pictures through each autoencoder, the way its variant decodes."""
     params = context.params.evaluate
     originals = test.images[: params.num_reconstructions]
@@ -91,16 +177,76 @@ def _reconstructions(
     return result
 
 
-def _costs(context: Context, models: Models) -> dict[str, dict[str, float]]:
+def _costs(context: Context, table: Table, models: Models) -> tuple[dict[str, Metrics], pd.DataFrame]:
     """What one pass of each UNet costs."""
     # Any sampler: only the first call of the network is taken from its run.
     sampler = SamplerParams(kind="ddim", steps=1)
     subjects = {name: model_subject(model, sampler, context.params.seed) for name, model in models.items()}
-    return compare_costs(subjects, context.params.evaluate, context.device)
+    weights = {name: row.folder / "unet" for name, row in table.rows.items()}
+    return compare_costs(subjects, weights, context.params.evaluate, context.device)
 
 
-def _scored_variant(context: Context) -> str | None:
-    if context.params.evaluate.models == "variants":
-        return None
-    variant: str = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
-    return variant
+def _image_times(context: Context, table: Table, models: Models) -> dict[Entry, Metrics]:
+    """Time of one picture of every model, and of the scored one with other numbers of steps."""
+    steps = context.params.evaluate.sampler.steps
+    entries = dict.fromkeys([*((name, steps) for name in models), *_entries(context, table)])
+    sources = {entry: _source(context, models[entry[0]], entry[1]) for entry in entries}
+    return time_images(sources, context.params.evaluate, context.device)
+
+
+def _entries(context: Context, table: Table) -> list[Entry]:
+    """What can be had for less time: the scored variant in fewer steps, and every network that was pruned."""
+    if table.scored is None:
+        return []
+    params = context.params.evaluate
+    dense = sorted({params.sampler.steps, *params.dense_steps}, reverse=True)
+    pruned = [(name, params.sampler.steps) for name in table.of_start("pruned")]
+    return [*((table.scored, steps) for steps in dense), *pruned]
+
+
+def _budget(
+    context: Context,
+    table: Table,
+    models: Models,
+    real: Real,
+    figures: Mapping[str, Figures],
+    times: Mapping[Entry, Metrics],
+) -> pd.DataFrame:
+    """Quality against time per picture."""
+    params, metric, rows = context.params.evaluate, main_metric(figures), []
+    for name, steps in _entries(context, table):
+        known = figures[name]
+        if steps != params.sampler.steps:
+            images = make_pictures(_source(context, models[name], steps), params, context.params.seed)
+            known = real.reference.measure(images, only_frechet=True)
+        quality = {key: known.metrics.get(key) for key in (metric, f"{metric}_se")}
+        rows.append({"model": name, "steps": steps, **times.get((name, steps), {}), **quality})
+    columns = ["model", "steps", "image_ms", "image_iqr_ms", metric, f"{metric}_se"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _recovered(table: Table, name: str, figures: Mapping[str, Figures]) -> Metrics:
+    row = table.rows.get(name)
+    if row is None or not row.tuned or row.start != "pruned":
+        return {}
+    assert table.scored is not None, "students come from the scored variant"
+    pruned, dense = figures[f"pruned-{row.plan}"], figures[table.scored]
+    share = recovered(pruned, figures[name], dense, main_metric(figures))
+    return {} if share is None else {"recovered": share}
+
+
+def _protocol(
+    context: Context, table: Table, models: Models, dataset: ImageDataset, real: Real
+) -> dict[str, Any]:
+    params = context.params.evaluate
+    extra = {
+        "sampler": params.sampler.model_dump(),
+        "dense_steps": list(params.dense_steps),
+        "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
+        "scored_variant": table.scored,
+        "plans": [row.plan for row in table.rows.values() if row.start == "pruned" and not row.tuned],
+        "students": {name: row.start for name, row in table.rows.items() if row.tuned},
+        "dense_students": table.of_start("dense"),
+        "num_reconstructions": min(params.num_reconstructions, len(dataset.test)),
+    }
+    return protocol_of_figures(dataset, real, params, context.params.seed, context.device, extra)

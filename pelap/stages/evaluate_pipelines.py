@@ -3,18 +3,28 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from rich.console import Console
 
 from pelap import io
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.errors import ConfigError
-from pelap.evaluation.distances import FLOOR, Reference, measure_distances
+from pelap.evaluation.reference import FLOOR
 from pelap.params import Params
-from pelap.paths import packed_dataset
+from pelap.paths import packed_dataset, reference_cache
 from pelap.pipelines import LatentPipeline
 from pelap.report.tables import metrics_frame, rich_table
-from pelap.stages.figures import compare_costs, protocol_of_figures
+from pelap.stages.figures import (
+    Metrics,
+    Pairs,
+    Real,
+    compare_costs,
+    measure_pictures,
+    protocol_of_figures,
+    real_pictures,
+    time_images,
+)
 from pelap.stages.piped import demand_pictures_of, open_pipeline
 from pelap.stages.protocol import protocol_beside
 from pelap.stages.subject import pipeline_subject
@@ -33,8 +43,8 @@ def evaluate_pipelines(
     Args:
         params: `dataset`, `seed` and the section `evaluate` are read. Of its sampler only the steps: every
             pipeline keeps its own scheduler.
-        folders: Pipelines, pruned or not, each called by its folder's name. Times are compared with the
-            first's.
+        folders: Pipelines, pruned or not, each called by its folder's name. Times, and pictures one by one,
+            are compared with the first's.
         data: Folder of the packed data sets.
         out: The JSON file.
         device: Where to compute.
@@ -48,11 +58,15 @@ def evaluate_pipelines(
     named = _by_name(folders)
     with io.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
-        reference = Reference(dataset.train, params.evaluate, device)
         pipelines = _open(params, named, dataset, device, prompts)
-        metrics = _measure(params, pipelines, reference)
-        extra = {"pipelines": {name: _describe(pipeline) for name, pipeline in pipelines.items()}}
-        protocol = protocol_of_figures(dataset, reference, params.seed, device, extra)
+        real = real_pictures(dataset, params.evaluate, reference_cache(data), device)
+        metrics, latencies = _measure(params, named, pipelines, real, device)
+        extra = {
+            "pipelines": {name: _describe(pipeline) for name, pipeline in pipelines.items()},
+            "dense": next(iter(named)),
+            "latencies": latencies.to_dict("records"),
+        }
+        protocol = protocol_of_figures(dataset, real, params.evaluate, params.seed, device, extra)
         io.write_json(out, metrics)
         io.write_json(protocol_beside(out), protocol)
     first = next(iter(named))
@@ -88,12 +102,24 @@ def _open(
 
 
 def _measure(
-    params: Params, pipelines: Mapping[str, LatentPipeline], reference: Reference
-) -> dict[str, dict[str, float]]:
-    distances = measure_distances(pipelines, reference, params.seed)
+    params: Params,
+    folders: Mapping[str, Path],
+    pipelines: Mapping[str, LatentPipeline],
+    real: Real,
+    device: torch.device,
+) -> tuple[dict[str, Metrics], pd.DataFrame]:
+    """All metrics by name, and the table of latencies."""
     subjects = {name: pipeline_subject(pipe, name, params.seed) for name, pipe in pipelines.items()}
-    costs = compare_costs(subjects, params.evaluate, reference.device)
-    return {name: row | costs.get(name, {}) for name, row in distances.items()}
+    weights = {name: folders[name] / pipeline.part for name, pipeline in pipelines.items()}
+    costs, latencies = compare_costs(subjects, weights, params.evaluate, device)
+    times = time_images(pipelines, params.evaluate, device)
+    first, *others = pipelines
+    figures = measure_pictures(pipelines, real, params.evaluate, params.seed, Pairs(first, others))
+    metrics = {
+        name: measured.metrics | costs.get(name, {}) | times.get(name, {})
+        for name, measured in figures.items()
+    }
+    return metrics, latencies
 
 
 def _describe(pipeline: LatentPipeline) -> dict[str, object]:

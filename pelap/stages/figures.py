@@ -1,59 +1,316 @@
-"""What models and pipelines are compared by: costs of denoisers, and what all figures were made with."""
+"""What models and pipelines are compared by: their pictures, what they cost, and what both were made with."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
+import pandas as pd
 import torch
+from torch import nn
 
 from pelap.data.dataset import ImageDataset
-from pelap.evaluation.distances import Reference
+from pelap.errors import ConfigError, DataError
+from pelap.evaluation.features import make_extractor
+from pelap.evaluation.frechet import standard_error
+from pelap.evaluation.quality import load_lpips, lpips, psnr, ssim
+from pelap.evaluation.reference import FLOOR, Figures, Reference, all_equal
+from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
-from pelap.measure.latency import measure_latency
+from pelap.measure.latency import Latency, compiled, measure_latency
 from pelap.params import EvaluateParams
+from pelap.progress import progress
+from pelap.sampling import Source, sample_from
+from pelap.seeding import noise
 from pelap.stages.protocol import environment
 from pelap.stages.subject import Subject
 
+LATENCY_COLUMNS = ("model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats")
+DIFFERENCE_COLUMNS = ("model", "against", "metric", "difference", "se")
+CERTAIN = 2
+"""Standard errors that a gap must exceed before shares of it are stated."""
+SSIM_SIDE = 11
+"""Pixels that SSIM needs on each side."""
+_MIB = 2**20
+
+Key = TypeVar("Key", bound=Hashable)
+Metrics = dict[str, float]
+Show = Callable[[str, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real train pictures."""
+
+    reference: Reference
+    """What samples are compared with."""
+    floor: torch.Tensor  # (num_images, 3, H, W) uint8
+    """Others, for the row `FLOOR`: what no model can be expected to go below."""
+    lpips: nn.Module | None
+    """Where its weights are given."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows whose pictures are compared one by one with those of another, made from the same noise."""
+
+    dense: str | None
+    others: Collection[str]
+
+
+def real_pictures(dataset: ImageDataset, params: EvaluateParams, cache: Path, device: torch.device) -> Real:
+    """The first `num_reference` train pictures are the reference, the `num_images` after them the floor.
+
+    Args:
+        dataset: Where they are from.
+        params: The section `evaluate`.
+        cache: Folder for what is computed of the reference.
+        device: Where features are computed.
+
+    Raises:
+        DataError: There are fewer pictures than that.
+        ConfigError: An extractor is unknown.
+        ModelError: Weights of an extractor, or those of LPIPS, cannot be used.
+    """
+    images, wanted = dataset.train.images, params.num_reference + params.num_images
+    if wanted > len(images):
+        raise DataError(
+            f"evaluate: num_reference + num_images is {wanted}, but there are {len(images)} train "
+            "pictures to take the reference and the floor from; lower one of them"
+        )
+    extractors = [make_extractor(name, device, params.inception_weights) for name in params.extractors]
+    network = None
+    if params.lpips_weights is not None:
+        network = load_lpips(Path(params.lpips_weights), device)
+        lpips(images[:1], images[:1], network)  # pictures too small for it are told of before any is made
+    reference = Reference(images[: params.num_reference], extractors, cache)
+    return Real(reference, images[params.num_reference : wanted], network)
+
+
+def measure_pictures(
+    sources: Mapping[str, Source],
+    real: Real,
+    params: EvaluateParams,
+    seed: int,
+    pairs: Pairs,
+    show: Show = lambda name, images: None,
+) -> dict[str, Figures]:
+    """Figures of every source's samples, and of the floor, by name; all are made from the same noise.
+
+    Args:
+        sources: What makes pictures, by name; the one that pairs are made with before its others.
+        real: What they are compared with.
+        params: The section `evaluate`.
+        seed: Names the noise.
+        pairs: What is compared picture by picture as well.
+        show: Called with every name and its pictures (num_images, 3, H, W) uint8.
+    """
+    result, dense = {}, None
+    with progress("evaluate samples", len(sources) + 1) as report:
+        for done, name in enumerate([*sources, FLOOR], start=1):
+            images = real.floor if name == FLOOR else make_pictures(sources[name], params, seed)
+            show(name, images)
+            if all_equal(images):
+                print(f"warning: {name}: all {len(images)} pictures are the same")
+            figures = real.reference.measure(images)
+            if name == pairs.dense:
+                dense = images
+            if name in pairs.others and dense is not None:
+                figures = replace(figures, metrics=figures.metrics | _to_dense(images, dense, real.lpips))
+            result[name] = figures
+            report(done, name)
+    return result
+
+
+def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:
+    """Samples (num_images, 3, H, W) uint8; picture i depends on (seed, i) alone."""
+    return sample_from(source, params.num_images, seed, params.batch_size)
+
+
+def _to_dense(images: torch.Tensor, dense: torch.Tensor, network: nn.Module | None) -> Metrics:
+    metrics = {"psnr_to_dense": psnr(images, dense)}
+    if min(images.shape[-2:]) >= SSIM_SIDE:
+        metrics["ssim_to_dense"] = ssim(images, dense)
+    if network is not None:
+        metrics["lpips_to_dense"] = lpips(images, dense, network)
+    return metrics
+
+
+def main_metric(figures: Mapping[str, Figures]) -> str:
+    """The Frechet distance of the first extractor, by its name."""
+    return next(iter(figures[FLOOR].replicates))
+
+
+def difference(one: Figures, other: Figures, metric: str) -> tuple[float, float]:
+    """How much larger a Frechet distance is, and the standard error of that.
+
+    Both are of pictures from the same noise, whose chances are the same in part: they are taken away
+    together, group by group of the jackknife.
+    """
+    pairs = zip(one.replicates[metric], other.replicates[metric], strict=True)
+    error = standard_error([mine - theirs for mine, theirs in pairs])
+    return one.metrics[metric] - other.metrics[metric], error
+
+
+def recovered(pruned: Figures, tuned: Figures, dense: Figures, metric: str) -> float | None:
+    """Share of what pruning cost in a Frechet distance that fine-tuning brought back; 1 is all of it.
+
+    None where pruning cost nothing that could be told from chance, at twice the standard error.
+    """
+    cost, error = difference(pruned, dense, metric)
+    if not cost > CERTAIN * error:
+        return None
+    return difference(pruned, tuned, metric)[0] / cost
+
+
+def differences(
+    figures: Mapping[str, Figures], rows: Collection[str], against: Collection[str]
+) -> pd.DataFrame:
+    """The first Frechet distance of each of `rows`, less that of each of `against` other than itself."""
+    metric = main_metric(figures)
+    table = [
+        (row, other, metric, *difference(figures[row], figures[other], metric))
+        for row in rows
+        for other in against
+        if row != other
+    ]
+    return pd.DataFrame(table, columns=list(DIFFERENCE_COLUMNS))
+
 
 def compare_costs(
-    subjects: Mapping[str, Subject], params: EvaluateParams, device: torch.device
-) -> dict[str, dict[str, float]]:
+    subjects: Mapping[str, Subject],
+    weights: Mapping[str, Path],
+    params: EvaluateParams,
+    device: torch.device,
+) -> tuple[dict[str, Metrics], pd.DataFrame]:
     """What one pass of each denoiser costs; all are timed in turns, so that they can be compared.
 
     Args:
         subjects: Denoisers by name.
-        params: The section `evaluate`: `latency_batch_size` latents a pass, timed `latency_repeats` times.
+        weights: Folders of their weights.
+        params: The section `evaluate`.
         device: Where they are.
 
     Returns:
-        Metrics by name; nothing where `latency_repeats` is None.
+        Metrics by name, at the first of `latency_batch_sizes` (MACs: of one latent), and times at all of
+        them. Both are empty where `latency_repeats` is None.
+
+    Raises:
+        ConfigError: `torch.compile` is asked for and fails.
+    """
+    if params.latency_repeats is None:
+        return {}, pd.DataFrame(columns=list(LATENCY_COLUMNS))
+    latencies = _latencies(subjects, params, params.latency_repeats, device)
+    size = params.latency_batch_sizes[0]
+    metrics = {}
+    for name, subject in subjects.items():
+        latency = latencies[name, size, "eager"]
+        metrics[name] = {
+            "latency_ms": latency.median_ms,
+            "latency_iqr_ms": latency.iqr_ms,
+            "params": count_params(subject.network),
+            "macs": count_macs(subject.network, subject.forward(1))[""],
+            "peak_memory_mib": peak_memory_mib(subject.network, subject.forward(size), device),
+            "disk_mib": disk_mib(weights[name]),
+        }
+    table = [(*key, latency.median_ms, latency.iqr_ms, latency.repeats) for key, latency in latencies.items()]
+    return metrics, pd.DataFrame(table, columns=list(LATENCY_COLUMNS))
+
+
+def _latencies(
+    subjects: Mapping[str, Subject], params: EvaluateParams, repeats: int, device: torch.device
+) -> dict[tuple[str, int, str], Latency]:
+    """Time of one pass by name, batch size and mode."""
+    networks = {"eager": {name: subject.network for name, subject in subjects.items()}}
+    result: dict[tuple[str, int, str], Latency] = {}
+    with ExitStack() as stack:
+        if params.latency_compiled:
+            networks["compiled"] = stack.enter_context(compiled(networks["eager"]))
+        for size in params.latency_batch_sizes:
+            passes = {
+                (name, size, mode): subjects[name].forward(size, network)
+                for mode, of_mode in networks.items()
+                for name, network in of_mode.items()
+            }
+            for (name, _, mode), forward in passes.items():
+                if mode == "compiled":
+                    _translate(name, forward)
+            result |= measure_latency(passes, device, repeats)
+    return result
+
+
+def _translate(name: str, forward: Callable[[], object]) -> None:
+    """The first call, in which `torch.compile` works; compilers raise anything."""
+    try:
+        forward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"evaluate: torch.compile fails on {name} ({type(error).__name__}: {one_line(error)}); set "
+            "latency_compiled: false, or install what it asks for"
+        ) from error
+
+
+def disk_mib(folder: Path) -> float:
+    """Size of a network's weights as saved in `folder`, in MiB."""
+    # Other people's folders may hold a copy of another kind beside: model.fp16.safetensors.
+    files = [file for file in folder.glob("*.safetensors") if "." not in file.stem] or folder.glob("*.bin")
+    return sum(file.stat().st_size for file in files) / _MIB
+
+
+def time_images(
+    sources: Mapping[Key, Source], params: EvaluateParams, device: torch.device
+) -> dict[Key, Metrics]:
+    """Time of one picture, from noise to decoded pixels, in batches of the first of `latency_batch_sizes`.
+
+    All are timed in turns. Nothing where `latency_repeats` is None.
     """
     if params.latency_repeats is None:
         return {}
-    passes = {name: subject.forward(params.latency_batch_size) for name, subject in subjects.items()}
-    latency = measure_latency(passes, device, params.latency_repeats)
+    size = params.latency_batch_sizes[0]
+    calls = {key: _sampling(source, size) for key, source in sources.items()}
+    # One round of warm-up: a call has many passes.
+    latencies = measure_latency(calls, device, params.sampler_repeats, warmup=1)
     return {
-        name: {
-            "latency_ms": latency[name].median_ms,
-            "latency_iqr_ms": latency[name].iqr_ms,
-            "params": count_params(subject.network),
-            "macs": count_macs(subject.network, passes[name])[""],
-            "peak_memory_mib": peak_memory_mib(subject.network, passes[name], device),
-        }
-        for name, subject in subjects.items()
+        key: {"image_ms": latency.median_ms / size, "image_iqr_ms": latency.iqr_ms / size}
+        for key, latency in latencies.items()
     }
 
 
+def _sampling(source: Source, size: int) -> Callable[[], object]:
+    start = noise(source.latent_shape, 0, "cost", range(size))
+
+    def sample() -> object:
+        with torch.no_grad():
+            return source.decode(source.denoise(start, range(size), 0))
+
+    return sample
+
+
 def protocol_of_figures(
-    dataset: ImageDataset, reference: Reference, seed: int, device: torch.device, extra: Mapping[str, Any]
+    dataset: ImageDataset,
+    real: Real,
+    params: EvaluateParams,
+    seed: int,
+    device: torch.device,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What stands beside a table of figures, as a JSON object; `extra` is what only this table has."""
     return {
         "dataset": dataset.name,
         "dataset_checksum": dataset.checksum,
-        **reference.describe(),
+        "reference_split": "train",
+        "num_images": params.num_images,
+        **real.reference.describe(),
         **extra,
-        "latency_batch_size": reference.params.latency_batch_size,
-        "latency_repeats": reference.params.latency_repeats,
+        "latency_batch_sizes": list(params.latency_batch_sizes),
+        "latency_compiled": params.latency_compiled,
+        "latency_repeats": params.latency_repeats,
+        "sampler_repeats": params.sampler_repeats,
+        "lpips": real.lpips is not None,
         "seed": seed,
+        "notes": real.reference.notes(params.num_images),
         **environment(device),
     }

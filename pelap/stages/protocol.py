@@ -9,7 +9,7 @@ import torch
 
 from pelap.device import describe
 
-PACKAGES = ("pelap", "torch", "torchvision", "diffusers")
+PACKAGES = ("pelap", "torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity")
 
 
 def protocol_beside(table: Path) -> Path:

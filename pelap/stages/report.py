@@ -3,14 +3,15 @@
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pelap import io
 from pelap.errors import DataError
 from pelap.paths import RunPaths
-from pelap.report import figures, html, tables
+from pelap.report import figures, html, protocol, tables
 from pelap.report.changes import QUANTITIES
 from pelap.report.data import RunData
+from pelap.report.style import to_png
 
 if TYPE_CHECKING:
     from pelap.params import Params
@@ -32,7 +33,25 @@ _SCORES = (
     "latency_share",
 )
 _SCORING = ("num_latents", "num_seeds", "formula", "early_stop", "rank_correlation", "latency_batch_size")
-_CHANGES = ("operator", "action", *(f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")))
+_CHANGES = (
+    "plan",
+    "operator",
+    "action",
+    *(f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")),
+)
+_TRAINED = (
+    "start",
+    "plan",
+    "steps",
+    "kept_step",
+    "select",
+    "task_weight",
+    "output_weight",
+    "feature_weight",
+)
+_LATENCIES = ("model", "batch_size", "mode", "median_ms", "iqr_ms")
+_BUDGET = ("model", "steps", "image_ms", "image_iqr_ms")
+_DIFFERENCES = ("model", "against", "metric", "difference", "se")
 
 
 def run(context: "Context") -> None:
@@ -46,7 +65,7 @@ def run(context: "Context") -> None:
         data = load(context.params, paths)
         with io.atomic_dir(paths.report) as folder:
             io.write_text(folder / paths.report_page.name, html.render(data))
-            io.write_text(folder / paths.report_table.name, tables.markdown_table(data.frame))
+            io.write_text(folder / paths.report_table.name, _table(data))
             (folder / paths.report_figure.name).write_bytes(_overview(data))
     show(paths)
 
@@ -55,8 +74,8 @@ def show(paths: RunPaths) -> None:
     """Print the table of models, and the page's path as the last line."""
     from rich.console import Console
 
-    metrics, protocol = io.read_metrics(paths.metrics), io.read_mapping(paths.evaluate_protocol)
-    frame = tables.metrics_frame(metrics, protocol.get("scored_variant"))
+    metrics, measured_with = io.read_metrics(paths.metrics), io.read_mapping(paths.evaluate_protocol)
+    frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
     Console().print(tables.rich_table(frame))
     print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
 
@@ -77,12 +96,27 @@ def load(params: "Params", paths: RunPaths) -> RunData:
         masks=io.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
         scores=io.read_csv(paths.scores, _SCORES),
         score_protocol=io.read_mapping(paths.score_protocol, _SCORING),
-        changes=io.read_csv(paths.changes, _CHANGES),
-        prune_result=io.read_mapping(paths.prune_result),
-        distill=io.read_csv(paths.distill_history, ("step", "loss")),
+        changes=io.read_csv(paths.changes, _CHANGES).astype({"plan": str}),
+        prune_result=_objects(paths.prune_result),
+        distill=io.read_csv(paths.distill_history, ("student", "step", "loss")),
+        distill_validation=io.read_csv(paths.distill_validation, ("student", "step", "task")),
+        students=_objects(paths.distill_result, _TRAINED),
+        latencies=io.read_csv(paths.latencies, _LATENCIES),
+        budget=io.read_csv(paths.budget, _BUDGET),
+        differences=io.read_csv(paths.differences, _DIFFERENCES),
         samples={name: read_png(paths.samples(name)) for name in metrics},
         reconstructions=_reconstructions(paths, variants),
     )
+
+
+def _objects(path: Path, keys: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """A JSON mapping of mappings that have at least these keys."""
+    whole = io.read_mapping(path)
+    for name, value in whole.items():
+        absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["a mapping"]
+        if absent:
+            raise DataError(f"{path}: {name}: lacks {', '.join(absent)}; make it again")
+    return whole
 
 
 def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, bytes]:
@@ -90,9 +124,13 @@ def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, byte
     return {name: read_png(paths.reconstructions(name)) for name in ("real", *variants)}
 
 
+def _table(data: RunData) -> str:
+    return tables.markdown_table(data.frame) + protocol.markdown(data.protocol)
+
+
 def _overview(data: RunData) -> bytes:
     strips = {name: figures.image_strip(png) for name, png in data.samples.items()}
-    return figures.to_png(figures.overview(data.frame, strips, data.models))
+    return to_png(figures.overview(data, strips))
 
 
 def read_png(path: Path) -> bytes:

@@ -1,17 +1,33 @@
-"""Distillation: the pruned denoiser learns from the data and from the dense one (LD-Pruner, section 2.4)."""
+"""Distillation: the pruned denoiser learns from the data and from the dense one (LD-Pruner, section 2.4).
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+============  =====================================================================================
+``task``      mean squared error of the prediction against what the data say: the loss of training
+``output``    squared distance of the prediction to the teacher's, over the teacher's mean square
+``feature``   the same of block outputs, as the mean over the blocks that both networks have
+``loss``      their sum, each times its weight
+============  =====================================================================================
+
+LD-Pruner names the task and the two distances to the teacher; what is compared is as in BK-SDM (Kim et al.,
+2023): the last output and those of the blocks. Plain squared distances differ by orders of magnitude from
+block to block, so that a few decide; LAPTOP-Diff (Zhang et al., 2024) weights the terms by the norms of the
+teacher's features. Here every distance is divided by the teacher's mean square: 0 is the teacher, 1 is what
+a student that gives zeros has.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pelap.denoising import noise_error
+from pelap.device import autocast
+from pelap.errors import TrainingError
 from pelap.params import DistillParams
+from pelap.params.run import LossWeights
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
 
 BLOCK_LISTS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")
@@ -39,8 +55,34 @@ class NoisyBatch:
         return output[:, : self.target.shape[1]]
 
 
-Batches: TypeAlias = Callable[[int], Iterator[NoisyBatch]]
-"""From the number of a step to the endless batches from that step on, the same ones in every run."""
+class Batches(Protocol):
+    """What networks are trained and judged on, the same in every run and for every student."""
+
+    def __call__(self, step: int) -> Iterator[NoisyBatch]:
+        """The endless batches from a step on."""
+
+    def held_out(self) -> Iterable[NoisyBatch]:
+        """The batches of pictures that are never learnt from, with the same noise at every call."""
+
+
+Quality: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
+"""From a network in evaluation mode to metrics of what it makes, `DISTANCE` among them."""
+
+DISTANCE = "fd_effnet_lite0"
+"""The metric that `select: distance` goes by, the less the better."""
+CRITERIA = {"loss": "task", "distance": DISTANCE}
+"""What is least at the step to keep, by `select`."""
+
+
+class Distilled(NamedTuple):
+    """What fine-tuning gave."""
+
+    network: nn.Module
+    """The one to keep, in evaluation mode."""
+    progress: Progress
+    """Logged losses, and held-out ones from step 0 on."""
+    kept_step: int
+    """After how many steps it was as it is kept."""
 
 
 def matched_blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
@@ -83,38 +125,92 @@ class FeatureTap:
             handle.remove()
 
 
-def relative_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference over the teacher's mean square: no block dominates by its scale."""
-    teacher = teacher.float()
-    return F.mse_loss(student.float(), teacher) / teacher.square().mean().clamp_min(1e-12)
-
-
-def distillation_losses(
-    student: FeatureTap,
-    teacher: FeatureTap,
-    predicted: torch.Tensor,
-    taught: torch.Tensor,
-    target: torch.Tensor,
-    weights: tuple[float, float, float],
-    support: torch.Tensor | None = None,
-) -> Losses:
-    """The three terms and their weighted sum ``loss``.
+def relative_distance(
+    student: torch.Tensor, teacher: torch.Tensor, support: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared difference over the teacher's mean square: nothing dominates by its scale.
 
     Args:
-        student: Block outputs of the pruned network.
-        teacher: Block outputs of the dense network, from the same noisy latents.
-        predicted: The student's prediction (B, C, h, w).
-        taught: The teacher's.
-        target: What the data say: the true noise, for networks that predict it.
-        weights: Of task, output and feature.
-        support: Which channels are there; see `NoisyBatch`.
+        student: What is compared, of any shape; (B, C, h, w) where there is a support.
+        teacher: What it should be.
+        support: Which channels are there, and counted; see `NoisyBatch`.
     """
-    task = noise_error(predicted, target, support).mean()
-    output = noise_error(predicted, taught.float(), support).mean()
-    pairs = [(student.features[name], teacher.features[name]) for name in teacher.features]
-    feature = torch.stack([relative_distance(s, t) for s, t in pairs]).mean() if pairs else torch.zeros(())
-    loss = weights[0] * task + weights[1] * output + weights[2] * feature
-    return {"loss": loss, "task": task, "output": output, "feature": feature}
+    teacher = teacher.float()
+    if support is None:
+        difference, size = F.mse_loss(student.float(), teacher), teacher.square().mean()
+    else:
+        nothing = torch.zeros_like(teacher)
+        difference, size = (noise_error(each, teacher, support).mean() for each in (student, nothing))
+    return difference / size.clamp_min(1e-12)
+
+
+class Objective:
+    """The loss of a student; see the head of this module.
+
+    Where neither `output_weight` nor `feature_weight` counts, the teacher is not run, and neither distance is
+    among the losses.
+
+    Args:
+        student: The network to be trained, or any of the same structure.
+        teacher: The dense one.
+        weights: Of the three terms.
+
+    Raises:
+        TrainingError: Features alone count, and there are none.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, weights: LossWeights) -> None:
+        self.teacher = teacher if weights.output_weight or weights.feature_weight else None
+        self.weights = weights
+        self.names = matched_blocks(student, teacher)
+        if not (self.names or weights.task_weight or weights.output_weight):
+            raise TrainingError(
+                "feature_weight alone counts, but the plan left no block to compare; give task_weight or "
+                "output_weight too"
+            )
+
+    def __call__(self, student: nn.Module, batch: NoisyBatch) -> Losses:
+        """``loss`` and its terms for a network on a batch."""
+        terms = self._terms(student, batch)
+        weighted = {name: getattr(self.weights, f"{name}_weight") for name in terms}
+        # What does not count is left out, not multiplied by 0: it would be differentiated all the same.
+        loss = torch.stack([weight * terms[name] for name, weight in weighted.items() if weight]).sum()
+        return {"loss": loss, **terms}
+
+    def _terms(self, student: nn.Module, batch: NoisyBatch) -> Losses:
+        if self.teacher is None:
+            return {"task": _task(batch.predict(student), batch)}
+        with FeatureTap(self.teacher, self.names) as taught, torch.no_grad():
+            target = batch.predict(self.teacher)
+        with FeatureTap(student, self.names) as learnt:
+            predicted = batch.predict(student)
+        distances = [
+            relative_distance(learnt.features[name], taught.features[name]) for name in taught.features
+        ]
+        return {
+            "task": _task(predicted, batch),
+            "output": relative_distance(predicted, target, batch.support),
+            "feature": torch.stack(distances).mean()
+            if distances
+            else torch.zeros((), device=predicted.device),
+        }
+
+
+def _task(predicted: torch.Tensor, batch: NoisyBatch) -> torch.Tensor:
+    return noise_error(predicted, batch.target, batch.support).mean()
+
+
+@torch.no_grad()
+def held_out_losses(network: nn.Module, objective: Objective, batches: Batches) -> dict[str, float]:
+    """The terms of the loss on pictures that are not learnt from, as means over the pictures."""
+    sums: dict[str, float] = {}
+    num_pictures = 0
+    for batch in batches.held_out():
+        num = len(batch.latents)
+        num_pictures += num
+        for name, value in objective(network, batch).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * num
+    return {name: total / num_pictures for name, total in sums.items() if name != "loss"}
 
 
 def distill(
@@ -122,49 +218,96 @@ def distill(
     teacher: nn.Module,
     batches: Batches,
     params: DistillParams,
+    weights: LossWeights,
     device: torch.device,
     checkpoint: Path,
-) -> tuple[nn.Module, Progress]:
-    """Fine-tune a pruned denoiser with the dense one as teacher.
+    quality: Quality | None = None,
+    label: str = "distill",
+) -> Distilled:
+    """Train a denoiser with the dense one as teacher.
 
     Both stay in evaluation mode: a dropout would make them differ where their weights do not, and draw
     numbers that a resumed run does not repeat.
 
-    Args:
-        student: The pruned network, trained in place.
-        teacher: The dense one.
-        batches: What they are given.
-        params: The section `distill`.
-        device: Where to compute.
-        checkpoint: Folder of the resume state, read and written.
+    The weights to keep are chosen from the steps that were validated, the first of several that are equally
+    good. Step 0 is one of them: for a network that starts from trained weights, no training may be the best
+    that can be had.
 
-    Returns:
-        The network to keep, and the logged history.
+    Args:
+        student: Trained in place. It may have any start.
+        teacher: The dense network; its weights stay as they are.
+        batches: What they are given.
+        params: The section `distill`; its `students` are not looked at.
+        weights: Of the terms of the loss.
+        device: Where to compute.
+        checkpoint: Folder of the resume state, read and written; of a training that is done, it holds the
+            end, and calling again gives the same without training.
+        quality: Measured with the losses at every validation; `select: distance` needs it.
+        label: Names the training in progress and errors.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or there is none.
         DataError: Fewer pictures than one batch.
     """
     teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.requires_grad_(False).eval()
-    trainer = Trainer(student.eval(), _optimisation(params), device, checkpoint, "distill")
+    # A copy of a network that was frozen is frozen, and would not learn.
+    trainer = Trainer(student.requires_grad_(True).eval(), _optimisation(params), device, checkpoint, label)
+    objective = Objective(student, teacher, weights)
+    validation = _Validation(trainer, objective, batches, params, quality)
     stream = batches(trainer.progress.step)
-    weights = (params.task_weight, params.output_weight, params.feature_weight)
-    names = matched_blocks(student, teacher)
-    with ExitStack() as stack:
-        taps = [stack.enter_context(FeatureTap(network, names)) for network in (student, teacher)]
 
-        def losses(step: int) -> Losses:
-            with torch.no_grad():
-                batch = next(stream)
-                taught = batch.predict(teacher)
-            predicted = batch.predict(student)
-            return distillation_losses(
-                taps[0], taps[1], predicted, taught, batch.target, weights, batch.support
-            )
+    def losses(step: int) -> Losses:
+        with torch.no_grad():
+            batch = next(stream)
+        return objective(student, batch)
 
-        progress = trainer.run(losses, lambda step: None)
-    return trainer.kept.eval(), progress
+    def after_step(step: int) -> None:
+        if step % params.validate_every == 0 or step == params.steps:
+            validation.add(step)
+
+    if trainer.progress.step == 0:
+        validation.add(0)
+    progress = trainer.run(losses, after_step)
+    trainer.save()
+    return Distilled(trainer.kept.eval(), progress, validation.kept_step())
+
+
+class _Validation:
+    """Looks at the weights that would be kept now, and notes which were best."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        objective: Objective,
+        batches: Batches,
+        params: DistillParams,
+        quality: Quality | None,
+    ) -> None:
+        self.trainer = trainer
+        self.objective = objective
+        self.batches = batches
+        self.params = params
+        self.quality = quality
+
+    def add(self, step: int) -> None:
+        """A row of `validation.csv`."""
+        network = self.trainer.current
+        with autocast(self.trainer.device, self.params.precision):
+            row = held_out_losses(network, self.objective, self.batches)
+        self.trainer.demand_finite(row["task"])
+        if self.quality is not None:
+            row |= self.quality(network)
+        self.trainer.progress.validation.append({"step": step, **row})
+        if self.kept_step() == step:
+            self.trainer.keep_current()
+
+    def kept_step(self) -> int:
+        """The step whose weights are kept, of those so far; the last one of all where nothing is chosen."""
+        if self.params.select == "last":
+            return self.params.steps
+        criterion = CRITERIA[self.params.select]
+        return int(min(self.trainer.progress.validation, key=lambda row: row[criterion])["step"])
 
 
 def _optimisation(params: DistillParams) -> Optimisation:
@@ -177,6 +320,7 @@ def _optimisation(params: DistillParams) -> Optimisation:
         ema_decay=params.ema_decay,
         precision=params.precision,
         log_every=params.log_every,
+        select="last" if params.select == "last" else "best",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from pelap.data.dataset import Picks, epoch_picks, pick
+from pelap.data.dataset import Picks, epoch_picks
 from pelap.device import autocast, synchronise
 from pelap.errors import TrainingError
 from pelap.progress import progress
@@ -86,21 +86,6 @@ def picks_from(
         for index, chosen in enumerate(islice(picks, steps_per_epoch)):
             if epoch * steps_per_epoch + index >= step:
                 yield chosen
-
-
-def batches_from(
-    images: torch.Tensor,
-    batch_size: int,
-    seed: int,
-    purpose: str,
-    flip: bool,
-    step: int,
-    steps_per_epoch: int | None = None,
-) -> Iterator[torch.Tensor]:
-    """Endless training batches (B, 3, H, W) in [-1, 1]; see `picks_from`."""
-    picks = picks_from(len(images), batch_size, seed, purpose, flip, step, images.device, steps_per_epoch)
-    for chosen in picks:
-        yield pick(images, chosen)
 
 
 class Trainer:

@@ -4,51 +4,77 @@ from collections.abc import Iterator
 
 import torch
 
+from pelap.data.dataset import ImageDataset, Picks
 from pelap.denoising import add_noise_to
 from pelap.diffusion import alphas_cumprod
-from pelap.models.ldm import LatentDiffusion
+from pelap.models.ldm import LatentDiffusion, Posterior
 from pelap.params import DistillParams
 from pelap.training.distill import NoisyBatch
-from pelap.training.joint import draw
-from pelap.training.loop import batches_from
+from pelap.training.joint import Draw, draw
+from pelap.training.loop import picks_from
+from pelap.training.posteriors import frozen_posteriors
 
 
 class ModelBatches:
     """The `Batches` of a model; its autoencoder and mask stay as they are.
 
+    They do not depend on the number of students, but for the rounding of pictures encoded together.
+
     Args:
         model: The teacher.
-        images: Training pictures (N, 3, H, W) uint8.
+        dataset: Its train split is learnt from, the first pictures of its test split are held out.
         params: The section `distill`.
         seed: Names every random number.
         device: Where to compute.
+        num_students: How many are trained on these batches; pictures are encoded once where that is less.
     """
 
     def __init__(
         self,
         model: LatentDiffusion,
-        images: torch.Tensor,
+        dataset: ImageDataset,
         params: DistillParams,
         seed: int,
         device: torch.device,
+        num_students: int = 1,
     ) -> None:
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.requires_grad_(False).eval()
-        self.images = images.to(device)
         self.params = params
         self.seed = seed
+        self.device = device
         self.alphas = alphas_cumprod(model.info.diffusion).to(device)
+        images, flip = dataset.train.images.to(device), params.horizontal_flip
+        num_draws = params.steps * params.batch_size * num_students
+        self.num_images = len(images)
+        self.posteriors = frozen_posteriors(self.model, images, flip, num_draws, params.precision)
+        unseen = dataset.test.images[: params.num_validation].to(device)
+        self.num_held_out = len(unseen)
+        # Looked at before the first step and after the last one at least.
+        self.held_out_posteriors = frozen_posteriors(
+            self.model, unseen, flip=False, num_draws=2 * len(unseen), precision=params.precision
+        )
 
     def __call__(self, step: int) -> Iterator[NoisyBatch]:
         """The batches from `step` on."""
-        batch_size, flip = self.params.batch_size, self.params.horizontal_flip
-        batches = batches_from(self.images, batch_size, self.seed, "distill-order", flip, step)
-        for index, pictures in enumerate(batches, start=step):
-            yield self._noisy(pictures, index)
+        size, flip = self.params.batch_size, self.params.horizontal_flip
+        picks = picks_from(self.num_images, size, self.seed, "distill-order", flip, step, self.device)
+        for index, chosen in enumerate(picks, start=step):
+            random = draw(self.model, size, self.seed, "distill-step", index)
+            yield self._noisy(self.posteriors(chosen), random)
 
-    def _noisy(self, pictures: torch.Tensor, step: int) -> NoisyBatch:
-        random = draw(self.model, len(pictures), self.seed, "distill-step", step)
-        latents = self.model.encode(pictures, random.posterior).latents
+    def held_out(self) -> Iterator[NoisyBatch]:
+        """Test pictures; the noise of each is its own, whatever the size of a batch."""
+        for indices in torch.arange(self.num_held_out).split(self.params.batch_size):
+            draws = [draw(self.model, 1, self.seed, "distill-validate", i) for i in indices.tolist()]
+            columns = zip(*(vars(each).values() for each in draws), strict=True)
+            random = Draw(*(torch.cat(column) for column in columns))
+            chosen = indices.to(self.device)
+            picks = Picks(chosen, torch.zeros_like(chosen, dtype=torch.bool))
+            yield self._noisy(self.held_out_posteriors(picks), random)
+
+    def _noisy(self, posterior: Posterior, random: Draw) -> NoisyBatch:
+        latents = self.model.encoded(posterior, random.posterior).latents
         gates = self.model.gates(latents)
         noisy = add_noise_to(self.model, latents, gates, random.noise, random.timesteps, self.alphas)
         return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.support)

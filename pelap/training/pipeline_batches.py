@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from pelap.data.dataset import ImageDataset, pick
+from pelap.data.dataset import ImageDataset, Split, pick, to_float
 from pelap.diffusion import add_noise
 from pelap.params import DistillParams
 from pelap.pipelines import LatentPipeline, refuse
@@ -37,7 +37,8 @@ class PipelineBatches:
 
     Args:
         pipe: The teacher; all but its denoiser is used and stays as it is.
-        dataset: Its train split is learnt from. The caption of a picture is the name of its class.
+        dataset: Its train split is learnt from, the first pictures of its test split are held out. The
+            caption of a picture is the name of its class.
         params: The section `distill`.
         seed: Names every random number.
 
@@ -63,6 +64,7 @@ class PipelineBatches:
         self._alphas = pipe.scheduler.alphas_cumprod.to(self.device, torch.float32)  # (T,)
         self._images = dataset.train.images.to(self.device)
         self._labels = dataset.train.labels.to(self.device)
+        self._unseen = Split(*(each[: params.num_validation] for each in vars(dataset.test).values()))
         self._conditions = _conditions(self.pipeline, dataset)
         self._none = len(dataset.class_names) if self.pipeline.copies == 2 else None
 
@@ -71,11 +73,19 @@ class PipelineBatches:
         size, flip = self.params.batch_size, self.params.horizontal_flip
         picks = picks_from(len(self._images), size, self.seed, "distill-order", flip, step, self.device)
         for index, chosen in enumerate(picks, start=step):
-            yield self._noisy(pick(self._images, chosen), self._labels[chosen.indices], index)
+            stream = generator(self.seed, "distill-step", index)
+            yield self._noisy(pick(self._images, chosen), self._labels[chosen.indices], stream)
 
-    def _noisy(self, pictures: torch.Tensor, labels: torch.Tensor, step: int) -> NoisyBatch:
+    def held_out(self) -> Iterator[NoisyBatch]:
+        """Test pictures, with the same noise at every call."""
+        size = self.params.batch_size
+        unseen = zip(self._unseen.images.split(size), self._unseen.labels.split(size), strict=True)
+        for index, (images, labels) in enumerate(unseen):
+            stream = generator(self.seed, "distill-validate", index)
+            yield self._noisy(to_float(images.to(self.device)), labels.to(self.device), stream)
+
+    def _noisy(self, pictures: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> NoisyBatch:
         """A batch of pictures (B, 3, H, W) in [-1, 1] with labels (B,)."""
-        stream = generator(self.seed, "distill-step", step)
         shape = (len(pictures), *self.pipeline.latent_shape)
         posterior = torch.randn(shape, generator=stream).to(self.device)
         noise = torch.randn(shape, generator=stream).to(self.device)

@@ -15,7 +15,7 @@ rule compare:
         SUMMARY.root / "benchmarks" / "compare.tsv"
     params:
         sweep=subpath(output[0], parent=True),
-        code=code("pelap/stages/compare.py", "pelap/report/sweep.py", "pelap/report/style.py"),
+        code=code("pelap/stages/compare.py", "pelap/report"),
     threads: 1
     resources:
         mem_mb=2000,

@@ -1,0 +1,243 @@
+"""What made pictures are compared with, and every figure of the comparison."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pelap.errors import ConfigError, DataError
+from pelap.evaluation.coverage import NUM_NEIGHBOURS, coverage, radii
+from pelap.evaluation.features import Extractor, check_images, metric_name
+from pelap.evaluation.frechet import (
+    NUM_GROUPS,
+    FeatureStatistics,
+    frechet_distance,
+    jackknife,
+    standard_error,
+)
+from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
+from pelap.io import digest, load_tensors, save_tensors
+
+FLOOR = "real"
+"""Row of another draw of real pictures: what no model can be expected to go below."""
+
+NUM_KEPT = 10_000
+"""Pictures of a set whose features are kept for what compares pictures one by one."""
+
+_CHUNK = 1000
+"""Pictures that an extractor is given at once."""
+
+_VERSION = 1
+"""Of what is cached; goes up when equal weights give other features."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of a set of pictures."""
+
+    metrics: dict[str, float]
+    """By name."""
+    replicates: dict[str, tuple[float, ...]]
+    """Of the jackknife of each Frechet distance, by its name, the first extractor's first."""
+
+
+class Reference:
+    """Real pictures that others are compared with.
+
+    Args:
+        images: uint8 pictures (N, 3, H, W), N at least 2.
+        extractors: What turns pictures into features.
+        cache: Folder for what is computed of `images`, shared by everything that compares with the same
+            pictures; None keeps it in memory alone.
+
+    Raises:
+        DataError: Not such pictures.
+        ConfigError: Two extractors whose figures would have the same name.
+    """
+
+    def __init__(self, images: Tensor, extractors: Sequence[Extractor], cache: Path | None = None) -> None:
+        check_images(images)
+        _demand_two(images)
+        names = [metric_name("fd", extractor.name) for extractor in extractors]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"extractors: two of them would both give {', '.join(twice)}; rename one")
+        self._images = images
+        self._extractors = tuple(extractors)
+        self._cache = cache
+
+    @cached_property
+    def _sides(self) -> list["_Side"]:
+        """One an extractor, in their order; computed or read when first asked for."""
+        # The pixels themselves name the file, so that no other set of pictures can be taken for them.
+        pixels = hashlib.sha256(self._images.contiguous().cpu().numpy().data).hexdigest()
+        return [self._side(extractor, pixels) for extractor in self._extractors]
+
+    def measure(self, images: Tensor, only_frechet: bool = False) -> Figures:
+        """Every figure of a set of pictures.
+
+        Args:
+            images: uint8 pictures (N, 3, H, W) of the reference's size, N at least 2.
+            only_frechet: Leave out what compares pictures one by one.
+
+        Returns:
+            Of each extractor the Frechet distance and its standard error (left out where there are two
+            pictures alone), and unless `only_frechet` the kernel distance and its deviation, precision,
+            recall, density and coverage of the first `NUM_KEPT` pictures. See `metric_name` for names.
+
+        Raises:
+            DataError: Other pictures than these, or features that are no numbers.
+        """
+        self._check(images)
+        figures = Figures({}, {})
+        for extractor, side in zip(self._extractors, self._sides, strict=True):
+            name = metric_name("fd", extractor.name)
+            features = torch.cat([extractor(chunk) for chunk in images.split(_CHUNK)])
+            figures.metrics[name] = frechet_distance(FeatureStatistics.of(features), side.statistics)
+            replicates = figures.replicates[name] = jackknife(features, side.statistics)
+            if len(replicates) > 1:
+                figures.metrics[f"{name}_se"] = standard_error(replicates)
+            if not only_frechet:
+                figures.metrics.update(_one_by_one(features[:NUM_KEPT], side, extractor.name))
+        return figures
+
+    def describe(self) -> dict[str, Any]:
+        """What figures are measured with, as a JSON object."""
+        return {
+            "num_reference": len(self._images),
+            "extractors": {
+                extractor.name: {
+                    "metric": metric_name("fd", extractor.name),
+                    "input_size": extractor.input_size,
+                    "num_features": side.features.shape[1],
+                    "sha256": extractor.checksum,
+                }
+                for extractor, side in zip(self._extractors, self._sides, strict=True)
+            },
+            "kid_subsets": NUM_SUBSETS,
+            "kid_subset_size": SUBSET_SIZE,
+            "neighbours": NUM_NEIGHBOURS,
+            "most_compared_one_by_one": NUM_KEPT,
+            "jackknife_groups": NUM_GROUPS,
+        }
+
+    def notes(self, num_images: int) -> list[str]:
+        """What has to be said beside figures of `num_images` pictures; a line each, often none."""
+        lines = []
+        for extractor, side in zip(self._extractors, self._sides, strict=True):
+            name, width = metric_name("fd", extractor.name), side.features.shape[1]
+            for count, whose in ((num_images, "pictures"), (len(self._images), "reference pictures")):
+                if count <= width:
+                    lines.append(
+                        f"{name}: {count} {whose} for {width} features: their covariance has not full rank "
+                        "and the distance lies above that of more pictures; compare it only among sets of "
+                        f"{num_images} pictures to these {len(self._images)}"
+                    )
+        return lines
+
+    def _side(self, extractor: Extractor, pixels: str) -> "_Side":
+        made_of = {
+            "version": str(_VERSION),
+            "pixels": pixels,
+            "shape": str(tuple(self._images.shape)),
+            "extractor": extractor.name,
+            "sha256": extractor.checksum,
+            "input_size": str(extractor.input_size),
+        }
+        if self._cache is None:
+            return _compute(extractor, self._images)
+        path = self._cache / f"{metric_name('fd', extractor.name)}-{digest(made_of)}.safetensors"
+        side = _read(path, made_of, len(self._images))
+        if side is None:
+            side = _compute(extractor, self._images)
+            _write(path, side, made_of)
+        return side
+
+    def _check(self, images: Tensor) -> None:
+        check_images(images)
+        _demand_two(images)
+        (height, width), (real_height, real_width) = images.shape[2:], self._images.shape[2:]
+        if (height, width) != (real_height, real_width):
+            raise DataError(
+                f"images: {height}x{width} pixels, but the reference has {real_height}x{real_width}; "
+                "compare pictures of one size, made from the data set that the model was trained on"
+            )
+
+
+def all_equal(images: Tensor) -> bool:
+    """Whether every picture (N, C, H, W) is the same as the first, as of a model that has collapsed."""
+    return bool((images == images[:1]).all())
+
+
+class _Side:
+    """What is known of the reference by one extractor."""
+
+    def __init__(self, statistics: FeatureStatistics, features: Tensor) -> None:
+        self.statistics = statistics
+        """Of all pictures."""
+        self.features = features
+        """Of the first `NUM_KEPT` (n, num_features) float32."""
+
+    @cached_property
+    def radii(self) -> Tensor:
+        return radii(self.features)
+
+
+def _compute(extractor: Extractor, images: Tensor) -> _Side:
+    statistics, kept = FeatureStatistics(), []
+    for start in range(0, len(images), _CHUNK):
+        features = extractor(images[start : start + _CHUNK])
+        statistics.update(features)
+        if start < NUM_KEPT:
+            kept.append(features)
+    # As it is read from a file, so that a cached reference gives the same figures to the last digit.
+    moments = (statistics.count, statistics.mean, statistics.covariance)
+    return _Side(FeatureStatistics.from_moments(*moments), torch.cat(kept)[:NUM_KEPT])
+
+
+def _one_by_one(features: Tensor, side: _Side, extractor: str) -> dict[str, float]:
+    mean, std = kid(features, side.features)
+    values = {"kid": mean, "kid_std": std, **coverage(features, side.features, side.radii)}
+    return {metric_name(quantity, extractor): value for quantity, value in values.items()}
+
+
+def _write(path: Path, side: _Side, made_of: Mapping[str, str]) -> None:
+    tensors = {
+        "mean": side.statistics.mean,
+        "covariance": side.statistics.covariance,
+        "features": side.features,
+    }
+    save_tensors(path, tensors, {**made_of, "count": str(side.statistics.count)})
+
+
+def _read(path: Path, made_of: Mapping[str, str], count: int) -> _Side | None:
+    """What `_write` wrote of the same; None where there is nothing or anything else."""
+    try:
+        tensors, metadata = load_tensors(path)
+    except DataError:
+        return None
+    if metadata != {**made_of, "count": str(count)} or not _fit(tensors, count):
+        return None
+    statistics = FeatureStatistics.from_moments(count, tensors["mean"], tensors["covariance"])
+    return _Side(statistics, tensors["features"])
+
+
+def _fit(tensors: Mapping[str, Tensor], count: int) -> bool:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    width = shapes.get("mean", (0,))[0]
+    wanted = {
+        "mean": (width,),
+        "covariance": (width, width),
+        "features": (min(count, NUM_KEPT), width),
+    }
+    return shapes == wanted and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def _demand_two(images: Tensor) -> None:
+    if len(images) < 2:
+        raise DataError("images: a single picture has no distance to a set; give at least 2")

@@ -1,0 +1,78 @@
+"""What the numbers were measured with, as one line below the table."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pelap.report.tables import number
+
+_DIGITS = 12
+"""Of a checksum."""
+
+
+def line(protocol: Mapping[str, Any]) -> str:
+    """Pictures, reference, extractors, sampler, moving average, seed, data set, versions, device, revision.
+
+    What the protocol does not say is left out.
+    """
+    return " · ".join(_parts(protocol))
+
+
+def notes(protocol: Mapping[str, Any]) -> list[str]:
+    """What is to be kept in mind with these numbers."""
+    found = protocol.get("notes") or []
+    return [str(note) for note in found] if isinstance(found, list) else [str(found)]
+
+
+def markdown(protocol: Mapping[str, Any]) -> str:
+    """Both, below a table in Markdown."""
+    paragraphs = [line(protocol), *notes(protocol)]
+    return "".join(f"\n{text}\n" for text in paragraphs if text)
+
+
+def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
+    yield from _pictures(protocol)
+    for extractor in _listed(protocol.get("extractors")):
+        yield f"extractor {extractor['name']}{_checksum(extractor.get('sha256'))}"
+    sampler = protocol.get("sampler")
+    if isinstance(sampler, Mapping) and {"kind", "steps"} <= set(sampler):
+        yield f"{str(sampler['kind']).upper()}, {sampler['steps']} steps"
+    yield from _average(protocol.get("ema_decay"))
+    if protocol.get("seed") is not None:
+        yield f"seed {protocol['seed']}"
+    if protocol.get("dataset") is not None:
+        yield f"data set {protocol['dataset']}{_checksum(protocol.get('dataset_checksum'))}"
+    versions = protocol.get("versions")
+    if isinstance(versions, Mapping):
+        yield ", ".join(f"{name} {version}" for name, version in versions.items())
+    for key, name in (("python", "Python "), ("device", ""), ("git_revision", "revision ")):
+        if protocol.get(key) is not None:
+            yield f"{name}{protocol[key]}"
+
+
+def _pictures(protocol: Mapping[str, Any]) -> Iterator[str]:
+    made, real = protocol.get("num_images"), protocol.get("num_reference")
+    if made is not None and real is not None:
+        yield f"{number(made, 0)} pictures of each model against {number(real, 0)} train pictures"
+
+
+def _average(decay: Any) -> Iterator[str]:
+    """The decay of the weights' moving average, if there is one, whether or not all models share it."""
+    values = decay.values() if isinstance(decay, Mapping) else [decay]
+    shown = list(dict.fromkeys(f"{value:g}" for value in values if isinstance(value, int | float)))
+    if shown:
+        yield f"EMA {', '.join(shown)}"
+
+
+def _checksum(digest: Any) -> str:
+    return f" ({str(digest)[:_DIGITS]})" if digest else ""
+
+
+def _listed(extractors: Any) -> Iterator[Mapping[str, Any]]:
+    """Extractors by name or as a list."""
+    if isinstance(extractors, Mapping):
+        extractors = [
+            {"name": name, **value} for name, value in extractors.items() if isinstance(value, Mapping)
+        ]
+    for extractor in extractors if isinstance(extractors, list) else []:
+        if isinstance(extractor, Mapping) and "name" in extractor:
+            yield extractor

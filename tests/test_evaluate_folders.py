@@ -1,0 +1,297 @@
+"""Two folders of pictures, whoever made them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_dataset
+from torch import nn
+
+from pelap import io
+from pelap.cli import main
+from pelap.data.grid import save_png
+from pelap.evaluation.features import make_extractor
+from pelap.evaluation.quality import psnr, ssim
+from pelap.evaluation.reference import Reference
+
+CPU = torch.device("cpu")
+COARSE = "test_evaluate_folders:Coarse"
+FIGURES = {
+    "fd_{}", "fd_{}_se", "kid_{}", "kid_{}_std", "precision_{}", "recall_{}", "density_{}", "coverage_{}",
+}  # fmt: skip
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+
+
+class Coarse(nn.Module):
+    """A few features that take no time."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+
+def pictures(num: int, first: int = 0, side: int = 16) -> torch.Tensor:
+    return tiny_dataset(first + num, side=side).train.images[first:]
+
+
+def write(folder: Path, images: torch.Tensor) -> Path:
+    for index, image in enumerate(images):
+        path = folder / str(index % 2) / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(image, path)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return write(tmp_path / "samples", pictures(30)), write(tmp_path / "real", pictures(40, 30))
+
+
+def argv(samples: Path, reference: Path, *options: str, extractor: str = COARSE) -> list[str]:
+    out = samples.parent / "figures.json"
+    paths = ["--samples", str(samples), "--reference", str(reference), "--out", str(out)]
+    return ["evaluate", *paths, "--extractor", extractor, *options, "--device", "cpu"]
+
+
+def compared(samples: Path, reference: Path, *options: str, **keywords: str) -> dict[str, Any]:
+    assert main(argv(samples, reference, *options, **keywords)) == 0
+    return io.read_mapping(samples.parent / "figures.json")
+
+
+def in_order(num: int, first: int = 0) -> torch.Tensor:
+    """As they are read from the folders: 0/000, 0/002, ... 1/001, ..."""
+    images = pictures(num, first)
+    return torch.cat([images[::2], images[1::2]])
+
+
+def test_figures_are_those_of_the_reference(folders: tuple[Path, Path]) -> None:
+    figures = compared(*folders)
+    protocol = figures.pop("protocol")
+    assert set(figures) == {name.format("coarse") for name in FIGURES} | {"num_images", "num_reference"}
+    assert (figures.pop("num_images"), figures.pop("num_reference")) == (30, 40)
+    expected = Reference(in_order(40, 30), [make_extractor(COARSE, CPU)]).measure(in_order(30)).metrics
+    assert figures == pytest.approx(expected)
+    assert protocol["extractors"]["coarse"]["sha256"]
+    assert {"versions", "device", "git_revision", "notes", "kid_subsets", "neighbours"} <= set(protocol)
+    assert protocol["picture_size"] == "16x16"
+
+
+def test_a_folder_against_itself_is_at_zero(folders: tuple[Path, Path]) -> None:
+    samples, _ = folders
+    figures = compared(samples, samples, "--paired")
+    assert 0 <= figures["fd_coarse"] < 1e-4
+    assert figures["precision_coarse"] == figures["recall_coarse"] == figures["coverage_coarse"] == 1
+    assert figures["ssim"] == pytest.approx(1)
+    assert figures["psnr"] > 75
+    protocol = figures["protocol"]
+    assert protocol["samples_sha256"] == protocol["reference_sha256"]
+
+
+def test_the_packaged_extractor_is_the_default(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = argv(folders[0], folders[0])
+    command.remove("--extractor")
+    command.remove(COARSE)
+    assert main(command) == 0
+    figures = io.read_mapping(folders[0].parent / "figures.json")
+    assert 0 <= figures["fd_effnet_lite0"] < 1e-4
+    printed = capsys.readouterr().out
+    assert any(
+        note.startswith("fd_effnet_lite0: 30 pictures for 1280") for note in figures["protocol"]["notes"]
+    )
+    assert "note: fd_effnet_lite0: 30 pictures for 1280" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(folders[0].parent) not in line)
+
+
+def test_several_extractors(folders: tuple[Path, Path]) -> None:
+    figures = compared(*folders, f"{COARSE[:-6]}Bright")
+    assert {"fd_coarse", "fd_bright"} <= set(figures)
+    assert list(figures["protocol"]["extractors"]) == ["coarse", "bright"]
+
+
+class Bright(Coarse):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, :3]
+
+
+def test_errors_stand_beside_what_they_belong_to(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = compared(*folders)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["fd_coarse", f"{figures['fd_coarse']:.4f}", f"{figures['fd_coarse_se']:.4f}"] in lines
+    assert ["kid_coarse", f"{figures['kid_coarse']:.4f}", f"{figures['kid_coarse_std']:.4f}"] in lines
+    assert ["recall_coarse", f"{figures['recall_coarse']:.4f}"] in lines
+    assert not any(name.endswith(("_se", "_std")) for name, *_ in filter(None, lines))
+
+
+def test_digests_are_of_the_pixels(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    samples, real = folders
+    before = compared(samples, real)["protocol"]
+    copied = write(tmp_path / "copy", pictures(30))
+    (copied / "0" / "000.png").rename(copied / "0" / "0000.png")  # which stays the first
+    assert compared(copied, real)["protocol"]["samples_sha256"] == before["samples_sha256"]
+    changed = pictures(30)
+    changed[3, 0, 0, 0] ^= 1
+    after = compared(write(tmp_path / "changed", changed), real)["protocol"]
+    assert after["samples_sha256"] != before["samples_sha256"]
+    assert after["reference_sha256"] == before["reference_sha256"]
+
+
+def test_equally_named_pictures_are_paired(tmp_path: Path) -> None:
+    ours, originals = pictures(6), pictures(6, 6)
+    samples, real = write(tmp_path / "samples", ours), tmp_path / "real"
+    for index, image in enumerate(originals):
+        path = real / str(index % 2) / f"{index:03d}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=100, subsampling=0)
+    figures = compared(samples, real, "--paired")
+    assert figures["psnr"] == pytest.approx(psnr(ours, originals), abs=0.05)  # of which JPEG changes little
+    assert figures["ssim"] == pytest.approx(ssim(ours, originals), abs=0.02)
+    shuffled = psnr(ours, originals.roll(1, 0))
+    assert abs(figures["psnr"] - psnr(ours, originals)) < abs(figures["psnr"] - shuffled)
+
+
+def test_pictures_need_not_be_square_nor_in_colour(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (8, 24, 16), dtype=np.uint8)
+    for name in ("samples", "real"):
+        (tmp_path / name).mkdir()
+        for index, grey in enumerate(values):
+            Image.fromarray(grey).save(tmp_path / name / f"{index}.png")
+    figures = compared(tmp_path / "samples", tmp_path / "real")
+    assert figures["protocol"]["picture_size"] == "16x24"
+    images = torch.from_numpy(values)[:, None].expand(-1, 3, -1, -1).contiguous()
+    other = Reference(images, [make_extractor(COARSE, CPU)])
+    assert figures["density_coarse"] == pytest.approx(other.measure(images).metrics["density_coarse"])
+
+
+def test_what_is_no_picture_is_passed_over(folders: tuple[Path, Path]) -> None:
+    samples, real = folders
+    before = compared(samples, real)
+    (samples / "notes.txt").write_text("mine")
+    (samples / ".hidden.png").write_text("no picture")
+    (samples / ".folder").mkdir()
+    (samples / ".folder" / "a.png").write_text("no picture")
+    assert compared(samples, real) == before
+
+
+def test_overviews_of_sample_are_left_out(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, real = folders
+    before = compared(samples, real)
+    save_png(torch.zeros(3, 50, 90, dtype=torch.uint8), samples / "grid.png")
+    after = compared(samples, real)
+    assert {key: value for key, value in after.items() if key != "protocol"} == {
+        key: value for key, value in before.items() if key != "protocol"
+    }
+    (note,) = after["protocol"]["notes"]
+    assert "grid.png left out" in note
+    assert "grid.png left out" in " ".join(capsys.readouterr().out.split())
+
+
+def replace(folder: Path, images: torch.Tensor) -> None:
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    write(folder, images)
+
+
+def broken(folder: Path, content: bytes) -> None:
+    (folder / "0" / "000.png").write_bytes(content)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
+    "none": (lambda f: replace(f, pictures(1)[:0]), (), "samples: no pictures"),
+    "one": (lambda f: replace(f, pictures(1)), (), "samples: just one picture"),
+    "equal": (
+        lambda f: replace(f, pictures(1).repeat(5, 1, 1, 1)),
+        (),
+        "samples: all 5 pictures are the same",
+    ),
+    "mixed": (lambda f: save_png(pictures(1, side=20)[0], f / "z.png"), (), "z.png 20x20"),
+    "size": (lambda f: replace(f, pictures(9, side=20)), (), "samples: pictures of 20x20"),
+    "text": (lambda f: broken(f, b"text"), (), "0/000.png is not a readable PNG"),
+    "cut": (lambda f: broken(f, (f / "0" / "002.png").read_bytes()[:200]), (), "0/000.png is not a readable"),
+    "names": (lambda f: None, ("--paired",), "0/030 is in"),
+    "twice": (lambda f: save_png(pictures(1)[0], f / "0" / "000.jpg"), ("--paired",), "by their endings"),
+    "prompts": (lambda f: None, ("--prompts", "p.txt"), "--prompts"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_cannot_be_compared_is_one_line(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    change, options, words = BROKEN[what]
+    change(folders[0])
+    assert main(argv(*folders, *options)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pelap: error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (folders[0].parent / "figures.json").exists()
+
+
+def test_the_reference_is_looked_at_too(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, real = folders
+    assert main(argv(samples, real / "no")) == 2
+    assert "real/no: no such folder" in capsys.readouterr().err
+    replace(real, pictures(1).repeat(3, 1, 1, 1))
+    assert main(argv(samples, real)) == 2
+    assert "real: all 3 pictures are the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--samples", "a"], "--samples: also needs --reference and --out"),
+        (["--samples", "a", "--out", "f"], "--samples: also needs --reference"),
+        (["--samples", "a", "--reference", "b"], "--samples: also needs --out"),
+        (["--samples", "a", "--pipeline", "p", "--out", "f"], "give one of them"),
+        (["--pipeline", "p", "--out", "f", "--paired"], "--paired: compares folders"),
+        (["--pipeline", "p", "--out", "f", "--extractor", "x"], "--extractor: compares folders"),
+        (["--reference", "b"], "--reference: goes with --samples DIR"),
+        (["--reference", "b", "--out", "f"], "--reference: goes with --samples DIR"),
+        (["--paired"], "--paired: goes with --samples DIR"),
+        (["--inception-weights", "w"], "--inception-weights: goes with --samples DIR"),
+        (["--out", "f"], "--out: goes with --pipeline DIR"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_a_file(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (folders[0].parent / "figures.json").mkdir()
+    assert main(argv(*folders)) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err
+
+
+def test_unknown_extractors_and_missing_weights(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PELAP_INCEPTION_WEIGHTS", raising=False)
+    assert main(argv(*folders, extractor="vgg")) == 2
+    assert "vgg" in capsys.readouterr().err
+    assert main(argv(*folders, extractor="inception-2015")) == 2
+    capsys.readouterr()
+    weights = folders[0].parent / "none.pth"
+    assert main(argv(*folders, "--inception-weights", str(weights), extractor="inception-2015")) == 2
+    assert "none.pth" in capsys.readouterr().err
