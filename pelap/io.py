@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-TEXT_COLUMNS = ("operator", "kind", "replacement", "parent", "action", "variant", "class_name")
+TEXT_COLUMNS = (
+    *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
+    *("plan", "student", "model", "against", "mode", "metric"),
+)
 """Columns of our tables that hold names, whatever the names look like."""
 
 

@@ -118,3 +118,11 @@ def test_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None:
 
 def test_digest_tells_values_apart_and_ignores_their_order() -> None:
     assert io.digest({"a": 1, "b": 2}) == io.digest({"b": 2, "a": 1}) != io.digest({"a": 2, "b": 1})
+
+
+def test_names_of_plans_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    io.write_csv(path, pd.DataFrame({"plan": ["25", "12.5", "007"], "value": [1.0, 2.0, 3.0]}))
+    table = io.read_csv(path)
+    assert list(table["plan"]) == ["25", "12.5", "007"]
+    assert table["value"].sum() == 6

@@ -96,7 +96,7 @@ def load(params: "Params", paths: RunPaths) -> RunData:
         masks=io.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
         scores=io.read_csv(paths.scores, _SCORES),
         score_protocol=io.read_mapping(paths.score_protocol, _SCORING),
-        changes=io.read_csv(paths.changes, _CHANGES).astype({"plan": str}),
+        changes=io.read_csv(paths.changes, _CHANGES),
         prune_result=_objects(paths.prune_result),
         distill=io.read_csv(paths.distill_history, ("student", "step", "loss")),
         distill_validation=io.read_csv(paths.distill_validation, ("student", "step", "task")),

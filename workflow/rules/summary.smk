@@ -37,7 +37,7 @@ rule study:
         STUDY.root / "benchmarks" / "study.tsv"
     params:
         root=subpath(output[0], parent=True),
-        code=code("pelap/stages/study.py", "pelap/report/study.py", "pelap/report/style.py"),
+        code=code("pelap/stages/study.py", *(f"pelap/report/{name}.py" for name in ("rows", "study", "style"))),
     threads: 1
     resources:
         mem_mb=2000,
