@@ -459,6 +459,10 @@ def test_terminal_shows_table_and_path(made: RunPaths, capsys: pytest.CaptureFix
     report.show(made)
     *table, last = capsys.readouterr().out.splitlines()
     assert last == str(made.report_page)
+    assert max(map(len, table)) <= 80
+    said = " ".join(" ".join(table).split())
+    assert f"extractor effnet-lite0 ({PROTOCOL['extractors']['effnet-lite0']['sha256'][:12]})" in said
+    assert PROTOCOL["notes"][0] in said
     lines = {line.split()[0]: line.split()[1:] for line in table if line.strip()}
     assert lines["invariant"] == ["91.73+-1.02", "0.1019", "-", "31.40", "0.0", "12.90", "1.23"]
     assert lines["distilled-25"] == ["93.22+-1.04", "0.1036", "96", "23.87", "-24.0", "9.70", "0.81"]

@@ -25,7 +25,7 @@ def decode(data: bytes, image_size: int) -> torch.Tensor:
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
             upright = ImageOps.exif_transpose(image)
-            return from_pillow(_central_square(_rgb(upright)), image_size)
+            return from_pillow(_central_square(to_rgb(upright)), image_size)
     except UnidentifiedImageError:
         raise ValueError("its content is of another kind") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -51,7 +51,8 @@ def resize_all(pixels: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor:
     return torch.stack([from_pillow(Image.fromarray(picture), image_size) for picture in pixels])
 
 
-def _rgb(image: "Image.Image") -> "Image.Image":
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """A picture of any mode in colour, 8 bits a channel; 16-bit grey keeps its range."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     return image.convert("RGB")

@@ -11,7 +11,8 @@ from pelap.errors import DataError
 from pelap.evaluation.features import demand_checksum, exact_fp32, load_weights
 
 _CHUNK = 128
-_SSIM_WINDOW = 11
+SSIM_SIDE = 11
+"""Pixels that SSIM needs on each side: its window."""
 
 ALEXNET_SHA256 = "7be5be79"
 """How the digest of torchvision's AlexNet begins, as the name of its file says."""
@@ -63,7 +64,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
         values = structural_similarity_index_measure(first, second, data_range=255.0, reduction="none")
         return torch.as_tensor(values)
 
-    if min(a.shape[-2:]) < _SSIM_WINDOW:
+    if min(a.shape[-2:]) < SSIM_SIDE:
         raise DataError(f"pictures of {tuple(a.shape[-2:])} pixels: SSIM needs at least 11 on each side")
     return _by_picture(each, a, b).mean().item()
 

@@ -1,6 +1,7 @@
 """What the numbers were measured with, as one line below the table."""
 
 from collections.abc import Iterator, Mapping
+from textwrap import fill
 from typing import Any
 
 from pelap.report.tables import number
@@ -27,6 +28,12 @@ def markdown(protocol: Mapping[str, Any]) -> str:
     """Both, below a table in Markdown."""
     paragraphs = [line(protocol), *notes(protocol)]
     return "".join(f"\n{text}\n" for text in paragraphs if text)
+
+
+def terminal(protocol: Mapping[str, Any], width: int = 80) -> str:
+    """Both, below a table in a terminal."""
+    paragraphs = [line(protocol).replace("·", "|"), *notes(protocol)]
+    return "\n".join(fill(text, width, break_on_hyphens=False) for text in paragraphs if text)
 
 
 def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:

@@ -14,12 +14,11 @@ from rich.table import Table
 
 from pelap import io
 from pelap.data.folder import SUFFIXES
-from pelap.data.pictures import _rgb as to_rgb
+from pelap.data.pictures import to_rgb
 from pelap.errors import DataError
 from pelap.evaluation.features import make_extractor
-from pelap.evaluation.quality import psnr, ssim
+from pelap.evaluation.quality import SSIM_SIDE, psnr, ssim
 from pelap.evaluation.reference import Reference, all_equal
-from pelap.stages.figures import SSIM_SIDE
 from pelap.stages.protocol import environment
 from pelap.stages.sample import GRID
 

@@ -14,6 +14,7 @@ from pelap.evaluation.reference import FLOOR
 from pelap.params import Params
 from pelap.paths import packed_dataset, reference_cache
 from pelap.pipelines import LatentPipeline
+from pelap.report import protocol as protocol_of
 from pelap.report.tables import metrics_frame, rich_table
 from pelap.stages.figures import (
     Metrics,
@@ -71,6 +72,7 @@ def evaluate_pipelines(
         io.write_json(protocol_beside(out), protocol)
     first = next(iter(named))
     Console().print(rich_table(metrics_frame(metrics, scored=first), network="denoiser"))
+    print(protocol_of.terminal(protocol))
     print(f"time change: against {first}; figures in {out}")
 
 

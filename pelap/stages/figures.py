@@ -14,7 +14,7 @@ from pelap.data.dataset import ImageDataset
 from pelap.errors import ConfigError, DataError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.frechet import standard_error
-from pelap.evaluation.quality import load_lpips, lpips, psnr, ssim
+from pelap.evaluation.quality import SSIM_SIDE, load_lpips, lpips, psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures, Reference, all_equal
 from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
@@ -30,8 +30,6 @@ LATENCY_COLUMNS = ("model", "batch_size", "mode", "median_ms", "iqr_ms", "repeat
 DIFFERENCE_COLUMNS = ("model", "against", "metric", "difference", "se")
 CERTAIN = 2
 """Standard errors that a gap must exceed before shares of it are stated."""
-SSIM_SIDE = 11
-"""Pixels that SSIM needs on each side."""
 _MIB = 2**20
 
 Key = TypeVar("Key", bound=Hashable)

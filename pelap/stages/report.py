@@ -71,12 +71,13 @@ def run(context: "Context") -> None:
 
 
 def show(paths: RunPaths) -> None:
-    """Print the table of models, and the page's path as the last line."""
+    """Print the table of models, what it was measured with, and the page's path as the last line."""
     from rich.console import Console
 
     metrics, measured_with = io.read_metrics(paths.metrics), io.read_mapping(paths.evaluate_protocol)
     frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
     Console().print(tables.rich_table(frame))
+    print(protocol.terminal(measured_with))
     print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
 
 

@@ -47,7 +47,7 @@ class Subject:
 
         def forward() -> object:
             with torch.no_grad():
-                return call(network or self.network)
+                return call(self.network if network is None else network)
 
         return forward
 
