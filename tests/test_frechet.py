@@ -190,15 +190,18 @@ def test_distance_is_exact(num: int) -> None:
     assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(expected.item(), rel=1e-11)
 
 
-def test_distance_is_exact_where_features_depend_on_each_other() -> None:
-    # A triangular factor of a singular matrix exists by rounding alone, about every other time.
-    for seed in range(8):
-        one, other = well(90, 12, seed), well(80, 12, seed + 50)
-        mix = well(12, 13, seed + 100)
-        x, y = one @ mix, 2 * other @ mix
+@pytest.mark.parametrize("width", [13, 40])
+def test_distance_is_exact_where_features_depend_on_each_other(width: int) -> None:
+    def normal(rows: int, columns: int, seed: int) -> Tensor:
+        random = torch.Generator().manual_seed(seed)
+        return torch.randn(rows, columns, generator=random, dtype=torch.float64)
+
+    for seed in range(8):  # a triangular factor exists by rounding at some of them, and not at others
+        x = normal(90, 12, seed) @ normal(12, width, seed + 100)
+        y = normal(80, 12, seed + 50) @ normal(12, width, seed + 200)
         cross = torch.linalg.svdvals((x - x.mean(0)) @ (y - y.mean(0)).T).sum() / (89 * 79) ** 0.5
         expected = (x.mean(0) - y.mean(0)).square().sum() + x.var(0).sum() + y.var(0).sum() - 2 * cross
-        assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(expected.item(), rel=1e-11)
+        assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(expected.item(), rel=1e-12)
 
 
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:

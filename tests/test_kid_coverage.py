@@ -96,6 +96,7 @@ def test_coverage_by_hand(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert coverage(made, real) == pytest.approx(expected, rel=1e-12)
     assert coverage(made, real, radii(real)) == pytest.approx(expected, rel=1e-12)
     assert len(set(expected.values())) == 4
+    assert coverage(made, real, torch.zeros(110))["coverage"] == 0  # those that are given are taken
 
 
 def test_precision_and_recall_agree_with_torch_fidelity() -> None:

@@ -207,15 +207,13 @@ def _root_trace_by_squares(a: FeatureStatistics, b: FeatureStatistics) -> tuple[
 
 def _factor(covariance: Tensor) -> Tensor:
     """F of shape (D, rank) with covariance = F F'."""
-    epsilon = len(covariance) * torch.finfo(covariance.dtype).eps
-    triangle, failed = torch.linalg.cholesky_ex(covariance)
-    # The fast way, unless a pivot is so small that it may be rounding alone.
-    if not failed and triangle.diagonal().min().square() > epsilon * covariance.diagonal().max():
-        lower: Tensor = triangle
-        return lower
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        triangle: Tensor = lower
+        return triangle
     values, vectors = torch.linalg.eigh(covariance)
     # What is below is rounding (the threshold of a matrix's rank), and half of it is negative.
-    kept = values > values[-1].clamp(min=0) * epsilon
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
     factor: Tensor = vectors[:, kept] * values[kept].sqrt()
     return factor
 
