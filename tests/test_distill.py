@@ -608,11 +608,12 @@ def starts_of(context: Context, patch: pytest.MonkeyPatch) -> dict[str, nn.Modul
 def test_students_start_as_they_should(
     context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = context_of()
-    torch.manual_seed(7)
+    # The second one would see what the first one did to a teacher that it was not a copy of.
+    context = context_of(students=STUDENTS | {"again": STUDENTS["longer"]}, steps=3)
     starts = starts_of(context, monkeypatch)
     teacher = load_model(context.paths.train("baseline").model).unet
-    assert same(state_of(starts["longer"]), state_of(teacher))
+    for name in ("longer", "again"):
+        assert same(state_of(starts[name]), state_of(teacher))
     for plan in OPERATORS:
         pruned = load_model(context.paths.pruned_model(plan)).unet
         assert same(state_of(starts[f"distilled-{plan}"]), state_of(pruned))
@@ -776,7 +777,8 @@ def test_what_is_missing_or_does_not_fit_is_told_in_a_line(context_of: Callable[
         (no_model, ModelError, "models/30: no such model folder; run `pelap prune`", {}),
         (not_pruned, PlanError, "plan.json", {}),
         (no_teacher, ModelError, "no such model folder", {}),
-        (other_teacher, PlanError, "was made for the network", {}),
+        # Without one that starts from scratch, which would be told of it by the plan itself.
+        (other_teacher, PlanError, "was made for the network", {"students": {"one": STUDENTS["distilled"]}}),
         (lambda paths: None, DataError, "num_reference", {"quality": QUALITY | {"num_reference": 65}}),
         (lambda paths: None, DataError, "batch_size", {"batch_size": 65}),
     ]

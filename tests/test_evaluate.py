@@ -1,6 +1,7 @@
 """The stage that measures every model: rows, pairs, budgets and costs of a small run made by hand."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -427,14 +428,15 @@ def test_protocol_says_what_figures_are(context: Context) -> None:
     assert protocol["dataset_checksum"] == context.dataset().checksum
     assert set(protocol["extractors"]) == {"coarse"}
     assert {"torchmetrics", "torch-fidelity", "torch"} <= set(protocol["versions"])
-    assert protocol["notes"] == []
+    assert [note.partition(":")[0] for note in protocol["notes"]] == ["KID"]  # 24 pictures are few
+    assert re.fullmatch(r"[0-9a-z.-]+", protocol["git_revision"])
     assert {"seed", "device", "git_revision", "latency_batch_sizes", "dataset"} <= set(protocol)
 
 
 def test_notes_say_where_pictures_are_few(context: Context) -> None:
     params = params_of(evaluate__num_images=10).evaluate
     real = real_pictures(context.dataset(), params, context.data / "cache", CPU)
-    notes = figures.protocol_of_figures(context.dataset(), real, params, 0, CPU, {})["notes"]
+    notes = figures.protocol_of_figures(context.dataset(), real, params, 0, CPU, {}, {})["notes"]
     assert any("10 pictures" in note for note in notes)
 
 
@@ -482,6 +484,8 @@ def test_equal_pictures_are_told_of_and_measured(
     warned = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert len(warned) == 1
     assert "dead" in warned[0]
+    notes = figures.protocol_of_figures(context.dataset(), real, params, 0, CPU, result, {})["notes"]
+    assert any(note.startswith("dead: all 24 pictures are the same") for note in notes)
     assert set(result["dead"].metrics) == QUALITY | {"psnr_to_dense", "ssim_to_dense"}
     assert all(math.isfinite(value) for value in result["dead"].metrics.values())
 

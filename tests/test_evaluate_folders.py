@@ -100,10 +100,9 @@ def test_the_packaged_extractor_is_the_default(
     figures = io.read_mapping(folders[0].parent / "figures.json")
     assert 0 <= figures["fd_effnet_lite0"] < 1e-4
     printed = capsys.readouterr().out
-    assert any(
-        note.startswith("fd_effnet_lite0: 30 pictures for 1280") for note in figures["protocol"]["notes"]
-    )
-    assert "note: fd_effnet_lite0: 30 pictures for 1280" in printed
+    few = "fd_effnet_lite0: 30 pictures and 30 reference pictures for 1280"
+    assert any(note.startswith(few) for note in figures["protocol"]["notes"])
+    assert f"note: {few}" in " ".join(printed.split())
     assert all(len(line) <= 80 for line in printed.splitlines() if str(folders[0].parent) not in line)
 
 
@@ -189,8 +188,9 @@ def test_overviews_of_sample_are_left_out(
     assert {key: value for key, value in after.items() if key != "protocol"} == {
         key: value for key, value in before.items() if key != "protocol"
     }
-    (note,) = after["protocol"]["notes"]
+    *_, note = after["protocol"]["notes"]
     assert "grid.png left out" in note
+    assert not any("grid.png" in other for other in before["protocol"]["notes"])
     assert "grid.png left out" in " ".join(capsys.readouterr().out.split())
 
 

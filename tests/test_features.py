@@ -154,7 +154,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     source = inspect.unwrap(FeatureExtractorInceptionV3)
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         patch.setattr(source, "load_state_dict", lambda *_: None)
         patch.setattr("torch.load", lambda *_, **__: None)
         network = source("inception-v3-compat", ["2048"], feature_extractor_weights_path="none")

@@ -178,31 +178,36 @@ def test_a_damaged_or_foreign_file_is_made_again(tmp_path: Path) -> None:
 
 
 def test_describe_says_what_figures_are_measured_with() -> None:
-    described = Reference(pictures(50), [Means(input_size=4)]).describe()
+    described = Reference(pictures(50), [Means(input_size=4)]).describe(4)
     json.dumps(described, allow_nan=False)
     assert described["num_reference"] == 50
     assert described["extractors"] == {
         "means": {"metric": "fd_means", "input_size": 4, "num_features": 12, "sha256": "abc"}
     }
     assert described["jackknife_groups"] == 10
+    assert (described["kid_subset_size"], described["neighbours"]) == (4, 3)
+    many = Reference(pictures(50), [Means()]).describe(900)
+    assert (many["kid_subset_size"], many["neighbours"]) == (50, 5)
 
 
 @pytest.mark.parametrize(
     ("num_images", "num_reference", "said"),
-    [
-        (13, 13, []),
-        (12, 13, ["12 pictures for 12"]),
-        (5, 5, ["5 pictures for 12", "5 reference pictures for 12"]),
-    ],
+    [(13, 13, False), (12, 13, True), (13, 12, True), (5, 5, True)],
 )
 def test_few_pictures_are_said_beside_the_figure(
-    num_images: int, num_reference: int, said: list[str]
+    num_images: int, num_reference: int, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pelap.evaluation.reference.SUBSET_SIZE", 4)
     notes = Reference(pictures(num_reference), [Means()]).notes(num_images)
-    assert len(notes) == len(said)
-    for note, part in zip(notes, said, strict=True):
-        assert note.startswith(f"fd_means: {part} features")
-        assert "\n" not in note
+    first = f"fd_means: {num_images} pictures and {num_reference} reference pictures for 12 features"
+    assert [note.startswith(first) for note in notes] == [True] * said
+
+
+def test_a_subset_that_is_the_whole_side_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pelap.evaluation.reference.SUBSET_SIZE", 20)
+    reference = Reference(pictures(30), [Means()])
+    assert not reference.notes(21)
+    assert [note.partition(":")[0] for note in reference.notes(20)] == ["KID"]
 
 
 class Broken(Means):
@@ -247,6 +252,11 @@ def test_a_reference_is_pictures_too() -> None:
 def test_two_extractors_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="both give fd_means; rename one"):
         Reference(pictures(9), [Means(), Means(checksum="other")])
+
+
+def test_a_reference_of_equal_pictures_is_refused() -> None:
+    with pytest.raises(DataError, match="all 20 pictures are the same"):
+        Reference(pictures(1, seed=1).repeat(20, 1, 1, 1), [Means()])
 
 
 def test_equal_pictures_have_figures_and_are_told() -> None:

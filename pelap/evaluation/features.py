@@ -118,7 +118,15 @@ class _ChunkedExtractor(ABC):
                 self._features(chunk.to(self._device)).float().cpu()
                 for chunk in torch.split(images, self.chunk_size)
             ]
-        return torch.cat(chunks)  # (N, num_features)
+        features = torch.cat(chunks)  # (N, num_features)
+        # Pictures are whole numbers: what is not finite was made here.
+        broken = int((~features.isfinite()).flatten(1).any(dim=1).sum())
+        if broken:
+            raise DataError(
+                f"{self.name}: NaN or infinite features for {broken} of {len(features)} pictures; the "
+                "weights are damaged, fetch them again or use another extractor"
+            )
+        return features
 
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class FeatureStatistics:
         if broken:
             raise DataError(
                 f"features: NaN or infinite for {broken} of {len(features)} pictures; "
-                "the model that made them has diverged, train it again with a smaller lr"
+                "look at the weights of the extractor that made them"
             )
 
 

@@ -116,7 +116,7 @@ def load_lpips(path: Path, device: torch.device) -> nn.Module:
     # The parts of the backbone keep the numbers that they have in AlexNet, behind the name of a slice.
     backbone = {name: state[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
     network.net.load_state_dict(backbone)
-    return network.requires_grad_(False).to(device)
+    return network.to(device)
 
 
 def _by_picture(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class Figures:
     """By name."""
     replicates: dict[str, tuple[float, ...]]
     """Of the jackknife of each Frechet distance, by its name, the first extractor's first."""
+    notes: tuple[str, ...] = ()
+    """What has to be said beside them."""
 
 
 class Reference:
@@ -63,6 +65,8 @@ class Reference:
     def __init__(self, images: Tensor, extractors: Sequence[Extractor], cache: Path | None = None) -> None:
         check_images(images)
         _demand_two(images)
+        if all_equal(images):
+            raise DataError(f"reference: all {len(images)} pictures are the same; give those of a data set")
         names = [metric_name("fd", extractor.name) for extractor in extractors]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -106,9 +110,11 @@ class Reference:
                 figures.metrics.update(_one_by_one(features[:NUM_KEPT], side, extractor.name))
         return figures
 
-    def describe(self) -> dict[str, Any]:
-        """What figures are measured with, as a JSON object."""
+    def describe(self, num_images: int) -> dict[str, Any]:
+        """What figures of `num_images` pictures are measured with, as a JSON object."""
+        fewest = min(num_images, len(self._images), NUM_KEPT)
         return {
+            "num_images": num_images,
             "num_reference": len(self._images),
             "extractors": {
                 extractor.name: {
@@ -120,24 +126,28 @@ class Reference:
                 for extractor, side in zip(self._extractors, self._sides, strict=True)
             },
             "kid_subsets": NUM_SUBSETS,
-            "kid_subset_size": SUBSET_SIZE,
-            "neighbours": NUM_NEIGHBOURS,
+            "kid_subset_size": min(fewest, SUBSET_SIZE),
+            "neighbours": min(fewest - 1, NUM_NEIGHBOURS),
             "most_compared_one_by_one": NUM_KEPT,
             "jackknife_groups": NUM_GROUPS,
         }
 
     def notes(self, num_images: int) -> list[str]:
         """What has to be said beside figures of `num_images` pictures; a line each, often none."""
-        lines = []
+        num_reference, lines = len(self._images), []
         for extractor, side in zip(self._extractors, self._sides, strict=True):
             name, width = metric_name("fd", extractor.name), side.features.shape[1]
-            for count, whose in ((num_images, "pictures"), (len(self._images), "reference pictures")):
-                if count <= width:
-                    lines.append(
-                        f"{name}: {count} {whose} for {width} features: their covariance has not full rank "
-                        "and the distance lies above that of more pictures; compare it only among sets of "
-                        f"{num_images} pictures to these {len(self._images)}"
-                    )
+            if min(num_images, num_reference) <= width:
+                lines.append(
+                    f"{name}: {num_images} pictures and {num_reference} reference pictures for {width} "
+                    "features: a covariance has not full rank and the distance lies above that of more "
+                    "pictures; compare it only among sets of these numbers"
+                )
+        if min(num_images, num_reference) <= SUBSET_SIZE:
+            lines.append(
+                f"KID: a subset of {SUBSET_SIZE} holds all of the smaller side, so that its deviation says "
+                "nothing of that side"
+            )
         return lines
 
     def _side(self, extractor: Extractor, pixels: str) -> "_Side":

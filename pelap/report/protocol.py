@@ -43,6 +43,8 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
     sampler = protocol.get("sampler")
     if isinstance(sampler, Mapping) and {"kind", "steps"} <= set(sampler):
         yield f"{str(sampler['kind']).upper()}, {sampler['steps']} steps"
+    for name, how in (protocol.get("pipelines") or {}).items():
+        yield f"{name}: {how['scheduler']}, {how['steps']} steps"
     yield from _average(protocol.get("ema_decay"))
     if protocol.get("seed") is not None:
         yield f"seed {protocol['seed']}"

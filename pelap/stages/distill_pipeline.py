@@ -80,6 +80,9 @@ def _weights(params: DistillParams) -> LossWeights:
             "distill.students: none has start: pruned, which is what the denoiser of a pruned pipeline does; "
             "add one"
         )
+    others = [name for name, student in params.students.items() if student is not starts_pruned[0]]
+    if others:
+        print(f"not trained for a pipeline, which is one student: {', '.join(others)}")
     return starts_pruned[0]
 
 

@@ -103,7 +103,7 @@ def run(context: Context) -> None:
             io.write_csv(partial / paths.budget.name, _budget(context, table, models, real, figures, times))
             against = [table.scored, *table.of_start("dense")] if table.scored else []
             io.write_csv(partial / paths.differences.name, differences(figures, table.derived, against))
-            protocol = _protocol(context, table, models, dataset, real)
+            protocol = _protocol(context, table, models, dataset, real, figures)
             io.write_json(partial / paths.evaluate_protocol.name, protocol)
 
 
@@ -236,7 +236,12 @@ def _recovered(table: Table, name: str, figures: Mapping[str, Figures]) -> Metri
 
 
 def _protocol(
-    context: Context, table: Table, models: Models, dataset: ImageDataset, real: Real
+    context: Context,
+    table: Table,
+    models: Models,
+    dataset: ImageDataset,
+    real: Real,
+    figures: Mapping[str, Figures],
 ) -> dict[str, Any]:
     params = context.params.evaluate
     extra = {
@@ -249,4 +254,4 @@ def _protocol(
         "dense_students": table.of_start("dense"),
         "num_reconstructions": min(params.num_reconstructions, len(dataset.test)),
     }
-    return protocol_of_figures(dataset, real, params, context.params.seed, context.device, extra)
+    return protocol_of_figures(dataset, real, params, context.params.seed, context.device, figures, extra)

@@ -102,7 +102,7 @@ def evaluate_folders(
         notes = [*real.notes(len(ours.images)), *_grid_notes(ours), *_grid_notes(theirs)]
         counts = {"num_images": len(ours.images), "num_reference": len(theirs.images)}
         protocol = {
-            **real.describe(),
+            **real.describe(len(ours.images)),
             "samples_sha256": ours.digest(),
             "reference_sha256": theirs.digest(),
             "picture_size": ours.size,

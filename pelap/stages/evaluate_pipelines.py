@@ -10,7 +10,7 @@ from rich.console import Console
 from pelap import io
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.errors import ConfigError
-from pelap.evaluation.reference import FLOOR
+from pelap.evaluation.reference import FLOOR, Figures
 from pelap.params import Params
 from pelap.paths import packed_dataset, reference_cache
 from pelap.pipelines import LatentPipeline
@@ -21,6 +21,7 @@ from pelap.stages.figures import (
     Pairs,
     Real,
     compare_costs,
+    differences,
     measure_pictures,
     protocol_of_figures,
     real_pictures,
@@ -61,16 +62,18 @@ def evaluate_pipelines(
         dataset = load_dataset(packed_dataset(data, params.dataset))
         pipelines = _open(params, named, dataset, device, prompts)
         real = real_pictures(dataset, params.evaluate, reference_cache(data), device)
-        metrics, latencies = _measure(params, named, pipelines, real, device)
+        figures = _figures(params, pipelines, real)
+        metrics, latencies = _measure(params, named, pipelines, figures, device)
+        first, *others = named
         extra = {
             "pipelines": {name: _describe(pipeline) for name, pipeline in pipelines.items()},
-            "dense": next(iter(named)),
+            "dense": first,
+            "differences": differences(figures, others, [first]).to_dict("records"),
             "latencies": latencies.to_dict("records"),
         }
-        protocol = protocol_of_figures(dataset, real, params.evaluate, params.seed, device, extra)
+        protocol = protocol_of_figures(dataset, real, params.evaluate, params.seed, device, figures, extra)
         io.write_json(out, metrics)
         io.write_json(protocol_beside(out), protocol)
-    first = next(iter(named))
     Console().print(rich_table(metrics_frame(metrics, scored=first), network="denoiser"))
     print(protocol_of.terminal(protocol))
     print(f"time change: against {first}; figures in {out}")
@@ -103,11 +106,17 @@ def _open(
     return pipelines
 
 
+def _figures(params: Params, pipelines: Mapping[str, LatentPipeline], real: Real) -> dict[str, Figures]:
+    """What samples of every pipeline say, those of all but the first beside the first's."""
+    first, *others = pipelines
+    return measure_pictures(pipelines, real, params.evaluate, params.seed, Pairs(first, others))
+
+
 def _measure(
     params: Params,
     folders: Mapping[str, Path],
     pipelines: Mapping[str, LatentPipeline],
-    real: Real,
+    figures: Mapping[str, Figures],
     device: torch.device,
 ) -> tuple[dict[str, Metrics], pd.DataFrame]:
     """All metrics by name, and the table of latencies."""
@@ -115,8 +124,6 @@ def _measure(
     weights = {name: folders[name] / pipeline.part for name, pipeline in pipelines.items()}
     costs, latencies = compare_costs(subjects, weights, params.evaluate, device)
     times = time_images(pipelines, params.evaluate, device)
-    first, *others = pipelines
-    figures = measure_pictures(pipelines, real, params.evaluate, params.seed, Pairs(first, others))
     metrics = {
         name: measured.metrics | costs.get(name, {}) | times.get(name, {})
         for name, measured in figures.items()

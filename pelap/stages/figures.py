@@ -109,9 +109,10 @@ def measure_pictures(
         for done, name in enumerate([*sources, FLOOR], start=1):
             images = real.floor if name == FLOOR else make_pictures(sources[name], params, seed)
             show(name, images)
-            if all_equal(images):
-                print(f"warning: {name}: all {len(images)} pictures are the same")
             figures = real.reference.measure(images)
+            if all_equal(images):
+                figures = replace(figures, notes=(f"{name}: all {len(images)} pictures are the same",))
+                print(f"warning: {figures.notes[0]}")
             if name == pairs.dense:
                 dense = images
             if name in pairs.others and dense is not None:
@@ -293,15 +294,16 @@ def protocol_of_figures(
     params: EvaluateParams,
     seed: int,
     device: torch.device,
+    figures: Mapping[str, Figures],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What stands beside a table of figures, as a JSON object; `extra` is what only this table has."""
+    said = [note for each in figures.values() for note in each.notes]
     return {
         "dataset": dataset.name,
         "dataset_checksum": dataset.checksum,
         "reference_split": "train",
-        "num_images": params.num_images,
-        **real.reference.describe(),
+        **real.reference.describe(params.num_images),
         **extra,
         "latency_batch_sizes": list(params.latency_batch_sizes),
         "latency_compiled": params.latency_compiled,
@@ -309,6 +311,6 @@ def protocol_of_figures(
         "sampler_repeats": params.sampler_repeats,
         "lpips": real.lpips is not None,
         "seed": seed,
-        "notes": real.reference.notes(params.num_images),
+        "notes": [*real.reference.notes(params.num_images), *said],
         **environment(device),
     }

@@ -28,9 +28,18 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def _git_revision() -> str | None:
-    command = ["git", "describe", "--always", "--dirty"]
+    """Of the repository that this code is in; None where it is in none, or in one that has other code."""
+    here = Path(__file__)
+    if _git(here.parent, "ls-files", here.name) is None:
+        return None
+    return _git(here.parent, "describe", "--always", "--dirty")
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    """What a command prints; None where it prints nothing or fails."""
+    argv = ["git", "-C", str(folder), *command]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
