@@ -600,8 +600,15 @@ def starts_of(context: Context, patch: pytest.MonkeyPatch) -> dict[str, nn.Modul
         starts[args[-1].removeprefix("distill ")] = copy.deepcopy(student)
         return distill(student, *args)
 
+    def batches(*args: Any) -> ModelBatches:
+        announced.append(args[-1])
+        return ModelBatches(*args)
+
+    announced: list[int] = []
     patch.setattr(stage, "distill", noting)
+    patch.setattr(stage, "ModelBatches", batches)
     stage.run(context)
+    assert announced == [len(starts)]
     return starts
 
 
