@@ -355,6 +355,8 @@ def test_held_out_pictures_are_the_first_test_pictures_with_noise_of_their_own()
     def held_out(dataset: ImageDataset, **overrides: Any) -> list[torch.Tensor]:
         named = {f"distill__{name}": value for name, value in overrides.items()}
         batches = ModelBatches(teacher, dataset, tiny_params(**named).distill, 0, CPU)
+        noise = torch.cat([next(batches(0)).target, *(batch.target for batch in batches.held_out())])
+        assert len(noise.unique(dim=0)) == len(noise)
         calls = [[b.latents for b in batches.held_out()] for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*calls, strict=True))
         return calls[0]

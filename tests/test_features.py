@@ -334,6 +334,10 @@ class Flat(nn.Module):
     def forward(self, images):
         return images.float().mean()
 
+class Short(nn.Module):
+    def forward(self, images):
+        return images.float().mean(dim=(2, 3))[1:]
+
 class EffNet_Lite0(Means):
     pass
 
@@ -405,6 +409,9 @@ def test_what_gives_no_network_is_refused(own: str, target: str, reason: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_what_gives_no_features_is_refused(own: str) -> None:
-    with pytest.raises(DataError, match=r"Flat: gave \(\) for 4 pictures; it has to return features"):
-        make_extractor(f"{own}:Flat", CPU)(pictures(4))
+@pytest.mark.parametrize(("attribute", "gave"), [("Flat", r"\(\)"), ("Short", r"\(3, 3\)")])
+def test_what_gives_no_features_is_refused(own: str, attribute: str, gave: str) -> None:
+    with pytest.raises(
+        DataError, match=f"{attribute}: gave {gave} for 4 pictures; it has to return features"
+    ):
+        make_extractor(f"{own}:{attribute}", CPU)(pictures(4))
