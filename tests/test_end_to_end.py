@@ -129,7 +129,7 @@ def test_fine_tuned_models_say_how_they_came_about(project: Path) -> None:
         assert tuple(io.read_csv(table)["student"].unique()) == STUDENTS
     budget = io.read_csv(run.budget)
     assert set(budget["model"]) == {"invariant", f"pruned-{PLAN}", *STUDENTS[:2]}
-    assert list(budget.loc[budget["model"] == "invariant", "steps"]) == [2, 4]
+    assert list(budget.loc[budget["model"] == "invariant", "steps"]) == [4, 2]
     pairs = io.read_csv(run.differences)[["model", "against"]].itertuples(index=False)
     assert {(f"distilled-{PLAN}", "invariant"), (f"distilled-{PLAN}", "longer")} <= {tuple(p) for p in pairs}
     assert {"psnr_to_dense", "ssim_to_dense"} <= set(io.read_json(run.metrics)[f"pruned-{PLAN}"])
@@ -243,7 +243,8 @@ def test_a_cell_of_the_sweep_is_the_canonical_run(project: Path) -> None:
     ours = io.read_json(project / "results" / "sweep" / "photos" / "seed0" / "evaluate" / "metrics.json")
     for model, metrics in json.loads(committed).items():
         for name, value in metrics.items():
-            if not name.startswith("latency"):
+            if name.startswith(("fd", "psnr", "ssim", "params", "macs")) and not name.endswith("_se"):
+                # Errors, neighbours and shares of 24 pictures turn on a rounding of one of them.
                 assert ours[model][name] == pytest.approx(value, rel=1e-4), (model, name)
     summary = pd.read_csv(project / "results" / "sweep" / "summary.csv")
     assert set(summary["n"]) == {1}

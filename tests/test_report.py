@@ -852,7 +852,7 @@ def test_depth_shows_outermost_operators_by_kind() -> None:
 
 def test_page_lists_what_changed(made: RunPaths) -> None:
     text = made.report_page.read_text(encoding="utf-8")
-    rows, changes = list(metric_rows(text, "changes")), io.read_csv(made.changes).query("plan == 25")
+    rows, changes = list(metric_rows(text, "changes")), io.read_csv(made.changes).query("plan == '25'")
     assert rows[0] == (
         "(whole denoiser)",
         ["27 replaced", "1,234,567", "→ 812,345", "4,321.1", "→ 1,000.0", "31.40", "→ 23.87"],
