@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,19 @@ from pelap.errors import DataError, ModelError, PelapError, PlanError, TrainingE
 from pelap.loading import load_model, model_plan, save_model
 from pelap.models.cut import CutLightUNet
 from pelap.models.ldm import LatentDiffusion
-from pelap.params import DistillParams, VariantParams
-from pelap.params.run import LossWeights
+from pelap.params import DistillParams, LossWeights, VariantParams
 from pelap.paths import RunPaths, reference_cache
 from pelap.pruning.operators import find_operators
 from pelap.pruning.plan import Plan, complete_plan, plan_from_json
 from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.report.figures_training import distillation_curves
 from pelap.sampling import sample_images
 from pelap.stages import distill as stage
 from pelap.stages.context import Context
 from pelap.training import distill as distillation
 from pelap.training.distill import (
     DISTANCE,
+    Batches,
     Distilled,
     FeatureTap,
     NoisyBatch,
@@ -43,6 +45,7 @@ from pelap.training.distill import (
 )
 from pelap.training.loop import Losses, Trainer
 from pelap.training.model_batches import ModelBatches
+from pelap.training.shared_batches import SharedBatches
 
 CPU = torch.device("cpu")
 MASKED = VariantParams(strength="lambda", normalise="before_mask", decode_from="z*m")
@@ -376,6 +379,115 @@ def test_held_out_pictures_are_the_first_test_pictures_with_noise_of_their_own()
     assert torch.equal(changed[1:], expected[1:])
 
 
+# --- batches that students share --------------------------------------------------------------------
+
+OUTPUT = weights(task=1.0, output=2.0)
+
+
+def shared_by(teacher: LatentDiffusion, params: DistillParams, limit: int = 2**20) -> SharedBatches:
+    batches = batches_for(teacher, params, num_students=3)
+    return SharedBatches(batches, teacher.unet, params.precision, limit)
+
+
+@pytest.mark.parametrize(("fields", "precision"), [(MASKED, "fp32"), (TOPK, "bf16")], ids=["fp32", "bf16"])
+def test_students_that_share_batches_learn_what_they_would_alone(
+    tmp_path: Path, fields: VariantParams, precision: str
+) -> None:
+    params = tiny_params(distill__precision=precision, distill__log_every=1).distill
+    students = [weights(task=1.0), OUTPUT, ALL, OUTPUT]
+    ends: dict[str, list[Distilled]] = {}
+    for name in ("alone", "shared"):
+        teacher = tiny_model(fields=fields)
+        shaken(teacher.unet)
+        shared = shared_by(teacher, params)
+        plain = batches_for(teacher, params, num_students=3)
+        for index, how in enumerate(students):
+            batches: Batches = shared.seen_by(how) if name == "shared" else plain
+            student, folder = tiny_model(seed=index, fields=fields).unet, tmp_path / name / str(index)
+            ends.setdefault(name, []).append(
+                distill(student, teacher.unet, batches, params, how, CPU, folder)
+            )
+    for alone, together in zip(ends["alone"], ends["shared"], strict=True):
+        assert same(state_of(alone.network), state_of(together.network))
+        assert alone.progress.validation == together.progress.validation
+        rows = [[row | {"images_per_s": 0} for row in each.progress.history] for each in (alone, together)]
+        assert rows[0] == rows[1]
+
+
+def test_the_teacher_is_asked_once_for_students_that_need_its_prediction_alone(tmp_path: Path) -> None:
+    teacher, params = tiny_model(), tiny_params().distill
+    shared, calls = shared_by(teacher, params), count_calls(teacher.unet)
+    asked = []
+    for index, how in enumerate([weights(task=1.0), OUTPUT, OUTPUT, weights(output=1.0), ALL]):
+        student = tiny_model(seed=index).unet
+        distill(student, teacher.unet, shared.seen_by(how), params, how, CPU, tmp_path / str(index))
+        asked.append(len(calls))
+        calls.clear()
+    # 6 steps and 1 batch held out; features are not kept: asked 3 times about what is held out.
+    assert asked == [0, 6 + 1, 0, 0, 6 + 3]
+
+
+@torch.no_grad()
+def test_a_prediction_that_comes_with_the_batch_is_taken() -> None:
+    teacher, student, batch = tiny_model().unet, tiny_model(seed=1).unet, a_batch()
+    taught = replace(batch, taught=batch.predict(student))
+    assert float(Objective(student, teacher, OUTPUT)(student, taught)["output"]) == 0
+    # Of the features it says nothing: the teacher itself is run.
+    assert float(Objective(student, teacher, ALL)(student, taught)["output"]) > 0
+
+
+def equal(one: NoisyBatch, other: NoisyBatch) -> bool:
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("latents", "timesteps", "target")
+    )
+
+
+# Three times 16 latents of 4 x 4 x 4 floats, 16 time steps, and ones for the 16 x 4 channels that are there.
+TAUGHT_BYTES = 3 * 16 * 64 * 4 + 16 * 8 + 16 * 4 * 4
+
+
+@pytest.mark.parametrize(("limit", "num_kept"), [(0, 0), (3 * TAUGHT_BYTES - 1, 2), (2**20, 6)])
+def test_shared_batches_are_those_of_the_steps_whatever_is_kept(limit: int, num_kept: int) -> None:
+    teacher, params = tiny_model(), tiny_params().distill
+    stream = batches_for(teacher, params, num_students=3)(0)
+    expected = [next(stream) for _ in range(6)]
+    for first in range(6):
+        shared = shared_by(teacher, params, limit)
+        # A student that goes on where it was interrupted comes first; the next has all steps.
+        for step, how in ((first, OUTPUT), (0, OUTPUT), (0, ALL)):
+            for wanted, batch in zip(expected[step:], shared.seen_by(how)(step), strict=False):
+                assert equal(batch, wanted)
+        again = [[next(shared.seen_by(how)(step)) for step in range(6)] for how in (OUTPUT, OUTPUT)]
+        assert sum(one is other for one, other in zip(*again, strict=True)) == num_kept
+        assert all(batch.taught is not None for batch in again[0])
+
+
+def test_a_batch_that_gets_its_prediction_later_takes_the_room_of_one() -> None:
+    shared = shared_by(tiny_model(), tiny_params().distill, limit=2 * TAUGHT_BYTES)
+    for how in (ALL, OUTPUT):
+        made = [next(shared.seen_by(how)(step)) for step in range(2)]
+    assert all(next(shared.seen_by(ALL)(step)) is batch for step, batch in enumerate(made))
+    assert all(batch.taught is not None for batch in made)
+
+
+def test_what_is_held_out_is_made_once() -> None:
+    shared = shared_by(tiny_model(), tiny_params(distill__batch_size=3).distill, limit=0)
+    made = [list(shared.seen_by(how).held_out()) for how in (ALL, OUTPUT, weights(task=1.0), OUTPUT)]
+    assert [len(batch.latents) for batch in made[0]] == [3, 3, 2]
+    assert all(batch.taught is None for batch in made[0])
+    for batches in made[1:]:
+        assert all(equal(one, other) for one, other in zip(batches, made[0], strict=True))
+    assert all(one is other and one.taught is not None for one, other in zip(made[1], made[3], strict=True))
+
+
+def test_a_term_that_no_student_has_gets_no_panel() -> None:
+    history = pd.DataFrame({"student": ["a", "a"], "step": [1, 2], "task": [2.0, 1.0], "output": [0.5, 0.4]})
+    for table in (history, history.assign(feature=float("nan"))):
+        titles = [axis.get_title(loc="left") for axis in distillation_curves(table, ["a"]).axes]
+        assert [title.split(":")[0] for title in titles] == ["Task", "Output"]
+    assert len(distillation_curves(history[:0], ["a"]).axes) == 1
+
+
 # --- validation and the step to keep ----------------------------------------------------------------
 
 
@@ -590,8 +702,9 @@ def test_every_student_of_every_plan_is_trained_and_saved(
         for row, lines in table.groupby("student"):
             assert lines["step"].tolist() == steps
             assert lines["task"].notna().all()
-            for column in ("output", "feature"):
-                assert lines[column].notna().all() == (row != "longer")
+            how = STUDENTS[str(row).partition("-")[0]]
+            for term in ("output", "feature"):
+                assert lines[term].notna().all() == lines[term].notna().any() == bool(how[f"{term}_weight"])
 
 
 def starts_of(context: Context, patch: pytest.MonkeyPatch) -> dict[str, nn.Module]:

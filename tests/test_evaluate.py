@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_dataset, tiny_model, tiny_params
+from tiny import LIGHT, tiny_dataset, tiny_model, tiny_params
 from torch import nn
 
 from pelap import io
@@ -22,6 +22,7 @@ from pelap.evaluation.reference import Figures, Reference
 from pelap.loading import load_model, save_model
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import Latency
+from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.paths import RunPaths, packed_dataset
@@ -38,6 +39,7 @@ SCORED, PRUNED, TUNED, SCRATCH, TWIN = "invariant", "pruned-9", "distilled-9", "
 ROWS = ("baseline", SCORED, PRUNED, TUNED, SCRATCH, TWIN, "real")
 MODELS, DERIVED = ROWS[:-1], ROWS[2:-1]
 METRIC, STEPS, FEWER = "fd_coarse", 4, 2
+CACHED = "cached-2"
 COSTS = {"latency_ms", "latency_iqr_ms", "params", "macs", "peak_memory_mib", "disk_mib"}
 QUALITY = {METRIC, f"{METRIC}_se", "kid_coarse", "kid_coarse_std"} | {
     f"{name}_coarse" for name in ("precision", "recall", "density", "coverage")
@@ -54,7 +56,11 @@ class Coarse(nn.Module):
 
 def params_of(**overrides: Any) -> Any:
     variants = {name: tiny_params().variants[name].model_dump() for name in ("baseline", SCORED)}
-    own = {"variants": variants, "evaluate__extractors": ["test_evaluate:Coarse"]}
+    own = {
+        "variants": variants,
+        "evaluate__extractors": ["test_evaluate:Coarse"],
+        "evaluate__cache_intervals": [2],
+    }
     return tiny_params(**(own | overrides))
 
 
@@ -250,9 +256,13 @@ def test_recovered_is_of_the_plans_own_pruned_row(context: Context) -> None:
 def test_budget_is_quality_against_time(context: Context, metrics: Mapping[str, Any]) -> None:
     table = io.read_csv(context.paths.budget)
     assert list(table.columns) == ["model", "steps", "image_ms", "image_iqr_ms", METRIC, f"{METRIC}_se"]
-    entries = [(SCORED, STEPS), (SCORED, FEWER), (PRUNED, STEPS), (TUNED, STEPS)]
+    entries = [
+        (SCORED, STEPS), (SCORED, FEWER), (CACHED, STEPS), (TWIN, STEPS), (TWIN, FEWER), (PRUNED, STEPS),
+        (TUNED, STEPS),
+    ]  # fmt: skip
     assert list(zip(table["model"], table["steps"], strict=True)) == entries
-    for row in table[table["steps"] == STEPS].to_dict("records"):
+    assert CACHED not in metrics
+    for row in table[(table["steps"] == STEPS) & (table["model"] != CACHED)].to_dict("records"):
         for key in ("image_ms", "image_iqr_ms", METRIC, f"{METRIC}_se"):
             assert row[key] == metrics[row["model"]][key]
     fewer = table.iloc[1]
@@ -260,6 +270,46 @@ def test_budget_is_quality_against_time(context: Context, metrics: Mapping[str, 
     assert fewer[METRIC] == pytest.approx(expected[METRIC], rel=1e-2)
     assert fewer[METRIC] != metrics[SCORED][METRIC]
     assert fewer["image_ms"] > 0
+    assert table.iloc[4][METRIC] == fewer[METRIC]  # the same network
+
+
+def test_budget_has_the_dense_model_with_shared_features(
+    context: Context, metrics: Mapping[str, Any], tmp_path: Path
+) -> None:
+    row = io.read_csv(context.paths.budget).set_index("model").loc[CACHED]
+    model = load_model(folder_of(context, SCORED))
+    cached = with_unet(model, DeepCache(model.unet, 2), CACHED)
+    images = sample_images(cached, SamplerParams(kind="ddim", steps=STEPS), 24, 0, batch_size=24)
+    assert row[METRIC] == pytest.approx(reference_of(context).measure(images).metrics[METRIC], rel=1e-2)
+    assert row[METRIC] != metrics[SCORED][METRIC]
+    assert row["image_ms"] > 0
+    assert io.read_json(context.paths.evaluate_protocol)["cache_intervals"] == [2]
+
+
+def test_what_cannot_be_cached_is_told_before_sampling(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "real_pictures", None)
+    table = evaluate._table(context)
+    light = {SCORED: tiny_model(**LIGHT)}
+    with pytest.raises(ConfigError, match=r"evaluate\.cache_intervals: invariant cannot .* LightUNet .*\[\]"):
+        evaluate._cached(context, table, light)
+    assert evaluate._cached(again(context, evaluate__cache_intervals=[]), table, light) == {}
+    taken = evaluate.Table(dict(table.rows) | {CACHED: table.rows[TWIN]}, SCORED)
+    with pytest.raises(ConfigError, match="cached-2 is the name of a model already"):
+        evaluate._cached(context, taken, light)
+
+
+def test_only_the_distance_is_measured_where_that_is_asked_for(
+    context: Context, metrics: Mapping[str, Any]
+) -> None:
+    params = again(context, evaluate__only_frechet=True, evaluate__num_images=24).params.evaluate
+    real = real_pictures(context.dataset(), params, context.data / "cache", CPU)
+    model = load_model(folder_of(context, SCORED))
+    source = ModelSource(model, SamplerParams(kind="ddim", steps=STEPS))
+    found = measure_pictures({SCORED: source}, real, params, 0, Pairs(None, []))
+    assert all(set(row.metrics) == {METRIC, f"{METRIC}_se"} for row in found.values())
+    assert found["real"].metrics[METRIC] == pytest.approx(metrics["real"][METRIC], rel=1e-6)
 
 
 def test_latencies_at_all_batch_sizes(context: Context, metrics: Mapping[str, Any]) -> None:
@@ -326,10 +376,11 @@ def test_all_models_are_timed_in_turns(context: Context, monkeypatch: pytest.Mon
     table = evaluate._table(context)
     models = {name: load_model(folder_of(context, name)) for name in MODELS}
     evaluate._costs(context, table, models)
-    times = evaluate._image_times(context, table, models)
+    times = evaluate._image_times(context, table, models | evaluate._cached(context, table, models))
     passes, images = turns.together[:2], turns.together[2:]
     assert passes == [([(name, size, "eager") for name in MODELS], 3) for size in (4, 1)]
-    assert images == [([*((name, STEPS) for name in MODELS), (SCORED, FEWER)], 5)]
+    rows = [*((name, STEPS) for name in (*MODELS, CACHED)), (SCORED, FEWER), (TWIN, FEWER)]
+    assert images == [(rows, 5)]
     assert times[SCORED, STEPS] == {"image_ms": 2.0, "image_iqr_ms": 1.0}  # of one of the four pictures
     pictures = turns.results[SCORED, FEWER]
     assert (pictures.shape, pictures.dtype) == ((4, 3, 16, 16), torch.uint8)

@@ -16,19 +16,17 @@ from torch import nn
 from pelap import io
 from pelap.errors import PlanError
 from pelap.measure.cost import count_params
+from pelap.pruning.choose import check_scores, make_plan, plan_of
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.operators import Operator
 from pelap.pruning.plan import (
     Plan,
     Removal,
     check_disjoint,
-    check_scores,
     complete_plan,
     demand_network,
     fingerprint,
-    make_plan,
     plan_from_json,
-    plan_of,
 )
 from pelap.pruning.replace import Replacement, StandIn
 from pelap.pruning.surgery import apply_plan, removed_operators

@@ -344,7 +344,7 @@ def equal_time(budget: pd.DataFrame, floor: float = math.nan) -> tuple[Figure, A
     figure, (axis,) = style.panels(1, (8, 5))
     look, column = style.looks(dict.fromkeys(points["model"])), tables.column("fd_x")
     figures_budget.draw(axis, points, look, "invariant", column)
-    figures_budget.key(figure, points["model"], look, "invariant")
+    figures_budget.key(figure, points, look, "invariant")
     figures_budget.finish(axis, points, "invariant", floor, column)
     return figure, axis
 
@@ -363,7 +363,7 @@ def test_dense_is_a_line_over_numbers_of_steps() -> None:
         "pruned",
         "distilled",
         "longer",
-        "other numbers: plan",
+        "other labels: plan",
     ]
     faces = {
         line.get_color(): line.get_markerfacecolor() for line in axis.lines if line.get_marker() != "None"
@@ -371,6 +371,63 @@ def test_dense_is_a_line_over_numbers_of_steps() -> None:
     assert [colour for colour, face in faces.items() if face == style.PAPER] == [
         style.looks(["pruned-25"])["pruned-25"].colour
     ]
+
+
+def cached_and_longer() -> pd.DataFrame:
+    """A budget where `longer` has numbers of steps as well, and features are shared in two intervals."""
+    budget = budget_rows(cached_3=(5.5, 96.0), cached_2=(6.5, 91.0), pruned_25=(7.0, 150.0))
+    longer = budget.head(3).assign(model="longer", fd_x=[88.0, 118.0, 93.0])
+    return pd.concat([budget, longer], ignore_index=True)
+
+
+def test_shared_features_and_students_with_fewer_steps_are_lines() -> None:
+    figure, axis = equal_time(cached_and_longer())
+    look = style.looks(["invariant", "cached-3", "cached-2", "pruned-25", "longer"])
+    assert look["cached-2"] == look["cached-3"]
+    curves = {line.get_color(): line for line in axis.lines if len(np.asarray(line.get_xdata())) > 1}
+    assert list(curves) == [look[name].colour for name in ("invariant", "cached-2", "longer")]
+    assert {line.get_linestyle() for line in curves.values()} == {"-"}
+    assert list(curves[look["cached-2"].colour].get_xdata()) == [5.5, 6.5]  # type: ignore[arg-type]
+    widths = [line.get_linewidth() for line in curves.values()]
+    assert widths[0] > widths[1] == widths[2]
+    texts = sorted(text.get_text() for text in axis.texts)
+    assert texts == sorted(["20", "10", "5"] * 2 + ["2", "3", "25"])
+    assert legend_of(figure) == [
+        "invariant; numbers: steps", "cached; numbers: interval", "pruned", "longer; numbers: steps",
+        "other labels: plan",
+    ]  # fmt: skip
+    unpruned, _ = equal_time(budget_rows(cached_2=(6.5, 91.0)))
+    assert legend_of(unpruned) == ["invariant; numbers: steps", "cached; numbers: interval"]
+
+
+def test_family_of_shared_features_is_not_a_plan() -> None:
+    assert row_names.split_row("cached-2", ["25", "2"]) == ("cached", "2")
+    assert row_names.split_row("cached-2-25", ["25"]) == ("cached-2", "25")
+    assert row_names.split_row("cached", []) == ("cached", None)
+
+
+def test_equal_time_is_also_that_of_what_was_trained_as_long(made: RunPaths) -> None:
+    data = report.load(context(made).params, made)
+    assert "longer" not in words.equal_time(data)
+    more = pd.DataFrame(
+        [("longer", 20, 12.0, 88.9), ("longer", 10, 6.0, 94.9), ("cached-2", 20, 9.75, 92.5)],
+        columns=["model", "steps", "image_ms", "fd_effnet_lite0"],
+    )
+    budget = pd.concat([data.budget, more], ignore_index=True)
+    assert set(dataclasses.replace(data, budget=budget).points["model"]) == {*data.points["model"], "longer"}
+    protocol = {**data.protocol, "cache_intervals": [2]}
+    data = dataclasses.replace(data, budget=budget, protocol=protocol)
+    text = words.equal_time(data)
+    assert text.startswith("Given as much time a picture, the dense invariant with fewer steps has about ")
+    # Half way from 6.6 to 12.9 ms, 95.9 to 91.73; of `longer` at 9.7 ms of 6 to 12.
+    assert "93.82 where cached-2 has 92.50" in text
+    of_longer = text.split("; ")[1]
+    assert of_longer.startswith("longer, which was trained on unpruned, with fewer steps has about ")
+    assert "91.20 where distilled-25 has 93.22" in of_longer
+    assert "cached" not in of_longer
+    page = html.render(data)
+    assert "share deep features" in page
+    assert "share deep features" not in html.render(report.load(context(made).params, made))
 
 
 def test_bars_are_intervals_and_quartiles() -> None:

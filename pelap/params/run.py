@@ -1,7 +1,8 @@
 """The sections that the stages read, and the whole file."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import (
     BeforeValidator,
@@ -82,14 +83,22 @@ class CollapseParams(Section):
     scale_threshold: Share
 
 
+Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
+CheapCriterion: TypeAlias = Literal["random", "magnitude", "taylor", "output_error", "block_similarity"]
+"""Ways to rank operators that need no denoising run for each of them."""
+Criterion: TypeAlias = Literal["score"] | Formula | CheapCriterion
+"""What operators are ranked by; `score` is LD-Pruner's by the formula of the section `score`."""
+
+
 class ScoreParams(Section):
-    """LD-Pruner's score of every operator."""
+    """LD-Pruner's score of every operator, and what it is compared with."""
 
     variant: Name
     num_latents: Annotated[int, Field(ge=2)]
     num_seeds: PositiveInt
     sampler: SamplerParams
-    formula: Literal["avg+std", "avg", "std", "avg*std"]
+    formula: Formula
+    criteria: Annotated[tuple[CheapCriterion, ...], Field(strict=False)]
     norm: Literal["identity", "scale_shift"]
     start: Literal["fitted", "random", "parameter_free"]
     early_stop: Share | None
@@ -116,36 +125,79 @@ Amounts: TypeAlias = Annotated[
 ]
 
 
+TARGETS = ("time_reduction", "num_params", "num_operators")
+
+
+class MethodParams(Section):
+    """A way to choose operators."""
+
+    criterion: Criterion
+    selection: Literal["order", "ratio", "knapsack"]
+    rescore: Share | None = None
+    amounts: Amounts[PositiveFloat] = None
+
+
+def _ld_pruner() -> dict[str, MethodParams]:
+    return {"ld-pruner": MethodParams(criterion="score", selection="order")}
+
+
 class PruneParams(Section):
-    """How much to remove: exactly one of the three targets, with one amount or several."""
+    """How much to remove: exactly one of the three targets, with one amount or several; and how to choose."""
 
     time_reduction: Amounts[Share]
     num_params: Amounts[PositiveInt]
     num_operators: Amounts[PositiveInt]
+    methods: Annotated[dict[Name, MethodParams], Field(min_length=1, default_factory=_ld_pruner)]
+    trials: NonNegativeInt = 5
+    singles: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_target(self) -> "PruneParams":
-        if sum(amounts is not None for _, amounts in self) != 1:
+        if sum(getattr(self, target) is not None for target in TARGETS) != 1:
             raise ValueError("give exactly one of time_reduction, num_params, num_operators")
-        if len(set(self.amounts)) < len(self.amounts):
-            raise ValueError(f"{self.target} names an amount twice")
+        for name, method in self.methods.items():
+            amounts = self.amounts_of(method)
+            if len(set(amounts)) < len(amounts):
+                raise ValueError(f"{name if method.amounts else self.target} names an amount twice")
+            if self.target == "time_reduction" and max(amounts) > 1:
+                raise ValueError(f"methods.{name}.amounts: shares of the time are at most 1")
+            if self.target != "time_reduction" and any(amount != int(amount) for amount in amounts):
+                raise ValueError(f"methods.{name}.amounts: {self.target} are whole numbers")
+            if method.rescore is not None and self.target != "time_reduction":
+                raise ValueError(f"methods.{name}.rescore is a share of the time; give time_reduction")
         return self
 
     @property
     def target(self) -> str:
         """The name of the target that is given."""
-        return next(name for name, amounts in self if amounts is not None)
+        return next(target for target in TARGETS if getattr(self, target) is not None)
+
+    def amounts_of(self, method: MethodParams) -> tuple[float, ...]:
+        """How much a method removes: its own amounts, or those of the target."""
+        return tuple(method.amounts or getattr(self, self.target))
 
     @property
-    def amounts(self) -> tuple[float, ...]:
-        """What is given for it."""
-        return tuple(getattr(self, self.target))
+    def plans(self) -> dict[str, "PlanRequest"]:
+        """What each plan is to be, by its name: percent of the time, or the number.
 
-    @property
-    def plans(self) -> dict[str, float]:
-        """The amounts by the name of their plan: percent of the time, or the number."""
+        Where there are several methods, the method's name stands before it.
+        """
         scale = 100 if self.target == "time_reduction" else 1
-        return {f"{scale * amount:.12g}": amount for amount in self.amounts}
+        several = len(self.methods) > 1
+        return {
+            f"{name}-" * several + f"{scale * amount:.12g}": PlanRequest(name, method, amount)
+            for name, method in self.methods.items()
+            for amount in self.amounts_of(method)
+        }
+
+
+class PlanRequest(NamedTuple):
+    """One plan to be made."""
+
+    name: str
+    """Of the method."""
+    method: MethodParams
+    amount: float
 
 
 class LossWeights(Section):
@@ -166,6 +218,8 @@ class StudentParams(LossWeights):
     """One way of spending the steps of `distill`."""
 
     start: Literal["pruned", "scratch", "dense"]
+    skip: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Patterns (as of files) of the plans that it is not trained for."""
 
 
 class QualityParams(Section):
@@ -218,7 +272,9 @@ class DistillParams(Section):
         rows: dict[str, tuple[StudentParams, str | None]] = {}
         for plan in plans:
             rows |= {
-                f"{name}-{plan}": (it, plan) for name, it in self.students.items() if it.start != "dense"
+                f"{name}-{plan}": (it, plan)
+                for name, it in self.students.items()
+                if it.start != "dense" and not any(fnmatchcase(plan, pattern) for pattern in it.skip)
             }
         return rows | {name: (it, None) for name, it in self.students.items() if it.start == "dense"}
 
@@ -233,6 +289,8 @@ class EvaluateParams(Section):
     batch_size: PositiveInt
     sampler: SamplerParams
     dense_steps: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    cache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
+    only_frechet: bool
     extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     inception_weights: str | None
     lpips_weights: str | None
@@ -243,7 +301,7 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _once(self) -> "EvaluateParams":
-        for key in ("dense_steps", "extractors", "latency_batch_sizes"):
+        for key in ("dense_steps", "cache_intervals", "extractors", "latency_batch_sizes"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key} names something twice")
         return self

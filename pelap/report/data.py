@@ -9,7 +9,7 @@ import pandas as pd
 
 from pelap.report.changes import changed
 from pelap.report.figures_budget import measured
-from pelap.report.rows import PRUNED
+from pelap.report.rows import CACHED, PRUNED
 from pelap.report.tables import metrics_frame, quality_column
 
 
@@ -75,7 +75,7 @@ class RunData:
     @property
     def models(self) -> list[str]:
         """Everything with a colour of its own, in the table's order."""
-        return list(dict.fromkeys([*self.metrics, *self.history, *self.students]))
+        return list(dict.fromkeys([*self.metrics, *self.history, *self.students, *self.cached]))
 
     @property
     def plans(self) -> list[str]:
@@ -83,10 +83,15 @@ class RunData:
         return list(self.prune_result)
 
     @property
+    def cached(self) -> list[str]:
+        """Rows of the scored variant whose sampling steps share deep features."""
+        return [f"{CACHED}-{interval}" for interval in self.protocol.get("cache_intervals", [])]
+
+    @property
     def denoisers(self) -> list[str]:
         """The scored variant and what became of it: the rows that are compared at equal time."""
         dense = [] if self.scored is None else [self.scored]
-        return [*dense, *(f"{PRUNED}-{plan}" for plan in self.plans), *self.students]
+        return [*dense, *(f"{PRUNED}-{plan}" for plan in self.plans), *self.students, *self.cached]
 
     @cached_property
     def points(self) -> pd.DataFrame:

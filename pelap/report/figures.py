@@ -75,7 +75,7 @@ def _quality(owner: Figure | SubFigure, axis: Axes, run: RunData, scale: float =
     if run.scored is not None and len(run.points):
         look = looks(run.models)
         figures_budget.draw(axis, run.points, look, run.scored, column, scale)
-        figures_budget.key(owner, run.points["model"], look, run.scored, scale)
+        figures_budget.key(owner, run.points, look, run.scored, scale)
         figures_budget.finish(axis, run.points, run.scored, floor, column, scale)
     else:
         quality_alone(axis, run.frame, run.models, scale)

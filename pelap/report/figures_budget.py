@@ -1,4 +1,4 @@
-"""Figure of quality at equal time: the dense model with fewer steps against pruned and trained networks."""
+"""Figure of quality at equal time: the dense model with fewer or cheaper steps against other networks."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pelap.report.labels import Label, place
-from pelap.report.rows import plans_of, split_row
+from pelap.report.rows import CACHED, plans_of, split_row
 from pelap.report.style import (
     MUTED,
     PAPER,
@@ -73,18 +73,18 @@ def measured(budget: pd.DataFrame, key: str) -> pd.DataFrame:
 def draw(
     axis: Axes, points: pd.DataFrame, look: Mapping[str, Look], dense: str, column: Column, scale: float = 1.0
 ) -> None:
-    """Draw the curve of the dense model, and every other model as a point.
+    """Draw the curve of the dense model and of others with several numbers of steps, the rest as points.
 
     Args:
         axis: Where to draw.
         points: Columns model, steps, x, x_err, y, y_err; see `measured`.
         look: Colours of all models.
-        dense: The model that has a point for each number of steps.
+        dense: The model that all others come from.
         column: How the distance is called.
         scale: Factor of all sizes.
     """
     for rows in _families(points):
-        _family(axis, rows, look, rows["model"].iloc[0] == dense, scale)
+        _family(axis, rows, look, dense, scale)
     titles(axis, x="time per image, whole sampler and decoder (ms)", y=f"{column.title} ({column.unit})")
     for text in (axis.xaxis.label, axis.yaxis.label):
         text.set_fontsize(9.5 * scale)
@@ -104,22 +104,22 @@ def finish(
 
 
 def key(
-    owner: Figure | SubFigure, models: Iterable[str], look: Mapping[str, Look], dense: str, scale: float = 1.0
+    owner: Figure | SubFigure, points: pd.DataFrame, look: Mapping[str, Look], dense: str, scale: float = 1.0
 ) -> None:
-    """A legend below, with an entry a family; the numbers beside the points are explained in it."""
-    rows = _split(models)
+    """A legend below, with an entry a family; the labels beside the points are explained in it."""
+    rows, stepped = _split(points["model"]), _stepped(points, dense)
     first = {family: model for model, (family, _) in reversed(list(rows.items()))}
     handles = []
     for family in dict.fromkeys(family for family, _ in rows.values()):
         each = look[first[family]]
-        is_dense = first[family] == dense
-        text = f"{shortened(family)}; numbers: steps" if is_dense else shortened(family)
+        numbers = "steps" if first[family] in stepped else "interval" if family == CACHED else ""
+        text = f"{shortened(family)}; numbers: {numbers}" if numbers else shortened(family)
         handles.append(Line2D(
             [], [], color=each.colour, marker=each.marker, markerfacecolor=each.face, label=literal(text),
-            markersize=7 * scale, linestyle="-" if is_dense else "none",
+            markersize=7 * scale, linestyle="-" if numbers else "none",
         ))  # fmt: skip
-    if any(plan is not None for _, plan in rows.values()):
-        handles.append(Line2D([], [], linestyle="none", label="other numbers: plan"))
+    if any(plan is not None for family, plan in rows.values() if family != CACHED):
+        handles.append(Line2D([], [], linestyle="none", label="other labels: plan"))
     legend(owner, handles=handles, loc="outside lower center", ncols=3, fontsize=8.5 * scale)
 
 
@@ -129,18 +129,28 @@ def _split(models: Iterable[str]) -> dict[str, tuple[str, str | None]]:
     return {model: split_row(model, plans_of(models)) for model in models}
 
 
+def _stepped(points: pd.DataFrame, dense: str) -> set[str]:
+    """The dense model, and those that have several numbers of sampling steps."""
+    counts = points.groupby("model")["steps"].nunique()
+    return {dense, *counts.index[counts > 1]}
+
+
 def _families(points: pd.DataFrame) -> list[pd.DataFrame]:
     """The points of each family, from left to right."""
     family = points["model"].map({model: name for model, (name, _) in _split(points["model"]).items()})
     return [rows.sort_values("x") for _, rows in points.groupby(family, sort=False)]
 
 
-def _family(axis: Axes, rows: pd.DataFrame, look: Mapping[str, Look], is_dense: bool, scale: float) -> None:
-    """Points of the dense model on a line, those of a student of several plans on a faint one."""
-    first = look[rows["model"].iloc[0]]
+def _family(axis: Axes, rows: pd.DataFrame, look: Mapping[str, Look], dense: str, scale: float) -> None:
+    """Points of one model, or of all intervals of caching, on a line; several plans on a faint one."""
+    name = rows["model"].iloc[0]
+    one = (rows["model"] == name).all() or all(
+        family == CACHED for family, _ in _split(rows["model"]).values()
+    )
+    width = (2.0 if name == dense else 1.4) if one else 0.8
     if len(rows) > 1:
-        axis.plot(rows["x"], rows["y"], color=first.colour, linewidth=(2 if is_dense else 0.8) * scale,
-                  linestyle="-" if is_dense else ":", zorder=2)  # fmt: skip
+        axis.plot(rows["x"], rows["y"], color=look[name].colour, linewidth=width * scale,
+                  linestyle="-" if one else ":", zorder=2)  # fmt: skip
     for row in records(rows):
         each = look[row.model]
         axis.errorbar(
@@ -195,9 +205,9 @@ def _floor(axis: Axes, floor: float, column: Column, scale: float) -> None:
 
 
 def _labels(points: pd.DataFrame, dense: str) -> list[Label]:
-    rows, labels = _split(points["model"]), []
+    rows, stepped, labels = _split(points["model"]), _stepped(points, dense), []
     for row in records(points):
-        text = f"{row.steps:g}" if row.model == dense else rows[row.model][1]
+        text = f"{row.steps:g}" if row.model in stepped else rows[row.model][1]
         labels.append(Label(row.x, row.y, shortened(text or row.model)))
     return labels
 

@@ -67,10 +67,12 @@ def _values(*groups: pd.DataFrame | Mapping[str, pd.DataFrame] | str) -> list[fl
 
 
 def distillation_curves(history: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """Each term of the distillation loss by step, a panel a term, a line a student."""
-    figure, axes = panels(len(_TERMS), (11, 3.9))
+    """Each term of the distillation loss by step, a panel a term that any student has, a line a student."""
+    known = history.dropna(axis="columns", how="all").columns
+    shown = [each for each in _TERMS if each[0] in known] or _TERMS[:1]
+    figure, axes = panels(len(shown), (2 + 3 * len(shown), 3.9))
     look = looks(models)
-    for axis, (term, title) in zip(axes, _TERMS, strict=True):
+    for axis, (term, title) in zip(axes, shown, strict=True):
         for student, rows in _by_student(history):
             each = look[student]
             _line(axis, rows, term, color=each.colour, linestyle=each.dashes, linewidth=1.4,

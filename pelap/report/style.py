@@ -28,14 +28,16 @@ _FIXED = {
     "baseline": ("#0072b2", "o"),
     "pelap": ("#e69f00", "s"),
     "invariant": ("#009e73", "D"),
+    "dense": ("#44aa99", "o"),
     "pruned": ("#d55e00", "v"),
     "distilled": ("#cc79a7", "^"),
     "output-only": ("#56b4e9", "P"),
     "scratch": ("#999933", "X"),
     "longer": ("#882255", "h"),
+    "cached": ("#332288", ">"),
     "real": ("#7f8790", "*"),
 }
-_SPARE = (("#aa4499", "<"), ("#44aa99", ">"), ("#6699cc", "p"), ("#ddaa33", "H"), ("#997700", "d"))
+_SPARE = (("#aa4499", "<"), ("#117733", "8"), ("#6699cc", "p"), ("#ddaa33", "H"), ("#997700", "d"))
 _DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 """Lines of the first plan, the second, ...; with more plans than these they come again."""
 _SHADE = 0.25
@@ -72,8 +74,8 @@ def looks(models: Iterable[str]) -> dict[str, Look]:
 
 
 def _look(base: tuple[str, str], family: str, plan: str | None, plans: Sequence[str]) -> Look:
-    place = plans.index(plan) if plan is not None else 0
-    depth = 2 * place / (len(plans) - 1) - 1 if plan is not None and len(plans) > 1 else 0.0
+    place = plans.index(plan) if plan in plans else 0
+    depth = 2 * place / (len(plans) - 1) - 1 if plan in plans and len(plans) > 1 else 0.0
     colour = _shade(base[0], depth * _SHADE)
     return Look(colour, base[1], family == PRUNED, _DASHES[place % len(_DASHES)])
 

@@ -134,11 +134,10 @@ def budget_figure(budget: pd.DataFrame, dense: Mapping[str, str], cells: pd.Data
         nothing(axes[0], "times were not measured")
         return figure
     floors = _floors(cells, metric)
-    look = looks(dict.fromkeys(cells["model"]))
+    look = looks(dict.fromkeys([*cells["model"], *budget["model"]]))
     for axis, (dataset, rows) in zip(axes, panel.items(), strict=True):
         draw(axis, rows, look, dense.get(dataset, ""), column(metric))
-    key(figure, [model for rows in panel.values() for model in rows["model"]], look,
-        next(iter(dense.values()), ""))  # fmt: skip
+    key(figure, pd.concat(panel.values()), look, next(iter(dense.values()), ""))
     for axis, (dataset, rows) in zip(axes, panel.items(), strict=True):
         finish(axis, rows, dense.get(dataset, ""), floors.get(dataset, np.nan), column(metric))
         title = f"{dataset}: {_over(rows['n'])}"

@@ -194,25 +194,35 @@ def _distances(rows: Iterable[str], run: RunData, column: Column) -> list[str]:
 
 
 def equal_time(run: RunData) -> str:
-    """Each network that is faster against the dense one that takes fewer steps for the same time."""
-    column, points = quality_column(run.frame), run.points
-    if column is None or run.scored is None or points.empty:
-        return ""
-    curve = points[points["model"] == run.scored].sort_values("x")
-    if len(curve) < 2:
+    """Each network that is faster against those not pruned that take fewer steps for the same time."""
+    if run.scored is None or run.points.empty:
         return ""
     started = [row for row, how in run.students.items() if how["start"] == "pruned"]
-    parts = []
-    for row in records(points[points["model"].isin(started)]):
-        if curve["x"].iloc[0] <= row.x < curve["x"].iloc[-1]:
-            dense = float(np.interp(row.x, curve["x"], curve["y"]))
-            parts.append(f"{column.cell(dense)} where {row.model} has {column.cell(row.y)}")
+    trained = [row for row, how in run.students.items() if how["start"] == "dense"]
+    curves = [(run.scored, f"the dense {run.scored}", [*run.cached, *started])]
+    curves += [(row, f"{row}, which was trained on unpruned,", started) for row in trained]
+    found = [(who, _at_equal_time(run, model, rows)) for model, who, rows in curves]
+    parts = [f"{who} with fewer steps has about {listed(text)}" for who, text in found if text]
     if not parts:
         return ""
     return (
-        f"Given as much time a picture, the dense {run.scored} with fewer steps has about {listed(parts)} "
+        f"Given as much time a picture, {'; '.join(parts)} "
         "(straight lines between the numbers of steps that were measured)."
     )
+
+
+def _at_equal_time(run: RunData, model: str, rows: Iterable[str]) -> list[str]:
+    """What a model with several numbers of steps has at the time of each of `rows`."""
+    column, points = quality_column(run.frame), run.points
+    curve = points[points["model"] == model].sort_values("x")
+    if column is None or len(curve) < 2:
+        return []
+    return [
+        f"{column.cell(float(np.interp(row.x, curve['x'], curve['y'])))} "
+        f"where {row.model} has {column.cell(row.y)}"
+        for row in records(points[points["model"].isin(list(rows))])
+        if curve["x"].iloc[0] <= row.x < curve["x"].iloc[-1]
+    ]
 
 
 def controls(run: RunData) -> str:

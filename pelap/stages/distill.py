@@ -28,11 +28,13 @@ from pelap.training.checkpoint import drop_checkpoint, weights_digest
 from pelap.training.distill import Distilled, Quality, distill
 from pelap.training.loop import Progress
 from pelap.training.model_batches import ModelBatches
+from pelap.training.shared_batches import KEPT_BYTES, SharedBatches
 
 EXTRACTOR = "effnet-lite0"
 HISTORY = ("student", "step", "loss", "task", "output", "feature", "lr", "images_per_s")
 VALIDATION = ("student", "step", "task", "output", "feature")
-"""Columns that are always there; `output` and `feature` are empty for a student without a teacher."""
+"""Columns that are always there; `output` and `feature` are empty for a student without a teacher,
+`feature` for one that gives it no weight too."""
 
 
 def run(context: Context) -> None:
@@ -90,9 +92,11 @@ class _Distillation:
         variant = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
         self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset)
         self.quality = _quality(context, self.teacher, self.dataset)
-        self.batches = ModelBatches(
+        batches = ModelBatches(
             self.teacher, self.dataset, self.params, self.seed, context.device, num_students
         )
+        limit = KEPT_BYTES if num_students > 1 else 0  # a single student comes by each batch once
+        self.batches = SharedBatches(batches, self.teacher.unet, self.params.precision, limit)
 
     def train(self, row: str, how: StudentParams, plan_name: str | None, folder: Path) -> _Report:
         """Train a student and save it below `folder`, which becomes that of the stage."""
@@ -101,7 +105,7 @@ class _Distillation:
         trained = distill(
             student,
             self.teacher.unet,
-            self.batches,
+            self.batches.seen_by(how),
             self.params,
             how,
             self.context.device,

@@ -10,8 +10,7 @@ from pelap import io
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.errors import ConfigError, ModelError
 from pelap.loading import load_pipeline, pipeline_plan, save_pipeline
-from pelap.params import DistillParams, Params
-from pelap.params.run import LossWeights
+from pelap.params import DistillParams, LossWeights, Params
 from pelap.paths import packed_dataset
 from pelap.pruning.plan import Plan, fingerprint
 from pelap.stages.piped import demand_pictures_of

@@ -11,12 +11,14 @@ import torch
 from pelap import io
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
 from pelap.data.grid import save_grid
-from pelap.errors import ConfigError, DataError
+from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation.quality import psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures
+from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.paths import RunPaths, reference_cache
+from pelap.report.rows import CACHED
 from pelap.sampling import ModelSource
 from pelap.stages.context import Context
 from pelap.stages.figures import (
@@ -80,11 +82,12 @@ def run(context: Context) -> None:
         dataset = context.dataset()
         table = _table(context)
         models = {name: trained_model(context, row.folder, dataset) for name, row in table.rows.items()}
+        rivals = models | _cached(context, table, models)
         real = real_pictures(dataset, params, reference_cache(context.data), context.device)
         with io.atomic_dir(paths.evaluate) as partial:
             # Costs first: whether networks can be compiled is known before hours of sampling.
             costs, latencies = _costs(context, table, models)
-            times = _image_times(context, table, models)
+            times = _image_times(context, table, rivals)
             figures = _figures(context, table, models, real, partial)
             qualities = _reconstructions(context, models, dataset.test, partial)
             steps = params.sampler.steps
@@ -100,7 +103,7 @@ def run(context: Context) -> None:
             }
             io.write_json(partial / paths.metrics.name, metrics)
             io.write_csv(partial / paths.latencies.name, latencies)
-            io.write_csv(partial / paths.budget.name, _budget(context, table, models, real, figures, times))
+            io.write_csv(partial / paths.budget.name, _budget(context, table, rivals, real, figures, times))
             against = [table.scored, *table.of_start("dense")] if table.scored else []
             io.write_csv(partial / paths.differences.name, differences(figures, table.derived, against))
             protocol = _protocol(context, table, models, dataset, real, figures)
@@ -138,6 +141,28 @@ def _students(paths: RunPaths, plans: Collection[str]) -> dict[str, Row]:
                 f"{', '.join(plans)}; distill again"
             )
     return students
+
+
+def _cached(context: Context, table: Table, models: Models) -> dict[str, LatentDiffusion]:
+    """The scored variant with each interval of `cache_intervals`, by the row's name."""
+    if table.scored is None:
+        return {}
+    dense, result = models[table.scored], {}
+    for interval in context.params.evaluate.cache_intervals:
+        name = f"{CACHED}-{interval}"
+        if name in table.rows:
+            raise ConfigError(
+                f"evaluate.cache_intervals: {name} is the name of a model already; call the variant or "
+                "student something else"
+            )
+        try:
+            unet = DeepCache(dense.unet, interval)
+        except ModelError as error:
+            raise ConfigError(
+                f"evaluate.cache_intervals: {table.scored} cannot be cached ({error}); or set it to []"
+            ) from None
+        result[name] = dense.with_unet(unet, name, dense.info.ema_decay)
+    return result
 
 
 def _source(context: Context, model: LatentDiffusion, num_steps: int | None = None) -> ModelSource:
@@ -187,7 +212,7 @@ def _costs(context: Context, table: Table, models: Models) -> tuple[dict[str, Me
 
 
 def _image_times(context: Context, table: Table, models: Models) -> dict[Entry, Metrics]:
-    """Time of one picture of every model, and of the scored one with other numbers of steps."""
+    """Time of one picture of every model, and of all rows of the table of budgets."""
     steps = context.params.evaluate.sampler.steps
     entries = dict.fromkeys([*((name, steps) for name in models), *_entries(context, table)])
     sources = {entry: _source(context, models[entry[0]], entry[1]) for entry in entries}
@@ -195,13 +220,22 @@ def _image_times(context: Context, table: Table, models: Models) -> dict[Entry, 
 
 
 def _entries(context: Context, table: Table) -> list[Entry]:
-    """What can be had for less time: the scored variant in fewer steps, and every network that was pruned."""
+    """What can be had for less time.
+
+    That is the scored variant, and what was trained on from it, in fewer steps; the scored variant whose
+    steps share deep features; and every network that was pruned.
+    """
     if table.scored is None:
         return []
     params = context.params.evaluate
-    dense = sorted({params.sampler.steps, *params.dense_steps}, reverse=True)
-    pruned = [(name, params.sampler.steps) for name in table.of_start("pruned")]
-    return [*((table.scored, steps) for steps in dense), *pruned]
+    every = sorted({params.sampler.steps, *params.dense_steps}, reverse=True)
+    cached = [f"{CACHED}-{interval}" for interval in params.cache_intervals]
+    return [
+        *((table.scored, steps) for steps in every),
+        *((name, params.sampler.steps) for name in cached),
+        *((name, steps) for name in table.of_start("dense") for steps in every),
+        *((name, params.sampler.steps) for name in table.of_start("pruned")),
+    ]
 
 
 def _budget(
@@ -215,8 +249,8 @@ def _budget(
     """Quality against time per picture."""
     params, metric, rows = context.params.evaluate, main_metric(figures), []
     for name, steps in _entries(context, table):
-        known = figures[name]
-        if steps != params.sampler.steps:
+        known = figures.get(name)
+        if known is None or steps != params.sampler.steps:
             images = make_pictures(_source(context, models[name], steps), params, context.params.seed)
             known = real.reference.measure(images, only_frechet=True)
         quality = {key: known.metrics.get(key) for key in (metric, f"{metric}_se")}
@@ -247,6 +281,7 @@ def _protocol(
     extra = {
         "sampler": params.sampler.model_dump(),
         "dense_steps": list(params.dense_steps),
+        "cache_intervals": list(params.cache_intervals),
         "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
         "scored_variant": table.scored,
         "plans": [row.plan for row in table.rows.values() if row.start == "pruned" and not row.tuned],

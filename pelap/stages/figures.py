@@ -109,7 +109,7 @@ def measure_pictures(
         for done, name in enumerate([*sources, FLOOR], start=1):
             images = real.floor if name == FLOOR else make_pictures(sources[name], params, seed)
             show(name, images)
-            figures = real.reference.measure(images)
+            figures = real.reference.measure(images, params.only_frechet)
             if all_equal(images):
                 figures = replace(figures, notes=(f"{name}: all {len(images)} pictures are the same",))
                 print(f"warning: {figures.notes[0]}")

@@ -5,24 +5,27 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from pelap import io
-from pelap.errors import ConfigError, ModelError, PlanError
+from pelap.errors import ConfigError, ModelError
 from pelap.loading import load_model, load_plan, pipeline_plan, save_model, save_pipeline
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_latency, measure_module_latencies
 from pelap.params import Params, PruneParams, ScoreParams
-from pelap.pruning.operators import MISFITS, is_inside
-from pelap.pruning.plan import Plan, check_scores, complete_plan, make_plan, plan_of
-from pelap.pruning.surgery import apply_plan
+from pelap.progress import progress
+from pelap.pruning.choose import check_scores, plan_of, spread
+from pelap.pruning.operators import is_inside
+from pelap.pruning.plan import Plan
+from pelap.pruning.rounds import Chooser, Method
 from pelap.report.changes import listing
+from pelap.stages.bench import Bench, Prepared
 from pelap.stages.context import Context
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import protocol_beside
-from pelap.stages.score import find, fit
 from pelap.stages.subject import Subject, model_subject, pipeline_subject
 
 WHOLE = "(whole denoiser)"
@@ -58,8 +61,9 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         subject = model_subject(dense, params.sampler, seed, params.num_seeds)
         scores = io.read_csv(paths.scores)
         check_scores(scores, subject.network)
-        plans = _plans(scores, context.params.prune, plan_file)
-        pruned = {name: _prune(subject, scores, params, seed, plan) for name, plan in plans.items()}
+        bench = Bench(subject, scores, params, seed)
+        plans = _plans(bench, context.params.prune, plan_file)
+        pruned = {name: _prune(bench, plan) for name, plan in plans.items()}
         with io.atomic_dir(paths.prune) as partial:
             for name, each in pruned.items():
                 io.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
@@ -106,16 +110,19 @@ def prune_pipeline(
         )
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
-    if plan_file is None and len(params.prune.amounts) > 1:
-        raise ConfigError(f"prune.{params.prune.target}: has several amounts; give one for each --out folder")
+    if plan_file is None and len(params.prune.plans) + params.prune.singles > 1:
+        raise ConfigError(
+            f"prune: asks for the plans {', '.join(params.prune.plans)}; give one for each --out folder"
+        )
     with io.exclusive(out):
         scores, protocol = io.read_csv(scores_file), protocol_beside(scores_file)
         score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
         subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
         check_scores(scores, subject.network)
-        (plan,) = _plans(scores, params.prune, plan_file).values()
-        pruned = _prune(subject, scores, score, seed, plan)
+        bench = Bench(subject, scores, score, seed)
+        (plan,) = _plans(bench, params.prune, plan_file).values()
+        pruned = _prune(bench, plan)
         pipeline.denoiser = pruned.network
 
         def write_more(partial: Path) -> None:
@@ -133,43 +140,46 @@ def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
 
 
-def _plans(scores: pd.DataFrame, target: PruneParams, plan_file: Path | None) -> dict[str, Plan]:
-    """Plans by name: one for each amount of the target, or the file's, which is called like it."""
+def _plans(bench: Bench, params: PruneParams, plan_file: Path | None) -> dict[str, Plan]:
+    """Plans by name: what the parameters ask for, or the file's, which is called like it."""
     if plan_file is not None:
         if not PLAN_NAME.fullmatch(plan_file.stem):
             raise ConfigError(
                 f"--plan {plan_file}: a plan is called like its file; use letters, digits, dots, - and _"
             )
-        return {plan_file.stem: plan_of(scores, load_plan(plan_file))}
-    return {name: make_plan(scores, target.target, amount) for name, amount in target.plans.items()}
+        return {plan_file.stem: plan_of(bench.scores, load_plan(plan_file))}
+    chooser = Chooser(bench.scores, bench.saved, bench.rescore, params.trials)
+    plans = {}
+    with progress(f"prune {bench.subject.name}", len(params.plans)) as report:
+        for done, (name, wanted) in enumerate(params.plans.items(), start=1):
+            method = Method(wanted.method.criterion, wanted.method.selection, wanted.method.rescore)
+            plans[name] = chooser.plan(method, params.target, wanted.amount)
+            report(done, name)
+    plans = {name: plan_of(bench.scores, plan) for name, plan in plans.items()}
+    return plans | {f"only-{name}": plan for name, plan in spread(bench.scores, params.singles).items()}
 
 
-def _prune(subject: Subject, scores: pd.DataFrame, params: ScoreParams, seed: int, plan: Plan) -> Pruned:
-    operators = {op.name: op for op in find(subject, params, [r.operator for r in plan.operators])}
-    plan = complete_plan(plan, subject.network, list(operators.values()))
-    chosen = [
-        dataclasses.replace(operators[removal.operator], replacement=removal.replacement)
-        for removal in plan.operators
-        if removal.replacement is not None
-    ]
-    stand_ins = fit(subject, chosen, params, seed)
-    network = apply_plan(subject.network, plan, stand_ins).eval()
+def _prune(bench: Bench, plan: Plan) -> Pruned:
+    prepared = bench.prepare(plan)
+    network = bench.cut(prepared)
     # A person may have chosen other replacements than those that were scored.
-    plan = dataclasses.replace(plan, num_params=count_params(subject.network) - count_params(network))
-    _demand_runs(subject, network)
-    changes = _changes(subject, network, plan, scores, params)
-    return Pruned(network, plan, changes, _result(subject, network, plan, params))
+    saved = count_params(bench.subject.network) - count_params(network)
+    plan = dataclasses.replace(prepared.plan, num_params=saved)
+    changes = _changes(bench.subject, network, plan, bench.scores, bench.params)
+    judged = _judged(bench, prepared)
+    return Pruned(network, plan, changes, _result(bench.subject, network, plan, bench.params) | judged)
 
 
-def _demand_runs(subject: Subject, network: nn.Module) -> None:
-    """Raise a `PlanError` where removals that are possible one by one do not go together."""
-    try:
-        subject.forward(2, network)()
-    except MISFITS as error:
-        raise PlanError(
-            f"plan: the network does not run with these replacements ({io.one_line(error)}); drop entries, "
-            "one by one, to find which"
-        ) from None
+def _judged(bench: Bench, prepared: Prepared) -> dict[str, float | None]:
+    """The joint score of a plan, and what it would be, were its operators independent; None: not finite."""
+    names = [removal.operator for removal in prepared.plan.operators]
+    single = bench.scores.set_index("operator")["score"].loc[names]
+    values = {
+        "joint_score": bench.joint_score(prepared),
+        "sum_of_scores": float(single.sum()),
+        "norm_of_scores": float(np.linalg.norm(single)),
+    }
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def _changes(

@@ -24,6 +24,7 @@ from pelap.pruning.replace import StandIn
 from pelap.pruning.score import Scores, Scoring, score_operators
 from pelap.report.changes import named
 from pelap.stages.context import Context
+from pelap.stages.importance import demand_criteria, importances
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import environment, protocol_beside
 from pelap.stages.subject import Subject, model_subject, pipeline_subject
@@ -119,9 +120,25 @@ def fit(
 
 
 def _score(subject: Subject, params: ScoreParams, seed: int, resume: Path) -> tuple[pd.DataFrame, Scores]:
+    demand_criteria(subject, params)
     operators = find(subject, params)
     stand_ins = fit(subject, operators, params, seed)
-    scoring = Scoring(
+    start = subject.noise(params.num_latents, params.num_seeds, seed)
+    store = LatentStore(resume)
+    with progress(f"score {subject.name}", len(operators) * len(start)) as report, full_precision():
+        scoring = scoring_of(params, seed)
+        scores = score_operators(
+            subject.network, subject.denoise, operators, stand_ins, start, scoring, store, report
+        )
+    table = scores.table.merge(costs(subject, operators, stand_ins, params))
+    ranks = importances(subject, operators, stand_ins, scores.original, params, seed)
+    table = table.assign(**{name: table["operator"].map(values) for name, values in ranks.items()})
+    return table[[*FIRST, *(column for column in table if column not in FIRST)]], scores
+
+
+def scoring_of(params: ScoreParams, seed: int) -> Scoring:
+    """How to score, from the section `score`."""
+    return Scoring(
         formula=params.formula,
         rows_per_batch=params.batch_size,
         num_sets=params.num_seeds,
@@ -129,17 +146,9 @@ def _score(subject: Subject, params: ScoreParams, seed: int, resume: Path) -> tu
         num_resamples=params.num_resamples,
         seed=seed,
     )
-    start = subject.noise(params.num_latents, params.num_seeds, seed)
-    store = LatentStore(resume)
-    with progress(f"score {subject.name}", len(operators) * len(start)) as report, full_precision():
-        scores = score_operators(
-            subject.network, subject.denoise, operators, stand_ins, start, scoring, store, report
-        )
-    table = scores.table.merge(_costs(subject, operators, stand_ins, params))
-    return table[[*FIRST, *(column for column in table if column not in FIRST)]], scores
 
 
-def _costs(
+def costs(
     subject: Subject, operators: Sequence[Operator], stand_ins: dict[str, StandIn], params: ScoreParams
 ) -> pd.DataFrame:
     """Parameters, MACs and milliseconds of each operator, parts included, in one pass of the batch."""

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from pelap.denoising import denoise
-from pelap.diffusion import SPACING
+from pelap.denoising import denoise, noise_error
+from pelap.diffusion import SPACING, add_noise, alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.pipelines import LatentPipeline
@@ -34,6 +34,9 @@ class Subject:
     """What its latents are made with."""
     spacing: str
     """Of the time steps, as diffusers calls it."""
+    task_loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
+    """The loss of training on latents (B, *latent_shape), noise and time steps drawn from the stream; None
+    where the training is not known."""
 
     def forward(self, batch_size: int, network: nn.Module | None = None) -> Callable[[], object]:
         """The first call of the denoising of a batch, to be repeated without gradient.
@@ -70,6 +73,16 @@ def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int, num
         streams = [generator(seed + i % num_seeds, "score-step", i // num_seeds) for i in items]
         return denoise(model, sampler, start, streams)
 
+    alphas = alphas_cumprod(model.info.diffusion)
+
+    def task_loss(latents: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        device, support = latents.device, model.support()
+        timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(device)
+        error = torch.randn(latents.shape, generator=stream).to(device)
+        noisy = add_noise(latents, error, timesteps, alphas.to(device))
+        predicted = model.unet(noisy if support is None else noisy * support, timesteps).sample
+        return noise_error(predicted, error, support).mean()
+
     return Subject(
         name=model.info.name,
         network=model.unet,
@@ -79,6 +92,7 @@ def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int, num
         networks=(model,),
         protocol={"dataset": model.info.dataset, "sampler": sampler.model_dump()},
         spacing=SPACING,
+        task_loss=task_loss,
     )
 
 

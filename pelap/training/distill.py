@@ -12,6 +12,8 @@ LD-Pruner names the task and the two distances to the teacher; what is compared 
 block to block, so that a few decide; LAPTOP-Diff (Zhang et al., 2024) weights the terms by the norms of the
 teacher's features. Here every distance is divided by the teacher's mean square: 0 is the teacher, 1 is what
 a student that gives zeros has.
+
+``task`` is always computed, ``output`` wherever the teacher is run at all, ``feature`` only where it counts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +28,7 @@ from torch.nn import functional as F
 from pelap.denoising import noise_error
 from pelap.device import autocast
 from pelap.errors import TrainingError
-from pelap.params import DistillParams
-from pelap.params.run import LossWeights
+from pelap.params import DistillParams, LossWeights
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
 
 BLOCK_LISTS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")
@@ -45,6 +46,8 @@ class NoisyBatch:
     """(B or 1, C, 1, 1) ones for channels that are there; None: all."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """What else a network is called with, by keyword."""
+    taught: torch.Tensor | None = None
+    """(B, C, h, w) what the teacher predicts, where that is known already."""
 
     def predict(self, network: nn.Module) -> torch.Tensor:
         """What a network makes of the batch, (B, C, h, w).
@@ -148,7 +151,8 @@ class Objective:
     """The loss of a student; see the head of this module.
 
     Where neither `output_weight` nor `feature_weight` counts, the teacher is not run, and neither distance is
-    among the losses.
+    among the losses. Without a `feature_weight`, `feature` is not among them, and the teacher is run only for
+    batches that do not bring its prediction.
 
     Args:
         student: The network to be trained, or any of the same structure.
@@ -162,7 +166,7 @@ class Objective:
     def __init__(self, student: nn.Module, teacher: nn.Module, weights: LossWeights) -> None:
         self.teacher = teacher if weights.output_weight or weights.feature_weight else None
         self.weights = weights
-        self.names = matched_blocks(student, teacher)
+        self.names = matched_blocks(student, teacher) if weights.feature_weight else []
         if not (self.names or weights.task_weight or weights.output_weight):
             raise TrainingError(
                 "feature_weight alone counts, but the plan left no block to compare; give task_weight or "
@@ -180,20 +184,25 @@ class Objective:
     def _terms(self, student: nn.Module, batch: NoisyBatch) -> Losses:
         if self.teacher is None:
             return {"task": _task(batch.predict(student), batch)}
-        with FeatureTap(self.teacher, self.names) as taught, torch.no_grad():
-            target = batch.predict(self.teacher)
+        target, taught = self._ask(self.teacher, batch)
         with FeatureTap(student, self.names) as learnt:
             predicted = batch.predict(student)
-        distances = [
-            relative_distance(learnt.features[name], taught.features[name]) for name in taught.features
-        ]
-        return {
+        terms = {
             "task": _task(predicted, batch),
             "output": relative_distance(predicted, target, batch.support),
-            "feature": torch.stack(distances).mean()
-            if distances
-            else torch.zeros((), device=predicted.device),
         }
+        if self.weights.feature_weight:
+            distances = [relative_distance(learnt.features[name], taught[name]) for name in taught]
+            nothing = torch.zeros((), device=predicted.device)
+            terms["feature"] = torch.stack(distances).mean() if distances else nothing
+        return terms
+
+    def _ask(self, teacher: nn.Module, batch: NoisyBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The teacher's prediction, and its features where they count."""
+        if batch.taught is not None and not self.names:
+            return batch.taught, {}
+        with FeatureTap(teacher, self.names) as tap, torch.no_grad():
+            return batch.predict(teacher), tap.features
 
 
 def _task(predicted: torch.Tensor, batch: NoisyBatch) -> torch.Tensor:

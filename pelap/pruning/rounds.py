@@ -1,0 +1,150 @@
+"""Plans that save a measured share of the time, in one go or in rounds with the rest scored anew in between.
+
+A sum of operators' times is not what a network without them saves: the clock reads that. And an operator's
+score holds while everything else is in place (LD-Pruner leaves the dependencies between operators open):
+after some have gone, the others can be scored again (greedy).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pandas as pd
+
+from pelap.errors import PlanError
+from pelap.pruning.choose import SCORE, Selection, make_plan
+from pelap.pruning.operators import is_inside
+from pelap.pruning.plan import Plan, Removal
+
+TOLERANCE = 0.01
+"""Share of the time that a plan may miss a target by; no other is looked for then."""
+
+Measure: TypeAlias = Callable[[Plan], float]
+"""From a plan to the share of the network's time that it saves by the clock."""
+Rescore: TypeAlias = Callable[[Plan], pd.DataFrame]
+"""From a plan to the scores of what it leaves: how much the score of the network rises without an operator
+more, and shares of the untouched network's time."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to choose operators."""
+
+    criterion: str = SCORE
+    selection: Selection = "order"
+    rescore: float | None = None
+    """Share of the time after whose removal the rest is scored again; None: never."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What has been removed, what that saves, and the scores of the rest."""
+
+    plan: Plan
+    saved: float
+    scores: pd.DataFrame
+
+
+class Chooser:
+    """Makes plans of one network.
+
+    Args:
+        scores: Of the untouched network.
+        measure: Reads the clock.
+        rescore: Scores what a plan leaves.
+        trials: Plans to measure at most for a time target, before the nearest is taken; 0: none, the times in
+            the scores are believed.
+    """
+
+    def __init__(self, scores: pd.DataFrame, measure: Measure, rescore: Rescore, trials: int) -> None:
+        self._measure = measure
+        self._rescore = rescore
+        self._trials = trials
+        self._states: dict[tuple[Method, int], _State] = {}
+        self._start = _State(Plan(()), 0.0, scores)
+
+    def plan(self, method: Method, target: str, amount: float) -> Plan:
+        """A plan of a wanted size.
+
+        Args:
+            method: How to choose.
+            target: See `make_plan`.
+            amount: How much of it.
+
+        Raises:
+            PlanError: See `make_plan`.
+        """
+        if target != "time_reduction":
+            return make_plan(self._start.scores, target, amount, method.criterion, method.selection)
+        state = self._before(method, amount)
+        return dataclasses.replace(self._towards(state, method, amount)[0], target={target: amount})
+
+    def _before(self, method: Method, amount: float) -> _State:
+        """Where the last round starts: after as many whole steps as are below the amount."""
+        if method.rescore is None:
+            return self._start
+        return self._after(method, int((amount - TOLERANCE) / method.rescore))
+
+    def _after(self, method: Method, num_rounds: int) -> _State:
+        """What is there after so many rounds; the way to a larger amount goes through the same states."""
+        if num_rounds == 0:
+            return self._start
+        assert method.rescore is not None
+        key = (method, num_rounds)
+        if key not in self._states:
+            before = self._after(method, num_rounds - 1)
+            plan, saved = self._towards(before, method, num_rounds * method.rescore)
+            self._states[key] = _State(plan, saved, self._rescore(plan))
+        return self._states[key]
+
+    def _towards(self, state: _State, method: Method, amount: float) -> tuple[Plan, float]:
+        """The plan that goes on from a state and saves nearest to the amount, and what it saves."""
+
+        def propose(ask: float) -> Plan:
+            more = make_plan(state.scores, "time_reduction", ask, method.criterion, method.selection)
+            return _joined(state.plan, more)
+
+        wanted = max(amount - state.saved, TOLERANCE)
+        if self._trials == 0:
+            plan = propose(wanted)
+            return plan, state.saved + wanted
+        return self._nearest(propose, wanted, state.saved, amount)
+
+    def _nearest(
+        self, propose: Callable[[float], Plan], ask: float, base: float, amount: float
+    ) -> tuple[Plan, float]:
+        """Ask for more or less until the clock says the amount."""
+        low, high = 0.0, float("inf")
+        tried: dict[tuple[Removal, ...], tuple[Plan, float]] = {}
+        for trial in range(self._trials):
+            try:
+                plan = propose(ask)
+            except PlanError:
+                if trial == 0:
+                    raise
+                high = min(high, ask)  # more than there is
+            else:
+                if plan.operators not in tried:
+                    tried[plan.operators] = (plan, self._measure(plan))
+                saved = tried[plan.operators][1]
+                if abs(saved - amount) <= TOLERANCE:
+                    break
+                low, high = (max(low, ask), high) if saved < amount else (low, min(high, ask))
+                gained = max(saved - base, TOLERANCE)
+                ask *= min(2.0, max(0.5, (amount - base) / gained))
+            if not low < ask < high:
+                ask = (low + high) / 2
+        return min(tried.values(), key=lambda each: _miss(each[1], amount))
+
+
+def _miss(saved: float, amount: float) -> tuple[bool, float]:
+    """Of two plans that miss the amount the one that saves enough is better."""
+    return saved < amount - TOLERANCE, abs(saved - amount)
+
+
+def _joined(plan: Plan, more: Plan) -> Plan:
+    """Both; what went earlier goes with an operator around it."""
+    names = [removal.operator for removal in more.operators]
+    kept = [r for r in plan.operators if not any(is_inside(r.operator, name) for name in names)]
+    return Plan((*kept, *more.operators))

@@ -1,0 +1,177 @@
+"""A denoiser on the bench: what its plans are made with and judged by."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import nn
+
+from pelap import io
+from pelap.device import full_precision
+from pelap.errors import PlanError
+from pelap.measure.latency import measure_latency
+from pelap.params import ScoreParams
+from pelap.progress import progress
+from pelap.pruning.latents import LatentStore
+from pelap.pruning.operators import MISFITS, Operator, is_inside, standing_in
+from pelap.pruning.plan import Plan, complete_plan
+from pelap.pruning.replace import StandIn
+from pelap.pruning.score import ORIGINAL, score_operators
+from pelap.pruning.statistic import score
+from pelap.pruning.surgery import apply_plan
+from pelap.stages.score import costs, find, fit, scoring_of
+from pelap.stages.subject import Subject
+
+
+class Prepared(NamedTuple):
+    """A plan with everything filled in, and the weights of what it puts in."""
+
+    plan: Plan
+    stand_ins: dict[str, StandIn]
+
+
+class Bench:
+    """A subject with its scores, and all that is computed once for its plans.
+
+    Args:
+        subject: The denoiser.
+        scores: Its table of scores.
+        params: How they were made.
+        seed: And from which seed.
+    """
+
+    def __init__(self, subject: Subject, scores: pd.DataFrame, params: ScoreParams, seed: int) -> None:
+        self.subject = subject
+        self.scores = scores
+        self.params = params
+        self.seed = seed
+        self._operators: dict[str, Operator] = {}
+        self._stand_ins: dict[Operator, StandIn] = {}
+        self._original: torch.Tensor | None = None
+
+    def prepare(self, plan: Plan) -> Prepared:
+        """Fill in a plan for this network, and fit its replacements.
+
+        Raises:
+            PlanError: It names what cannot be replaced here.
+        """
+        names = [removal.operator for removal in plan.operators]
+        self._find(names)
+        operators = {name: self._operators[name] for name in names if name in self._operators}
+        plan = complete_plan(plan, self.subject.network, list(operators.values()))
+        wanted = [
+            dataclasses.replace(operators[removal.operator], replacement=removal.replacement)
+            for removal in plan.operators
+            if removal.replacement is not None
+        ]
+        return Prepared(plan, self._fitted(wanted))
+
+    def cut(self, prepared: Prepared) -> nn.Module:
+        """The network without the operators of a plan, in evaluation mode.
+
+        Raises:
+            PlanError: Removals that are possible one by one do not go together.
+        """
+        network = apply_plan(self.subject.network, prepared.plan, prepared.stand_ins).eval()
+        try:
+            self.subject.forward(2, network)()
+        except MISFITS as error:
+            raise PlanError(
+                f"plan: the network does not run with these replacements ({io.one_line(error)}); drop "
+                "entries, one by one, to find which"
+            ) from None
+        return network
+
+    def saved(self, plan: Plan) -> float:
+        """Share of the network's time that a plan saves, by the clock.
+
+        The two are timed in turns, so that a busy machine slows both alike.
+        """
+        network, size = self.cut(self.prepare(plan)), self.params.latency_batch_size
+        passes = {"dense": self.subject.forward(size), "pruned": self.subject.forward(size, network)}
+        times = measure_latency(passes, self.subject.device, self.params.latency_repeats)
+        return 1 - times["pruned"].median_ms / times["dense"].median_ms
+
+    @property
+    def original(self) -> torch.Tensor:
+        """Latents of the untouched network (N, ...), which scores compare with."""
+        if self._original is None:
+            self._original = self._latents()
+        return self._original
+
+    def joint_score(self, prepared: Prepared) -> float:
+        """The score of a plan: as that of an operator, with all of its operators replaced at once."""
+        original = self.original
+        with standing_in(self.subject.network, prepared.stand_ins):
+            return score(self.params.formula, original, self._latents())
+
+    def rescore(self, plan: Plan) -> pd.DataFrame:
+        """Scores of what a plan leaves, for one more to be removed.
+
+        Returns:
+            The columns of a table of scores; `score` is how much the joint score rises with the operator, it
+            may be negative. Shares are of the untouched network's time.
+        """
+        prepared, original = self.prepare(plan), self.original
+        joint = self.joint_score(prepared)
+        gone = [removal.operator for removal in plan.operators]
+        left = [
+            name
+            for name in self.scores["operator"]
+            if not any(name == other or is_inside(name, other) for other in gone)
+        ]
+        self._find(left)
+        operators = [self._operators[name] for name in left]
+        stand_ins = self._fitted(operators)
+        kept = 1 - self.saved(plan)
+        start = self._noise()
+        store = LatentStore()
+        store.append(ORIGINAL, original)
+        title = f"score {self.subject.name} without {len(gone)}"
+        with (
+            standing_in(self.subject.network, prepared.stand_ins),
+            progress(title, len(operators) * len(start)) as report,
+            full_precision(),
+        ):
+            scoring = scoring_of(self.params, self.seed)
+            scores = score_operators(
+                self.subject.network,
+                self.subject.denoise,
+                operators,
+                stand_ins,
+                start,
+                scoring,
+                store,
+                report,
+            )
+            table = scores.table.merge(costs(self.subject, operators, stand_ins, self.params))
+        shares = ["latency_share", "replacement_share"]
+        return table.assign(score=table["score"] - joint, **{name: kept * table[name] for name in shares})
+
+    def _noise(self) -> torch.Tensor:
+        return self.subject.noise(self.params.num_latents, self.params.num_seeds, self.seed)
+
+    @torch.no_grad()
+    def _latents(self) -> torch.Tensor:
+        start, rows = self._noise(), self.params.batch_size
+        with full_precision():
+            parts = [
+                self.subject.denoise(start[items], items.tolist())
+                for items in torch.arange(len(start)).split(rows)
+            ]
+        return torch.cat(parts).cpu()
+
+    def _find(self, names: Sequence[str]) -> None:
+        missing = [name for name in names if name not in self._operators]
+        if missing:
+            found = find(self.subject, self.params, missing)
+            self._operators |= {operator.name: operator for operator in found}
+
+    def _fitted(self, operators: Sequence[Operator]) -> dict[str, StandIn]:
+        missing = [operator for operator in operators if operator not in self._stand_ins]
+        if missing:
+            fits = fit(self.subject, missing, self.params, self.seed)
+            self._stand_ins |= {operator: fits[operator.name] for operator in missing}
+        return {operator.name: self._stand_ins[operator] for operator in operators}

@@ -1,0 +1,76 @@
+"""Further columns of a table of scores: what LD-Pruner's score is compared with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from pelap.errors import ConfigError
+from pelap.params import ScoreParams
+from pelap.pruning import criteria
+from pelap.pruning.operators import Operator
+from pelap.pruning.replace import StandIn
+from pelap.seeding import generator
+from pelap.stages.subject import Subject
+
+NUM_CALLS = 5
+"""Steps of the denoising run that single-step criteria look at; also the draws of noise for a gradient."""
+
+
+def demand_criteria(subject: Subject, params: ScoreParams) -> None:
+    """Refuse a criterion that this subject cannot be ranked by.
+
+    Raises:
+        ConfigError: The loss of its training is needed, and not known.
+    """
+    if "taylor" in params.criteria and subject.task_loss is None:
+        raise ConfigError(
+            f"score.criteria: taylor needs the loss of training, which a pipeline ({subject.name}) does not "
+            "tell; leave it out"
+        )
+
+
+def importances(
+    subject: Subject,
+    operators: Sequence[Operator],
+    stand_ins: Mapping[str, StandIn],
+    latents: torch.Tensor,
+    params: ScoreParams,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Values of `score.criteria` of every operator, by criterion and operator; see `pelap.pruning.criteria`.
+
+    Args:
+        subject: The denoiser.
+        operators: To be ranked.
+        stand_ins: Their replacements.
+        latents: That the untouched denoiser made (N, ...): what a gradient is taken on, for want of data.
+        params: The section `score`.
+        seed: Names random numbers.
+    """
+    network = subject.network
+    start = subject.noise(params.num_latents, params.num_seeds, seed)
+
+    def denoise() -> object:
+        return subject.denoise(start, range(len(start)))
+
+    def losses() -> list[Callable[[], torch.Tensor]]:
+        assert subject.task_loss is not None
+        given = latents.to(subject.device)
+        return [
+            partial(subject.task_loss, given, generator(seed, "taylor", draw)) for draw in range(NUM_CALLS)
+        ]
+
+    calls: list[criteria.Call] = []
+    if {"output_error", "block_similarity"} & set(params.criteria):
+        calls = criteria.record_calls(network, denoise, NUM_CALLS)
+    ways: dict[str, Callable[[], dict[str, float]]] = {
+        "random": lambda: criteria.random(operators, seed),
+        "magnitude": lambda: criteria.magnitude(network, operators),
+        "block_similarity": lambda: criteria.block_similarity(network, calls, operators, stand_ins),
+        "output_error": lambda: criteria.output_error(
+            network, calls, operators, stand_ins, params.batch_size
+        ),
+        "taylor": lambda: criteria.taylor(network, losses(), operators, stand_ins),
+    }
+    return {name: ways[name]() for name in params.criteria}
