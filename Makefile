@@ -42,6 +42,10 @@ study: .venv/.installed ## Run the controls of the collapse study on CORES=4 (re
 pruning-study: .venv/.installed ## Prune, distil and measure three seeds on CORES=4 (results/pruning_study)
 	$(VENV_PATH) snakemake --cores $(CORES) pruning_study
 
+.PHONY: choosing
+choosing: .venv/.installed ## Compare ways to choose operators on CORES=4 (results/choosing)
+	$(VENV_PATH) snakemake --cores $(CORES) choosing
+
 .PHONY: ablation
 ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)
 	@for value in $(LAMBDAS); do \

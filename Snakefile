@@ -2,6 +2,8 @@
 
 `snakemake --cores 4 all_seeds` -> results/sweep: every cell runs the eight stages of the command line.
 `snakemake --cores 4 pruning_study` -> results/pruning_study: the same for the parameters that figures come from.
+`snakemake --cores 4 choosing` -> results/choosing: one denoiser cut in many ways, to tell which choice of
+operators costs least quality.
 `snakemake --cores 4 collapse_study` -> results/collapse_study: many variants, trained, analysed and
 evaluated, to tell what makes latents collapse. DVC's results/default is left alone.
 """

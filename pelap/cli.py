@@ -58,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--sweep", type=Path, default=Path("results/sweep"), metavar="DIR")
     study = commands.add_parser("study", help="summarise the collapse study over seeds and data sets")
     study.add_argument("--root", type=Path, default=Path("results/collapse_study"), metavar="DIR")
+    choosing = commands.add_parser("choosing", help="summarise the study of ways to choose operators")
+    choosing.add_argument("--root", type=Path, default=Path("results/choosing"), metavar="DIR")
     return parser
 
 
@@ -228,6 +230,10 @@ def _run(args: argparse.Namespace) -> None:
         from pelap.stages.study import study
 
         study(args.root)
+    elif args.command == "choosing":
+        from pelap.stages.choosing import choosing
+
+        choosing(args.root)
     else:
         from pelap.stages.compare import compare
 

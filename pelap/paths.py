@@ -272,3 +272,51 @@ class SweepPaths:
     @property
     def budget_figure(self) -> Path:
         return self.root / "budget.png"
+
+
+@dataclass(frozen=True)
+class ChoosingPaths:
+    """What the study of ways to choose operators says, above its folders ``{dataset}/seed{seed}``."""
+
+    root: Path
+
+    @property
+    def plans(self) -> Path:
+        """Every plan of every seed: what it saves, what it costs, and what its scores promised."""
+        return self.root / "plans.csv"
+
+    @property
+    def methods(self) -> Path:
+        """Each method over seeds, by how much it removes."""
+        return self.root / "methods.csv"
+
+    @property
+    def additivity(self) -> Path:
+        """The joint score of a plan's operators against what their own scores add up to."""
+        return self.root / "additivity.csv"
+
+    @property
+    def prediction(self) -> Path:
+        """How well scores say beforehand what a removal costs."""
+        return self.root / "prediction.csv"
+
+    @property
+    def rivals(self) -> Path:
+        """What saves time without pruning: fewer sampling steps, cached features."""
+        return self.root / "rivals.csv"
+
+    @property
+    def threshold_figure(self) -> Path:
+        return self.root / "threshold.png"
+
+    @property
+    def methods_figure(self) -> Path:
+        return self.root / "methods.png"
+
+    @property
+    def additivity_figure(self) -> Path:
+        return self.root / "additivity.png"
+
+    @property
+    def prediction_figure(self) -> Path:
+        return self.root / "prediction.png"

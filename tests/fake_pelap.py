@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from pelap.paths import RunPaths, StudyPaths, SweepPaths, packed_dataset
+from pelap.paths import ChoosingPaths, RunPaths, StudyPaths, SweepPaths, packed_dataset
 
 
 def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
@@ -61,6 +61,11 @@ def main() -> None:
     elif args.stage == "study":
         study = StudyPaths(args.root)
         files, content = [study.summary, study.cells, study.figure], ""
+    elif args.stage == "choosing":
+        choosing = ChoosingPaths(args.root)
+        names = ("plans", "methods", "additivity", "prediction", "rivals")
+        figures = ("threshold_figure", "methods_figure", "additivity_figure", "prediction_figure")
+        files, content = [getattr(choosing, name) for name in (*names, *figures)], ""
     else:
         content = args.params.read_text()
         dataset = re.search(r'^ *"?dataset"?: "?([a-z0-9_-]+)', content, re.MULTILINE)

@@ -26,6 +26,7 @@ OPTIONS = {
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--help"},
     "study": {"--root", "--help"},
+    "choosing": {"--root", "--help"},
 }
 
 

@@ -274,14 +274,54 @@ def test_student_may_not_take_the_name_of_a_row(name: str) -> None:
     assert f"distill.students.{name}" in _message(distill__students=students | {name: students["distilled"]})
 
 
-def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() -> None:
-    def plans(**target: Any) -> dict[str, float]:
-        nothing = {"time_reduction": None, "num_params": None, "num_operators": None}
-        return parse_params(raw_params(prune=nothing | target), "p").prune.plans
+NO_TARGET = {"time_reduction": None, "num_params": None, "num_operators": None}
 
-    assert plans(time_reduction=0.35) == plans(time_reduction=[0.35]) == {"35": 0.35}
-    assert plans(time_reduction=[0.07, 0.125]) == {"7": 0.07, "12.5": 0.125}
-    assert plans(num_params=[100000]) == {"100000": 100000}
+
+def _amounts(**prune: Any) -> dict[str, float]:
+    """How much each plan removes, by its name."""
+    plans = parse_params(raw_params(prune=NO_TARGET | prune), "p").prune.plans
+    return {name: wanted.amount for name, wanted in plans.items()}
+
+
+def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() -> None:
+    assert _amounts(time_reduction=0.35) == _amounts(time_reduction=[0.35]) == {"35": 0.35}
+    assert _amounts(time_reduction=[0.07, 0.125]) == {"7": 0.07, "12.5": 0.125}
+    assert _amounts(num_params=[100000]) == {"100000": 100000}
+
+
+def test_of_several_methods_the_plans_have_their_names_and_a_method_may_have_amounts_of_its_own() -> None:
+    methods = {
+        "avg": {"criterion": "avg", "selection": "order"},
+        "greedy": {"criterion": "score", "selection": "ratio", "rescore": 0.1, "amounts": [0.2, 0.5]},
+    }
+    raw = raw_params(prune=NO_TARGET | {"time_reduction": 0.35, "methods": methods})
+    plans = parse_params(raw, "p").prune.plans
+    expected = {"avg-35": ("avg", 0.35), "greedy-20": ("greedy", 0.2), "greedy-50": ("greedy", 0.5)}
+    assert {name: (wanted.name, wanted.amount) for name, wanted in plans.items()} == expected
+    assert plans["greedy-20"].method.rescore == 0.1
+    alone = {"greedy": methods["greedy"]}
+    assert _amounts(time_reduction=0.35, methods=alone) == {"20": 0.2, "50": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 1.5]}}}, "shares of the time are at most 1"),
+        ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 0.5]}}}, "a names an amount twice"),
+        ({"num_params": 3, "methods": {"a": {"amounts": [2.5]}}}, "num_params are whole numbers"),
+        ({"num_params": 3, "methods": {"a": {"rescore": 0.1}}}, "methods.a.rescore is a share of the time"),
+        ({"time_reduction": 0.3, "methods": {"a": {"criterion": "luck"}}}, "prune.methods.a.criterion"),
+        ({"time_reduction": 0.3, "methods": {"a": {"selection": "luck"}}}, "prune.methods.a.selection"),
+        ({"time_reduction": 0.3, "methods": {}}, "prune.methods"),
+        ({"time_reduction": 0.3, "trials": -1}, "prune.trials"),
+    ],
+)
+def test_methods_are_checked(prune: dict[str, Any], message: str) -> None:
+    methods = {
+        name: {"criterion": "score", "selection": "order"} | fields
+        for name, fields in prune.get("methods", {"a": {}}).items()
+    }
+    assert message in _message(prune=NO_TARGET | prune | {"methods": methods})
 
 
 @pytest.mark.parametrize(
@@ -315,6 +355,17 @@ def test_every_student_but_the_dense_is_trained_for_every_plan() -> None:
     students = ("distilled", "output-only", "scratch")
     expected = {f"{name}-{plan}": plan for plan in ("25", "35") for name in students}
     assert {name: plan for name, (_, plan) in rows.items()} == expected | {"longer": None}
+
+
+def test_a_student_skips_the_plans_of_its_patterns() -> None:
+    students = raw_params()["distill"]["students"]
+    one = {"distilled": students["distilled"] | {"skip": ["avg-*", "only-?"]}, "longer": students["longer"]}
+    params = parse_params(raw_params(distill__students=one | {"scratch": students["scratch"]}), "p")
+    rows = params.distill.rows(["avg-35", "score-35", "my-avg-35", "only-a", "only-ab"])
+    trained = {plan for student, plan in rows.values() if student.skip}
+    assert trained == {"score-35", "my-avg-35", "only-ab"}
+    assert sum(name.startswith("scratch-") for name in rows) == 5
+    assert rows["longer"][1] is None
 
 
 def test_scientific_notation_is_a_number_and_a_key_given_twice_is_refused(tmp_path: Path) -> None:

@@ -331,6 +331,39 @@ def test_targets_out_of_reach_say_how_far_it_goes(ddim: Case, capsys: pytest.Cap
     assert "at most" in error
 
 
+def test_a_pipeline_is_not_ranked_by_the_loss_of_its_training(
+    ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = ddim.scores.read_bytes()
+    write_params(ddim.root, score__criteria=["magnitude", "taylor"])
+    try:
+        error = fails(capsys, ddim.score(out=tmp_path / "taylor.csv"))
+        write_params(ddim.root, score__criteria=["random", "magnitude", "output_error", "block_similarity"])
+        assert ddim.score(out=tmp_path / "others.csv") == 0
+    finally:
+        write_params(ddim.root)
+    assert "score.criteria: taylor needs the loss of training" in error
+    assert not (tmp_path / "taylor.csv").exists()
+    assert ddim.scores.read_bytes() == before
+    table = io.read_csv(tmp_path / "others.csv")
+    assert table["output_error"].notna().all()
+    assert set(table["operator"]) == set(io.read_csv(ddim.scores)["operator"])
+
+
+def test_a_folder_takes_one_plan(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    way = {"criterion": "avg", "selection": "order"}
+    target = {"time_reduction": None, "num_params": None, "num_operators": 2}
+    for several in ({"methods": {"a": way, "b": way | {"criterion": "std"}}}, {"singles": 2}):
+        write_params(ddim.root, prune=target | several)
+        error = fails(capsys, ddim.prune(out=tmp_path / "none"))
+        assert "one for each --out folder" in error
+        assert not (tmp_path / "none").exists()
+    write_params(ddim.root, prune=target | {"methods": {"a": way}})
+    assert ddim.prune(out=tmp_path / "one") == 0
+    write_params(ddim.root)
+    assert len(load_plan(tmp_path / "one" / "plan.json").operators) == 2
+
+
 def test_plans(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def prune(plan: Any, out: Path) -> int:
         (tmp_path / "plan.json").write_text(json.dumps(plan))

@@ -24,8 +24,9 @@ RAW = read_yaml(ROOT / "params.yaml")
 RUN = RunPaths(Path("results/default"))
 STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
 STUDY = read_yaml(STUDY_FILE)
+CHOOSING_FILE = ROOT / "presets" / "choosing.yaml"
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-WHOLE = ("vae", "unet", "variants", "download.folders", "distill.students", "distill.quality")
+WHOLE = ("vae", "unet", "variants", "download.folders", "prune.methods", "distill.students", "distill.quality")
 """Sections whose keys a user may change, or that depend on `kind`: they are listed as a whole."""
 PLUMBING = {
     "pelap.config",
@@ -342,6 +343,34 @@ def test_snakemake_plans_every_cell(project: Path, target: str, prefix: str, pre
 
 
 @pytest.mark.slow
+def test_ways_to_choose_are_compared_cell_by_cell_without_collapse_and_report(project: Path) -> None:
+    grid = ("choosing_datasets=[photos,cifar10-jpeg]", "choosing_seeds=[7,8]")
+    result = run(project, "snakemake", "-n", "--cores", "4", "choosing", "--config", *grid)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cells = 4
+    assert planned(result) == {
+        "download": 3,
+        **dict.fromkeys(("train", "score", "prune", "distill", "evaluate"), cells),
+        "choosing": 1,
+        "total": 3 + 5 * cells + 1,
+    }
+
+
+@pytest.mark.slow
+def test_another_way_to_choose_does_not_score_again(project: Path) -> None:
+    choosing = ("snakemake", "--cores", "4", "choosing", "--config", "choosing_seeds=[3]")
+    pruned = {"prune", "distill", "evaluate", "choosing"}
+    assert calls(project, *choosing) == {"download", "train@dense", "score"} | pruned
+    change(project, CHOOSING_FILE, lambda raw: raw["prune"]["methods"]["avg"].update(selection="knapsack"))
+    assert calls(project, *choosing) == pruned
+    with (project / "pelap" / "pruning" / "rounds.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *choosing) == pruned
+    assert calls(project, *choosing) == set()
+    shutil.copy(CHOOSING_FILE, project / "presets")
+
+
+@pytest.mark.slow
 def test_study_plans_every_control(project: Path) -> None:
     controls, cells = len(STUDY["variants"]), 4
     grid = ("--config", "study_datasets=[photos,cifar10-jpeg]", "study_seeds=[7,8]")
@@ -368,9 +397,9 @@ def test_study_reruns_what_a_change_affects_and_nothing_else(project: Path) -> N
     assert (written["dataset"], written["seed"], written["variants"]) == ("photos", 3, STUDY["variants"])
     assert packed_dataset(project / "data/collapse_study/seed3", "photos").exists()
     control = next(name for name, fields in STUDY["variants"].items() if fields.get("penalty"))
-    change_study(project, lambda raw: raw["variants"][control].update(penalty=0.0123))
+    change(project, STUDY_FILE, lambda raw: raw["variants"][control].update(penalty=0.0123))
     assert calls(project, *study) == {f"train@{control}", "collapse", "evaluate", "study"}
-    change_study(project, lambda raw: raw["evaluate"].update(num_images=999))
+    change(project, STUDY_FILE, lambda raw: raw["evaluate"].update(num_images=999))
     assert calls(project, *study) == {"evaluate", "study"}
     with (project / "pelap" / "report" / "study.py").open("a") as module:
         module.write("# edited\n")
@@ -379,10 +408,10 @@ def test_study_reruns_what_a_change_affects_and_nothing_else(project: Path) -> N
     shutil.copy(STUDY_FILE, project / "presets")
 
 
-def change_study(project: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    file = project / "presets" / STUDY_FILE.name
+def change(project: Path, preset: Path, edited: Callable[[dict[str, Any]], None]) -> None:
+    file = project / "presets" / preset.name
     raw = read_yaml(file)
-    change(raw)
+    edited(raw)
     with file.open("w") as stream:
         YAML().dump(raw, stream)
 

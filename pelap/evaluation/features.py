@@ -63,7 +63,7 @@ def metric_name(quantity: str, extractor: str) -> str:
     """Name of a figure in tables.
 
     Args:
-        quantity: ``fd``, ``kid``, ``kid_std``, ``precision``, ``recall``, ``density`` or ``coverage``.
+        quantity: ``fd``, ``shift``, ``kid``, ``kid_std``, ``precision``, ``recall``, ``density``, ``coverage``.
         extractor: An extractor's name.
 
     Returns:

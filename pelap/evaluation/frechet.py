@@ -190,6 +190,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return max(0.0, apart - 2 * _root_trace(a, b))
 
 
+def mean_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """|m_a - m_b|^2: the part of the Frechet distance that a shift makes; the rest is a matter of spread."""
+    return float((a.mean - b.mean).square().sum())
+
+
 def _root_trace(a: FeatureStatistics, b: FeatureStatistics) -> float:
     values: Tensor = torch.linalg.svdvals(a.factor.T @ b.factor)
     return values.sum().item()

@@ -18,6 +18,7 @@ from pelap.evaluation.frechet import (
     FeatureStatistics,
     frechet_distance,
     jackknife,
+    mean_distance,
     standard_error,
 )
 from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
@@ -90,8 +91,9 @@ class Reference:
             only_frechet: Leave out what compares pictures one by one.
 
         Returns:
-            Of each extractor the Frechet distance and its standard error (left out where there are two
-            pictures alone), and unless `only_frechet` the kernel distance and its deviation, precision,
+            Of each extractor the Frechet distance, its standard error (left out where there are two
+            pictures alone) and the part of it that is a shift of the means, and unless `only_frechet` the
+            kernel distance and its deviation, precision,
             recall, density and coverage of the first `NUM_KEPT` pictures. See `metric_name` for names.
 
         Raises:
@@ -102,7 +104,10 @@ class Reference:
         for extractor, side in zip(self._extractors, self._sides, strict=True):
             name = metric_name("fd", extractor.name)
             features = torch.cat([extractor(chunk) for chunk in images.split(_CHUNK)])
-            figures.metrics[name] = frechet_distance(FeatureStatistics.of(features), side.statistics)
+            statistics = FeatureStatistics.of(features)
+            figures.metrics[name] = frechet_distance(statistics, side.statistics)
+            shift = mean_distance(statistics, side.statistics)
+            figures.metrics[metric_name("shift", extractor.name)] = shift
             replicates = figures.replicates[name] = jackknife(features, side.statistics)
             if len(replicates) > 1:
                 figures.metrics[f"{name}_se"] = standard_error(replicates)

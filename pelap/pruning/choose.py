@@ -124,7 +124,7 @@ def importance_by(scores: pd.DataFrame, criterion: str) -> "pd.Series[float]":
     if criterion not in get_args(Formula):
         own: pd.Series[float] = values[criterion].astype(float)
         return own
-    parts = (torch.from_numpy(values[column].to_numpy(float)) for column in DISTANCES)
+    parts = (torch.tensor(values[column].to_list(), dtype=torch.float64) for column in DISTANCES)
     return pd.Series(combine(criterion, *parts).numpy(), index=scores.index)  # type: ignore[arg-type]
 
 

@@ -72,12 +72,13 @@ class Column:
 
 
 _LOWER, _HIGHER = "↓", "↑"
-_DISTANCES = ("fd", "kid", "precision", "recall", "density", "coverage")
+_DISTANCES = ("fd", "shift", "kid", "precision", "recall", "density", "coverage")
 """Families of metrics that every extractor has, in the table's order."""
 _OF_EXTRACTOR = re.compile(rf"(fid|{'|'.join(_DISTANCES)})(?:_(\w+))?")
 _FAMILIES = {
     "fd": Column("fd", "Fréchet distance", "", _LOWER, short="Frechet\ndistance"),
     "fid": Column("fid", "FID", "", _LOWER, short="FID"),
+    "shift": Column("shift", "shift", "", _LOWER, brief=False),
     "kid": Column("kid", "KID", "", _LOWER, decimals=4, short="KID"),
     "precision": Column("precision", "precision", "", _HIGHER, decimals=3),
     "recall": Column("recall", "recall", "", _HIGHER, decimals=3, short="recall"),

@@ -18,7 +18,6 @@ from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.paths import RunPaths, reference_cache
-from pelap.report.rows import CACHED
 from pelap.sampling import ModelSource
 from pelap.stages.context import Context
 from pelap.stages.figures import (
@@ -149,7 +148,7 @@ def _cached(context: Context, table: Table, models: Models) -> dict[str, LatentD
         return {}
     dense, result = models[table.scored], {}
     for interval in context.params.evaluate.cache_intervals:
-        name = f"{CACHED}-{interval}"
+        name = f"cached-{interval}"
         if name in table.rows:
             raise ConfigError(
                 f"evaluate.cache_intervals: {name} is the name of a model already; call the variant or "
@@ -229,7 +228,7 @@ def _entries(context: Context, table: Table) -> list[Entry]:
         return []
     params = context.params.evaluate
     every = sorted({params.sampler.steps, *params.dense_steps}, reverse=True)
-    cached = [f"{CACHED}-{interval}" for interval in params.cache_intervals]
+    cached = [f"cached-{interval}" for interval in params.cache_intervals]
     return [
         *((table.scored, steps) for steps in every),
         *((name, params.sampler.steps) for name in cached),

@@ -208,6 +208,7 @@ def compare_costs(
         metrics[name] = {
             "latency_ms": latency.median_ms,
             "latency_iqr_ms": latency.iqr_ms,
+            "latency_least_ms": latency.least_ms,
             "params": count_params(subject.network),
             "macs": count_macs(subject.network, subject.forward(1))[""],
             "peak_memory_mib": peak_memory_mib(subject.network, subject.forward(size), device),

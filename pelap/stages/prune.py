@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from pelap import io
 from pelap.errors import ConfigError, ModelError
 from pelap.loading import load_model, load_plan, pipeline_plan, save_model, save_pipeline
 from pelap.measure.cost import count_macs, count_params
-from pelap.measure.latency import measure_latency, measure_module_latencies
+from pelap.measure.latency import measure_module_latencies
 from pelap.params import Params, PruneParams, ScoreParams
 from pelap.progress import progress
 from pelap.pruning.choose import check_scores, plan_of, spread
@@ -63,7 +64,7 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, params, seed)
         plans = _plans(bench, context.params.prune, plan_file)
-        pruned = {name: _prune(bench, plan) for name, plan in plans.items()}
+        pruned = _timed(bench, {name: _prune(bench, plan) for name, plan in plans.items()})
         with io.atomic_dir(paths.prune) as partial:
             for name, each in pruned.items():
                 io.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
@@ -122,7 +123,7 @@ def prune_pipeline(
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, score, seed)
         (plan,) = _plans(bench, params.prune, plan_file).values()
-        pruned = _prune(bench, plan)
+        pruned = _timed(bench, {"pruned": _prune(bench, plan)})["pruned"]
         pipeline.denoiser = pruned.network
 
         def write_more(partial: Path) -> None:
@@ -166,12 +167,15 @@ def _prune(bench: Bench, plan: Plan) -> Pruned:
     saved = count_params(bench.subject.network) - count_params(network)
     plan = dataclasses.replace(prepared.plan, num_params=saved)
     changes = _changes(bench.subject, network, plan, bench.scores, bench.params)
-    judged = _judged(bench, prepared)
-    return Pruned(network, plan, changes, _result(bench.subject, network, plan, bench.params) | judged)
+    sizes = {"params_before": count_params(bench.subject.network), "params_after": count_params(network)}
+    return Pruned(network, plan, changes, _judged(bench, prepared) | sizes)
 
 
-def _judged(bench: Bench, prepared: Prepared) -> dict[str, float | None]:
-    """The joint score of a plan, and what it would be, were its operators independent; None: not finite."""
+def _judged(bench: Bench, prepared: Prepared) -> dict[str, Any]:
+    """Promises of a plan: its joint score, and what that would be, were its operators independent.
+
+    None where a score is not finite.
+    """
     names = [removal.operator for removal in prepared.plan.operators]
     single = bench.scores.set_index("operator")["score"].loc[names]
     values = {
@@ -179,7 +183,8 @@ def _judged(bench: Bench, prepared: Prepared) -> dict[str, float | None]:
         "sum_of_scores": float(single.sum()),
         "norm_of_scores": float(np.linalg.norm(single)),
     }
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+    finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+    return {"num_operators": len(names), "promised_time_reduction": prepared.plan.time_reduction, **finite}
 
 
 def _changes(
@@ -219,20 +224,20 @@ def _action(name: str, plan: Plan) -> str:
     return "kept"
 
 
-def _result(subject: Subject, network: nn.Module, plan: Plan, params: ScoreParams) -> dict[str, Any]:
-    """Promise and fact; the two are timed in turns, so that a busy machine slows both alike."""
-    batch_size = params.latency_batch_size
-    passes = {"dense": subject.forward(batch_size), "pruned": subject.forward(batch_size, network)}
-    latency = measure_latency(passes, subject.device, params.latency_repeats)
+def _timed(bench: Bench, pruned: Mapping[str, Pruned]) -> dict[str, Pruned]:
+    """The same with measured times: of the untouched network and of all plans, in turns."""
+    dense, *times = bench.times([bench.subject.network, *(each.network for each in pruned.values())])
     return {
-        "num_operators": len(plan.operators),
-        "promised_time_reduction": plan.time_reduction,
-        "measured_time_reduction": 1 - latency["pruned"].median_ms / latency["dense"].median_ms,
-        "latency_ms_before": latency["dense"].median_ms,
-        "latency_ms_after": latency["pruned"].median_ms,
-        "latency_batch_size": batch_size,
-        "params_before": count_params(subject.network),
-        "params_after": count_params(network),
+        name: each._replace(
+            result=each.result
+            | {
+                "measured_time_reduction": 1 - time.least_ms / dense.least_ms,
+                "latency_ms_before": dense.median_ms,
+                "latency_ms_after": time.median_ms,
+                "latency_batch_size": bench.params.latency_batch_size,
+            }
+        )
+        for (name, each), time in zip(pruned.items(), times, strict=True)
     }
 
 

@@ -16,11 +16,12 @@ sys.path.insert(0, str(workflow.basedir))
 from pelap import io
 from pelap.config import parse_params, read_yaml, select_keys
 from pelap.errors import PelapError
-from pelap.paths import DOWNLOADS, RunPaths, StudyPaths, SweepPaths, packed_dataset
+from pelap.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, packed_dataset
 
 RESULTS = Path("results")
 SUMMARY = SweepPaths(RESULTS / "{grid}")
 STUDY = StudyPaths(RESULTS / "collapse_study")
+CHOOSING = ChoosingPaths(RESULTS / "choosing")
 CELL = RunPaths(RESULTS / "{grid}" / "{dataset}" / "seed{seed}")
 MODEL = CELL.train("{variant}")
 DATA = Path("data") / "{grid}"
@@ -32,7 +33,7 @@ CLUSTER_CORES = 8
 
 
 wildcard_constraints:
-    grid="sweep|pruning_study|collapse_study",
+    grid="sweep|pruning_study|choosing|collapse_study",
     dataset="[a-z0-9][a-z0-9_-]*",
     seed=r"\d+",
     variant="[a-z0-9][a-z0-9_-]*",
@@ -62,6 +63,7 @@ check_config()
 GRIDS = {
     "sweep": Grid(config["params"], config["datasets"], config["seeds"]),
     "pruning_study": Grid(config["pruning_params"], config["pruning_datasets"], config["pruning_seeds"]),
+    "choosing": Grid(config["choosing_params"], config["choosing_datasets"], config["choosing_seeds"]),
     "collapse_study": Grid(config["study_params"], config["study_datasets"], config["study_seeds"]),
 }
 PIPELINE = read_yaml(Path(workflow.basedir) / "dvc.yaml")["stages"]

@@ -44,3 +44,41 @@ rule study:
         runtime=15,
     shell:
         "pelap study --root {params.root} > {log} 2>&1"
+
+
+rule choosing:
+    input:
+        cell_files(
+            "choosing",
+            CELL.scores,
+            CELL.plans,
+            CELL.prune_result,
+            CELL.distill_result,
+            CELL.metrics,
+            CELL.budget,
+            CELL.differences,
+            CELL.evaluate_protocol,
+        ),
+    output:
+        CHOOSING.plans,
+        CHOOSING.methods,
+        CHOOSING.additivity,
+        CHOOSING.prediction,
+        CHOOSING.rivals,
+        report(CHOOSING.threshold_figure, caption="../report/choosing.rst", category="Ways to choose"),
+        report(CHOOSING.methods_figure, caption="../report/choosing.rst", category="Ways to choose"),
+        report(CHOOSING.additivity_figure, caption="../report/choosing.rst", category="Ways to choose"),
+        report(CHOOSING.prediction_figure, caption="../report/choosing.rst", category="Ways to choose"),
+    log:
+        CHOOSING.root / "logs" / "choosing.log",
+    benchmark:
+        CHOOSING.root / "benchmarks" / "choosing.tsv"
+    params:
+        root=subpath(output[0], parent=True),
+        code=code("pelap/stages/choosing.py", "pelap/report"),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    shell:
+        "pelap choosing --root {params.root} > {log} 2>&1"
