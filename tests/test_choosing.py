@@ -1,5 +1,7 @@
 """The study of ways to choose operators: from the files of its cells to tables and figures."""
 
+import contextlib
+import io as io_
 import math
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from tiny import ROOT
 
 from pelap import io
@@ -15,7 +18,6 @@ from pelap.config import read_yaml
 from pelap.paths import ChoosingPaths, RunPaths
 from pelap.report import choosing as report
 from pelap.report import figures_choosing as figures
-from pelap.report.style import to_png
 from pelap.stages.choosing import choosing
 
 METRIC = "fd_effnet_lite0"
@@ -77,12 +79,24 @@ def write_cell(root: Path, dataset: str, seed: int) -> RunPaths:
     return run
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets and three seeds, summarised; not to be changed."""
+    root = tmp_path_factory.mktemp("choosing")
     for dataset in ("photos", "cifar10-jpeg"):
         for seed in SEEDS:
-            write_cell(tmp_path, dataset, seed)
-    return tmp_path
+            write_cell(root, dataset, seed)
+    with contextlib.redirect_stdout(io_.StringIO()) as said:
+        choosing(root)
+    (root / "said.txt").write_text(said.getvalue())
+    return root
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is about tables alone: drawing takes most of the time."""
+    for name in ("threshold", "methods", "additivity", "prediction"):
+        monkeypatch.setattr(f"pelap.stages.choosing.{name}_figure", lambda *args: Figure())
 
 
 def read(file: Path, **values: Any) -> pd.DataFrame:
@@ -92,9 +106,8 @@ def read(file: Path, **values: Any) -> pd.DataFrame:
     return table
 
 
-def test_plans_hold_what_each_saves_and_costs(root: Path) -> None:
-    choosing(root)
-    table = io.read_csv(ChoosingPaths(root).plans)
+def test_plans_hold_what_each_saves_and_costs(done: Path) -> None:
+    table = io.read_csv(ChoosingPaths(done).plans)
     assert len(table) == 2 * len(SEEDS) * len(PLANS)
     (row,) = table.query("dataset == 'photos' and seed == 10 and plan == 'ld-pruner-35'").to_dict("records")
     assert (row["method"], row["target"], row["amount"]) == ("ld-pruner", "time_reduction", 35)
@@ -108,9 +121,8 @@ def test_plans_hold_what_each_saves_and_costs(root: Path) -> None:
     assert math.isnan(row["magnitude"])
 
 
-def test_single_operators_have_their_criteria(root: Path) -> None:
-    choosing(root)
-    table = read(ChoosingPaths(root).plans, plan="only-c.conv", seed=1, dataset="photos")
+def test_single_operators_have_their_criteria(done: Path) -> None:
+    table = read(ChoosingPaths(done).plans, plan="only-c.conv", seed=1, dataset="photos")
     (row,) = table.to_dict("records")
     assert row["operator"] == "c.conv"
     assert row["score"] == 3
@@ -119,9 +131,8 @@ def test_single_operators_have_their_criteria(root: Path) -> None:
     assert all(pd.isna(row[name]) for name in ("method", "target", "amount"))
 
 
-def test_methods_over_seeds(root: Path) -> None:
-    choosing(root)
-    (row,) = read(ChoosingPaths(root).methods, dataset="photos", method="ld-pruner", amount=35).to_dict(
+def test_methods_over_seeds(done: Path) -> None:
+    (row,) = read(ChoosingPaths(done).methods, dataset="photos", method="ld-pruner", amount=35).to_dict(
         "records"
     )
     assert row["n"] == 3
@@ -135,9 +146,8 @@ def test_methods_over_seeds(root: Path) -> None:
     assert math.isnan(row["vs_magnitude"])  # nobody is called so
 
 
-def test_verdicts(root: Path) -> None:
-    choosing(root)
-    table = read(ChoosingPaths(root).methods, dataset="photos")
+def test_verdicts(done: Path) -> None:
+    table = read(ChoosingPaths(done).methods, dataset="photos")
     verdicts = {(row.method, row.amount): row.verdict for row in table.itertuples()}
     assert verdicts["ld-pruner", 20] == "better"
     assert verdicts["ld-pruner", 35] == "no worse"
@@ -155,9 +165,8 @@ def test_verdict_at_the_bounds(mean: float, std: float, verdict: str | None) -> 
     assert report._verdict(mean, std) == verdict
 
 
-def test_additivity(root: Path) -> None:
-    choosing(root)
-    table = read(ChoosingPaths(root).additivity, dataset="photos")
+def test_additivity(done: Path) -> None:
+    table = read(ChoosingPaths(done).additivity, dataset="photos")
     # avg-35 has no finite joint score.
     assert table["amount"].tolist()[:3] == [20, 35, 50]
     assert table["n"].tolist() == [3, 6, 3, 12]
@@ -167,9 +176,8 @@ def test_additivity(root: Path) -> None:
     assert table.iloc[1]["joint_over_sum_q1"] < table.iloc[1]["joint_over_sum_q3"]
 
 
-def test_prediction(root: Path) -> None:
-    choosing(root)
-    table = read(ChoosingPaths(root).prediction, dataset="photos")
+def test_prediction(done: Path) -> None:
+    table = read(ChoosingPaths(done).prediction, dataset="photos")
     rows = {(row["of"], row["predictor"], row["target"]): row for row in table.to_dict("records")}
     joint = rows["plans", "joint_score", "lost_before"]
     assert (joint["rho"], joint["rho_std"], joint["n"], joint["num_seeds"]) == (1, 0, 12, 3)
@@ -181,9 +189,8 @@ def test_prediction(root: Path) -> None:
     assert ("operators", "taylor", "lost_before") not in rows
 
 
-def test_rivals_save_time_of_the_whole_picture(root: Path) -> None:
-    choosing(root)
-    table = read(ChoosingPaths(root).rivals, dataset="photos")
+def test_rivals_save_time_of_the_whole_picture(done: Path) -> None:
+    table = read(ChoosingPaths(done).rivals, dataset="photos")
     rows = {(row["model"], row["steps"]): row for row in table.to_dict("records")}
     assert list(rows) == [("dense", 20), ("dense", 10), ("cached-2", 20), ("longer", 20), ("longer", 5)]
     assert rows["dense", 10]["time_saved_mean"] == pytest.approx(0.4)
@@ -192,12 +199,11 @@ def test_rivals_save_time_of_the_whole_picture(root: Path) -> None:
     assert rows["dense", 20]["n"] == 3
 
 
-def test_findings_fit_the_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    choosing(root)
-    lines = capsys.readouterr().out.splitlines()
+def test_findings_fit_the_terminal(done: Path) -> None:
+    lines = (done / "said.txt").read_text().splitlines()
     assert "photos: best at 35 ld-pruner; no worse than the control up to ld-pruner 35" in lines
     assert max(len(line) for line in lines[:-1]) <= 80
-    assert lines[-1] == f"6 cells summarised in {root}"
+    assert lines[-1] == f"6 cells summarised in {done}"
 
 
 def test_a_method_that_fails_early_is_not_good_again_later() -> None:
@@ -232,23 +238,23 @@ def test_rank_correlation_of_what_does_not_vary() -> None:
     assert report.spearman(more, more)[2] == 2
 
 
-def test_without_shift_control_times_and_students(root: Path) -> None:
+def test_without_shift_control_times_and_students(tmp_path: Path) -> None:
     for seed in SEEDS:
-        run = RunPaths(root / "photos" / f"seed{seed}")
+        run = write_cell(tmp_path, "photos", seed)
         metrics = io.read_metrics(run.metrics)
         for values in metrics.values():
             del values["shift_effnet_lite0"], values["latency_ms"]
         io.write_json(run.metrics, metrics)
         io.write_json(run.distill_result, {})
         io.write_csv(run.budget, io.read_csv(run.budget).drop(columns="image_ms"))
-    choosing(root)
-    table = read(ChoosingPaths(root).plans, dataset="photos")
+    choosing(tmp_path)
+    table = io.read_csv(ChoosingPaths(tmp_path).plans)
     empty = ["time_reduction", "shift_lost_before", "fd_tuned", "lost_after"]
     assert table[empty].isna().all(axis=None)
-    assert read(ChoosingPaths(root).methods, dataset="photos")["verdict"].isna().all()
+    assert io.read_csv(ChoosingPaths(tmp_path).methods)["verdict"].isna().all()
 
 
-@pytest.mark.parametrize("few", [("only-d",), ("random-35",), ("only-d", "own")])
+@pytest.mark.parametrize("few", [("only-d",), ("random-35", "own")])
 def test_a_single_plan_of_a_single_seed(tmp_path: Path, few: tuple[str, ...]) -> None:
     run = write_cell(tmp_path, "photos", 0)
     results = io.read_mapping(run.prune_result)
@@ -262,12 +268,14 @@ def test_a_single_plan_of_a_single_seed(tmp_path: Path, few: tuple[str, ...]) ->
     assert len(io.read_csv(ChoosingPaths(tmp_path).plans)) == len(few)
 
 
-def test_unfinished_cells_are_named_and_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RunPaths(root / "photos" / "seed10").budget.unlink()
-    (root / "photos" / "seedling").mkdir()
-    choosing(root)
+@pytest.mark.usefixtures("undrawn")
+def test_unfinished_cells_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_cell(tmp_path, "photos", seed) for seed in SEEDS]
+    runs[-1].budget.unlink()
+    (tmp_path / "photos" / "seedling").mkdir()
+    choosing(tmp_path)
     assert "not finished: photos/seed10\n" in capsys.readouterr().out
-    assert set(read(ChoosingPaths(root).methods, dataset="photos")["n"]) == {2}
+    assert set(io.read_csv(ChoosingPaths(tmp_path).methods)["n"]) == {2}
 
 
 def test_nothing_to_summarise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,9 +311,8 @@ def test_damaged_files_are_refused_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_figures(root: Path) -> None:
-    choosing(root)
-    paths = ChoosingPaths(root)
+def test_figures(done: Path) -> None:
+    paths = ChoosingPaths(done)
     for file in (
         paths.threshold_figure, paths.methods_figure, paths.additivity_figure, paths.prediction_figure
     ):  # fmt: skip
@@ -314,7 +321,6 @@ def test_figures(root: Path) -> None:
     figure = figures.methods_figure(plans, methods, METRIC)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["ld-pruner", "avg", "random"]  # by what they lost before
-    to_png(figures.prediction_figure(plans, io.read_csv(paths.prediction), METRIC))
 
 
 def test_every_method_of_the_preset_has_a_family() -> None:

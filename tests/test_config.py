@@ -306,7 +306,10 @@ def test_of_several_methods_the_plans_have_their_names_and_a_method_may_have_amo
 @pytest.mark.parametrize(
     ("prune", "message"),
     [
-        ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 1.5]}}}, "shares of the time are at most 1"),
+        (
+            {"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 1.5]}}},
+            "shares of the time are at most 1",
+        ),
         ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 0.5]}}}, "a names an amount twice"),
         ({"num_params": 3, "methods": {"a": {"amounts": [2.5]}}}, "num_params are whole numbers"),
         ({"num_params": 3, "methods": {"a": {"rescore": 0.1}}}, "methods.a.rescore is a share of the time"),

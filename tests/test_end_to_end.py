@@ -128,7 +128,7 @@ def test_fine_tuned_models_say_how_they_came_about(project: Path) -> None:
     for table in (run.distill_history, run.distill_validation):
         assert tuple(io.read_csv(table)["student"].unique()) == STUDENTS
     budget = io.read_csv(run.budget)
-    assert set(budget["model"]) == {"invariant", f"pruned-{PLAN}", *STUDENTS[:2]}
+    assert set(budget["model"]) == {"invariant", f"pruned-{PLAN}", *STUDENTS[:2], "longer"}
     assert list(budget.loc[budget["model"] == "invariant", "steps"]) == [4, 2]
     pairs = io.read_csv(run.differences)[["model", "against"]].itertuples(index=False)
     assert {(f"distilled-{PLAN}", "invariant"), (f"distilled-{PLAN}", "longer")} <= {tuple(p) for p in pairs}

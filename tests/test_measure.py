@@ -84,7 +84,7 @@ def test_latency_is_the_median_and_the_distance_of_the_quartiles(monkeypatch: py
         now[0] += next(times_ms) * 10**6
 
     result = measure_latency({"f": function}, CPU, repeats=5, warmup=2)
-    assert result == {"f": Latency(median_ms=3.0, iqr_ms=2.0, repeats=5)}
+    assert result == {"f": Latency(median_ms=3.0, iqr_ms=2.0, least_ms=1.0, repeats=5)}
 
 
 def test_device_is_waited_for_before_each_reading_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_prompts_are_for_text_to_image_alone(tmp_path: Path) -> None:
 
 
 QUALITY = {"fd_effnet_lite0", "fd_effnet_lite0_se", "kid_effnet_lite0", "kid_effnet_lite0_std"} | {
-    f"{name}_effnet_lite0" for name in ("precision", "recall", "density", "coverage")
+    f"{name}_effnet_lite0" for name in ("precision", "recall", "density", "coverage", "shift")
 }
 
 
@@ -211,7 +211,15 @@ def test_pipelines_are_evaluated_side_by_side(tmp_path: Path, capsys: pytest.Cap
     metrics = evaluated(tmp_path, folders)
     assert list(metrics) == ["dense", "pruned", "real"]
     assert set(metrics["real"]) == QUALITY
-    costs = {"latency_ms", "latency_iqr_ms", "params", "macs", "peak_memory_mib", "disk_mib"}
+    costs = {
+        "latency_ms",
+        "latency_iqr_ms",
+        "latency_least_ms",
+        "params",
+        "macs",
+        "peak_memory_mib",
+        "disk_mib",
+    }
     costs |= {"image_ms", "image_iqr_ms"}
     pairs = {"dense": set(), "pruned": {"psnr_to_dense"}}
     for name, folder in zip(("dense", "pruned"), folders, strict=True):

@@ -1,4 +1,4 @@
-"""The prune stage on a run: a plan and a model for every amount, or the plan of a file; what it is judged by."""
+"""The prune stage on a run: a plan and a model for every amount, or a file's plan, and what judges them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -204,7 +204,10 @@ def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(bench: Ben
 def states(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """All of a network that a visitor could change."""
     for name, module in network.named_modules():
-        yield name, (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        yield (
+            name,
+            (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks)),
+        )
     for name, tensor in network.state_dict().items():
         yield name, tensor.double().sum().item()
 

@@ -28,7 +28,9 @@ def gone(plan: Plan) -> list[str]:
 class Network:
     """Stands in for a network: what a plan saves by its clock, and what is left of the table."""
 
-    def __init__(self, table: pd.DataFrame, clock: Callable[[float], float] = lambda promised: promised) -> None:
+    def __init__(
+        self, table: pd.DataFrame, clock: Callable[[float], float] = lambda promised: promised
+    ) -> None:
         self.table, self.clock = table, clock
         self.shares: Mapping[str, float] = dict(zip(table["operator"], table["latency_share"], strict=True))
         self.measured: list[list[str]] = []

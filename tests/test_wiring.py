@@ -26,7 +26,15 @@ STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
 STUDY = read_yaml(STUDY_FILE)
 CHOOSING_FILE = ROOT / "presets" / "choosing.yaml"
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
-WHOLE = ("vae", "unet", "variants", "download.folders", "prune.methods", "distill.students", "distill.quality")
+WHOLE = (
+    "vae",
+    "unet",
+    "variants",
+    "download.folders",
+    "prune.methods",
+    "distill.students",
+    "distill.quality",
+)
 """Sections whose keys a user may change, or that depend on `kind`: they are listed as a whole."""
 PLUMBING = {
     "pelap.config",
