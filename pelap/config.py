@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError, create_model
 
 from pelap.errors import ConfigError
 from pelap.params import (
     AutoencoderKLParams,
+    CheapCriterion,
     Params,
     PelapVAEParams,
     Section,
@@ -180,6 +181,7 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _students_have_names_of_their_own: {"distill"},
         _rows_have_names_of_their_own: {"variants", "prune", "distill"},
         _scored_variant_exists: {"score", "variants"},
+        _criteria_are_there: {"score", "prune"},
         _masks_can_learn: {"lambda_", "variants"},
         _schedules_end_in_time: {"train", "variants"},
         _autoencoders_train_as_told: {"vae", "variants"},
@@ -237,6 +239,14 @@ def _scored_variant_exists(params: Params) -> list[str]:
         return []
     return [
         f"score.variant: {params.score.variant!r} is not a variant; use one of {', '.join(params.variants)}"
+    ]
+
+
+def _criteria_are_there(params: Params) -> list[str]:
+    return [
+        f"prune.methods.{name}.criterion: {method.criterion} is not among score.criteria; add it there"
+        for name, method in params.prune.methods.items()
+        if method.criterion in get_args(CheapCriterion) and method.criterion not in params.score.criteria
     ]
 
 

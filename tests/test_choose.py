@@ -58,7 +58,8 @@ def every_set(scores: pd.DataFrame) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_knapsack_is_the_best_of_all_sets(seed: int, negative: bool) -> None:
     scores = table(seed, negative)
-    importance, saved = scores.set_index("operator")["score"], saves(scores)
+    # Errors that cancel are no reason to take more: below 0 is as good as 0.
+    importance, saved = scores.set_index("operator")["score"].clip(lower=0), saves(scores)
     for amount in (0.02, 0.1, 0.2, 0.35):
         reach = [each for each in every_set(scores) if saved[[*each]].sum() >= amount]
         if not reach:
@@ -237,3 +238,28 @@ def test_a_spread_leaves_out_what_has_no_place() -> None:
         score=[0.1, math.inf, 0.3, 0.4, 0.5], stopped_early=[False, False, True, False, False]
     )
     assert [*spread(scores, 9)] == ["small", "idle", "slower"]
+
+
+def rows(**cells: tuple[float, float]) -> pd.DataFrame:
+    """Operators by score and share of the time; `_` in a name stands for a dot."""
+    operators = [name.replace("_", ".") for name in cells]
+    scores, shares = zip(*cells.values(), strict=True)
+    made = pd.DataFrame({"operator": operators, "score": scores, "latency_share": shares})
+    return made.assign(kind="block", replacement="identity", params=1)
+
+
+def test_a_knapsack_takes_no_more_than_it_needs_of_what_costs_nothing() -> None:
+    scores = rows(a=(-0.1, 0.2), b=(-0.2, 0.1), c=(-0.3, 0.1), d=(0.4, 0.3))
+    assert names(scores, 0.05, "knapsack") in (["b"], ["c"])
+    assert sorted(names(scores, 0.15, "knapsack")) in (["a"], ["b", "c"])
+
+
+@pytest.mark.parametrize("selection", get_args(Selection))
+def test_where_nothing_may_be_taken_the_target_is_out_of_reach(selection: Selection) -> None:
+    with pytest.raises(PlanError, match="the 0 operators give at most 0"):
+        names(rows(a=(math.inf, 0.5)), 0.1, selection)
+
+
+def test_a_plan_is_not_the_block_that_took_the_place_of_parts_that_saved_more() -> None:
+    """The parts save 0.8 but for rounding, the block around them 0.5."""
+    assert names(rows(a_b=(0.1, 0.7), a_c=(0.2, 0.1), a=(0.3, 0.5)), 0.8, "order") == ["a.b", "a.c"]

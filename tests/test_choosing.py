@@ -37,8 +37,8 @@ DENSE, CONTROL = {0: 400.0, 1: 410.0, 10: 420.0}, {0: 390.0, 1: 404.0, 10: 408.0
 WOBBLE = {0: -1.0, 1: 0.0, 10: 1.0}
 
 
-def figures_of(distance: float, time: float = 0.0) -> dict[str, float]:
-    return {METRIC: distance, "shift_effnet_lite0": distance / 4, "latency_ms": 40 * (1 - time)}
+def figures_of(distance: float) -> dict[str, float]:
+    return {METRIC: distance, "shift_effnet_lite0": distance / 4}
 
 
 def write_cell(root: Path, dataset: str, seed: int) -> RunPaths:
@@ -55,14 +55,15 @@ def write_cell(root: Path, dataset: str, seed: int) -> RunPaths:
         io.write_json(run.plans / f"{name}.json", {"target": target, "operators": list(operators)})
         own = np.array([scores[operator] for operator in operators])
         results[name] = {
+            "measured_time_reduction": time,
             "joint_score": joint,
             "sum_of_scores": float(own.sum()),
             "norm_of_scores": float(np.linalg.norm(own)),
         }
-        metrics[f"pruned-{name}"] = figures_of(DENSE[seed] + before, time)
+        metrics[f"pruned-{name}"] = figures_of(DENSE[seed] + before)
         for student in ("distilled", "other"):
             if not name.startswith("avg"):
-                tuned = figures_of(CONTROL[seed] + after + WOBBLE[seed] + 50 * (student == "other"), time)
+                tuned = figures_of(CONTROL[seed] + after + WOBBLE[seed] + 50 * (student == "other"))
                 metrics[f"{student}-{name}"] = tuned
                 students[f"{student}-{name}"] = {"start": "pruned", "plan": name}
     students["longer"] = {"start": "dense", "plan": None}
@@ -243,13 +244,13 @@ def test_without_shift_control_times_and_students(tmp_path: Path) -> None:
         run = write_cell(tmp_path, "photos", seed)
         metrics = io.read_metrics(run.metrics)
         for values in metrics.values():
-            del values["shift_effnet_lite0"], values["latency_ms"]
+            del values["shift_effnet_lite0"]
         io.write_json(run.metrics, metrics)
         io.write_json(run.distill_result, {})
         io.write_csv(run.budget, io.read_csv(run.budget).drop(columns="image_ms"))
     choosing(tmp_path)
     table = io.read_csv(ChoosingPaths(tmp_path).plans)
-    empty = ["time_reduction", "shift_lost_before", "fd_tuned", "lost_after"]
+    empty = ["shift_lost_before", "fd_tuned", "lost_after"]
     assert table[empty].isna().all(axis=None)
     assert io.read_csv(ChoosingPaths(tmp_path).methods)["verdict"].isna().all()
 
@@ -290,7 +291,7 @@ def test_nothing_to_summarise(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("evaluate/metrics.json", '{"dense": {"psnr": 3}}', "no Frechet distance of dense"),
         ("evaluate/metrics.json", '{"dense": {"fd_effnet_lite0": 3}}', "lacks fd_effnet_lite0 of pruned-ld"),
         ("evaluate/budget.csv", "model,steps\n", "lacks the columns fd_effnet_lite0"),
-        ("prune/result.json", '{"random-35": {}}', "lacks joint_score"),
+        ("prune/result.json", '{"random-35": {}}', "lacks measured_time_reduction, joint_score"),
         ("prune/plans/random-35.json", "[]", "not a pruning plan"),
         ("distill/result.json", '{"x": {"start": "pruned", "plan": "y"}}', "x is of plan y, which is not in"),
         ("distill/result.json", '{"x": 3}', "does not say how it started"),

@@ -344,6 +344,13 @@ def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], messa
     assert message in _message(**overrides)
 
 
+def test_a_criterion_of_a_method_has_to_be_scored() -> None:
+    method = {"similar": {"criterion": "block_similarity", "selection": "order"}}
+    assert "prune.methods.similar.criterion: block_similarity is not among" in _message(prune__methods=method)
+    there = raw_params(prune__methods=method, score__criteria=["block_similarity"])
+    assert parse_params(there, "p").prune.methods["similar"].criterion == "block_similarity"
+
+
 def test_a_student_learns_something_and_one_of_them_is_pruned() -> None:
     longer = raw_params()["distill"]["students"]["longer"]
     assert "none starts from the pruned" in _message(distill__students={"longer": longer})

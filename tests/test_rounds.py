@@ -196,3 +196,28 @@ def test_rounds_that_run_out_of_operators_say_so() -> None:
     network = Network(scores(num=5, share=0.05))
     with pytest.raises(PlanError, match="out of reach"):
         network.chooser(4).plan(GREEDY, "time_reduction", 0.5)
+
+
+def table(**shares: float) -> pd.DataFrame:
+    """Operators of these shares of the time, least important first."""
+    rows = {"operator": list(shares), "score": [float(i) for i in range(len(shares))]}
+    shares_of = list(shares.values())
+    return pd.DataFrame(rows).assign(kind="block", replacement="identity", params=1, latency_share=shares_of)
+
+
+@pytest.mark.parametrize("trials", [0, 5])
+def test_a_round_takes_nothing_more_where_the_one_before_reached_the_amount(trials: int) -> None:
+    chooser = Network(table(a=0.3, b=0.05, c=0.05, d=0.2)).chooser(trials)
+    assert gone(chooser.plan(GREEDY, "time_reduction", 0.3)) == ["a"]
+    assert gone(chooser.plan(GREEDY, "time_reduction", 0.35)) == ["a", "b"]
+
+
+def test_believed_rounds_count_what_a_plan_promises() -> None:
+    network = Network(table(a=0.3, b=0.3))
+    assert gone(network.chooser(trials=0).plan(GREEDY, "time_reduction", 0.55)) == ["a", "b"]
+
+
+def test_out_of_reach_where_nothing_is_left() -> None:
+    chooser = Network(table(a=0.3, b=0.1)).chooser(trials=5)
+    with pytest.raises(PlanError, match=r"out of reach, nothing is left after 0\.4"):
+        chooser.plan(Method(rescore=0.4), "time_reduction", 0.5)

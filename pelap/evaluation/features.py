@@ -63,7 +63,8 @@ def metric_name(quantity: str, extractor: str) -> str:
     """Name of a figure in tables.
 
     Args:
-        quantity: ``fd``, ``shift``, ``kid``, ``kid_std``, ``precision``, ``recall``, ``density``, ``coverage``.
+        quantity: ``fd``, ``shift``, ``kid``, ``kid_std``, ``precision``, ``recall``, ``density`` or
+            ``coverage``.
         extractor: An extractor's name.
 
     Returns:

@@ -11,6 +11,7 @@ from pelap.params.model import (
     VAEParams,
 )
 from pelap.params.run import (
+    CheapCriterion,
     DistillParams,
     DownloadParams,
     EvaluateParams,
@@ -31,6 +32,7 @@ from pelap.params.variant import ALL_LOSSES, Loss, VariantParams
 __all__ = [
     "ALL_LOSSES",
     "AutoencoderKLParams",
+    "CheapCriterion",
     "DiffusionParams",
     "DistillParams",
     "DownloadParams",

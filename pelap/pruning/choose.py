@@ -41,6 +41,8 @@ DISTANCES = ("avg_dist", "std_dist")
 """Columns that the formulas of the score combine."""
 _SLACK = 1e-6
 """Relative error up to which solvers call a constraint met."""
+_TIE = 1e-6
+"""How much what is saved counts beside the importance, both as shares of their largest values."""
 
 
 class Candidate(NamedTuple):
@@ -143,32 +145,41 @@ def _by_ratio(candidates: Candidates, amount: float) -> Choice:
 
 
 def _first(candidates: Candidates, amount: float, key: Callable[[str], float]) -> Choice:
-    """Those of the least keys that save the amount together."""
+    """Those of the least keys that save the amount together; failing that, those that come nearest to it."""
     chosen: list[str] = []
-    saved = furthest = 0.0
+    nearest = Choice([], 0.0)
     for name in sorted(candidates, key=lambda name: (key(name), name)):
         if any(is_inside(name, other) for other in chosen):
             continue
         chosen = [other for other in chosen if not is_inside(other, name)] + [name]
-        saved = sum(candidates[other].saves for other in chosen)
-        if saved >= amount:
-            return Choice(chosen, saved)
-        # A block takes the place of its parts, so the number of operators may fall again.
-        furthest = max(furthest, saved)
-    return Choice(chosen, furthest)
+        # A block takes the place of its parts, so what is saved may fall again.
+        nearest = max(nearest, Choice(chosen, sum(candidates[other].saves for other in chosen)), key=_saves)
+        if nearest.saves >= amount:
+            break
+    return nearest
+
+
+def _saves(choice: Choice) -> float:
+    return choice.saves
 
 
 def _knapsack(candidates: Candidates, amount: float) -> Choice:
     """The set of least importance that saves the amount, as an integer programme.
 
     Of an operator and those around it at most one is taken: one row for each operator with nothing inside.
+    An importance below 0 (errors that cancel) counts as 0: it is no reason to take more than is asked for.
     """
+    if not candidates:
+        return Choice([], 0.0)
     names = sorted(candidates)
     importances, saves = np.array([candidates[name] for name in names]).T
+    importances = importances.clip(min=0)
+    # Of sets that are equally important, the one that saves least beyond the amount.
+    ties = _TIE * (importances.max() or 1.0) / (np.abs(saves).max() or 1.0)
     innermost = [name for name in names if not any(is_inside(other, name) for other in names)]
     around = [[name == other or is_inside(name, other) for other in names] for name in innermost]
     result = milp(
-        importances,
+        importances + ties * saves,
         integrality=np.ones(len(names)),
         bounds=Bounds(0, 1),
         constraints=[

@@ -100,42 +100,46 @@ class Chooser:
 
     def _towards(self, state: _State, method: Method, amount: float) -> tuple[Plan, float]:
         """The plan that goes on from a state and saves nearest to the amount, and what it saves."""
+        if state.plan.operators and state.saved >= amount - TOLERANCE:
+            return state.plan, state.saved
+        if state.scores.empty:
+            raise PlanError(
+                f"prune.time_reduction: {amount:g} is out of reach, nothing is left after {state.saved:.4g}; "
+                "ask for less"
+            )
 
-        def propose(ask: float) -> Plan:
-            more = make_plan(state.scores, "time_reduction", ask, method.criterion, method.selection)
-            return _joined(state.plan, more)
+        def more(ask: float) -> Plan:
+            return make_plan(state.scores, "time_reduction", ask, method.criterion, method.selection)
 
-        wanted = max(amount - state.saved, TOLERANCE)
         if self._trials == 0:
-            plan = propose(wanted)
-            return plan, state.saved + wanted
-        return self._nearest(propose, wanted, state.saved, amount)
+            plan = more(amount - state.saved)
+            return _joined(state.plan, plan), state.saved + plan.time_reduction
+        return self._nearest(state, more, amount)
 
-    def _nearest(
-        self, propose: Callable[[float], Plan], ask: float, base: float, amount: float
-    ) -> tuple[Plan, float]:
+    def _nearest(self, state: _State, more: Callable[[float], Plan], amount: float) -> tuple[Plan, float]:
         """Ask for more or less until the clock says the amount."""
-        low, high = 0.0, float("inf")
-        tried: dict[tuple[Removal, ...], tuple[Plan, float]] = {}
+        ask, low, high = amount - state.saved, 0.0, float("inf")
+        tried: dict[tuple[Removal, ...], float] = {}
         for trial in range(self._trials):
             try:
-                plan = propose(ask)
+                operators = _joined(state.plan, more(ask)).operators
             except PlanError:
                 if trial == 0:
                     raise
                 high = min(high, ask)  # more than there is
             else:
-                if plan.operators not in tried:
-                    tried[plan.operators] = (plan, self._measure(plan))
-                saved = tried[plan.operators][1]
+                if operators not in tried:
+                    tried[operators] = self._measure(Plan(operators))
+                saved = tried[operators]
                 if abs(saved - amount) <= TOLERANCE:
                     break
                 low, high = (max(low, ask), high) if saved < amount else (low, min(high, ask))
-                gained = max(saved - base, TOLERANCE)
-                ask *= min(2.0, max(0.5, (amount - base) / gained))
+                gained = max(saved - state.saved, TOLERANCE)
+                ask *= min(2.0, max(0.5, (amount - state.saved) / gained))
             if not low < ask < high:
                 ask = (low + high) / 2
-        return min(tried.values(), key=lambda each: _miss(each[1], amount))
+        operators = min(tried, key=lambda operators: _miss(tried[operators], amount))
+        return Plan(operators), tried[operators]
 
 
 def _miss(saved: float, amount: float) -> tuple[bool, float]:

@@ -51,6 +51,8 @@ class PlanOf:
     operators: tuple[str, ...]
     target: str
     """What an amount was asked of, such as ``time_reduction``."""
+    time_reduction: float
+    """Share of the network's time that it saves, by the clock of the prune stage."""
     judged: Mapping[str, float | None]
     """The joint score, and what it would be, were the operators independent: `JUDGED`."""
 
@@ -113,7 +115,6 @@ def _plan_row(cell: Cell, name: str, plan: PlanOf, metric: str, criteria: Sequen
     single = name == f"only-{plan.operators[0]}" if len(plan.operators) == 1 else False
     method, amount = (None if single else method_of(name)) or (None if single else name, np.nan)
     pruned, tuned = f"pruned-{name}", cell.tuned.get(name)
-    latency = cell.value(cell.dense, "latency_ms")
     judged = {key: np.nan if plan.judged[key] is None else plan.judged[key] for key in JUDGED}
     row: dict[str, object] = {
         "dataset": cell.dataset,
@@ -124,7 +125,7 @@ def _plan_row(cell: Cell, name: str, plan: PlanOf, metric: str, criteria: Sequen
         "amount": amount,
         "operator": plan.operators[0] if single else None,
         "num_operators": len(plan.operators),
-        "time_reduction": 1 - cell.value(pruned, "latency_ms") / latency,
+        "time_reduction": plan.time_reduction,
         **judged,
         "fd_pruned": cell.value(pruned, metric),
         "fd_tuned": cell.value(tuned, metric),

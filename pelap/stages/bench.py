@@ -1,6 +1,7 @@
 """A denoiser on the bench: what its plans are made with and judged by."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -114,16 +115,26 @@ class Bench:
 
         Returns:
             The columns of a table of scores; `score` is how much the joint score rises with the operator, it
-            may be negative. Shares are of the untouched network's time.
+            may be negative. Shares are of the untouched network's time. No row where nothing is left.
+
+        Raises:
+            PlanError: Without the plan's operators there is nothing finite to compare with.
         """
         prepared, original = self.prepare(plan), self.original
         joint = self.joint_score(prepared)
+        if not math.isfinite(joint):
+            raise PlanError(
+                f"prune: latents without {len(plan.operators)} operators are not finite, so that the rest "
+                "cannot be scored; ask for less, or leave out rescore"
+            )
         gone = [removal.operator for removal in plan.operators]
         left = [
             name
             for name in self.scores["operator"]
             if not any(name == other or is_inside(name, other) for other in gone)
         ]
+        if not left:
+            return self.scores.head(0)
         self._find(left)
         operators = [self._operators[name] for name in left]
         stand_ins = self._fitted(operators)

@@ -36,6 +36,7 @@ from pelap.report.style import to_png
 from pelap.report.tables import is_distance
 
 SEED = re.compile(r"seed(\d+)")
+MEASURED = "measured_time_reduction"
 _WIDTH = 80
 """Characters of a line in the terminal."""
 
@@ -167,13 +168,13 @@ def _students(run: RunPaths, plans: Sequence[str]) -> tuple[str | None, dict[str
 
 
 def _plan(run: RunPaths, name: str, result: Any) -> PlanOf:
-    absent = [key for key in JUDGED if not isinstance(result, dict) or key not in result]
+    absent = [key for key in (MEASURED, *JUDGED) if not isinstance(result, dict) or key not in result]
     if absent:
         raise DataError(f"{run.prune_result}: {name}: lacks {', '.join(absent)}; prune again")
     plan = load_plan(run.plans / f"{name}.json")
     target = next(iter(plan.target or {}), "")
     operators = tuple(removal.operator for removal in plan.operators)
-    return PlanOf(operators, target, {key: result[key] for key in JUDGED})
+    return PlanOf(operators, target, result[MEASURED], {key: result[key] for key in JUDGED})
 
 
 def _budget(run: RunPaths, metric: str) -> pd.DataFrame:

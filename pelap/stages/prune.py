@@ -34,6 +34,8 @@ WHOLE = "(whole denoiser)"
 CHANGES = "changes.csv"
 RESULT = "result.json"
 """Names in a pruned pipeline's folder."""
+SHORT = 0.05
+"""Share of the time that a plan may fall short by before that is said."""
 PLAN_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 
 
@@ -251,3 +253,6 @@ def _show(pruned: Pruned) -> None:
         f"{pruned.plan.time_reduction:.1%} by the scores, {result['measured_time_reduction']:.1%} measured "
         f"at batch {result['latency_batch_size']}"
     )
+    asked = pruned.plan.target.get("time_reduction", 0.0)
+    if result["measured_time_reduction"] < asked - SHORT:
+        print(f"warning: asked for {asked:.1%}; another selection, or more prune.trials, may come nearer")
