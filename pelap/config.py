@@ -226,8 +226,18 @@ def _students_have_names_of_their_own(params: Params) -> list[str]:
 
 
 def _rows_have_names_of_their_own(params: Params) -> list[str]:
-    made = [*params.distill.rows(params.prune.plans), *(f"pruned-{plan}" for plan in params.prune.plans)]
-    return [_row_taken(f"variants.{name}") for name in params.variants if name in made]
+    plans, students = params.prune.plans, params.distill.students
+    made = [
+        *(f"pruned-{plan}" for plan in plans),
+        *(name for name, student in students.items() if student.start == "dense"),
+        *(f"{name}-{plan}" for name, it in students.items() if it.start != "dense" for plan in plans),
+    ]
+    twice = [f"rows: two would be called {row}; rename a student or a method" for row in _twice(made)]
+    return twice + [_row_taken(f"variants.{name}") for name in params.variants if name in made]
+
+
+def _twice(names: list[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _row_taken(key: str) -> str:

@@ -15,6 +15,7 @@ from tiny import ROOT
 from pelap import io
 from pelap.cli import main
 from pelap.config import read_yaml
+from pelap.errors import DataError
 from pelap.paths import ChoosingPaths, RunPaths
 from pelap.report import choosing as report
 from pelap.report import figures_choosing as figures
@@ -151,7 +152,7 @@ def test_verdicts(done: Path) -> None:
     table = read(ChoosingPaths(done).methods, dataset="photos")
     verdicts = {(row.method, row.amount): row.verdict for row in table.itertuples()}
     assert verdicts["ld-pruner", 20] == "better"
-    assert verdicts["ld-pruner", 35] == "no worse"
+    assert verdicts["ld-pruner", 35] == "not told apart"
     assert verdicts["ld-pruner", 50] == "worse"
     assert pd.isna(verdicts["avg", 35])  # nobody was trained
     assert ("only", 0) not in verdicts
@@ -159,11 +160,47 @@ def test_verdicts(done: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "verdict"),
-    [(-1, 1, "no worse"), (1, 1, "no worse"), (1.1, 1, "worse"), (-1.1, 1, "better"), (0, math.nan, None)],
+    ("values", "verdict"),
+    [
+        ([4.0, 5.0, 6.0], "worse"),
+        ([-6.0, -5.0, -4.0], "better"),
+        ([1.0, 2.0, 3.0], "not told apart"),  # 2 +- 2.48
+        ([5.0], None),
+    ],
 )
-def test_verdict_at_the_bounds(mean: float, std: float, verdict: str | None) -> None:
-    assert report._verdict(mean, std) == verdict
+def test_a_verdict_needs_an_interval_without_zero(values: list[float], verdict: str | None) -> None:
+    assert report._verdict(*report._interval(pd.Series(values))) == verdict
+
+
+def test_the_interval_is_that_of_the_t_distribution() -> None:
+    low, high = report._interval(pd.Series([1.0, 2.0, 3.0, math.nan]))
+    assert (low, high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), rel=1e-4)
+
+
+def test_methods_are_compared_with_the_curve_at_their_own_time() -> None:
+    rows = [
+        ("m", 20, 0.2, 10.0),
+        ("m", 50, 0.4, 30.0),
+        ("x", 35, 0.3, 25.0),
+        ("x", 10, 0.1, 2.0),
+        ("y", 60, 0.5, 9.0),
+    ]
+    plans = pd.DataFrame(rows, columns=["method", "amount", "time_reduction", "lost_before"])
+    plans = plans.assign(dataset="d", seed=0, lost_after=math.nan)
+    beside = report._beside_curve(plans)
+    # Between (0, 0), (0.2, 10) and (0.4, 30); beyond it nothing is known.
+    expected = [0, 0, 25 - 20, 2 - 5, math.nan]
+    assert beside["curve_lost_before"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert beside["curve_lost_after"].isna().all()
+
+
+def test_cells_that_do_not_compare_are_refused(tmp_path: Path) -> None:
+    for seed in SEEDS[:2]:
+        run = write_cell(tmp_path, "photos", seed)
+    protocol = io.read_mapping(run.evaluate_protocol) | {"num_images": 7}
+    io.write_json(run.evaluate_protocol, protocol)
+    with pytest.raises(DataError, match="another num_images than in"):
+        choosing(tmp_path)
 
 
 def test_additivity(done: Path) -> None:
@@ -196,22 +233,25 @@ def test_rivals_save_time_of_the_whole_picture(done: Path) -> None:
     assert list(rows) == [("dense", 20), ("dense", 10), ("cached-2", 20), ("longer", 20), ("longer", 5)]
     assert rows["dense", 10]["time_saved_mean"] == pytest.approx(0.4)
     assert rows["dense", 10]["fd_mean"] == 418
-    assert rows["longer", 5]["fd_less_control_mean"] == 30
+    assert rows["longer", 5]["fd_less_control_mean"] == rows["longer", 5]["fd_less_full_mean"] == 30
+    assert rows["dense", 10]["fd_less_full_mean"] == 8
+    assert rows["cached-2", 20]["fd_less_full_mean"] == 415 - sum(DENSE.values()) / 3
     assert rows["dense", 20]["n"] == 3
 
 
 def test_findings_fit_the_terminal(done: Path) -> None:
     lines = (done / "said.txt").read_text().splitlines()
-    assert "photos: best at 35 ld-pruner; no worse than the control up to ld-pruner 35" in lines
+    assert "photos: least lost at 35: ld-pruner; not worse than the control up to ld-pruner" in lines
     assert max(len(line) for line in lines[:-1]) <= 80
     assert lines[-1] == f"6 cells summarised in {done}"
 
 
 def test_a_method_that_fails_early_is_not_good_again_later() -> None:
-    rows = [("m", 10.0, "no worse"), ("m", 20.0, "worse"), ("m", 35.0, "better"), ("x", 10.0, "worse"),
-            ("x", 20.0, "better"), ("one", 35.0, "better")]  # fmt: skip
+    rows = [("m", 10.0, "not told apart"), ("m", 20.0, "worse"), ("m", 35.0, "better"), ("x", 10.0, "worse"),
+            ("x", 20.0, "better"), ("one", 35.0, "better"), ("gap", 10.0, "better"), ("gap", 20.0, None),
+            ("gap", 35.0, "better")]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "amount", "verdict"])
-    assert report.thresholds(table) == {"m": 10, "x": None}
+    assert report.thresholds(table) == {"m": 10, "x": None, "gap": 10}
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,23 @@ def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], messa
     assert message in _message(**overrides)
 
 
+def test_no_two_rows_have_one_name() -> None:
+    students = raw_params()["distill"]["students"]
+    same = {"x": students["distilled"], "x-b": students["distilled"]}
+    method = {"criterion": "score", "selection": "order"}
+    message = _message(distill__students=same, prune__methods={"a": method, "b-a": method})
+    assert "rows: two would be called x-b-a-25" in message
+    taken = {"pruned-ld": students["distilled"]}
+    message = _message(distill__students=taken, prune__methods={"ld-pruner": method, "pruner": method})
+    assert "rows: two would be called pruned-ld-pruner-25" in message
+
+
+@pytest.mark.parametrize("criterion", ["random", "avg"])
+def test_only_scores_are_made_again(criterion: str) -> None:
+    method = {"m": {"criterion": criterion, "selection": "order", "rescore": 0.1}}
+    assert "rescore goes with criterion: score" in _message(prune__methods=method, score__criteria=["random"])
+
+
 def test_a_criterion_of_a_method_has_to_be_scored() -> None:
     method = {"similar": {"criterion": "block_similarity", "selection": "order"}}
     assert "prune.methods.similar.criterion: block_similarity is not among" in _message(prune__methods=method)

@@ -42,12 +42,13 @@ def test_figures_are_those_of_the_features() -> None:
     x, y = extractor(made), extractor(real)
     statistics = FeatureStatistics.of(y)
     assert figures.metrics.keys() == {
-        "fd_means", "fd_means_se", "kid_means", "kid_means_std",
+        "fd_means", "fd_means_se", "shift_means", "kid_means", "kid_means_std",
         "precision_means", "recall_means", "density_means", "coverage_means",
     }  # fmt: skip
     assert figures.metrics["fd_means"] == pytest.approx(
         frechet_distance(FeatureStatistics.of(x), statistics), rel=1e-9
     )
+    assert figures.metrics["shift_means"] == pytest.approx(float((x.mean(0) - y.mean(0)).square().sum()))
     assert figures.replicates == {"fd_means": pytest.approx(jackknife(x, statistics), rel=1e-9)}
     assert figures.metrics["fd_means_se"] == standard_error(figures.replicates["fd_means"])
     assert (figures.metrics["kid_means"], figures.metrics["kid_means_std"]) == kid(x, y)
@@ -68,7 +69,7 @@ def test_the_frechet_distance_alone() -> None:
         reference.measure(pictures(30, seed=1), only_frechet=True),
         reference.measure(pictures(30, seed=1)),
     )
-    assert short.metrics == {name: full.metrics[name] for name in ("fd_means", "fd_means_se")}
+    assert short.metrics == {name: full.metrics[name] for name in ("fd_means", "fd_means_se", "shift_means")}
     assert short.replicates == full.replicates
 
 

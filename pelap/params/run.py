@@ -133,7 +133,7 @@ class MethodParams(Section):
 
     criterion: Criterion
     selection: Literal["order", "ratio", "knapsack"]
-    rescore: Share | None = None
+    rescore: Annotated[float, Field(ge=0.02, lt=1)] | None = None
     amounts: Amounts[PositiveFloat] = None
 
 
@@ -163,6 +163,8 @@ class PruneParams(Section):
                 raise ValueError(f"methods.{name}.amounts: shares of the time are at most 1")
             if self.target != "time_reduction" and any(amount != int(amount) for amount in amounts):
                 raise ValueError(f"methods.{name}.amounts: {self.target} are whole numbers")
+            if method.rescore is not None and method.criterion != "score":
+                raise ValueError(f"methods.{name}.rescore goes with criterion: score alone; set it to null")
             if method.rescore is not None and self.target != "time_reduction":
                 raise ValueError(f"methods.{name}.rescore is a share of the time; give time_reduction")
         return self

@@ -6,6 +6,7 @@ after some have gone, the others can be scored again (greedy).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -137,7 +138,7 @@ class Chooser:
                 gained = max(saved - state.saved, TOLERANCE)
                 ask *= min(2.0, max(0.5, (amount - state.saved) / gained))
             if not low < ask < high:
-                ask = (low + high) / 2
+                ask = (low + high) / 2 if math.isfinite(high) else 2 * low
         operators = min(tried, key=lambda operators: _miss(tried[operators], amount))
         return Plan(operators), tried[operators]
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import product, takewhile
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ JUDGED = ("joint_score", "sum_of_scores", "norm_of_scores")
 """What the prune stage says of a plan as a whole."""
 YARDSTICKS = ("random", "magnitude")
 """Methods that every other one is compared with, by these names."""
-BETTER, NO_WORSE, WORSE = "better", "no worse", "worse"
+BETTER, SAME, WORSE = "better", "not told apart", "worse"
+CONFIDENCE = 0.95
 UNNAMED = "plan"
 """What the one method of a study is called whose plans name an amount alone."""
 _LOST = ("lost_before", "lost_after")
@@ -30,8 +31,8 @@ _MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *_LOST)
 METHOD_COLUMNS = [
     *("dataset", "method", "amount", "n"),
     *(f"{column}_{end}" for column in _MEANS for end in ("mean", "std")),
-    *("p_value", "verdict"),
-    *(f"vs_{other}{end}" for other in YARDSTICKS for end in ("", "_std", "_tuned", "_tuned_std")),
+    *("lost_after_low", "lost_after_high", "p_value", "verdict"),
+    *(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_std", "_tuned", "_tuned_std")),
 ]
 _PARTS = {"avg_dist": ("shift_lost_before", "spread_lost_before"),
           "std_dist": ("shift_lost_before", "spread_lost_before")}  # fmt: skip
@@ -153,21 +154,24 @@ def method_table(plans: pd.DataFrame) -> pd.DataFrame:
         plans: From `plan_table`.
 
     Returns:
-        dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; p_value of
-        the paired t-test of lost_after against 0; the verdict on it: ``better`` (below 0 by more than its
-        std), ``no worse`` (above 0 by its std at most), ``worse``, empty where std is unknown; and mean and
-        std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of pruned and
-        (``_tuned``) of further trained networks.
+        dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; the 95 %
+        interval (Student's t) of the mean of lost_after, the p_value of its being 0, and the verdict:
+        ``better`` or ``worse`` than the control where the interval leaves 0 out, else ``not told apart``,
+        empty for a single seed. No correction is made for the number of rows. Then mean and std of the paired difference
+        of distances to each of `YARDSTICKS` at the same amount, of pruned and (``_tuned``) of further trained
+        networks; and to the ``curve``, at the same measured time: the method with the most amounts, between
+        its plans of the same seed, from no loss at no time on.
     """
     keys = ["dataset", "method", "amount"]
-    chosen = plans.dropna(subset=["amount"])
+    chosen = _beside_curve(plans.dropna(subset=["amount"]))
     rows = []
     for names, group in chosen.groupby(keys, sort=False):
         row: dict[str, Any] = dict(zip(keys, names, strict=True)) | {"n": int(group["fd_pruned"].count())}
         for column in _MEANS:
             row |= _moments(column, group[column])
+        low, high = _interval(group["lost_after"])
+        row |= {"lost_after_low": low, "lost_after_high": high, "verdict": _verdict(low, high)}
         row["p_value"] = _p_value(group["lost_after"])
-        row["verdict"] = _verdict(row["lost_after_mean"], row["lost_after_std"])
         rows.append(row | _against_yardsticks(group, chosen))
     return pd.DataFrame(rows, columns=METHOD_COLUMNS)
 
@@ -184,10 +188,40 @@ def _p_value(differences: "pd.Series[float]") -> float:
     return float(stats.ttest_1samp(values, 0).pvalue)
 
 
-def _verdict(mean: float, std: float) -> str | None:
-    if np.isnan(mean) or np.isnan(std):
+def _interval(values: "pd.Series[float]") -> tuple[float, float]:
+    """Of the mean, by Student's t; NaN for fewer than two values."""
+    values = values.dropna()
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def _verdict(low: float, high: float) -> str | None:
+    if np.isnan(low):
         return None
-    return BETTER if mean < -std else NO_WORSE if mean <= std else WORSE
+    return BETTER if high < 0 else WORSE if low > 0 else SAME
+
+
+def curve_of(plans: pd.DataFrame) -> str | None:
+    """The method with the most amounts, the first of several; None where none has two."""
+    counts = plans.groupby("method", sort=False)["amount"].nunique()
+    return str(counts.idxmax()) if len(counts) and counts.max() > 1 else None
+
+
+def _beside_curve(plans: pd.DataFrame) -> pd.DataFrame:
+    """The plans with what each loses more than the curve does at the same time, in the same cell."""
+    curve = curve_of(plans)
+    columns = {f"curve_{when}": pd.Series(np.nan, index=plans.index) for when in _LOST}
+    for _, cell in plans.groupby(["dataset", "seed"], sort=False):
+        points = cell[cell["method"] == curve].sort_values("time_reduction")
+        for when in _LOST:
+            known = points.dropna(subset=["time_reduction", when])
+            if len(known):
+                at, lost = ([0.0, *known[column]] for column in ("time_reduction", when))
+                there = np.interp(cell["time_reduction"], at, lost, left=np.nan, right=np.nan)
+                columns[f"curve_{when}"].loc[cell.index] = cell[when] - there
+    return plans.assign(**columns)
 
 
 def _against_yardsticks(group: pd.DataFrame, plans: pd.DataFrame) -> dict[str, float]:
@@ -201,6 +235,9 @@ def _against_yardsticks(group: pd.DataFrame, plans: pd.DataFrame) -> dict[str, f
             difference = (pairs[column] - pairs[f"{column}_other"]).astype(float)
             result[f"vs_{other}{end}"] = float(difference.mean())
             result[f"vs_{other}{end}_std"] = float(difference.std(ddof=1))
+    for end, when in (("", "lost_before"), ("_tuned", "lost_after")):
+        result[f"vs_curve{end}"] = float(group[f"curve_{when}"].mean())
+        result[f"vs_curve{end}_std"] = float(group[f"curve_{when}"].std(ddof=1))
     return result
 
 
@@ -260,7 +297,8 @@ def prediction_table(plans: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         `PREDICTION_COLUMNS`. ``of`` operators: plans of one operator, all seeds of a data set together, with
-        the p-value. ``of`` plans: those of several operators, within each seed; mean and std over seeds.
+        the p-value, as if they were independent. ``of`` plans: those of several operators, within each seed;
+        mean and std over seeds. ``of`` plans of N: the same of the amount that most methods have alone.
         n counts points, num_seeds the seeds with a correlation (operators: with points).
     """
     single = plans[plans["operator"].notna()]
@@ -271,9 +309,10 @@ def prediction_table(plans: pd.DataFrame) -> pd.DataFrame:
             for target in (*_LOST, *_PARTS.get(predictor, ())):
                 rows.append((dataset, "operators", predictor, target, *_pooled(of_set, predictor, target)))
         whole = several(plans)[several(plans)["dataset"] == dataset]
-        for predictor in _PLAN_PREDICTORS:
-            for target in _LOST:
-                rows.append((dataset, "plans", predictor, target, *_by_seed(whole, predictor, target)))
+        amount = shared_amount(whole)
+        groups = {"plans": whole, f"plans of {amount:g}": whole[whole["amount"] == amount]}
+        for (of, group), predictor, target in product(groups.items(), _PLAN_PREDICTORS, _LOST):
+            rows.append((dataset, of, predictor, target, *_by_seed(group, predictor, target)))
     table = pd.DataFrame(rows, columns=PREDICTION_COLUMNS)
     return table[table["n"] > 0].reset_index(drop=True)
 
@@ -300,7 +339,8 @@ def rival_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:
 
     Returns:
         dataset, model, steps, n; mean and std over seeds of time_saved (share of the dense model's time per
-        picture at its full steps, with the decoder), fd, and fd_less_control (the control at full steps).
+        picture at its full steps, with the decoder), fd, fd_less_control (the control at full steps), and
+        fd_less_full (the same network at full steps, every one of them computed).
     """
     parts = [_rivals_of(cell, metric) for cell in cells]
     table = pd.concat(parts, ignore_index=True)
@@ -308,7 +348,7 @@ def rival_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:
     rows = []
     for names, group in table.groupby(keys, sort=False):
         row = dict(zip(keys, names, strict=True)) | {"n": int(group["fd"].count())}
-        for column in ("time_saved", "fd", "fd_less_control"):
+        for column in ("time_saved", "fd", "fd_less_control", "fd_less_full"):
             row |= _moments(column, group[column])
         rows.append(row)
     return pd.DataFrame(rows)
@@ -329,6 +369,10 @@ def _rivals_of(cell: Cell, metric: str) -> pd.DataFrame:
             "time_saved": 1 - table["image_ms"].astype(float) / whole,
             "fd": table[metric].astype(float),
             "fd_less_control": table[metric].astype(float) - cell.value(cell.control, metric),
+            "fd_less_full": [
+                float(distance) - cell.value(name if name in cell.metrics else cell.dense, metric)
+                for name, distance in zip(table["model"], table[metric], strict=True)
+            ],
         }
     )
 
@@ -354,15 +398,15 @@ def best_at(methods: pd.DataFrame, amount: float) -> str | None:
 
 
 def thresholds(methods: pd.DataFrame) -> dict[str, float | None]:
-    """Up to which amount each method with several is no worse than the control; None: with none of them.
+    """Up to which amount each method with several is not worse than the control; None: with none of them.
 
     Args:
-        methods: From `method_table`, of one data set. Methods without a verdict are left out.
+        methods: From `method_table`, of one data set. A method stops at its first amount without a verdict.
     """
     result: dict[str, float | None] = {}
-    for method, rows in methods.dropna(subset=["verdict"]).groupby("method", sort=False):
-        if len(rows) > 1:
-            fine = takewhile(lambda row: row[1] != WORSE, rows.sort_values("amount")[["amount", "verdict"]]
-                             .itertuples(index=False, name=None))  # fmt: skip
+    for method, rows in methods.groupby("method", sort=False):
+        if len(rows) > 1 and rows["verdict"].notna().any():
+            fine = takewhile(lambda row: row[1] in (BETTER, SAME), rows.sort_values("amount")[
+                ["amount", "verdict"]].itertuples(index=False, name=None))  # fmt: skip
             result[str(method)] = max((amount for amount, _ in fine), default=None)
     return result

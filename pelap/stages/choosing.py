@@ -36,6 +36,8 @@ from pelap.report.style import to_png
 from pelap.report.tables import is_distance
 
 SEED = re.compile(r"seed(\d+)")
+ALIKE = ("num_images", "num_reference", "sampler", "extractors")
+"""What has to be the same in every cell, by their protocols."""
 MEASURED = "measured_time_reduction"
 _WIDTH = 80
 """Characters of a line in the terminal."""
@@ -51,6 +53,7 @@ def choosing(root: Path) -> None:
     paths = ChoosingPaths(root)
     runs = _finished(root)
     metric = _metric(runs[0])
+    _demand_alike(runs)
     cells = [_cell(run, metric) for run in runs]
     plans, rivals = plan_table(cells, metric), rival_table(cells, metric)
     methods = method_table(plans)
@@ -91,6 +94,19 @@ def _finished(root: Path) -> list[RunPaths]:
     if unfinished:
         print(f"not finished: {', '.join(unfinished)}")
     return done
+
+
+def _demand_alike(runs: Sequence[RunPaths]) -> None:
+    """Refuse cells whose distances do not compare."""
+    first = io.read_mapping(runs[0].evaluate_protocol)
+    for run in runs[1:]:
+        other = io.read_mapping(run.evaluate_protocol)
+        differing = [key for key in ALIKE if first.get(key) != other.get(key)]
+        if differing:
+            raise DataError(
+                f"{run.evaluate_protocol}: another {' and '.join(differing)} than in "
+                f"{runs[0].evaluate_protocol}; evaluate both alike"
+            )
 
 
 def _needed(run: RunPaths) -> tuple[Path, ...]:
@@ -188,10 +204,10 @@ def _print_findings(methods: pd.DataFrame) -> None:
     amount = shared_amount(methods)
     for dataset, rows in methods.groupby("dataset", sort=False):
         best = best_at(rows, amount)
-        said = [] if best is None else [f"best at {amount:g} {best}"]
+        said = [] if best is None else [f"least lost at {amount:g}: {best}"]
         reach = [f"{name} {'none' if end is None else f'{end:g}'}" for name, end in thresholds(rows).items()]
         if reach:
-            said.append(f"no worse than the control up to {', '.join(reach)}")
+            said.append(f"not worse than the control up to {', '.join(reach)}")
         print(
             textwrap.fill(
                 f"{dataset}: {'; '.join(said)}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False

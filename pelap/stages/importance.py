@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from pelap.device import full_precision
 from pelap.errors import ConfigError
 from pelap.params import ScoreParams
 from pelap.pruning import criteria
@@ -49,21 +50,23 @@ def importances(
         seed: Names random numbers.
     """
     network = subject.network
-    start = subject.noise(params.num_latents, params.num_seeds, seed)
+    start = subject.noise(params.num_latents, params.num_seeds, seed)[: params.batch_size]
 
     def denoise() -> object:
         return subject.denoise(start, range(len(start)))
 
     def losses() -> list[Callable[[], torch.Tensor]]:
         assert subject.task_loss is not None
-        given = latents.to(subject.device)
+        given = latents[: params.batch_size].to(subject.device)
         return [
             partial(subject.task_loss, given, generator(seed, "taylor", draw)) for draw in range(NUM_CALLS)
         ]
 
+    # One batch says enough, and needs no more memory than scoring does.
     calls: list[criteria.Call] = []
     if {"output_error", "block_similarity"} & set(params.criteria):
-        calls = criteria.record_calls(network, denoise, NUM_CALLS)
+        with full_precision():
+            calls = criteria.record_calls(network, denoise, NUM_CALLS)
     ways: dict[str, Callable[[], dict[str, float]]] = {
         "random": lambda: criteria.random(operators, seed),
         "magnitude": lambda: criteria.magnitude(network, operators),
@@ -73,4 +76,5 @@ def importances(
         ),
         "taylor": lambda: criteria.taylor(network, losses(), operators, stand_ins),
     }
-    return {name: ways[name]() for name in params.criteria}
+    with full_precision():
+        return {name: ways[name]() for name in params.criteria}

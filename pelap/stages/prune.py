@@ -114,8 +114,10 @@ def prune_pipeline(
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
     if plan_file is None and len(params.prune.plans) + params.prune.singles > 1:
+        names = ", ".join(params.prune.plans)
         raise ConfigError(
-            f"prune: asks for the plans {', '.join(params.prune.plans)}; give one for each --out folder"
+            f"prune: asks for several plans ({names}; singles: {params.prune.singles}); ask for one for each "
+            "--out folder"
         )
     with io.exclusive(out):
         scores, protocol = io.read_csv(scores_file), protocol_beside(scores_file)

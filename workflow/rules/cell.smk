@@ -137,7 +137,7 @@ rule prune:
     resources:
         gpu=1,
         mem_mb=8000,
-        runtime=60,
+        runtime=240,
         torch_threads=torch_threads,
     shell:
         PREPARE
