@@ -157,10 +157,10 @@ def method_table(plans: pd.DataFrame) -> pd.DataFrame:
         dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; the 95 %
         interval (Student's t) of the mean of lost_after, the p_value of its being 0, and the verdict:
         ``better`` or ``worse`` than the control where the interval leaves 0 out, else ``not told apart``,
-        empty for a single seed. No correction is made for the number of rows. Then mean and std of the paired difference
-        of distances to each of `YARDSTICKS` at the same amount, of pruned and (``_tuned``) of further trained
-        networks; and to the ``curve``, at the same measured time: the method with the most amounts, between
-        its plans of the same seed, from no loss at no time on.
+        empty for a single seed. No correction is made for the number of rows.
+        Then mean and std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of
+        pruned and (``_tuned``) of further trained networks; and to the ``curve`` at the same measured time:
+        the method with the most amounts, between its plans of the same seed, from no loss at no time on.
     """
     keys = ["dataset", "method", "amount"]
     chosen = _beside_curve(plans.dropna(subset=["amount"]))

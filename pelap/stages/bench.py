@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import pandas as pd
@@ -12,7 +13,8 @@ from torch import nn
 from pelap import io
 from pelap.device import full_precision
 from pelap.errors import PlanError
-from pelap.measure.latency import Latency, measure_latency
+from pelap.measure.cost import count_macs, count_params
+from pelap.measure.latency import Latency, measure_latency, measure_module_latencies
 from pelap.params import ScoreParams
 from pelap.progress import progress
 from pelap.pruning.latents import LatentStore
@@ -31,6 +33,14 @@ class Prepared(NamedTuple):
 
     plan: Plan
     stand_ins: dict[str, StandIn]
+
+
+class ModuleCost(NamedTuple):
+    """Of a module with all its parts, in one pass."""
+
+    params: int
+    macs: int
+    latency_ms: float
 
 
 class Bench:
@@ -97,6 +107,22 @@ class Bench:
         dense, pruned = self.times([self.subject.network, self.cut(self.prepare(plan))])
         return 1 - pruned.least_ms / dense.least_ms
 
+    def module_costs(self, network: nn.Module, names: Sequence[str]) -> dict[str, ModuleCost]:
+        """Of a network's modules by their names; ``""`` is the whole."""
+        forward = self.subject.forward(self.params.latency_batch_size, network)
+        macs = count_macs(network, forward)
+        repeats = self.params.latency_repeats
+        times = measure_module_latencies(network, forward, names, self.subject.device, repeats)
+        return {
+            name: ModuleCost(count_params(network.get_submodule(name)), macs.get(name, 0), times[name])
+            for name in ("", *names)
+        }
+
+    @cached_property
+    def dense_costs(self) -> dict[str, ModuleCost]:
+        """Of the untouched network's operators; measured once."""
+        return self.module_costs(self.subject.network, list(self.scores["operator"]))
+
     @property
     def original(self) -> torch.Tensor:
         """Latents of the untouched network (N, ...), which scores compare with."""
@@ -136,7 +162,7 @@ class Bench:
         if not left:
             return self.scores.head(0)
         self._find(left)
-        operators = [self._operators[name] for name in left]
+        operators = [self._operators[name] for name in left if name in self._operators]
         stand_ins = self._fitted(operators)
         kept = 1 - self.saved(plan)
         start = self._noise()

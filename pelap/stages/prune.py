@@ -14,8 +14,7 @@ from torch import nn
 from pelap import io
 from pelap.errors import ConfigError, ModelError
 from pelap.loading import load_model, load_plan, pipeline_plan, save_model, save_pipeline
-from pelap.measure.cost import count_macs, count_params
-from pelap.measure.latency import measure_module_latencies
+from pelap.measure.cost import count_params
 from pelap.params import Params, PruneParams, ScoreParams
 from pelap.progress import progress
 from pelap.pruning.choose import check_scores, plan_of, spread
@@ -23,17 +22,18 @@ from pelap.pruning.operators import is_inside
 from pelap.pruning.plan import Plan
 from pelap.pruning.rounds import Chooser, Method
 from pelap.report.changes import listing
-from pelap.stages.bench import Bench, Prepared
+from pelap.stages.bench import Bench, ModuleCost, Prepared
 from pelap.stages.context import Context
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import protocol_beside
-from pelap.stages.subject import Subject, model_subject, pipeline_subject
+from pelap.stages.subject import model_subject, pipeline_subject
 
 WHOLE = "(whole denoiser)"
 """Row of the listing that holds the totals."""
 CHANGES = "changes.csv"
 RESULT = "result.json"
 """Names in a pruned pipeline's folder."""
+NO_COST = ModuleCost(0, 0, 0.0)
 SHORT = 0.05
 """Share of the time that a plan may fall short by before that is said."""
 PLAN_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
@@ -170,7 +170,7 @@ def _prune(bench: Bench, plan: Plan) -> Pruned:
     # A person may have chosen other replacements than those that were scored.
     saved = count_params(bench.subject.network) - count_params(network)
     plan = dataclasses.replace(prepared.plan, num_params=saved)
-    changes = _changes(bench.subject, network, plan, bench.scores, bench.params)
+    changes = _changes(bench, network, plan)
     sizes = {"params_before": count_params(bench.subject.network), "params_after": count_params(network)}
     return Pruned(network, plan, changes, _judged(bench, prepared) | sizes)
 
@@ -191,27 +191,17 @@ def _judged(bench: Bench, prepared: Prepared) -> dict[str, Any]:
     return {"num_operators": len(names), "promised_time_reduction": prepared.plan.time_reduction, **finite}
 
 
-def _changes(
-    subject: Subject, network: nn.Module, plan: Plan, scores: pd.DataFrame, params: ScoreParams
-) -> pd.DataFrame:
+def _changes(bench: Bench, network: nn.Module, plan: Plan) -> pd.DataFrame:
     """Every scored operator before and after: action, parameters, MACs and milliseconds of one pass."""
-    actions = {name: _action(name, plan) for name in scores["operator"]}
-    sides = {}
-    for side, unet in (("before", subject.network), ("after", network)):
-        there = [name for name in actions if side == "before" or not actions[name].startswith("gone")]
-        forward = subject.forward(params.latency_batch_size, unet)
-        macs = count_macs(unet, forward)
-        times = measure_module_latencies(unet, forward, there, subject.device, params.latency_repeats)
-        sides[side] = {
-            name: (count_params(unet.get_submodule(name)), macs.get(name, 0), times[name])
-            for name in ("", *there)
-        }
+    actions = {name: _action(name, plan) for name in bench.scores["operator"]}
+    there = [name for name, action in actions.items() if not action.startswith("gone")]
+    sides = {"before": bench.dense_costs, "after": bench.module_costs(network, there)}
     rows = [
         {"operator": name or WHOLE, "action": action}
         | {
-            f"{quantity}_{side}": sides[side].get(name, (0, 0, 0.0))[position]
-            for position, quantity in enumerate(("params", "macs", "latency_ms"))
-            for side in sides
+            f"{quantity}_{side}": costs.get(name, NO_COST)[position]
+            for position, quantity in enumerate(ModuleCost._fields)
+            for side, costs in sides.items()
         }
         for name, action in ({"": f"{len(plan.operators)} replaced"} | actions).items()
     ]
