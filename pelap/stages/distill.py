@@ -138,14 +138,14 @@ class _Distillation:
             [weights_digest(network) for network in (student, self.teacher)],
             plan.to_json() if plan is not None else None,
             self.params.model_dump(exclude={"students"}),
-            how.model_dump(),
+            how.model_dump(exclude={"skip"}),
             self.seed,
             self.dataset.checksum,
         ]
         return self.context.paths.checkpoint(f"distill-{row}", io.digest(configuration))
 
     def _result(self, row: str, how: StudentParams, plan_name: str | None, kept_step: int) -> dict[str, Any]:
-        weights = how.model_dump()
+        weights = how.model_dump(exclude={"skip"})
         return {
             "student": row.removesuffix(f"-{plan_name}"),
             "start": weights.pop("start"),
