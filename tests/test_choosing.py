@@ -241,16 +241,16 @@ def test_rivals_save_time_of_the_whole_picture(done: Path) -> None:
 
 def test_findings_fit_the_terminal(done: Path) -> None:
     lines = (done / "said.txt").read_text().splitlines()
-    assert "photos: least lost at 35: ld-pruner; not worse than the control up to ld-pruner" in lines
+    assert "photos: least lost at 35: ld-pruner; no worse than the control up to ld-pruner" in lines
     assert max(len(line) for line in lines[:-1]) <= 80
     assert lines[-1] == f"6 cells summarised in {done}"
 
 
 def test_a_method_that_fails_early_is_not_good_again_later() -> None:
-    rows = [("m", 10.0, "not told apart"), ("m", 20.0, "worse"), ("m", 35.0, "better"), ("x", 10.0, "worse"),
-            ("x", 20.0, "better"), ("one", 35.0, "better"), ("gap", 10.0, "better"), ("gap", 20.0, None),
-            ("gap", 35.0, "better")]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["method", "amount", "verdict"])
+    rows = [("m", 20.0, 1.1, 1.0), ("m", 10.0, 1.0, 1.0), ("m", 35.0, 0.0, 1.0), ("x", 10.0, 2.0, 1.0),
+            ("x", 20.0, 0.0, 1.0), ("one", 35.0, 0.0, 1.0), ("gap", 10.0, -3.0, 1.0),
+            ("gap", 20.0, math.nan, math.nan), ("gap", 35.0, 0.0, 1.0)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "amount", "lost_after_mean", "lost_after_std"])
     assert report.thresholds(table) == {"m": 10, "x": None, "gap": 10}
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product, takewhile
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -398,15 +398,18 @@ def best_at(methods: pd.DataFrame, amount: float) -> str | None:
 
 
 def thresholds(methods: pd.DataFrame) -> dict[str, float | None]:
-    """Up to which amount each method with several is not worse than the control; None: with none of them.
+    """Up to which amount each method with several is no worse than the control; None: with none of them.
+
+    That is, loses no more than one standard deviation over seeds after further training. It is stricter than
+    a verdict: three seeds tell little apart.
 
     Args:
-        methods: From `method_table`, of one data set. A method stops at its first amount without a verdict.
+        methods: From `method_table`, of one data set. A method stops at its first amount that is not known.
     """
     result: dict[str, float | None] = {}
     for method, rows in methods.groupby("method", sort=False):
-        if len(rows) > 1 and rows["verdict"].notna().any():
-            fine = takewhile(lambda row: row[1] in (BETTER, SAME), rows.sort_values("amount")[
-                ["amount", "verdict"]].itertuples(index=False, name=None))  # fmt: skip
-            result[str(method)] = max((amount for amount, _ in fine), default=None)
+        rows = rows.sort_values("amount")
+        fine = rows["lost_after_mean"] <= rows["lost_after_std"]
+        if len(rows) > 1 and rows["lost_after_std"].notna().any():
+            result[str(method)] = max(rows.loc[fine.cummin(), "amount"], default=None)
     return result

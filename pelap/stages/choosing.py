@@ -207,7 +207,7 @@ def _print_findings(methods: pd.DataFrame) -> None:
         said = [] if best is None else [f"least lost at {amount:g}: {best}"]
         reach = [f"{name} {'none' if end is None else f'{end:g}'}" for name, end in thresholds(rows).items()]
         if reach:
-            said.append(f"not worse than the control up to {', '.join(reach)}")
+            said.append(f"no worse than the control up to {', '.join(reach)}")
         print(
             textwrap.fill(
                 f"{dataset}: {'; '.join(said)}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False
