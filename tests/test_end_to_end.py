@@ -184,7 +184,7 @@ def test_show_and_second_repro(project: Path) -> None:
     [
         ({"evaluate__num_images": 23}, {"evaluate"}),
         ({"lambda": 0.5}, {"train@pelap", "train@invariant"}),
-        ({"prune": {"time_reduction": None, "num_params": 1, "num_operators": None}}, {"prune"}),
+        ({"prune__num_params": 1}, {"prune"}),
     ],
     ids=["evaluate", "lambda", "prune"],
 )

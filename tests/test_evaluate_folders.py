@@ -21,7 +21,8 @@ from pelap.evaluation.reference import Reference
 CPU = torch.device("cpu")
 COARSE = "test_evaluate_folders:Coarse"
 FIGURES = {
-    "fd_{}", "fd_{}_se", "kid_{}", "kid_{}_std", "precision_{}", "recall_{}", "density_{}", "coverage_{}",
+    "fd_{}", "fd_{}_se", "shift_{}", "kid_{}", "kid_{}_std",
+    "precision_{}", "recall_{}", "density_{}", "coverage_{}",
 }  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
