@@ -1,6 +1,5 @@
 """choosing: the study of ways to choose operators, as tables and figures."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +33,8 @@ from pelap.report.figures_choosing import (
 )
 from pelap.report.style import to_png
 from pelap.report.tables import is_distance
+from pelap.stages.cells import finished_cells, place_of
 
-SEED = re.compile(r"seed(\d+)")
 ALIKE = ("num_images", "num_reference", "sampler", "extractors")
 """What has to be the same in every cell, by their protocols."""
 MEASURED = "measured_time_reduction"
@@ -51,7 +50,7 @@ def choosing(root: Path) -> None:
         PlanError: A plan of one cannot be read.
     """
     paths = ChoosingPaths(root)
-    runs = _finished(root)
+    runs = finished_cells(root, _needed, "choosing")
     metric = _metric(runs[0])
     _demand_alike(runs)
     cells = [_cell(run, metric) for run in runs]
@@ -83,19 +82,6 @@ def _save(file: Path, figure: Figure) -> None:
         partial.write_bytes(to_png(figure))
 
 
-def _finished(root: Path) -> list[RunPaths]:
-    """The finished cells by data set and seed; the others are named."""
-    folders = [folder for folder in root.glob("*/seed*") if SEED.fullmatch(folder.name)]
-    runs = [RunPaths(folder) for folder in sorted(folders, key=lambda folder: _place(RunPaths(folder)))]
-    done = [run for run in runs if all(file.is_file() for file in _needed(run))]
-    if not done:
-        raise DataError(f"{root}: no finished DATASET/seedN here; run `snakemake --cores 4 choosing` first")
-    unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
-    if unfinished:
-        print(f"not finished: {', '.join(unfinished)}")
-    return done
-
-
 def _demand_alike(runs: Sequence[RunPaths]) -> None:
     """Refuse cells whose distances do not compare."""
     first = io.read_mapping(runs[0].evaluate_protocol)
@@ -112,11 +98,6 @@ def _demand_alike(runs: Sequence[RunPaths]) -> None:
 def _needed(run: RunPaths) -> tuple[Path, ...]:
     """What the last of a cell's stages leave."""
     return run.scores, run.prune_result, run.distill_result, run.metrics, run.budget, run.evaluate_protocol
-
-
-def _place(run: RunPaths) -> tuple[str, int]:
-    """Data set and seed of a cell."""
-    return run.root.parent.name, int(run.root.name.removeprefix("seed"))
 
 
 def _dense(run: RunPaths) -> str:
@@ -139,7 +120,7 @@ def _metric(run: RunPaths) -> str:
 
 def _cell(run: RunPaths, metric: str) -> Cell:
     """One cell, checked so far that every plan and student has its figures."""
-    dataset, seed = _place(run)
+    dataset, seed = place_of(run)
     dense, metrics = _dense(run), io.read_metrics(run.metrics)
     results = io.read_mapping(run.prune_result)
     control, tuned = _students(run, list(results))

@@ -1,6 +1,5 @@
 """compare: the cells of a sweep as mean, standard deviation and paired differences."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from pelap.errors import DataError
 from pelap.paths import RunPaths, SweepPaths
 from pelap.report.style import to_png
 from pelap.report.sweep import budget_figure, summarise, summarise_budget, sweep_figure
+from pelap.stages.cells import SEED, place_of
 
 PATTERN = "*/seed*/evaluate/metrics.json"
-SEED = re.compile(r"seed(\d+)")
 _BUDGET = ("model", "steps", "image_ms")
 
 
@@ -41,20 +40,15 @@ def _compare_budgets(runs: Sequence[RunPaths], paths: SweepPaths, cells: pd.Data
         return
     budget = summarise_budget(pd.concat([_budget(run) for run in runs], ignore_index=True))
     io.write_csv(paths.budget, budget)
-    dense = {_place(run)[0]: str(name) for run in runs for name in [_scored(run)] if name is not None}
+    dense = {place_of(run)[0]: str(name) for run in runs for name in [_scored(run)] if name is not None}
     figure = budget_figure(budget, dense, cells)
     with io.atomic_path(paths.budget_figure) as partial:
         partial.write_bytes(to_png(figure))
 
 
-def _place(run: RunPaths) -> tuple[str, int]:
-    """Data set and seed of a cell."""
-    return run.root.parent.name, int(run.root.name.removeprefix("seed"))
-
-
 def _cell(run: RunPaths) -> pd.DataFrame:
     """One cell's metrics: columns dataset, seed, model, metric, value."""
-    dataset, seed = _place(run)
+    dataset, seed = place_of(run)
     rows = [
         {"dataset": dataset, "seed": seed, "model": model, "metric": metric, "value": value}
         for model, values in io.read_metrics(run.metrics).items()
@@ -65,7 +59,7 @@ def _cell(run: RunPaths) -> pd.DataFrame:
 
 def _budget(run: RunPaths) -> pd.DataFrame:
     """One cell's budget: columns dataset, seed, model, steps, metric, value."""
-    dataset, seed = _place(run)
+    dataset, seed = place_of(run)
     table = io.read_csv(run.budget, _BUDGET).astype({"model": str})
     table = table.melt(["model", "steps"], var_name="metric", value_name="value")
     return table.assign(dataset=dataset, seed=seed)

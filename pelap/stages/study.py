@@ -1,7 +1,6 @@
 """study: the controls of the collapse study over seeds, as tables and a figure."""
 
 import math
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,8 +20,8 @@ from pelap.report.study import (
     summarise,
 )
 from pelap.report.style import to_png
+from pelap.stages.cells import finished_cells, place_of
 
-SEED = re.compile(r"seed(\d+)")
 NAMES = ("variant", "verdict", "reason")
 """Columns of `collapse.csv` that are no metrics."""
 QUALITY = (DISTANCE, "psnr", "ssim")
@@ -38,7 +37,7 @@ def study(root: Path) -> None:
     Raises:
         DataError: There is none, or a file of one cannot be read.
     """
-    runs = _finished(root)
+    runs = finished_cells(root, _needed, "collapse_study")
     paths = StudyPaths(root)
     tables = [_table(run) for run in runs]
     cells = pd.concat([_cell(run, table) for run, table in zip(runs, tables, strict=True)], ignore_index=True)
@@ -53,24 +52,8 @@ def study(root: Path) -> None:
     print(f"{len(runs)} cells summarised in {paths.summary}")
 
 
-def _finished(root: Path) -> list[RunPaths]:
-    """The finished cells by data set and seed; the others are named."""
-    folders = [folder for folder in root.glob("*/seed*") if SEED.fullmatch(folder.name)]
-    runs = [RunPaths(folder) for folder in sorted(folders, key=lambda folder: _place(RunPaths(folder)))]
-    done = [run for run in runs if run.collapse_table.is_file() and run.metrics.is_file()]
-    if not done:
-        raise DataError(
-            f"{root}: no finished DATASET/seedN here; run `snakemake --cores 4 collapse_study` first"
-        )
-    unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
-    if unfinished:
-        print(f"not finished: {', '.join(unfinished)}")
-    return done
-
-
-def _place(run: RunPaths) -> tuple[str, int]:
-    """Data set and seed of a cell."""
-    return run.root.parent.name, int(run.root.name.removeprefix("seed"))
+def _needed(run: RunPaths) -> tuple[Path, ...]:
+    return run.collapse_table, run.metrics
 
 
 def _table(run: RunPaths) -> pd.DataFrame:
@@ -88,7 +71,7 @@ def _table(run: RunPaths) -> pd.DataFrame:
 
 def _cell(run: RunPaths, table: pd.DataFrame) -> pd.DataFrame:
     """One cell's values: `CELL_COLUMNS`, by control and metric, NaN where there is no value."""
-    dataset, seed = _place(run)
+    dataset, seed = place_of(run)
     quality = io.read_metrics(run.metrics)
     absent = [name for name in table["variant"] if name not in quality]
     if absent:
@@ -106,7 +89,7 @@ def _real(runs: list[RunPaths]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for run in runs:
         value = io.read_metrics(run.metrics).get(FLOOR, {}).get(DISTANCE)
-        found.setdefault(_place(run)[0], []).append(math.nan if value is None else value)
+        found.setdefault(place_of(run)[0], []).append(math.nan if value is None else value)
     return {dataset: sum(values) / len(values) for dataset, values in found.items()}
 
 
@@ -114,7 +97,7 @@ def _print_verdicts(runs: list[RunPaths], tables: list[pd.DataFrame]) -> None:
     """How many seeds of each control ended how."""
     verdicts = pd.concat(
         [
-            table[["variant", "verdict"]].assign(dataset=_place(run)[0])
+            table[["variant", "verdict"]].assign(dataset=place_of(run)[0])
             for run, table in zip(runs, tables, strict=True)
         ]
     )

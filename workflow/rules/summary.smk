@@ -15,7 +15,7 @@ rule compare:
         SUMMARY.root / "benchmarks" / "compare.tsv"
     params:
         sweep=subpath(output[0], parent=True),
-        code=code("pelap/stages/compare.py", "pelap/report"),
+        code=code("pelap/stages/compare.py", "pelap/stages/cells.py", "pelap/report"),
     threads: 1
     resources:
         mem_mb=2000,
@@ -37,7 +37,7 @@ rule study:
         STUDY.root / "benchmarks" / "study.tsv"
     params:
         root=subpath(output[0], parent=True),
-        code=code("pelap/stages/study.py", *(f"pelap/report/{name}.py" for name in ("rows", "study", "style"))),
+        code=code("pelap/stages/study.py", "pelap/stages/cells.py", *(f"pelap/report/{name}.py" for name in ("rows", "study", "style"))),
     threads: 1
     resources:
         mem_mb=2000,
@@ -75,7 +75,7 @@ rule choosing:
         CHOOSING.root / "benchmarks" / "choosing.tsv"
     params:
         root=subpath(output[0], parent=True),
-        code=code("pelap/stages/choosing.py", "pelap/report"),
+        code=code("pelap/stages/choosing.py", "pelap/stages/cells.py", "pelap/report"),
     threads: 1
     resources:
         mem_mb=2000,
