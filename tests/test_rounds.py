@@ -221,3 +221,9 @@ def test_out_of_reach_where_nothing_is_left() -> None:
     chooser = Network(table(a=0.3, b=0.1)).chooser(trials=5)
     with pytest.raises(PlanError, match=r"out of reach, nothing is left after 0\.4"):
         chooser.plan(Method(rescore=0.4), "time_reduction", 0.5)
+
+
+def test_a_round_that_takes_nothing_is_not_scored_again() -> None:
+    network = Network(table(a=0.3, b=0.05, c=0.05, d=0.2))
+    network.chooser(trials=5).plan(GREEDY, "time_reduction", 0.35)
+    assert network.rescored == [["a"]]

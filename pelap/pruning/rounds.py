@@ -96,7 +96,8 @@ class Chooser:
         if key not in self._states:
             before = self._after(method, num_rounds - 1)
             plan, saved = self._towards(before, method, num_rounds * method.rescore)
-            self._states[key] = _State(plan, saved, self._rescore(plan))
+            nothing_more = plan == before.plan
+            self._states[key] = before if nothing_more else _State(plan, saved, self._rescore(plan))
         return self._states[key]
 
     def _towards(self, state: _State, method: Method, amount: float) -> tuple[Plan, float]:

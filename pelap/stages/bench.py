@@ -60,7 +60,6 @@ class Bench:
         self.seed = seed
         self._operators: dict[str, Operator] = {}
         self._stand_ins: dict[Operator, StandIn] = {}
-        self._original: torch.Tensor | None = None
 
     def prepare(self, plan: Plan) -> Prepared:
         """Fill in a plan for this network, and fit its replacements.
@@ -123,12 +122,10 @@ class Bench:
         """Of the untouched network's operators; measured once."""
         return self.module_costs(self.subject.network, list(self.scores["operator"]))
 
-    @property
+    @cached_property
     def original(self) -> torch.Tensor:
         """Latents of the untouched network (N, ...), which scores compare with."""
-        if self._original is None:
-            self._original = self._latents()
-        return self._original
+        return self._latents()
 
     def joint_score(self, prepared: Prepared) -> float:
         """The score of a plan: as that of an operator, with all of its operators replaced at once."""
