@@ -10,7 +10,7 @@ Shapes: N pictures, C latent channels, h and w sides of a latent, T time steps.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from pelap.data.dataset import to_float
 from pelap.denoising import add_noise_to, noise_error
 from pelap.diffusion import add_noise, alphas_cumprod
+from pelap.graphs import Graphed
 from pelap.models.ldm import LatentDiffusion, apply_mask
 from pelap.models.light_unet import LightUNet
 from pelap.seeding import generator, noise
@@ -59,7 +60,126 @@ class Observations(NamedTuple):
     zero_floor: float  # least error of this UNet where the clean latent is 0
 
 
-@torch.no_grad()
+class Observer:
+    """Runs models over the same pictures with the same noise: both are made once and kept for the next model.
+
+    What is drawn belongs to (seed, picture) alone, so that a second call gives what a new observer would.
+    It stays where the model is: for N pictures two latents, and 3 bytes a pixel.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        seed: Names the posterior's and the diffusion's noise; picture i's depends on (seed, i) alone.
+        batch_size: Pictures at a time; changes no number.
+        thresholds: For the hard mask.
+        record: Whether whole batches are recorded as a CUDA graph, on a CUDA device.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        seed: int,
+        batch_size: int,
+        thresholds: Thresholds = Thresholds(),  # noqa: B008  immutable
+        record: bool = True,
+    ) -> None:
+        self._images = images
+        self._seed = seed
+        self._batch_size = batch_size
+        self._thresholds = thresholds
+        self._record = record
+        self._drawn: _Drawn | None = None
+        self._drawn_for: object = None
+        self._look: Graphed[tuple[torch.Tensor, ...]] | None = None
+        self._looks_at: object = None
+
+    @torch.no_grad()
+    def __call__(self, model: LatentDiffusion) -> Observations:
+        """What a model, in evaluation mode, makes of the pictures."""
+        drawn = self._drawn_as(model)
+        look = self._look_through(model, drawn.alphas)
+        batches = zip(*(tensor.split(self._batch_size) for tensor in drawn.of_pictures), strict=True)
+        # Copied, as the next replay of a graph writes into the same tensors.
+        parts = [tuple(tensor.clone() for tensor in look(batch)) for batch in batches]
+        masks, inputs, kl, noise_errors, zero_errors, recon, masked_recon, hard_recon = (
+            torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)
+        )
+        support = model.support()
+        there = torch.ones(masks.shape[1]) if support is None else support[0, :, 0, 0].cpu()
+        floor = zero_latent_floor(model.unet, math.prod(model.latent_shape[1:]))
+        return Observations(
+            masks=masks,
+            there=there > 0,
+            unet_inputs=inputs,
+            kl=kl,
+            timesteps=drawn.timesteps.cpu(),
+            noise_errors=noise_errors,
+            zero_errors=zero_errors,
+            recon_errors=recon,
+            masked_recon_errors=masked_recon,
+            hard_recon_errors=hard_recon,
+            alphas=drawn.alphas.cpu(),
+            num_cut=len(model.info.cut_channels),
+            zero_floor=floor,
+        )
+
+    def _drawn_as(self, model: LatentDiffusion) -> "_Drawn":
+        """The kept draws, made anew for a model of another shape, forward process or device."""
+        device = next(model.parameters()).device
+        wanted = (model.latent_shape, model.info.diffusion, device)
+        if self._drawn is None or self._drawn_for != wanted:
+            self._drawn = _draw(self._images, model, self._seed, device)
+            self._drawn_for = wanted
+        return self._drawn
+
+    def _look_through(
+        self, model: LatentDiffusion, alphas: torch.Tensor
+    ) -> "Graphed[tuple[torch.Tensor, ...]]":
+        """`_observe` of a model, recorded anew where its weights lie elsewhere than at the last call."""
+        places = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers(), alphas)]
+        wanted = (id(model), places, [module.training for module in model.modules()])
+        if self._look is None or self._looks_at != wanted:
+
+            def look(batch: Batch) -> tuple[torch.Tensor, ...]:
+                return _observe(model, batch, alphas, self._thresholds)
+
+            # The function holds the model, so that no other one gets its id.
+            self._look, self._looks_at = Graphed(look, alphas.device, self._record), wanted
+        return self._look
+
+
+Batch: TypeAlias = tuple[torch.Tensor, ...]
+"""Pictures, posterior's noise, diffusion's noise and time steps, as in `_Drawn`."""
+
+
+class _Drawn(NamedTuple):
+    """What does not depend on a model's weights, on its device."""
+
+    images: torch.Tensor  # (N, 3, H, W) uint8
+    posterior: torch.Tensor  # (N, C, h, w) standard normal
+    added: torch.Tensor  # (N, C, h, w) standard normal
+    timesteps: torch.Tensor  # (N,)
+    alphas: torch.Tensor  # (T,) alpha-bar
+
+    @property
+    def of_pictures(self) -> Batch:
+        return (self.images, self.posterior, self.added, self.timesteps)
+
+
+def _draw(images: torch.Tensor, model: LatentDiffusion, seed: int, device: torch.device) -> _Drawn:
+    alphas = alphas_cumprod(model.info.diffusion)
+    # Time steps spread evenly over 0..T-1 and over the pictures: less spread than drawing them.
+    order = torch.randperm(len(images), generator=generator(seed, "collapse-timesteps"))
+    timesteps = order * len(alphas) // len(images)  # (N,)
+    drawn = _Drawn(
+        images,
+        noise(model.latent_shape, seed, "collapse-posterior", range(len(images))),
+        noise(model.latent_shape, seed, "collapse-noise", range(len(images))),
+        timesteps,
+        alphas,
+    )
+    return _Drawn(*(tensor.to(device) for tensor in drawn))
+
+
 def observe(
     model: LatentDiffusion,
     images: torch.Tensor,
@@ -67,63 +187,19 @@ def observe(
     batch_size: int,
     thresholds: Thresholds = Thresholds(),  # noqa: B008  immutable
 ) -> Observations:
-    """Run a model over pictures.
-
-    Args:
-        model: In evaluation mode.
-        images: (N, 3, H, W) uint8.
-        seed: Names the posterior's and the diffusion's noise; picture i's depends on (seed, i) alone.
-        batch_size: Pictures at a time; changes no number.
-        thresholds: For the hard mask.
-    """
-    device = next(model.parameters()).device
-    alphas = alphas_cumprod(model.info.diffusion).to(device)
-    # Time steps spread evenly over 0..T-1 and over the pictures: less spread than drawing them.
-    order = torch.randperm(len(images), generator=generator(seed, "collapse-timesteps"))
-    timesteps = order * len(alphas) // len(images)  # (N,)
-    parts = []
-    for start in range(0, len(images), batch_size):
-        indices = range(start, min(start + batch_size, len(images)))
-        chosen = slice(indices.start, indices.stop)
-        pictures = to_float(images[chosen].to(device))
-        posterior = noise(model.latent_shape, seed, "collapse-posterior", indices).to(device)
-        added = noise(model.latent_shape, seed, "collapse-noise", indices).to(device)
-        parts.append(
-            _observe(model, pictures, posterior, added, timesteps[chosen].to(device), alphas, thresholds)
-        )
-    masks, inputs, kl, noise_errors, zero_errors, recon, masked_recon, hard_recon = (
-        torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)
-    )
-    support = model.support()
-    there = torch.ones(masks.shape[1]) if support is None else support[0, :, 0, 0].cpu()
-    floor = zero_latent_floor(model.unet, math.prod(model.latent_shape[1:]))
-    return Observations(
-        masks=masks,
-        there=there > 0,
-        unet_inputs=inputs,
-        kl=kl,
-        timesteps=timesteps,
-        noise_errors=noise_errors,
-        zero_errors=zero_errors,
-        recon_errors=recon,
-        masked_recon_errors=masked_recon,
-        hard_recon_errors=hard_recon,
-        alphas=alphas.cpu(),
-        num_cut=len(model.info.cut_channels),
-        zero_floor=floor,
-    )
+    """What a model, in evaluation mode, makes of pictures; see `Observer`, for several models of them."""
+    return Observer(images, seed, batch_size, thresholds)(model)
 
 
 def _observe(
-    model: LatentDiffusion,
-    pictures: torch.Tensor,
-    posterior: torch.Tensor,
-    added: torch.Tensor,
-    steps: torch.Tensor,
-    alphas: torch.Tensor,
-    thresholds: Thresholds,
+    model: LatentDiffusion, batch: Batch, alphas: torch.Tensor, thresholds: Thresholds
 ) -> tuple[torch.Tensor, ...]:
-    """Masks, inputs, KL and errors of one batch, in the order of `Observations`."""
+    """Masks, inputs, KL and errors of one batch, in the order of `Observations`.
+
+    Nothing in it waits for the device, so that it can be recorded.
+    """
+    images, posterior, added, steps = batch
+    pictures = to_float(images)
     encoded = model.encode(pictures, posterior)
     latents = encoded.latents
     gates = model.gates(latents)

@@ -4,7 +4,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -25,23 +29,57 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Report]:
         yield _lines(label, total)
 
 
-@contextmanager
-def _bar(label: str, total: int, done: int) -> Iterator[Report]:
+class _Terminal:
+    """Bars of work that goes on side by side, in threads or in turns, share one display."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._bars: Progress | None = None
+        self._num_working = 0
+
+    @contextmanager
+    def bars(self) -> Iterator["Progress"]:
+        """The display, there for as long as somebody works."""
+        with self._lock:
+            if self._bars is None:
+                self._bars = _display()
+                self._bars.start()
+            self._num_working += 1
+            bars = self._bars
+        try:
+            yield bars
+        finally:
+            with self._lock:
+                self._num_working -= 1
+                if not self._num_working:
+                    bars.stop()
+                    self._bars = None
+
+
+_TERMINAL = _Terminal()
+
+
+def _display() -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, completed=done, note="")
+
+
+@contextmanager
+def _bar(label: str, total: int, done: int) -> Iterator[Report]:
+    with _TERMINAL.bars() as bars:
+        task = bars.add_task(label, total=total, completed=done, note="")
 
         def report(done: int, note: str = "") -> None:
-            bar.update(task, completed=done, note=note)
+            bars.update(task, completed=done, note=note)
 
         yield report
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 
 from pelap.data.dataset import to_uint8
-from pelap.denoising import denoise
+from pelap.device import autocast, normalise_in_fp32, synchronise, uses_bf16
+from pelap.diffusion import ReverseProcess
+from pelap.graphs import Graphed
+from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.seeding import generator, noise
@@ -29,27 +33,78 @@ class Source(Protocol):
         """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures, uint8 (B, 3, H, W) on the CPU."""
+        """Pictures, uint8 (B, 3, H, W), on the source's device or the CPU."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model of this project, in evaluation mode, with a reverse process."""
+    """A model of this project, in evaluation mode, with a reverse process.
+
+    Its weights must not change any more. On a CUDA device the whole way from noise to latents is recorded
+    once and replayed for every batch of the same size, where no step draws noise.
+    """
 
     model: LatentDiffusion
     sampler: SamplerParams
+    precision: str = "fp32"
+    """Of the UNet, see `pelap.device.autocast`. Steps between its calls and the decoder, which is a small
+    part of the time and leaves its rounding in the pictures, are always float32."""
+    record: bool = True
+    """False never records."""
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cpu" and uses_bf16(self.device, self.precision):
+            normalise_in_fp32(self.model.unet)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.model.latent_shape
 
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
-        device = next(self.model.parameters()).device
+        if not self._process.draws:
+            return self._denoise(_pinned(noise, self.device)).clone()  # the next replay writes into it
         step_noise = [generator(seed, "sample-step", i) for i in indices]
-        return denoise(self.model, self.sampler, noise.to(device), step_noise)
+        with autocast(self.device, self.precision):
+            return self._process.run(self.model.unet, noise.to(self.device), step_noise, self._support)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return to_uint8(self.model.decode_sample(latents)).cpu()
+        return to_uint8(self.model.decode_sample(latents))
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded; the next batches are recorded anew."""
+        self.__dict__.pop("_denoise", None)
+
+    @cached_property
+    def _process(self) -> ReverseProcess:
+        return ReverseProcess(self.model.info.diffusion, self.sampler, self.device)
+
+    @cached_property
+    def _support(self) -> torch.Tensor | None:
+        with torch.no_grad():
+            return self.model.support()
+
+    @cached_property
+    def _denoise(self) -> Graphed[torch.Tensor]:
+        process, support = self._process, self._support  # made before anything is recorded
+
+        def denoise(noise: torch.Tensor) -> torch.Tensor:
+            # Entered anew by every call: what autocast keeps of the weights belongs to the recording.
+            with autocast(self.device, self.precision):
+                return process.run(self.model.unet, noise, support=support)
+
+        # A deep cache reads the time step on the CPU, which waits for the device.
+        record = self.record and not isinstance(self.model.unet, DeepCache)
+        return Graphed(denoise, self.device, record)
+
+
+def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor in memory from which a copy to a CUDA device need not be waited for."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
 
 
 @torch.no_grad()
@@ -58,19 +113,24 @@ def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZ
 
     Args:
         source: What makes them.
-        num: How many pictures; picture i depends on (seed, i) alone.
+        num: How many pictures, at least 1; picture i depends on (seed, i) alone.
         seed: Names the noise.
         batch_size: Pictures at a time; changes nothing but speed and memory.
 
     Returns:
         uint8 (num, 3, H, W) on the CPU.
     """
-    pictures = []
+    pictures = torch.empty(0)
     for start in range(0, num, batch_size):
         indices = range(start, min(start + batch_size, num))
         latents = source.denoise(noise(source.latent_shape, seed, PURPOSE, indices), indices, seed)
-        pictures.append(source.decode(latents))
-    return torch.cat(pictures)
+        made = source.decode(latents)
+        if start == 0:
+            pictures = torch.empty((num, *made.shape[1:]), dtype=made.dtype, pin_memory=made.is_cuda)
+        # Waited for at the end alone, so that noise is drawn while the device computes.
+        pictures[indices.start : indices.stop].copy_(made, non_blocking=True)
+    synchronise(made.device)
+    return pictures
 
 
 def sample_images(

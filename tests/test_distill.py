@@ -786,10 +786,10 @@ def test_a_run_that_was_cut_goes_on_with_the_student_it_was_at(
     step = Trainer._step
     with monkeypatch.context() as patch:
 
-        def cut(self: Trainer, *args: Any) -> None:
+        def cut(self: Trainer, *args: Any) -> Any:
             if (self.label, self.progress.step) == ("distill distilled-30", 4):
                 raise KeyboardInterrupt
-            step(self, *args)
+            return step(self, *args)
 
         patch.setattr(SAVE_EVERY, -1.0)
         patch.setattr(Trainer, "_step", cut)
@@ -798,9 +798,9 @@ def test_a_run_that_was_cut_goes_on_with_the_student_it_was_at(
     assert files_below(context.paths.distill) == {old.name: b""}
     taken: list[tuple[str, int]] = []
 
-    def note(self: Trainer, *args: Any) -> None:
+    def note(self: Trainer, *args: Any) -> Any:
         taken.append((self.label.removeprefix("distill "), self.progress.step))
-        step(self, *args)
+        return step(self, *args)
 
     monkeypatch.setattr(Trainer, "_step", note)
     stage.run(context)

@@ -120,9 +120,9 @@ def _train(
     def snapshot() -> None:
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
 
-    def noting(self: Trainer, *args: Any) -> None:
+    def noting(self: Trainer, *args: Any) -> Any:
         snapshot()
-        step(self, *args)
+        return step(self, *args)
 
     monkeypatch.setattr(Trainer, "_step", noting)
     params = tiny_params(**options).train
@@ -242,9 +242,10 @@ def test_a_learning_rate_of_the_mask_falls_with_the_others(
     rates: list[dict[float, float]] = []
     step = Trainer._step
 
-    def noting(self: Trainer, *args: Any) -> None:
-        step(self, *args)
+    def noting(self: Trainer, *args: Any) -> Any:
+        losses = step(self, *args)
         rates.append({group["lr_factor"]: group["lr"] for group in self.optimiser.param_groups})
+        return losses
 
     monkeypatch.setattr(Trainer, "_step", noting)
     _train(tmp_path, monkeypatch, {"strength": "lambda", "mask_lr": 0.03}, epochs=1)
@@ -256,21 +257,21 @@ def test_a_learning_rate_of_the_mask_falls_with_the_others(
 
 
 def test_an_epoch_of_fewer_steps_takes_the_first_batches_of_a_new_order() -> None:
-    stream = picks_from(40, 4, 0, "order", False, 0, CPU, steps_per_epoch=3)
+    stream = picks_from(40, 4, 0, "order", False, 0, steps_per_epoch=3)
     epochs = [torch.cat([next(stream).indices for _ in range(3)]).tolist() for _ in range(4)]
     assert all(len(set(seen)) == 12 for seen in epochs)
     assert len({frozenset(seen) for seen in epochs}) == 4
-    whole = picks_from(40, 4, 0, "order", False, 0, CPU)
+    whole = picks_from(40, 4, 0, "order", False, 0)
     assert torch.cat([next(whole).indices for _ in range(3)]).tolist() == epochs[0]
 
 
 @pytest.mark.parametrize("steps_per_epoch", [None, 1, 2, 100])
 def test_batches_go_on_at_any_step(steps_per_epoch: int | None) -> None:
-    whole = picks_from(14, 4, 0, "order", True, 0, CPU, steps_per_epoch)
+    whole = picks_from(14, 4, 0, "order", True, 0, steps_per_epoch)
     first = [next(whole) for _ in range(8)]
     assert {int(each) for picks in first for each in picks.mirrored} == {0, 1}
     for start in range(6):
-        rest = picks_from(14, 4, 0, "order", True, start, CPU, steps_per_epoch)
+        rest = picks_from(14, 4, 0, "order", True, start, steps_per_epoch)
         for expected in first[start:]:
             for found, wanted in zip(next(rest), expected, strict=True):
                 assert torch.equal(found, wanted)

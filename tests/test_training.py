@@ -1,6 +1,7 @@
 """Losses on fixed tensors, and a loop that can be cut and goes on as if it had not been."""
 
 import math
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pelap.training import joint
 from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from pelap.training.joint import draw, joint_losses, train_jointly
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
+from pelap.training.together import train_alone
 
 CPU = torch.device("cpu")
 
@@ -118,7 +120,8 @@ def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 1, bias=False)
     model.weight.data.copy_(start)
     trainer = Trainer(model, how, CPU, tmp_path / "c", "test")
-    trainer.run(lambda step: {"loss": loss(model.weight)}, lambda step: None)
+    nothing = repeat(torch.zeros(()))
+    train_alone(trainer.steps(nothing, lambda _: lambda _: {"loss": loss(model.weight)}, lambda _: None))
 
     reference = torch.nn.Parameter(start.clone())
     optimiser = torch.optim.AdamW([reference], lr=0.1, weight_decay=0.1)
@@ -263,3 +266,21 @@ def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     assert not load_checkpoint(tmp_path / "c", {"model": model}, Progress())
     drop_checkpoint(tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_compiled_training_translates_the_losses_of_each_phase_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translated: list[Any] = []
+
+    def translate(losses: Any, dynamic: bool) -> Any:
+        assert not dynamic
+        translated.append(losses)
+        return losses
+
+    monkeypatch.setattr(torch, "compile", translate)
+    _, history = _train(tmp_path / "a", FIRST, train__execution="compiled", train__batch_size=16)
+    assert len(translated) == 2  # the autoencoder alone, and what follows
+    _, expected = _train(tmp_path / "b", FIRST, train__execution="eager", train__batch_size=16)
+    assert len(translated) == 2
+    assert [row["loss"] for row in history] == [row["loss"] for row in expected]

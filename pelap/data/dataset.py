@@ -150,23 +150,22 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 
 class Picks(NamedTuple):
-    """Which pictures make a batch, on the device of the pictures."""
+    """Which pictures make a batch."""
 
     indices: torch.Tensor  # (B,) int64
     mirrored: torch.Tensor  # (B,) bool: left to right
 
 
 def epoch_picks(
-    num_images: int, batch_size: int, generator: torch.Generator, flip: bool, device: torch.device
+    num_images: int, batch_size: int, generator: torch.Generator, flip: bool
 ) -> Iterator[Picks]:
-    """One epoch in random order; pictures beyond the last whole batch are dropped.
+    """One epoch in random order, on the CPU; pictures beyond the last whole batch are dropped.
 
     Args:
         num_images: How many there are.
         batch_size: Pictures in a batch.
         generator: On the CPU, so that every device sees the same order and flips.
         flip: Mirror each picture, left to right, with probability 1/2.
-        device: Where the pictures are.
 
     Raises:
         DataError: There are fewer pictures than a batch holds (raised by the call itself).
@@ -179,29 +178,11 @@ def epoch_picks(
     order = torch.randperm(num_images, generator=generator)
     mirrored = torch.rand(num_images, generator=generator) < (0.5 if flip else 0.0)
     whole = num_images - num_images % batch_size
-    chunks = [every[:whole].to(device).split(batch_size) for every in (order, mirrored)]
+    chunks = [every[:whole].split(batch_size) for every in (order, mirrored)]
     return (Picks(*chunk) for chunk in zip(*chunks, strict=True))
 
 
 def pick(images: torch.Tensor, picks: Picks) -> torch.Tensor:
-    """The pictures of a batch, float32 (B, 3, H, W) in [-1, 1], of uint8 (N, 3, H, W)."""
+    """The pictures of a batch, float32 (B, 3, H, W) in [-1, 1], of uint8 (N, 3, H, W) on the same device."""
     batch = images[picks.indices]  # (B, 3, H, W)
     return to_float(torch.where(picks.mirrored[:, None, None, None], batch.flip(-1), batch))
-
-
-def epoch_batches(
-    images: torch.Tensor, batch_size: int, generator: torch.Generator, flip: bool
-) -> Iterator[torch.Tensor]:
-    """The pictures of one epoch, float32 (batch_size, 3, H, W) in [-1, 1]; see `epoch_picks`.
-
-    Args:
-        images: (N, 3, H, W) uint8, on the device to compute on.
-        batch_size: Pictures in a batch.
-        generator: On the CPU.
-        flip: Mirror pictures.
-
-    Raises:
-        DataError: There are fewer pictures than a batch holds (raised by the call itself).
-    """
-    picks = epoch_picks(len(images), batch_size, generator, flip, images.device)
-    return (pick(images, chosen) for chosen in picks)

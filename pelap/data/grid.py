@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from pelap import io
 
@@ -19,7 +20,5 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
 
 def save_png(image: torch.Tensor, path: Path) -> None:
     """Write one picture (3, H, W) uint8 as PNG, atomically."""
-    from torchvision.io import encode_png
-
     with io.atomic_path(path) as partial:
-        partial.write_bytes(encode_png(image.cpu()).numpy().tobytes())
+        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")

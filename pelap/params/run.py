@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from pelap.params.model import DiffusionParams, SamplerParams, UNetParams, VAEParams
-from pelap.params.section import Decay, Name, Precision, Section, Share
+from pelap.params.section import Decay, Execution, Name, Precision, Section, Share
 from pelap.params.variant import VariantParams
 
 
@@ -63,6 +63,8 @@ class TrainParams(Section):
     kl_weight: NonNegativeFloat
     ema_decay: Decay
     precision: Precision
+    execution: Execution
+    at_once: PositiveInt
     select: Literal["last", "best"]
     log_every: PositiveInt
     num_validation: PositiveInt
@@ -245,6 +247,7 @@ class DistillParams(Section):
     grad_clip: PositiveFloat
     ema_decay: Decay
     precision: Precision
+    execution: Execution
     students: Annotated[dict[Name, StudentParams], Field(min_length=1)]
     validate_every: PositiveInt
     num_validation: PositiveInt
@@ -290,6 +293,7 @@ class EvaluateParams(Section):
     num_reconstructions: PositiveInt
     batch_size: PositiveInt
     sampler: SamplerParams
+    precision: Precision
     dense_steps: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
     cache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
     only_frechet: bool

@@ -8,6 +8,7 @@ Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+Execution: TypeAlias = Literal["auto", "eager", "compiled"]
 
 
 class Section(BaseModel):

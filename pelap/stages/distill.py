@@ -137,7 +137,7 @@ class _Distillation:
         configuration = [
             [weights_digest(network) for network in (student, self.teacher)],
             plan.to_json() if plan is not None else None,
-            self.params.model_dump(exclude={"students"}),
+            self.params.model_dump(exclude={"students", "execution"}),
             how.model_dump(exclude={"skip"}),
             self.seed,
             self.dataset.checksum,

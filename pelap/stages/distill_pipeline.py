@@ -57,7 +57,7 @@ def distill_pipeline(
         pipe = load_pipeline(pruned, device)
         student = _demand_origin(plan, pruned, pipe.components.get(part), teacher, taught_by)
         checkpoint = _checkpoint(params, student, taught_by, plan, dataset, out)
-        trained = distill(student, taught_by, batches, params.distill, weights, device, checkpoint)
+        trained = distill(student, taught_by, batches, _plain(params.distill), weights, device, checkpoint)
         setattr(pipe, part, trained.network)
         history, validation = trained.progress.history, trained.progress.validation
         io.write_csv(out.with_name(f"{out.name}.history.csv"), pd.DataFrame(history))
@@ -83,6 +83,11 @@ def _weights(params: DistillParams) -> LossWeights:
     if others:
         print(f"not trained for a pipeline, which is one student: {', '.join(others)}")
     return starts_pruned[0]
+
+
+def _plain(params: DistillParams) -> DistillParams:
+    """Nothing is recorded unless asked for: a stranger's network may do what a graph of kernels cannot hold."""
+    return params.model_copy(update={"execution": "eager"}) if params.execution == "auto" else params
 
 
 def _show(trained: Distilled, steps: int, out: Path) -> None:
@@ -126,7 +131,7 @@ def _checkpoint(
     configuration = [
         [weights_digest(network) for network in (student, dense)],
         plan.to_json(),
-        params.distill.model_dump(),
+        params.distill.model_dump(exclude={"execution"}),
         params.seed,
         [dataset.checksum, *dataset.class_names],
     ]

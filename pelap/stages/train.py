@@ -1,5 +1,8 @@
 """train: a variant's autoencoder, mask and UNet, jointly or one after the other."""
 
+from collections.abc import Generator
+from contextlib import ExitStack
+
 import torch
 
 from pelap import io
@@ -15,8 +18,9 @@ from pelap.paths import TrainPaths
 from pelap.sampling import sample_images
 from pelap.stages.context import Context
 from pelap.training.checkpoint import drop_checkpoint
-from pelap.training.joint import train_jointly
+from pelap.training.joint import joint_training
 from pelap.training.loop import Progress
+from pelap.training.together import train_together
 
 NUM_PREVIEW = 32
 
@@ -34,12 +38,17 @@ def run(context: Context, variant: str | None = None) -> None:
     chosen = [variant] if variant else list(variants)
     for name in chosen:  # all of them before the first is trained
         _demand_fit(context, dataset, name, variants[name])
-    for name in chosen:
-        with io.exclusive(context.paths.train(name).folder):
-            _train(context, dataset, name, variants[name])
+    with ExitStack() as held:
+        for name in chosen:
+            held.enter_context(io.exclusive(context.paths.train(name).folder))
+        trainings = [_training(context, dataset, name, variants[name]) for name in chosen]
+        train_together(trainings, context.device, context.params.train.at_once)
 
 
-def _train(context: Context, dataset: ImageDataset, name: str, variant: VariantParams) -> None:
+def _training(
+    context: Context, dataset: ImageDataset, name: str, variant: VariantParams
+) -> Generator[None, None, None]:
+    """Train a variant step by step and save it; see `pelap.training.together`."""
     params, paths = context.params, context.paths.train(name)
     vae_params, unet_params = parts_of(variant, params.vae, params.unet)
     info = ModelInfo(
@@ -52,12 +61,13 @@ def _train(context: Context, dataset: ImageDataset, name: str, variant: VariantP
         strength=variant.weight(params.lambda_),
         ema_decay=params.train.ema_decay,
     )
-    configuration = [repr(info), vae_params, unet_params, params.train, dataset.checksum]
+    numbers = params.train.model_dump(exclude={"execution", "at_once"})
+    configuration = [repr(info), vae_params, unet_params, numbers, dataset.checksum]
     checkpoint = context.paths.checkpoint(f"train-{name}", io.digest(configuration))
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)
     model = build_model(info, build_vae(vae_params), unet_params)
-    model, progress = train_jointly(model, dataset, params.train, context.device, checkpoint)
+    model, progress = yield from joint_training(model, dataset, params.train, context.device, checkpoint)
     if variant.cut:
         model = _without_closed_channels(model, dataset, params.train.batch_size)
     with io.atomic_dir(paths.folder) as partial:

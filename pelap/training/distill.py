@@ -24,12 +24,14 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import register_dataclass
 
 from pelap.denoising import noise_error
 from pelap.device import autocast
 from pelap.errors import TrainingError
 from pelap.params import DistillParams, LossWeights
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
+from pelap.training.together import train_alone
 
 BLOCK_LISTS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")
 """Where diffusers' UNets and transformers keep their blocks."""
@@ -56,6 +58,9 @@ class NoisyBatch:
         """
         output: torch.Tensor = network(self.latents, timestep=self.timesteps, **self.conditions).sample
         return output[:, : self.target.shape[1]]
+
+
+register_dataclass(NoisyBatch)
 
 
 class Batches(Protocol):
@@ -264,11 +269,8 @@ def distill(
     trainer = Trainer(student.requires_grad_(True).eval(), _optimisation(params), device, checkpoint, label)
     objective = Objective(student, teacher, weights)
     validation = _Validation(trainer, objective, batches, params, quality)
-    stream = batches(trainer.progress.step)
 
-    def losses(step: int) -> Losses:
-        with torch.no_grad():
-            batch = next(stream)
+    def losses(batch: NoisyBatch) -> Losses:
         return objective(student, batch)
 
     def after_step(step: int) -> None:
@@ -277,9 +279,17 @@ def distill(
 
     if trainer.progress.step == 0:
         validation.add(0)
-    progress = trainer.run(losses, after_step)
+    inputs = _without_gradients(batches(trainer.progress.step))
+    train_alone(trainer.steps(inputs, lambda _: losses, after_step))
     trainer.save()
-    return Distilled(trainer.kept.eval(), progress, validation.kept_step())
+    return Distilled(trainer.kept.eval(), trainer.progress, validation.kept_step())
+
+
+def _without_gradients(batches: Iterator[NoisyBatch]) -> Iterator[NoisyBatch]:
+    while True:
+        with torch.no_grad():
+            batch = next(batches)
+        yield batch
 
 
 class _Validation:
@@ -328,6 +338,7 @@ def _optimisation(params: DistillParams) -> Optimisation:
         grad_clip=params.grad_clip,
         ema_decay=params.ema_decay,
         precision=params.precision,
+        execution=params.execution,
         log_every=params.log_every,
         select="last" if params.select == "last" else "best",
     )

@@ -1,27 +1,39 @@
 """Joint training of VAE, mask and UNet: the objective of every variant (PeLAP-A, section 3)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from pelap.collapse import Thresholds, observe, summarise
+from pelap.collapse import Observer, Thresholds, summarise
 from pelap.data.dataset import ImageDataset, Picks, pick, to_float
 from pelap.denoising import add_noise_to, noise_error
 from pelap.device import autocast
 from pelap.diffusion import alphas_cumprod
+from pelap.graphs import Graphed, to_device
 from pelap.models.ldm import Encoded, LatentDiffusion, Posterior
 from pelap.params import TrainParams, VariantParams
 from pelap.seeding import generator
-from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine, picks_from, steps_in_epoch
+from pelap.training.ahead import ahead
+from pelap.training.loop import (
+    Losses,
+    LossFunction,
+    Optimisation,
+    Progress,
+    Trainer,
+    cosine,
+    picks_from,
+    steps_in_epoch,
+)
 from pelap.training.posteriors import Posteriors, frozen_posteriors
+from pelap.training.together import train_alone
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """The random numbers of one step on B pictures."""
 
     posterior: torch.Tensor  # (B, C, h, w) standard normal
@@ -31,17 +43,24 @@ class Draw:
 
 
 def draw(model: LatentDiffusion, batch_size: int, seed: int, purpose: str, index: int) -> Draw:
-    """The numbers of step `index`, on the model's device."""
+    """The numbers of step `index`, on the CPU."""
     stream = generator(seed, purpose, index)
-    device = next(model.parameters()).device
     shape = (batch_size, *model.latent_shape)
     total = model.info.diffusion.num_train_timesteps
     return Draw(
-        torch.randn(shape, generator=stream).to(device),
-        torch.randn(shape, generator=stream).to(device),
-        torch.randint(total, (batch_size,), generator=stream).to(device),
-        torch.rand(shape[:2], generator=stream).to(device),
+        torch.randn(shape, generator=stream),
+        torch.randn(shape, generator=stream),
+        torch.randint(total, (batch_size,), generator=stream),
+        torch.rand(shape[:2], generator=stream),
     )
+
+
+class StepInputs(NamedTuple):
+    """All that changes from step to step of one phase."""
+
+    picks: Picks
+    random: Draw
+    strength: torch.Tensor  # () weight of the sparsity penalty
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,7 @@ def joint_losses(
     images: torch.Tensor,
     random: Draw,
     kl_weight: float,
-    strength: float,
+    strength: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
     """Loss terms on pictures (B, 3, H, W) in [-1, 1].
@@ -137,7 +156,7 @@ def frozen_losses(
     posterior: Posterior,
     random: Draw,
     kl_weight: float,
-    strength: float,
+    strength: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
     """`joint_losses` of pictures whose posterior by the frozen autoencoder is known.
@@ -151,7 +170,11 @@ def frozen_losses(
 
 
 def denoising_losses(
-    model: LatentDiffusion, latents: torch.Tensor, random: Draw, strength: float, alphas: torch.Tensor
+    model: LatentDiffusion,
+    latents: torch.Tensor,
+    random: Draw,
+    strength: float | torch.Tensor,
+    alphas: torch.Tensor,
 ) -> Losses:
     """What `joint_losses` has beside the autoencoder: ``loss`` = noise + strength * sparsity."""
     uniform = random.gates if model.training else None
@@ -170,7 +193,7 @@ def _with_reconstruction(
     encoded: Encoded,
     random: Draw,
     kl_weight: float,
-    strength: float,
+    strength: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
     uniform = random.gates if model.training else None
@@ -205,6 +228,17 @@ def train_jointly(
         TrainingError: The loss is not finite.
         DataError: Fewer pictures than one batch.
     """
+    return train_alone(joint_training(model, dataset, params, device, checkpoint))
+
+
+def joint_training(
+    model: LatentDiffusion,
+    dataset: ImageDataset,
+    params: TrainParams,
+    device: torch.device,
+    checkpoint: Path,
+) -> Generator[None, None, tuple[LatentDiffusion, Progress]]:
+    """`train_jointly` step by step, for `pelap.training.together`."""
     images = dataset.train.images.to(device)
     steps_per_epoch = steps_in_epoch(len(images), params.batch_size, params.steps_per_epoch)
     schedule = Schedule(model.info.variant, model.info.strength, params, steps_per_epoch)
@@ -217,6 +251,7 @@ def train_jointly(
         grad_clip=params.grad_clip,
         ema_decay=params.ema_decay,
         precision=params.precision,
+        execution=params.execution,
         log_every=params.log_every,
         select=params.select,
         lr_factors={"mask": mask_lr / params.lr} if mask_lr is not None else {},
@@ -228,11 +263,12 @@ def train_jointly(
         if step % steps_per_epoch == 0:
             objective.validate(step // steps_per_epoch)
 
-    progress = trainer.run(objective.losses, after_step)
+    inputs = ahead(objective.inputs(trainer.progress.step), device)
+    yield from trainer.steps(inputs, objective.losses_at, after_step)
     kept = trainer.kept
     assert isinstance(kept, LatentDiffusion)
     calibrate(kept, images, params.batch_size)
-    return kept.eval(), progress
+    return kept.eval(), trainer.progress
 
 
 NUM_CALIBRATION = 1024
@@ -255,7 +291,7 @@ def calibrate(model: LatentDiffusion, images: torch.Tensor, batch_size: int) -> 
     model.eval()
     model.normaliser.train()
     for index, batch in enumerate(images[:NUM_CALIBRATION].split(batch_size)):
-        random = draw(model, len(batch), model.info.seed, "calibrate", index)
+        random = to_device(draw(model, len(batch), model.info.seed, "calibrate", index), images.device)
         latents = model.encode(to_float(batch), random.posterior).latents
         model.unet_input(latents, model.gates(latents))
     statistics.momentum = momentum
@@ -281,38 +317,58 @@ class _Objective:
         self.alphas = alphas_cumprod(model.info.diffusion).to(trainer.device)
         # The first pictures, not every n-th: classes take turns, so that a stride would pick some of them.
         self.validation_images = test_images[: self.params.num_validation].to(trainer.device)
+        record = self.params.execution != "eager"
+        self.observer = Observer(self.validation_images, self.seed, self.params.batch_size, record=record)
         self.images = images
-        self.picks = self._picks()
         self.posteriors: Posteriors | None = None
+        self.validation: _Validation | None = None
         model.train()
 
-    def _picks(self) -> Iterator[Picks]:
-        return picks_from(
+    def inputs(self, step: int) -> Iterator[StepInputs]:
+        """What the steps are given from `step` on, on the CPU."""
+        params = self.params
+        picks = picks_from(
             len(self.images),
-            self.params.batch_size,
+            params.batch_size,
             self.seed,
             "train-order",
-            self.params.horizontal_flip,
-            self.trainer.progress.step,
-            self.images.device,
+            params.horizontal_flip,
+            step,
             self.schedule.steps_per_epoch,
         )
+        for index, chosen in enumerate(picks, start=step):
+            random = draw(self.model, params.batch_size, self.seed, "train-step", index)
+            yield StepInputs(chosen, random, torch.tensor(self.schedule.at(index).strength))
 
-    def losses(self, step: int) -> Losses:
-        picks = next(self.picks)
-        images = pick(self.images, picks)
-        random = draw(self.model, len(images), self.seed, "train-step", step)
-        phase, kl_weight = self.schedule.at(step), self.params.kl_weight
+    def losses_at(self, step: int) -> LossFunction:
+        """The losses of the phase that a step is in."""
+        phase = self.schedule.at(step)
         if self.model.mask is not None:
             self.model.mask.started.fill_(phase.masked)
         if phase.vae_alone:
-            return autoencoder_losses(self.model, images, random, kl_weight)
+            return self._autoencoder_losses
         if self.model.info.variant.vae_training == "joint":
-            return joint_losses(self.model, images, random, kl_weight, phase.strength, self.alphas)
+            return self._joint_losses
         if self.posteriors is None:
             self.posteriors = self._frozen_posteriors(step)
-        posterior = self.posteriors(picks)
-        return frozen_losses(self.model, images, posterior, random, kl_weight, phase.strength, self.alphas)
+        return self._frozen_losses
+
+    def _autoencoder_losses(self, given: StepInputs) -> Losses:
+        images = pick(self.images, given.picks)
+        return autoencoder_losses(self.model, images, given.random, self.params.kl_weight)
+
+    def _joint_losses(self, given: StepInputs) -> Losses:
+        images = pick(self.images, given.picks)
+        return joint_losses(
+            self.model, images, given.random, self.params.kl_weight, given.strength, self.alphas
+        )
+
+    def _frozen_losses(self, given: StepInputs) -> Losses:
+        assert self.posteriors is not None
+        images, posterior = pick(self.images, given.picks), self.posteriors(given.picks)
+        return frozen_losses(
+            self.model, images, posterior, given.random, self.params.kl_weight, given.strength, self.alphas
+        )
 
     def _frozen_posteriors(self, step: int) -> Posteriors:
         """Keep the autoencoder as it is from `step` on; its average is the one that will be kept."""
@@ -340,7 +396,7 @@ class _Objective:
             calibrate(kept, self.images, self.params.batch_size)
         phase = self.schedule.at(self.trainer.progress.step - 1)
         losses = self._validation_losses(kept)
-        seen = observe(kept, self.validation_images, self.seed, self.params.batch_size)
+        seen = self.observer(kept)
         kept.train(training)
         self.trainer.demand_finite(losses["loss"])
         row = {"epoch": epoch, "step": self.trainer.progress.step, "strength": phase.strength}
@@ -354,12 +410,40 @@ class _Objective:
 
     @torch.no_grad()
     def _validation_losses(self, model: LatentDiffusion) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        with autocast(self.trainer.device, self.params.precision):
-            for index, images in enumerate(self.validation_images.split(self.params.batch_size)):
-                random = draw(model, len(images), self.seed, "validate", index)
-                pictures, strength = to_float(images), self.schedule.strength
-                values = joint_losses(model, pictures, random, self.params.kl_weight, strength, self.alphas)
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * len(images)
-        return {name: total / len(self.validation_images) for name, total in sums.items()}
+        """Means over the pictures; `model` is the same one at every call."""
+        if self.validation is None:
+            self.validation = _Validation(model, self)
+        return self.validation.losses()
+
+
+class _Validation:
+    """The losses of a model on the validation pictures, with the same noise at every call."""
+
+    def __init__(self, model: LatentDiffusion, objective: _Objective) -> None:
+        self._model = model
+        self._objective = objective
+        device, size = objective.trainer.device, objective.params.batch_size
+        self._batches = [
+            (images, to_device(draw(model, len(images), objective.seed, "validate", index), device))
+            for index, images in enumerate(objective.validation_images.split(size))
+        ]
+        record = objective.params.execution != "eager"
+        self._losses_of = Graphed(self._losses_of_batch, device, record)
+
+    def losses(self) -> dict[str, float]:
+        """Means over the pictures."""
+        sums: dict[str, torch.Tensor] = {}
+        for images, random in self._batches:
+            for name, value in self._losses_of((images, random)).items():
+                weighted = value.double() * len(images)
+                sums[name] = sums[name] + weighted if name in sums else weighted
+        num = len(self._objective.validation_images)
+        return {name: float(total) / num for name, total in sums.items()}
+
+    def _losses_of_batch(self, batch: tuple[torch.Tensor, Draw]) -> Losses:
+        images, random = batch
+        kl_weight, strength = self._objective.params.kl_weight, self._objective.schedule.strength
+        with autocast(images.device, self._objective.params.precision):
+            return joint_losses(
+                self._model, to_float(images), random, kl_weight, strength, self._objective.alphas
+            )

@@ -7,12 +7,13 @@ import torch
 from pelap.data.dataset import ImageDataset, Picks
 from pelap.denoising import add_noise_to
 from pelap.diffusion import alphas_cumprod
-from pelap.models.ldm import LatentDiffusion, Posterior
+from pelap.graphs import to_device
+from pelap.models.ldm import LatentDiffusion
 from pelap.params import DistillParams
 from pelap.training.distill import NoisyBatch
 from pelap.training.joint import Draw, draw
 from pelap.training.loop import picks_from
-from pelap.training.posteriors import frozen_posteriors
+from pelap.training.posteriors import Posteriors, frozen_posteriors
 
 
 class ModelBatches:
@@ -58,23 +59,22 @@ class ModelBatches:
     def __call__(self, step: int) -> Iterator[NoisyBatch]:
         """The batches from `step` on."""
         size, flip = self.params.batch_size, self.params.horizontal_flip
-        picks = picks_from(self.num_images, size, self.seed, "distill-order", flip, step, self.device)
+        picks = picks_from(self.num_images, size, self.seed, "distill-order", flip, step)
         for index, chosen in enumerate(picks, start=step):
             random = draw(self.model, size, self.seed, "distill-step", index)
-            yield self._noisy(self.posteriors(chosen), random)
+            yield self._noisy(self.posteriors, chosen, random)
 
     def held_out(self) -> Iterator[NoisyBatch]:
         """Test pictures; the noise of each is its own, whatever the size of a batch."""
         for indices in torch.arange(self.num_held_out).split(self.params.batch_size):
             draws = [draw(self.model, 1, self.seed, "distill-validate", i) for i in indices.tolist()]
-            columns = zip(*(vars(each).values() for each in draws), strict=True)
-            random = Draw(*(torch.cat(column) for column in columns))
-            chosen = indices.to(self.device)
-            picks = Picks(chosen, torch.zeros_like(chosen, dtype=torch.bool))
-            yield self._noisy(self.held_out_posteriors(picks), random)
+            random = Draw(*(torch.cat(column) for column in zip(*draws, strict=True)))
+            picks = Picks(indices, torch.zeros_like(indices, dtype=torch.bool))
+            yield self._noisy(self.held_out_posteriors, picks, random)
 
-    def _noisy(self, posterior: Posterior, random: Draw) -> NoisyBatch:
-        latents = self.model.encoded(posterior, random.posterior).latents
+    def _noisy(self, posteriors: Posteriors, picks: Picks, random: Draw) -> NoisyBatch:
+        picks, random = to_device((picks, random), self.device)
+        latents = self.model.encoded(posteriors(picks), random.posterior).latents
         gates = self.model.gates(latents)
         noisy = add_noise_to(self.model, latents, gates, random.noise, random.timesteps, self.alphas)
         return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.support)

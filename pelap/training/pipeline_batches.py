@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from pelap.data.dataset import ImageDataset, Split, pick, to_float
 from pelap.diffusion import add_noise
+from pelap.graphs import to_device
 from pelap.params import DistillParams
 from pelap.pipelines import LatentPipeline, refuse
 from pelap.seeding import generator
@@ -71,9 +72,10 @@ class PipelineBatches:
     def __call__(self, step: int) -> Iterator[NoisyBatch]:
         """The batches from `step` on."""
         size, flip = self.params.batch_size, self.params.horizontal_flip
-        picks = picks_from(len(self._images), size, self.seed, "distill-order", flip, step, self.device)
+        picks = picks_from(len(self._images), size, self.seed, "distill-order", flip, step)
         for index, chosen in enumerate(picks, start=step):
             stream = generator(self.seed, "distill-step", index)
+            chosen = to_device(chosen, self.device)
             yield self._noisy(pick(self._images, chosen), self._labels[chosen.indices], stream)
 
     def held_out(self) -> Iterator[NoisyBatch]:

@@ -9,7 +9,7 @@ from pelap.data.dataset import Picks, pick, to_float
 from pelap.device import autocast
 from pelap.models.ldm import LatentDiffusion, Posterior
 
-TABLE_BYTES = 4 * 2**30
+TABLE_BYTES = 2**30
 """Larger tables are not made: batches are encoded as they come."""
 BATCH_SIZE = 256
 

@@ -12,7 +12,7 @@ from pelap.device import autocast
 from pelap.params import LossWeights
 from pelap.training.distill import Batches, NoisyBatch
 
-KEPT_BYTES = 4 * 2**30
+KEPT_BYTES = 2 * 2**30
 """Training batches that do not fit into this any more are made anew for every student."""
 
 
@@ -97,5 +97,5 @@ class _Seen:
 
 
 def _num_bytes(batch: NoisyBatch) -> int:
-    leaves = tree_leaves(list(vars(batch).values()))
+    leaves = tree_leaves(batch)
     return sum(each.untyped_storage().nbytes() for each in leaves if isinstance(each, torch.Tensor))
