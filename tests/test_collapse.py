@@ -8,12 +8,14 @@ import pytest
 import torch
 from tiny import LIGHT, set_logits, tiny_dataset, tiny_model, tiny_params
 
+from pelap import collapse as collapse_module
 from pelap.collapse import (
     HEALTHY,
     MASK_COLLAPSE,
     PARTIAL_MASK,
     SCALE_COLLAPSE,
     Observations,
+    Observer,
     Thresholds,
     channel_std,
     channel_table,
@@ -368,3 +370,66 @@ def test_observations_do_not_depend_on_the_batch_size(fields: dict[str, Any]) ->
     for name, value in whole._asdict().items():
         torch.testing.assert_close(getattr(parts, name), value, rtol=1e-4, atol=1e-5)
     assert torch.equal(whole.masks, torch.ones_like(whole.masks)) == (model.mask is None)
+
+
+FIELDS = [
+    {"gate": "none", "strength": "seed"},
+    {"strength": "lambda", "normalise": "after_mask"},
+    {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "normalise": "before_mask"},
+]
+
+
+def assert_same(seen: Observations, expected: Observations) -> None:
+    for name, value in expected._asdict().items():
+        found = getattr(seen, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+
+
+def change(model: torch.nn.Module) -> None:
+    """As a step of training: in place."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.9)
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_an_observer_sees_each_model_as_a_new_one_would(fields: dict[str, Any]) -> None:
+    model, images = tiny_model(fields=VariantParams(**fields)), tiny_dataset().test.images
+    observer = Observer(images, 3, 5)
+    assert_same(observer(model), observe(model, images, 3, 5))
+    change(model)
+    assert_same(observer(model), observe(model, images, 3, 5))
+    other = tiny_model(fields=VariantParams(**fields), seed=9)
+    assert_same(observer(other), observe(other, images, 3, 5))
+
+
+def test_an_observer_draws_once_for_models_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    real_noise = collapse_module.noise
+
+    def noise(shape: Any, *arguments: Any) -> torch.Tensor:
+        drawn.append(tuple(shape))
+        return real_noise(shape, *arguments)
+
+    monkeypatch.setattr(collapse_module, "noise", noise)
+    images = tiny_dataset().test.images
+    narrow, wide = tiny_model(), tiny_model(vae__latent_channels=6)
+    observer = Observer(images, 0, 16)
+    for model in (narrow, tiny_model(seed=9), narrow):
+        observer(model)
+    assert len(drawn) == 2  # the posterior's noise and the diffusion's
+    assert_same(observer(wide), observe(wide, images, 0, 16))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_a_recorded_observer_sees_what_a_plain_one_does(fields: dict[str, Any]) -> None:
+    model = tiny_model(fields=VariantParams(**fields)).to("cuda")
+    images = tiny_dataset(num_test=45).test.images
+    recorded, plain = (Observer(images, 3, 8, record=record) for record in (True, False))
+    for _ in range(2):  # recorded by the first call's fourth batch, replayed by all of the second
+        assert_same(recorded(model), plain(model))
+        change(model)
+    elsewhere = tiny_model(fields=VariantParams(**fields), seed=9).to("cuda")
+    assert_same(recorded(elsewhere), plain(elsewhere))

@@ -7,10 +7,12 @@ import torch
 from tiny import tiny_model, tiny_params
 from torch import nn
 
-from pelap.diffusion import add_noise, alphas_cumprod, make_scheduler, sample_latents
+from pelap.denoising import denoise
+from pelap.diffusion import ReverseProcess, add_noise, alphas_cumprod, make_scheduler, sample_latents
 from pelap.errors import ConfigError
+from pelap.models.deep_cache import DeepCache
 from pelap.params import SamplerParams, VariantParams
-from pelap.sampling import sample_images
+from pelap.sampling import ModelSource, sample_from, sample_images
 from pelap.seeding import generator, noise
 
 DIFFUSION = tiny_params().diffusion
@@ -112,3 +114,72 @@ def test_picture_does_not_depend_on_its_batch(kind: str, fields: dict[str, Any])
     apart = sample_images(model, sampler, 6, seed=3, batch_size=2)
     assert (together.int() - apart.int()).abs().max() <= 1
     assert not torch.equal(together, sample_images(model, sampler, 6, seed=4, batch_size=6))
+
+
+# --- sampling in batches --------------------------------------------------------------------------------
+
+DDIM = SamplerParams(kind="ddim", steps=4)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+def test_a_source_samples_as_the_plain_loop_does(kind: str) -> None:
+    model, sampler = tiny_model(fields=VariantParams(**CUT)), SamplerParams(kind=kind, steps=4)
+    source = ModelSource(model, sampler)
+    for first in (0, 5):  # the second batch as the first
+        start = noise(model.latent_shape, 3, "sample", range(first, first + 5))
+        streams = [generator(3, "sample-step", i) for i in range(first, first + 5)]
+        expected = denoise(model, sampler, start, streams)
+        assert torch.equal(source.denoise(start, range(first, first + 5), 3), expected)
+
+
+def test_nothing_is_copied_to_the_device_between_steps() -> None:
+    """The UNet is given views of time steps that lie there from the start."""
+    process = ReverseProcess(DIFFUSION, DDIM, torch.device("cpu"))
+    storages = set()
+
+    class Unet(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> Any:
+            storages.add(t.untyped_storage().data_ptr())
+            return type("Out", (), {"sample": x})
+
+    process.run(Unet(), torch.randn(2, 4, 4, 4))
+    assert storages == {process._on_device.untyped_storage().data_ptr()}
+
+
+def test_bf16_is_that_of_the_unet_alone() -> None:
+    model = tiny_model()
+    seen = []
+    model.unet.conv_out.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    start = noise(model.latent_shape, 0, "sample", range(4))
+    exact = ModelSource(model, DDIM).denoise(start, range(4), 0)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    source = ModelSource(model, DDIM, "bf16")
+    rough = source.denoise(start, range(4), 0)
+    assert set(seen) == {torch.bfloat16}
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).square().mean() < 0.01 * exact.square().mean()
+    assert torch.equal(ModelSource(model, DDIM).denoise(start, range(4), 0), exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_loop_samples_as_the_plain_one_does(precision: str) -> None:
+    model = tiny_model(fields=VariantParams(**CUT)).to("cuda")
+    sources = [ModelSource(model, DDIM, precision, record) for record in (True, False)]
+    # Of six whole batches the last three are replayed, the last one is of another size.
+    recorded, plain = (sample_from(source, 50, 3, batch_size=8) for source in sources)
+    assert torch.equal(recorded, plain)
+    sources[0].forget()
+    assert torch.equal(sample_from(sources[0], 50, 3, batch_size=8), plain)
+    assert sources[0]._denoise._replay is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_deep_cache_is_sampled_from_without_a_recording() -> None:
+    model = tiny_model().to("cuda")
+    cached = model.with_unet(DeepCache(model.unet, 2), "cached-2", 0.9)
+    recorded, plain = (sample_from(ModelSource(cached, DDIM, record=r), 10, 3, 2) for r in (True, False))
+    assert torch.equal(recorded, plain)

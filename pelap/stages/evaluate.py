@@ -11,6 +11,7 @@ import torch
 from pelap import io
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
 from pelap.data.grid import save_grid
+from pelap.device import uses_bf16
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation.quality import psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures
@@ -165,8 +166,11 @@ def _cached(context: Context, table: Table, models: Models) -> dict[str, LatentD
 
 
 def _source(context: Context, model: LatentDiffusion, num_steps: int | None = None) -> ModelSource:
-    sampler = context.params.evaluate.sampler
-    return ModelSource(model, sampler.model_copy(update={"steps": num_steps or sampler.steps}))
+    params = context.params.evaluate
+    steps = {"steps": num_steps or params.sampler.steps}
+    # Times beside those of cached features, which cannot be recorded, have to be of plain runs too.
+    record = not params.cache_intervals
+    return ModelSource(model, params.sampler.model_copy(update=steps), params.precision, record)
 
 
 def _figures(context: Context, table: Table, models: Models, real: Real, folder: Path) -> dict[str, Figures]:
@@ -175,6 +179,8 @@ def _figures(context: Context, table: Table, models: Models, real: Real, folder:
 
     def show(name: str, images: torch.Tensor) -> None:
         save_grid(images[:NUM_SHOWN], _inside(folder, context, context.paths.samples(name)))
+        if name in sources:
+            sources[name].forget()
 
     sources = {name: _source(context, model) for name, model in models.items()}
     pairs = Pairs(table.scored, table.derived)
@@ -194,8 +200,8 @@ def _reconstructions(context: Context, models: Models, test: Split, folder: Path
     save_grid(originals[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(FLOOR)))
     result = {}
     for name, model in models.items():
-        batches = [to_float(b.to(context.device)) for b in originals.split(params.batch_size)]
-        decoded = torch.cat([to_uint8(model.reconstruct(batch)).cpu() for batch in batches])
+        batches = originals.to(context.device).split(params.batch_size)
+        decoded = torch.cat([to_uint8(model.reconstruct(to_float(batch))) for batch in batches]).cpu()
         save_grid(decoded[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(name)))
         result[name] = {"psnr": psnr(decoded, originals), "ssim": ssim(decoded, originals)}
     return result
@@ -205,7 +211,10 @@ def _costs(context: Context, table: Table, models: Models) -> tuple[dict[str, Me
     """What one pass of each UNet costs."""
     # Any sampler: only the first call of the network is taken from its run.
     sampler = SamplerParams(kind="ddim", steps=1)
-    subjects = {name: model_subject(model, sampler, context.params.seed) for name, model in models.items()}
+    seed, precision = context.params.seed, context.params.evaluate.precision
+    subjects = {
+        name: model_subject(model, sampler, seed, precision=precision) for name, model in models.items()
+    }
     weights = {name: row.folder / "unet" for name, row in table.rows.items()}
     return compare_costs(subjects, weights, context.params.evaluate, context.device)
 
@@ -279,6 +288,7 @@ def _protocol(
     params = context.params.evaluate
     extra = {
         "sampler": params.sampler.model_dump(),
+        "precision": "bf16" if uses_bf16(context.device, params.precision) else "fp32",
         "dense_steps": list(params.dense_steps),
         "cache_intervals": list(params.cache_intervals),
         "ema_decay": {name: model.info.ema_decay for name, model in models.items()},

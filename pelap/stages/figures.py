@@ -16,6 +16,7 @@ from pelap.evaluation.features import make_extractor
 from pelap.evaluation.frechet import standard_error
 from pelap.evaluation.quality import SSIM_SIDE, load_lpips, lpips, psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures, Reference, all_equal
+from pelap.graphs import WARMUP_CALLS, can_record
 from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
 from pelap.measure.latency import Latency, compiled, measure_latency
@@ -271,8 +272,9 @@ def time_images(
         return {}
     size = params.latency_batch_sizes[0]
     calls = {key: _sampling(source, size) for key, source in sources.items()}
-    # One round of warm-up: a call has many passes.
-    latencies = measure_latency(calls, device, params.sampler_repeats, warmup=1)
+    # One round of warm-up, as a call has many passes; where calls are recorded, until that is done.
+    warmup = WARMUP_CALLS + 2 if can_record(device) else 1
+    latencies = measure_latency(calls, device, params.sampler_repeats, warmup)
     return {
         key: {"image_ms": latency.median_ms / size, "image_iqr_ms": latency.iqr_ms / size}
         for key, latency in latencies.items()

@@ -2,14 +2,16 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from pelap import __version__
 from pelap.device import describe
 
-PACKAGES = ("pelap", "torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity")
+PACKAGES = ("torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity")
 
 
 def protocol_beside(table: Path) -> Path:
@@ -22,9 +24,18 @@ def environment(device: torch.device) -> dict[str, object]:
     return {
         "device": describe(device),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {"pelap": __version__} | _versions(),
         "git_revision": _git_revision(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed; PeLAP itself need not be, it runs from a checkout too."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _git_revision() -> str | None:

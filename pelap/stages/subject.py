@@ -1,6 +1,7 @@
 """What is scored and pruned: a denoiser with a way from noise to latents, whoever made it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from pelap.denoising import denoise, noise_error
+from pelap.device import autocast, normalise_in_fp32, uses_bf16
 from pelap.diffusion import SPACING, add_noise, alphas_cumprod
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
@@ -37,6 +39,8 @@ class Subject:
     task_loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
     """The loss of training on latents (B, *latent_shape), noise and time steps drawn from the stream; None
     where the training is not known."""
+    precision: str = "fp32"
+    """Of `forward` alone, see `pelap.device.autocast`; fp32 leaves the network to its own."""
 
     def forward(self, batch_size: int, network: nn.Module | None = None) -> Callable[[], object]:
         """The first call of the denoising of a batch, to be repeated without gradient.
@@ -48,8 +52,10 @@ class Subject:
         start = noise(self.latent_shape, 0, "cost", range(batch_size)).to(self.device)
         call = first_call(self.network, lambda: self.denoise(start, range(batch_size)))
 
+        mixed = uses_bf16(self.device, self.precision)
+
         def forward() -> object:
-            with torch.no_grad():
+            with torch.no_grad(), autocast(self.device, self.precision) if mixed else nullcontext():
                 return call(self.network if network is None else network)
 
         return forward
@@ -66,8 +72,17 @@ class Subject:
         return torch.cat(rows).to(self.device)
 
 
-def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int, num_seeds: int = 1) -> Subject:
+def model_subject(
+    model: LatentDiffusion,
+    sampler: SamplerParams,
+    seed: int,
+    num_seeds: int = 1,
+    precision: str = "fp32",
+) -> Subject:
     """A model of this project; the seeds name the noise of a stochastic sampler's steps, as in `noise`."""
+    device = next(model.unet.parameters()).device
+    if device.type == "cpu" and uses_bf16(device, precision):
+        normalise_in_fp32(model.unet)  # as in sampling
 
     def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
         streams = [generator(seed + i % num_seeds, "score-step", i // num_seeds) for i in items]
@@ -76,10 +91,10 @@ def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int, num
     alphas = alphas_cumprod(model.info.diffusion)
 
     def task_loss(latents: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        device, support = latents.device, model.support()
-        timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(device)
-        error = torch.randn(latents.shape, generator=stream).to(device)
-        noisy = add_noise(latents, error, timesteps, alphas.to(device))
+        place, support = latents.device, model.support()
+        timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(place)
+        error = torch.randn(latents.shape, generator=stream).to(place)
+        noisy = add_noise(latents, error, timesteps, alphas.to(place))
         predicted = model.unet(noisy if support is None else noisy * support, timesteps).sample
         return noise_error(predicted, error, support).mean()
 
@@ -87,12 +102,13 @@ def model_subject(model: LatentDiffusion, sampler: SamplerParams, seed: int, num
         name=model.info.name,
         network=model.unet,
         latent_shape=model.latent_shape,
-        device=next(model.unet.parameters()).device,
+        device=device,
         denoise=to_latents,
         networks=(model,),
         protocol={"dataset": model.info.dataset, "sampler": sampler.model_dump()},
         spacing=SPACING,
         task_loss=task_loss,
+        precision=precision,
     )
 
 

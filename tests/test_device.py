@@ -1,0 +1,45 @@
+"""Precision of a block of computation."""
+
+import pytest
+import torch
+from torch import nn
+
+from pelap.device import autocast, normalise_in_fp32
+
+CPU = torch.device("cpu")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 3))
+
+
+def inputs_of_norm(model: nn.Module, inputs: torch.Tensor, precision: str) -> list[torch.dtype]:
+    seen = []
+    handle = model[1].register_forward_hook(lambda module, args, out: seen.append(args[0].dtype))
+    with autocast(CPU, precision):
+        model(inputs)
+    handle.remove()
+    return seen
+
+
+def test_group_norms_stay_out_of_bf16() -> None:
+    model, inputs = network(), torch.randn(2, 4, 8, 8)
+    assert inputs_of_norm(model, inputs, "bf16") == [torch.bfloat16]
+    normalise_in_fp32(model)
+    assert inputs_of_norm(model, inputs, "bf16") == [torch.float32]
+
+
+def test_asking_twice_for_norms_in_fp32_changes_nothing() -> None:
+    model = network()
+    normalise_in_fp32(model)
+    normalise_in_fp32(model)
+    assert len(model[1]._forward_pre_hooks) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+def test_norms_of_other_precisions_stay_what_they_are(kind: torch.dtype) -> None:
+    model, inputs = network().to(kind), torch.randn(2, 4, 8, 8, dtype=kind)
+    before = model(inputs)
+    normalise_in_fp32(model)
+    assert torch.equal(model(inputs), before)
