@@ -8,6 +8,9 @@ BIN := $(CURDIR)/.venv/bin
 VENV_PATH := PATH="$(BIN):$$PATH"
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements.lock
 CORES ?= 4
+STUDY ?= workflow/paper.yaml
+PAPER ?= results/paper
+MINUTES ?=
 LAMBDAS ?= 0.001 0.005 0.01 0.05 0.1
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -45,6 +48,15 @@ pruning-study: .venv/.installed ## Prune, distil and measure three seeds on CORE
 .PHONY: choosing
 choosing: .venv/.installed ## Compare ways to choose operators on CORES=4 (results/choosing)
 	$(VENV_PATH) snakemake --cores $(CORES) choosing
+
+.PHONY: paper
+paper: .venv/.installed ## Run STUDY=workflow/paper.yaml in pieces of MINUTES (docs/paper.md, results/paper)
+	$(BIN)/python -m pelap paper --study $(STUDY) --root $(PAPER) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(DATASET),--dataset $(DATASET))
+
+.PHONY: bench
+bench: .venv/.installed ## Run every benchmark, side by side with its reference (results/bench)
+	$(BIN)/python benchmarks $(if $(DEVICE),--device $(DEVICE))
 
 .PHONY: ablation
 ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)

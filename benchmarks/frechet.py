@@ -7,36 +7,32 @@ distance, in one process and in turns; medians count. Without weights (--weights
 the network has random ones, which take the same time; values are compared either way.
 """
 
-import argparse
 import inspect
-import json
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
 import torch
+from harness import Entry, argument_parser, compare, finish, in_turns
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.utils import get_featuresdict_from_dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pelap.device import choose_device, describe, synchronise
 from pelap.evaluation import features as features_module
 from pelap.evaluation.features import INCEPTION_WEIGHTS_VARIABLE, Inception2015
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
 from pelap.io import sha256
-from pelap.progress import progress
 
 BATCH_SIZE = 64  # torch-fidelity's own default
 NAMES = ("ours", "torch-fidelity", "torchmetrics")
+PACKAGES = ("torch", "torch-fidelity", "torchmetrics")
 Run = Callable[[], Any]
 
 
@@ -146,56 +142,22 @@ def features_like_inceptions(count: int, seed: int) -> Tensor:
     return (rows @ mix * (1 + 0.05 * seed) + 0.4 + 0.02 * seed).clamp(min=0)
 
 
-def in_turns(
-    runs: dict[str, Run], rounds: int, device: torch.device, title: str
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds and the last result of each; the first round warms up and is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    results: dict[str, Any] = {}
-    with progress(title, (rounds + 1) * len(runs)) as report:
-        for round_ in range(rounds + 1):
-            for done, (name, run) in enumerate(runs.items(), start=1):
-                synchronise(device)
-                start = time.perf_counter()
-                results[name] = run()
-                synchronise(device)
-                if round_:
-                    times[name].append(time.perf_counter() - start)
-                report(round_ * len(runs) + done, name)
-    return times, results
-
-
-def entries(name: str, times: dict[str, list[float]], device: torch.device) -> list[dict[str, Any]]:
-    medians = {who: statistics.median(values) for who, values in times.items()}
+def rows(name: str, times: dict[str, list[float]], device: torch.device) -> list[Entry]:
+    medians = {who: median(values) for who, values in times.items()}
     return [
-        {
-            "name": f"{name}, {other}",
-            "ours": medians["ours"],
-            "reference": medians[other],
-            "ratio": medians[other] / medians["ours"],
-            "unit": "s",
-            "device": describe(device),
-            "versions": {
-                package: version(package) for package in ("torch", "torch-fidelity", "torchmetrics")
-            },
-        }
+        compare(f"{name}, {other}", medians["ours"], medians[other], "s", device, PACKAGES)
         for other in NAMES[1:]
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: Sequence[str] | None = None) -> list[Entry]:
+    parser = argument_parser(__doc__, rounds=3)
     parser.add_argument("--weights", default=os.environ.get(INCEPTION_WEIGHTS_VARIABLE))
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--side", type=int, default=32, help="pixels of a picture's side")
     parser.add_argument("--counts", type=int, nargs="+", default=[3000, 500], help="pictures of a distance")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    device, found, checks = choose_device(args.device), [], {}
+    args = parser.parse_args(arguments)
+    device, entries, checks = args.device, [], {}
     random = torch.Generator().manual_seed(0)
     shape = (args.images, 3, args.side, args.side)
     images = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
@@ -204,7 +166,7 @@ def main() -> None:
         with mock.patch.object(features_module, "INCEPTION_2015_SHA256", known):
             runs = picture_runs(images, path, device)
             times, results = in_turns(runs, args.rounds, device, "pictures")
-    found += entries(f"{args.images} pictures to statistics", times, device)
+    entries += rows(f"{args.images} pictures to statistics", times, device)
     checks["weights"] = "published" if published else "random"
     checks["largest relative difference of means"] = {
         other: ((results["ours"][0] - results[other][0]).norm() / results[other][0].norm()).item()
@@ -213,14 +175,11 @@ def main() -> None:
     checks["seconds, pictures"] = times
     for count in args.counts:
         runs = feature_runs(features_like_inceptions(count, 0), features_like_inceptions(count, 1))
-        times, results = in_turns(runs, args.rounds, device, f"distance of {count}")
-        found += entries(f"distance of {count} pictures of 2048 features", times, torch.device("cpu"))
+        times, results = in_turns(runs, args.rounds, torch.device("cpu"), f"distance of {count}")
+        entries += rows(f"distance of {count} pictures of 2048 features", times, torch.device("cpu"))
         checks[f"distance of {count}"] = results
         checks[f"seconds, distance of {count}"] = times
-    print(json.dumps({"entries": found, "checks": checks}, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
+    return finish(entries, checks, args.out)
 
 
 if __name__ == "__main__":

@@ -7,22 +7,18 @@ model has when it is loaded. Both score the same operators from the same noise, 
 the least of the rounds counts, because other work on the machine only ever adds.
 """
 
-import argparse
-import json
 import math
-import time
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from default_models import default_model
+from harness import Entry, argument_parser, compare, finish, in_turns
 
-from pelap.device import choose_device, describe, full_precision, synchronise
-from pelap.loading import load_model
+from pelap.device import full_precision
 from pelap.params import SamplerParams
-from pelap.progress import progress
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.operators import Operator, find_operators
 from pelap.pruning.plan import Plan, Removal
@@ -56,43 +52,16 @@ def plain_loop(
     return pd.DataFrame(rows)
 
 
-def seconds(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    synchronise(device)
-    start = time.perf_counter()
-    result = function()
-    synchronise(device)
-    return time.perf_counter() - start, result
-
-
-def entry(
-    name: str, ours: float, reference: float, unit: str, ratio: float, device: torch.device
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "ours": ours,
-        "reference": reference,
-        "ratio": ratio,
-        "unit": unit,
-        "device": describe(device),
-        "versions": {package: version(package) for package in ("torch", "diffusers")},
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, default=Path("results/default/train/invariant/model"))
-    parser.add_argument("--latents", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=256, help="rows of noise in one pass")
-    parser.add_argument("--rounds", type=int, default=3)
+def main(arguments: Sequence[str] | None = None) -> list[Entry]:
+    parser = argument_parser(__doc__, rounds=3)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="model folder [the default run's]")
+    parser.add_argument("--latents", type=int, default=32, help="[%(default)s]")
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler [%(default)s]")
+    parser.add_argument("--rows", type=int, default=256, help="of noise in one pass [%(default)s]")
     parser.add_argument("--every", type=int, default=1, help="score every n-th operator, for a quick look")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    device = choose_device(args.device)
-    model = load_model(args.model, device)
+    args = parser.parse_args(arguments)
+    device = args.device
+    model, words = default_model("dense", args.model, device)
     subject = model_subject(model, SamplerParams(kind="ddim", steps=args.steps), seed=0)
     operators = find_operators(subject.network, subject.forward(3))[:: args.every]
     noise = subject.noise(args.latents, 1, 0)
@@ -107,53 +76,29 @@ def main() -> None:
         return plain_loop(model, subject, operators, stand_ins, noise)
 
     runs = {"plain": plain, "batched": lambda: ours(None), "early stop": lambda: ours(LOWEST)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    results: dict[str, Any] = {}
-    with progress("scoring", args.rounds * len(runs)) as report, full_precision():
-        for round_ in range(args.rounds):
-            for done, (name, run) in enumerate(runs.items()):
-                elapsed, results[name] = seconds(run, device)
-                times[name].append(elapsed)
-                report(round_ * len(runs) + done + 1, name)
-    best = {name: min(values) for name, values in times.items()}
+    with full_precision():
+        times, results = in_turns(runs, args.rounds, device, "scoring", warmup=0)
+    least = {name: min(values) for name, values in times.items()}
     full, stopped = results["batched"], results["early stop"]
+    num_rows = len(operators) * args.latents
+    entries = [
+        compare("scoring", least["batched"], least["plain"], "s", device),
+        compare("scoring, early stop", least["early stop"], least["plain"], "s", device),
+        compare("scoring, rows denoised with early stop", stopped.num_rows, num_rows, "rows", device),
+    ]
     wanted = math.ceil(LOWEST * len(operators))
     scores = full.table.merge(results["plain"], on="operator", suffixes=("", "_plain"))
     scale = float(full.original.std()) * math.sqrt(full.original[0].numel())
-    num_rows = len(operators) * args.latents
-    entries = [
-        entry("scoring", best["batched"], best["plain"], "s", best["plain"] / best["batched"], device),
-        entry(
-            "scoring, early stop",
-            best["early stop"],
-            best["plain"],
-            "s",
-            best["plain"] / best["early stop"],
-            device,
-        ),
-        entry(
-            "forward passes, early stop",
-            stopped.num_rows,
-            num_rows,
-            "rows",
-            num_rows / stopped.num_rows,
-            device,
-        ),
-    ]
+    difference = float((scores["score"] - scores["score_plain"]).abs().max())
+    lowest = [set(each.table["operator"][:wanted]) for each in (full, stopped)]
     checks = {
+        "model": words,
         "operators": len(operators),
-        "largest difference of a score, over the std of the latents per element": float(
-            (scores["score"] - scores["score_plain"]).abs().max()
-        )
-        / scale,
-        "same lowest third with early stop": set(full.table["operator"][:wanted])
-        == set(stopped.table["operator"][:wanted]),
+        "largest difference of a score, over the std of the latents per element": difference / scale,
+        "same lowest third with early stop": lowest[0] == lowest[1],
         "seconds of every round": times,
     }
-    print(json.dumps({"entries": entries, "checks": checks}, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(entries, indent=2) + "\n")
+    return finish(entries, checks, args.out)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ STAGES = {
     "evaluate": "quality and cost of every model",
     "report": "one HTML page with tables, figures and pictures",
 }
-RESUMING = ("train", "score", "distill")
+RESUMING = ("train", "score", "distill", "paper")
 PIPELINE_OPTIONS = {
     "score": {"out": "FILE", "prompts": "FILE"},
     "prune": {"scores": "FILE", "out": "DIR", "prompts": "FILE"},
@@ -36,6 +37,8 @@ OPTION_HELP = {
     "teacher": "the dense pipeline",
 }
 EXIT_ERROR = 2
+EXIT_UNFINISHED = 3
+"""Of `paper`, which ended by the clock: the same command goes on."""
 EXIT_INTERRUPTED = 130
 
 
@@ -60,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--root", type=Path, default=Path("results/collapse_study"), metavar="DIR")
     choosing = commands.add_parser("choosing", help="summarise the study of ways to choose operators")
     choosing.add_argument("--root", type=Path, default=Path("results/choosing"), metavar="DIR")
+    _add_paper(commands)
     return parser
 
 
@@ -158,6 +162,39 @@ def _add_cut(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     _add_device(cut)
 
 
+def _add_paper(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    paper = commands.add_parser(
+        "paper",
+        help="run the paper's experiments over seeds, in pieces",
+        description="Run every part of a study with every seed. What is finished is not run again.",
+        epilog=f"Exit status: 0 all is finished, {EXIT_UNFINISHED} run the same command again.",
+    )
+    paper.add_argument(
+        "--study", type=Path, default=Path("workflow/paper.yaml"), metavar="FILE", help="[%(default)s]"
+    )
+    paper.add_argument(
+        "--root", type=Path, default=Path("results/paper"), metavar="DIR", help="results [%(default)s]"
+    )
+    paper.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
+    )
+    paper.add_argument("--dataset", metavar="NAME", help="instead of the study's")
+    paper.add_argument(
+        "--minutes",
+        type=_minutes,
+        metavar="M",
+        help="end by itself in this time; 0: only tables and archive of what there is [no end]",
+    )
+    _add_device(paper)
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is no number of minutes")
+    return value
+
+
 def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -173,9 +210,15 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for an error the user can mend, 130 when interrupted."""
+    """Run a command; the exit status is 0, 2 for an error the user can mend, 130 when interrupted.
+
+    `paper` has 3 too, when there is more to do.
+    """
+    started = time.monotonic()
     args = build_parser().parse_args(argv)
     try:
+        if args.command == "paper":
+            return _run_paper(args, started)
         _run(args)
     except PelapError as error:
         return _fail(str(error))
@@ -238,6 +281,13 @@ def _run(args: argparse.Namespace) -> None:
         from pelap.stages.compare import compare
 
         compare(args.sweep)
+
+
+def _run_paper(args: argparse.Namespace, started: float) -> int:
+    from pelap.stages.paper import paper
+
+    finished = paper(args.study, args.root, args.data, args.device, args.minutes, args.dataset, started)
+    return 0 if finished else EXIT_UNFINISHED
 
 
 def _run_on_folders(args: argparse.Namespace) -> None:

@@ -52,6 +52,19 @@ class RunPaths:
 
     root: Path
 
+    @property
+    def params(self) -> Path:
+        """The parameters of this run, where `paper` resolved them."""
+        return self.root / "params.yaml"
+
+    def stage(self, stage: str) -> Path:
+        """The folder of a stage; each writes nowhere else, but `download`."""
+        return self.root / stage
+
+    def record(self, stage: str) -> Path:
+        """Whether, with which parameters, for how long and where `paper` ran a stage."""
+        return self.root / "stages" / f"{stage}.json"
+
     def train(self, variant: str) -> TrainPaths:
         return TrainPaths(self.root / "train" / variant)
 
@@ -320,3 +333,42 @@ class ChoosingPaths:
     @property
     def prediction_figure(self) -> Path:
         return self.root / "prediction.png"
+
+
+@dataclass(frozen=True)
+class PaperPaths:
+    """The paper at full scale: run folders ``{dataset}/{part}/seed{seed}``, and what they say together."""
+
+    root: Path
+
+    def cell(self, dataset: str, part: str, seed: int) -> RunPaths:
+        return RunPaths(self.root / dataset / part / f"seed{seed}")
+
+    @property
+    def table(self) -> Path:
+        """Mean, standard deviation and number of seeds of every metric, beside the paper's own figures."""
+        return self.root / "table.csv"
+
+    @property
+    def page(self) -> Path:
+        """The main columns of the table, in Markdown."""
+        return self.root / "table.md"
+
+    @property
+    def cells(self) -> Path:
+        """Every value of every seed."""
+        return self.root / "cells.csv"
+
+    @property
+    def protocol(self) -> Path:
+        """Devices, versions, precision, budget, and seconds of every stage."""
+        return self.root / "protocol.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def archive(self) -> Path:
+        """All of this and the small files of every run, without models."""
+        return self.root / "paper.tar.xz"

@@ -1,0 +1,69 @@
+"""What `paper` notes down about the stages of its runs: that they are done, how, and for how long."""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from pelap import io
+from pelap.device import has_fast_bf16
+from pelap.errors import DataError
+from pelap.paths import RunPaths
+from pelap.stages.paper_study import Cell
+
+
+@dataclass
+class Record:
+    """One stage of one run, with the parameters that `digest` stands for."""
+
+    digest: str
+    finished: bool = False
+    seconds: float = 0.0
+    """Over all attempts; of one that was killed nothing is known."""
+    cut_off: int = 0
+    """How often the time limit ended it."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Where it was finished: device, versions, precision."""
+
+
+def read_record(cell: Cell, paths: RunPaths, stage: str) -> Record:
+    """The record of a stage with the parameters of this cell; a fresh one if there is none, or another's."""
+    fresh = Record(cell.digest(stage))
+    try:
+        record = Record(**io.read_mapping(paths.record(stage)))
+    except (DataError, TypeError):
+        return fresh
+    return record if record.digest == fresh.digest else fresh
+
+
+def write_record(paths: RunPaths, stage: str, record: Record) -> None:
+    """Write it atomically: a stage is done once its record says so."""
+    io.write_json(paths.record(stage), asdict(record))
+
+
+def finished_stages(cell: Cell, paths: RunPaths) -> list[str]:
+    """The stages that are done with the parameters of this cell."""
+    return [stage for stage in cell.stages if read_record(cell, paths, stage).finished]
+
+
+def begin(cell: Cell, paths: RunPaths, stage: str) -> Record:
+    """Note that a stage is about to run; what other parameters left of it goes."""
+    record = read_record(cell, paths, stage)
+    if (
+        not paths.record(stage).is_file()
+        or io.read_mapping(paths.record(stage)).get("digest") != record.digest
+    ):
+        shutil.rmtree(paths.stage(stage), ignore_errors=True)
+    write_record(paths, stage, record)
+    return record
+
+
+def precision_of(cell: Cell, stage: str, device: torch.device) -> str | None:
+    """What a stage computes in, None where it has no choice."""
+    if stage not in ("train", "distill", "evaluate"):
+        return None
+    asked: str = getattr(cell.params, stage).precision
+    if asked != "auto":
+        return asked
+    return "bf16" if has_fast_bf16(device) else "fp32"
