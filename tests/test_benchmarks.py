@@ -369,7 +369,6 @@ def test_all_benchmarks_that_work_end_well(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not COMMITTED.is_file(), reason="TODO: generate")
 def test_the_committed_rows_are_whole() -> None:
     names = [entry.name for entry in harness.check_entries(json.loads(COMMITTED.read_text()), "bench.json")]
     for wanted in OF_EACH.values():
