@@ -33,7 +33,7 @@ from torchvision import transforms
 
 from pelap.config import load_params, parts_of
 from pelap.data.dataset import ImageDataset, Split, to_float
-from pelap.device import has_fast_bf16
+from pelap.device import has_fast_bf16, keep_freed_memory
 from pelap.diffusion import alphas_cumprod
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import Params, TrainParams
@@ -216,6 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
     )
     args = parser.parse_args(arguments)
     device, params = args.device, load_params(args.params, "train")
+    if device.type == "cpu":
+        keep_freed_memory()  # as `pelap train` does; the reference, in the same process, gains by it too
     on_gpu = device.type == "cuda"
     steps = args.steps or (100 if on_gpu else 4)
     ablation_steps = (400 if on_gpu else 4) if args.ablation_steps is None else args.ablation_steps

@@ -1,5 +1,7 @@
 """Which device to compute on, and at which precision."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -77,6 +79,28 @@ def full_precision() -> Iterator[None]:
     """
     with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
         yield
+
+
+def keep_freed_memory() -> bool:
+    """Let this process use the memory of freed tensors again instead of giving it back to the system.
+
+    glibc maps large arrays anew for every tensor, and the system fills them with zeros page by page at the
+    first touch: in a training step on the CPU that is 0.6 GB and a seventh of the time (docs/performance.md).
+    The price is that memory once used stays with the process.
+
+    Returns:
+        Whether it could be done; only glibc has the switch.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(option, value) for option, value in _KEEP)
+
+
+_KEEP = ((-4, 0), (-1, 2**31 - 1))
+"""M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap."""
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,4 +1,7 @@
-"""Precision of a block of computation."""
+"""Precision of a block of computation, and the memory of freed tensors."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,3 +46,33 @@ def test_norms_of_other_precisions_stay_what_they_are(kind: torch.dtype) -> None
     before = model(inputs)
     normalise_in_fp32(model)
     assert torch.equal(model(inputs), before)
+
+
+FAULTS = """
+import resource, torch
+from pelap.device import keep_freed_memory
+kept = {switch} and keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    activations = [torch.ones(2**24) for _ in range(4)]  # 64 MiB each
+for _ in range(5):  # until the heap has found its layout
+    step()
+before = faults()
+for _ in range(4):
+    step()
+print(kept, faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the switch")
+def test_memory_of_freed_tensors_is_used_again() -> None:
+    def run(switch: bool) -> tuple[str, int]:
+        command = [sys.executable, "-c", FAULTS.format(switch=switch)]
+        kept, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return kept, int(faults)
+
+    kept, faults = run(True)
+    if kept == "False":
+        pytest.skip("no mallopt here")
+    assert 10 * faults < run(False)[1]

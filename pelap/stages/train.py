@@ -10,6 +10,7 @@ from pelap.channels import closed_channels, cut_channels, describe_cut
 from pelap.config import latent_problem, parts_of
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
 from pelap.data.grid import save_grid
+from pelap.device import keep_freed_memory
 from pelap.errors import ConfigError
 from pelap.loading import save_model
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
@@ -34,6 +35,8 @@ def run(context: Context, variant: str | None = None) -> None:
     variants = context.params.variants
     if variant is not None and variant not in variants:
         raise ConfigError(f"--variant {variant}: unknown; use one of {', '.join(variants)}")
+    if context.device.type == "cpu":
+        keep_freed_memory()
     dataset = context.dataset()
     chosen = [variant] if variant else list(variants)
     for name in chosen:  # all of them before the first is trained
