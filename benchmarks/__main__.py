@@ -23,7 +23,7 @@ BENCHMARKS = {
     "training": [],
     "sampling": [],
     "scoring": ["--rounds", "1", "--every", "3"],
-    "frechet": ["--images", "128", "--rounds", "2"],
+    "frechet": ["--images", "64", "--rounds", "1", "--counts", "1500", "500"],
     "memory": [],
 }
 """What gives rows, with the sizes that a few minutes allow."""

@@ -118,17 +118,30 @@ def turn(names: list[str], round_: int) -> list[str]:
     return names[::-1] if round_ % 2 else names
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, tf32: bool = False, repeats: int = 8) -> float:
-    """FLOP/s of square matrix products, the least time of several: what convolutions can hope for."""
+def product_rate(device: torch.device, dtype: torch.dtype, tf32: bool = False, repeats: int = 8) -> float:
+    """FLOP/s of large products, the best of several: what the machine can be hoped to reach.
+
+    Of a square matrix product, or of a convolution (128 channels to as many, 3x3) where that is faster: the
+    libraries differ, and matrix products do not reach a CPU's peak everywhere.
+    """
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    images = torch.randn(64, 128, 32, 32, device=device, dtype=dtype)
+    weight = torch.randn(128, 128, 3, 3, device=device, dtype=dtype)
+    images, weight = (each.to(memory_format=torch.channels_last) for each in (images, weight))
+    products: dict[Callable[[], Any], float] = {
+        lambda: left @ right: 2.0 * side**3,
+        lambda: torch.nn.functional.conv2d(images, weight, padding=1): 2.0 * images.numel() * 9 * 128,
+    }
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     try:
-        least = min(seconds(lambda: left @ right, device)[0] for _ in range(repeats))
+        return max(
+            flops / min(seconds(product, device)[0] for _ in range(repeats))
+            for product, flops in products.items()
+        )
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-    return 2 * side**3 / least
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def argument_parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:

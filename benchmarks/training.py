@@ -4,12 +4,12 @@
 
 Ours is `pelap.training.joint` as `pelap train` runs it, with precision and execution on `auto`. The reference
 trains the same model from the same weights on the same losses: pictures by PIL and torchvision's transforms
-in data workers, float32, eager, PyTorch's usual layout and AdamW, every loss read at every step. Both take
-the same number of steps in turns; the first turn warms up, medians of the others count. Pictures are random:
+in data workers, float32, eager, PyTorch's usual layout and AdamW, every loss read at every step; in a process
+of its own. Both take the same number of steps in turns; the first turn warms up, medians of the others count. Pictures are random:
 speed does not depend on them.
 
 The last rows compare with the machine and with ourselves: the rate of the step's products and convolutions
-with the rate that this machine reaches in one large matrix product of the same precision (the ratio is the
+with the rate that this machine reaches in one large product of the same precision (the ratio is the
 share of the peak, below 1), the step recorded as a CUDA graph or compiled with the same step taken eagerly,
 and five values of lambda trained at once with the same trained one after the other.
 """
@@ -18,14 +18,17 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from harness import ROOT, Entry, argument_parser, compare, finish, in_turns, matmul_rate
+from harness import ROOT, Entry, argument_parser, compare, finish, in_turns, product_rate
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +36,7 @@ from torchvision import transforms
 
 from pelap.config import load_params, parts_of
 from pelap.data.dataset import ImageDataset, Split, to_float
-from pelap.device import has_fast_bf16, keep_freed_memory
+from pelap.device import has_fast_bf16, keep_freed_memory, synchronise
 from pelap.diffusion import alphas_cumprod
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import Params, TrainParams
@@ -165,6 +168,36 @@ def reference_steps(setting: Setting, num_workers: int) -> Iterator[dict[str, fl
             yield {name: value.item() for name, value in losses.items()}
 
 
+def serve(setting: Setting, num_workers: int, wanted: Connection) -> None:
+    """Take as many steps of the reference as are asked for, again and again, until None is."""
+    steps = reference_steps(setting, num_workers)
+    while (num := wanted.recv()) is not None:
+        take(steps, num)
+        synchronise(setting.device)
+        wanted.send(num)
+
+
+@contextmanager
+def reference(setting: Setting, num_workers: int) -> Iterator[Callable[[int], None]]:
+    """Takes steps of the reference in a process of its own, where nothing of ours is switched on."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(setting, num_workers, there))
+    process.start()
+    there.close()  # so that an end of the process is an end of what it says
+
+    def take_there(num: int) -> None:
+        here.send(num)
+        here.recv()
+
+    try:
+        yield take_there
+        here.send(None)
+    finally:
+        process.join(timeout=10)
+        process.kill()
+
+
 def draw_there(model: LatentDiffusion, num: int, device: torch.device) -> Draw:
     """Random numbers of a step, from the device's own generator."""
     shape = (num, *model.latent_shape)
@@ -197,8 +230,8 @@ def ablation(setting: Setting, num_steps: int, at_once: int) -> None:
 
 
 def default_workers() -> int:
-    """Two data workers on two cores, four on more."""
-    return 2 if (os.cpu_count() or 1) <= 2 else 4
+    """Half of the cores for data workers, two at least and eight at most."""
+    return min(8, max(2, (os.cpu_count() or 1) // 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Entry]:
@@ -217,19 +250,19 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
     args = parser.parse_args(arguments)
     device, params = args.device, load_params(args.params, "train")
     if device.type == "cpu":
-        keep_freed_memory()  # as `pelap train` does; the reference, in the same process, gains by it too
+        keep_freed_memory()  # as `pelap train` does
     on_gpu = device.type == "cuda"
     steps = args.steps or (100 if on_gpu else 4)
     ablation_steps = (400 if on_gpu else 4) if args.ablation_steps is None else args.ablation_steps
     setting = Setting(params, args.pictures, args.side, device)
     executions = ["auto", *(["eager"] if on_gpu or args.compiled else []), *["compiled"] * args.compiled]
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, reference(setting, args.workers) as take_there:
         folder = Path(name)
         runs: dict[str, Chunk] = {
             execution: partial(take, setting.training(folder / execution, setting.numbers(execution)), steps)
             for execution in executions
         }
-        runs["reference"] = partial(take, reference_steps(setting, args.workers), steps)
+        runs["reference"] = partial(take_there, steps)
         times, _ = in_turns(runs, args.rounds, device, "training")
         rates = {name: steps * params.train.batch_size / median(values) for name, values in times.items()}
         entries = [compare("training", rates["auto"], rates["reference"], "images/s", device)]
@@ -240,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
                 compare("training, compiled", rates["compiled"], rates["eager"], "images/s", device)
             )
         flops, dtype = flops_of_picture(setting), torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        peak, reached = matmul_rate(device, dtype), rates["auto"] * flops
+        peak, reached = product_rate(device, dtype), rates["auto"] * flops
         entries.append(compare("training, share of the peak", reached / 1e9, peak / 1e9, "GFLOP/s", device))
         checks: dict[str, Any] = {
             "GFLOP of a picture": flops / 1e9,

@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         return _fail(
-            "out of memory; lower the batch_size (and latency_batch_sizes) of this stage's parameters"
+            "out of memory; lower batch_size (and at_once, latency_batch_sizes) of this stage's parameters"
         )
     except BrokenPipeError:
         # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.

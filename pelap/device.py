@@ -99,8 +99,9 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) for option, value in _KEEP)
 
 
-_KEEP = ((-4, 0), (-1, 2**31 - 1))
-"""M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap."""
+_KEEP = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
+"""M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap.
+M_ARENA_MAX: threads share that one heap, for theirs would be too small for an array."""
 
 
 def synchronise(device: torch.device) -> None:

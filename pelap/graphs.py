@@ -1,6 +1,8 @@
 """Functions of tensors without Python in between: recorded once as a CUDA graph, then replayed."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -105,6 +107,22 @@ class Recorder:
         """The tensors that the result will be in, and what computes them; nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may pin memory meanwhile (`pelap.training.ahead`), which a global capture forbids.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with (
+            _no_garbage_collection(),
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             result = function()
         return result, graph.replay
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect before the block, not in it: an old graph given back in the middle of a recording breaks it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -63,6 +63,8 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         os.replace(partial, final)
         shutil.rmtree(old, ignore_errors=True)
     finally:
+        if old.exists() and not final.exists():  # interrupted between the two
+            os.replace(old, final)
         shutil.rmtree(partial, ignore_errors=True)
 
 

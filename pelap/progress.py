@@ -35,7 +35,7 @@ class _Terminal:
     def __init__(self) -> None:
         self._lock = Lock()
         self._bars: Progress | None = None
-        self._num_working = 0
+        self.num_working = 0
 
     @contextmanager
     def bars(self) -> Iterator["Progress"]:
@@ -44,14 +44,14 @@ class _Terminal:
             if self._bars is None:
                 self._bars = _display()
                 self._bars.start()
-            self._num_working += 1
+            self.num_working += 1
             bars = self._bars
         try:
             yield bars
         finally:
             with self._lock:
-                self._num_working -= 1
-                if not self._num_working:
+                self.num_working -= 1
+                if not self.num_working:
                     bars.stop()
                     self._bars = None
 
@@ -81,7 +81,11 @@ def _bar(label: str, total: int, done: int) -> Iterator[Report]:
         def report(done: int, note: str = "") -> None:
             bars.update(task, completed=done, note=note)
 
-        yield report
+        try:
+            yield report
+        finally:
+            if _TERMINAL.num_working > 1:  # lines of what is over would pile up over those of what goes on
+                bars.remove_task(task)
 
 
 def _lines(label: str, total: int) -> Report:

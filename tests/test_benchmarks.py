@@ -291,7 +291,7 @@ def test_memory_says_which_command_failed(tmp_path: Path) -> None:
 def test_roofline_runs(
     params: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roofline, "matmul_rate", lambda *_, **__: 1e9)
+    monkeypatch.setattr(roofline, "product_rate", lambda *_, **__: 1e9)
     sizes = [
         "--side",
         "16",

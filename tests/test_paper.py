@@ -193,8 +193,10 @@ def test_a_failure_ends_its_run_alone(
     assert run(write_study(tmp_path), tmp_path / "root") == 2
     assert calls == [call for call in EVERY_STAGE if call != "ablation seed0 collapse"]
     error = capsys.readouterr().err
-    assert "failed: ablation seed 0: train: TrainingError: the loss is not finite; lower lr\n" in error
-    assert error.splitlines()[-1] == "pelap: error: the loss is not finite; lower lr"
+    assert "failed: ablation seed 0: train: the loss is not finite; lower lr\n" in error
+    assert error.splitlines()[-1] == (
+        "pelap: error: ablation seed 0: train: the loss is not finite; lower lr; all that does not need it is done"
+    )
 
 
 def test_time_is_up_in_the_middle_and_the_same_comes_out(
@@ -240,7 +242,7 @@ def numbers(root: Path) -> list[tuple[Any, ...]]:
     """All values of the first seed but times."""
     cells = io.read_csv(PaperPaths(root).cells)
     cells = cells[cells["seed"] == 0]
-    timed = cells["metric"].str.startswith("seconds_") | (cells["metric"] == "images_per_s")
+    timed = cells["metric"].str.startswith("seconds_")
     kept = cells[~timed].fillna(-1.0)
     assert len(kept) > 50
     return list(kept.itertuples(index=False, name=None))

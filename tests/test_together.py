@@ -1,6 +1,9 @@
 """Trainings side by side, and what steps are given made ahead of them."""
 
+import os
+import signal
 import threading
+import traceback
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -47,7 +50,15 @@ def test_results_are_in_order_whatever_is_done_at_once(at_once: int) -> None:
     assert train_together(trainings, CPU, at_once) == ["a", "b", "c"]
     assert len(log) == 3 + 30 + 1 + 7
     for name in "abc":
-        assert [entry for entry in log if entry.startswith(name)][0] == f"{name} starts"
+        assert next(entry for entry in log if entry.startswith(name)) == f"{name} starts"
+
+
+@pytest.fixture(autouse=True)
+def _four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_no_more_than_asked_for_run_at_once_each_with_its_share_of_the_threads() -> None:
@@ -74,14 +85,43 @@ def test_no_more_than_asked_for_run_at_once_each_with_its_share_of_the_threads()
     assert torch.get_num_threads() == before
 
 
-def test_one_that_fails_stops_the_others() -> None:
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_the_others_go_on_when_one_fails(at_once: int) -> None:
     log: list[str] = []
-    endless = counting("endless", 10**9, log)
-    with pytest.raises(TrainingError, match="bad failed"):
-        train_together([endless, counting("bad", 5, log, error_at=3)], CPU, 2)
-    assert "bad2" in log
+    trainings = [
+        counting("a", 20, log),
+        counting("bad", 5, log, error_at=3),
+        counting("worse", 5, log, error_at=2),
+        counting("c", 9, log),
+    ]
+    with pytest.raises(TrainingError, match="bad failed") as raised:
+        train_together(trainings, CPU, at_once)
+    assert {"a19", "bad2", "worse1", "c8"} <= set(log)
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert "counting" not in {frame.name for frame in frames}  # whose models would stay in memory
+
+
+def test_an_interruption_stops_all_and_starts_no_more() -> None:
+    log: list[str] = []
+    running = threading.Event()
+
+    def endless(name: str) -> Generator[None, None, None]:
+        log.append(name)
+        while True:
+            yield
+            running.set()
+
+    def interrupt() -> None:
+        running.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainings = [endless(name) for name in "abcdef"]
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_together(trainings, CPU, 2)
+    assert log == ["a", "b"]
     with pytest.raises(StopIteration):  # closed, so that files are let go
-        next(endless)
+        next(trainings[0])
 
 
 def test_variants_trained_together_are_those_trained_alone(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def markdown(table: pd.DataFrame, parts: Sequence[Part], figures: Mapping[Part, 
         figures: Paths of each part's figures, relative to the page.
     """
     blocks = [
-        "# The paper at full scale\n",
+        "# The paper's study\n",
         f"Mean {PLUS_MINUS} sample standard deviation (number of seeds); `table.csv` has every metric.\n",
         *_beside_paper(table),
     ]
@@ -113,7 +113,10 @@ def _beside_paper(table: pd.DataFrame) -> list[str]:
     lines.append([":--", ":--", "--:", "--:", ":--", ":--"])
     for row in rows.to_dict(orient="records"):
         lines.append([row["model"], row["metric"], _of(row), row["paper"], row["dataset"], row["budget"]])
-    note = "The paper's: cifar10, lambda 0.01, 100 epochs, one seed; squared error summed over 3072 values.\n"
+    note = (
+        "The paper's: cifar10, lambda 0.01, 100 epochs, width 64, one seed; squared error summed over 3072 "
+        "values. Figures of another data set or budget are not comparable with them.\n"
+    )
     return ["## Beside the paper's own figures\n", note, _table(lines)]
 
 
@@ -178,8 +181,10 @@ def ablation_figure(values: pd.DataFrame, lambdas: Mapping[str, float]) -> Figur
         rows = chosen[chosen["metric"] == metric]
         for dataset, own in rows.groupby("dataset", sort=False):
             _over_lambda(axis, own, look[str(dataset)], str(dataset))
-        log_scale(axis, [value for value in lambdas.values()], "x")
+        log_scale(axis, list(lambdas.values()), "x")
         log_scale(axis, rows["value"], least=10)
+        if axis.get_yscale() == "linear":
+            axis.set_ylim(bottom=0)  # what hardly changes has to look so
         titles(axis, title, "lambda", label)
     legend(figure, handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=4)
     return figure

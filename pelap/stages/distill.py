@@ -20,7 +20,7 @@ from pelap.params import StudentParams
 from pelap.paths import reference_cache
 from pelap.pruning.plan import Plan, demand_network
 from pelap.pruning.surgery import apply_plan
-from pelap.sampling import sample_images
+from pelap.sampling import ModelSource, sample_from
 from pelap.seeding import generator
 from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
@@ -191,7 +191,8 @@ def _quality(context: Context, teacher: LatentDiffusion, dataset: ImageDataset) 
 
     def measure(network: nn.Module) -> Mapping[str, float]:
         model = teacher.with_unet(network, "student", 0.0)
-        pictures = sample_images(model, params.sampler, params.num_images, seed)
+        source = ModelSource(model, params.sampler, record=False)  # for so few batches it does not pay
+        pictures = sample_from(source, params.num_images, seed)
         return reference.measure(pictures, only_frechet=True).metrics
 
     return measure

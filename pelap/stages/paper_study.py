@@ -26,6 +26,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "report": ("train", "collapse", "score", "prune", "distill", "evaluate"),
 }
 """The stages whose results a stage reads; `evaluate` with `models: variants` reads those of `train` alone."""
+HOW_NOT_WHAT = ("execution", "at_once")
+"""Keys that say how something is computed and change no result: nothing is run again for them."""
 SHARED = {"dataset": "dataset", "seed": "seeds"}
 """Parameters that all parts have in common, and where the study file gives them."""
 
@@ -68,9 +70,15 @@ class Cell:
         return f"{self.part} seed {self.seed}"
 
     def digest(self, stage: str) -> str:
-        """Of the parameters that a stage and all that it builds on read."""
+        """Of the parameters that a stage and all that it builds on read, and that its results depend on."""
         before = [self.digest(needed) for needed in needs(stage, self.params)]
-        return io.digest([stage, select_keys(self.raw, stage), before])
+        chosen = {
+            name: {key: value for key, value in section.items() if key not in HOW_NOT_WHAT}
+            if isinstance(section, Mapping)
+            else section
+            for name, section in select_keys(self.raw, stage).items()
+        }
+        return io.digest([stage, chosen, before])
 
 
 @dataclass(frozen=True)

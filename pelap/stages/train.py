@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -44,8 +45,14 @@ def run(context: Context, variant: str | None = None) -> None:
     with ExitStack() as held:
         for name in chosen:
             held.enter_context(io.exclusive(context.paths.train(name).folder))
-        trainings = [_training(context, dataset, name, variants[name]) for name in chosen]
+        shared = _on_device(dataset, context.device)
+        trainings = [_training(context, shared, name, variants[name]) for name in chosen]
         train_together(trainings, context.device, context.params.train.at_once)
+
+
+def _on_device(dataset: ImageDataset, device: torch.device) -> ImageDataset:
+    """The data set with its train pictures on a device, once for all variants."""
+    return replace(dataset, train=replace(dataset.train, images=dataset.train.images.to(device)))
 
 
 def _training(

@@ -265,6 +265,7 @@ def joint_training(
 
     inputs = ahead(objective.inputs(trainer.progress.step), device)
     yield from trainer.steps(inputs, objective.losses_at, after_step)
+    objective.forget()
     kept = trainer.kept
     assert isinstance(kept, LatentDiffusion)
     calibrate(kept, images, params.batch_size)
@@ -381,6 +382,11 @@ class _Objective:
         num_draws = (self.schedule.num_steps - self.schedule.vae_steps) * self.params.batch_size
         flip, precision = self.params.horizontal_flip, self.params.precision
         return frozen_posteriors(self.model, self.images, flip, num_draws, precision)
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded."""
+        self.validation = None
+        self.observer = Observer(self.validation_images, self.seed, self.params.batch_size, record=False)
 
     def validate(self, epoch: int) -> None:
         """A row of `validation.csv`: losses and collapse of the model to keep, on test pictures.

@@ -186,6 +186,7 @@ class Trainer:
                     self.save()
                     saved_at = time.monotonic()
                 yield
+        self._recorded = None  # with the memory of its graph
         self._demand_finite_weights()
 
     def save(self) -> None:

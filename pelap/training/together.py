@@ -1,10 +1,11 @@
 """Several trainings side by side in one process."""
 
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+import gc
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from threading import Event, Lock
-from typing import TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -32,7 +33,8 @@ def train_together(trainings: Sequence[Training[Result]], device: torch.device, 
 
     Each gives what it gives alone, but for the rounding of a CPU that adds up with another number of threads.
     On a CUDA device they take turns, each in a stream of its own, so that the kernels of one fill what those
-    of another leave idle; elsewhere each has a thread, and its share of the CPU's.
+    of another leave idle; elsewhere each has a thread, and its share of the CPU's, of which there are enough
+    for one each at least.
 
     Args:
         trainings: In the order in which they start.
@@ -43,69 +45,97 @@ def train_together(trainings: Sequence[Training[Result]], device: torch.device, 
         Their results, in the same order.
 
     Raises:
-        Exception: The first that one of them raises; the others stop after the step that they are at.
+        Exception: The first that one of them raised; the others are trained to their ends all the same.
+        KeyboardInterrupt: All stop after the step that they are at.
     """
+    if device.type != "cuda":
+        at_once = min(at_once, torch.get_num_threads())
     if at_once == 1 or len(trainings) == 1:
         return [train_alone(training) for training in trainings]
-    if device.type == "cuda":
-        return _in_turns(trainings, device, at_once)
-    return _in_threads(trainings, at_once)
+    work = _in_turns if device.type == "cuda" else _in_threads
+    outcomes = work(trainings, device, at_once)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return [cast(Result, outcome.result) for outcome in outcomes]
 
 
-def _in_turns(trainings: Sequence[Training[Result]], device: torch.device, at_once: int) -> list[Result]:
-    results: dict[int, Result] = {}
-    waiting = iter(enumerate(trainings))
-    running = {index: (training, torch.cuda.Stream(device)) for index, training in islice(waiting, at_once)}
-    while running:
-        for index, (training, stream) in list(running.items()):
-            try:
+class _Outcome(Generic[Result]):
+    """How a training went, step by step; what is known at its end."""
+
+    def __init__(self, training: Training[Result]) -> None:
+        self._training = training
+        self.result: Result | None = None
+        self.error: Exception | None = None
+
+    def step(self) -> bool:
+        """Take one step; False if there is none any more."""
+        try:
+            next(self._training)
+        except StopIteration as end:
+            self.result = end.value
+            return False
+        except Exception as error:
+            # Without the frames, which hold the model and its memory for as long as the error is kept.
+            self.error = error.with_traceback(None)
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Take no more steps."""
+        self._training.close()
+
+
+def _in_turns(
+    trainings: Sequence[Training[Result]], device: torch.device, at_once: int
+) -> list[_Outcome[Result]]:
+    outcomes = [_Outcome(training) for training in trainings]
+    # What they share was made in the stream of now.
+    torch.cuda.current_stream(device).synchronize()
+    waiting = iter(outcomes)
+    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, at_once)]
+    try:
+        while running:
+            going_on = []
+            for each, stream in running:
                 with torch.cuda.stream(stream):
-                    next(training)
-            except StopIteration as end:
-                results[index] = end.value
-                del running[index]
-                running |= {following: (each, stream) for following, each in islice(waiting, 1)}
-    return [results[index] for index in range(len(trainings))]
+                    goes_on = each.step()
+                if goes_on:
+                    going_on.append((each, stream))
+                    continue
+                gc.collect()  # what was recorded for it lies in cycles; its memory is the next one's
+                going_on += [(following, stream) for following in islice(waiting, 1)]
+            running = going_on
+    finally:
+        for each, _ in running:
+            each.stop()
+    return outcomes
 
 
-def _in_threads(trainings: Sequence[Training[Result]], at_once: int) -> list[Result]:
+def _in_threads(
+    trainings: Sequence[Training[Result]], device: torch.device, at_once: int
+) -> list[_Outcome[Result]]:
     num_threads = torch.get_num_threads()
-    share = max(1, num_threads // min(at_once, len(trainings)))
+    share = num_threads // min(at_once, len(trainings))
+    outcomes = [_Outcome(training) for training in trainings]
     stop, starting = Event(), Lock()
 
-    def run(training: Training[Result]) -> Result:
+    def run(outcome: _Outcome[Result]) -> None:
         with starting:
-            next(training)
-        while not stop.is_set():
-            try:
-                next(training)
-            except StopIteration as end:
-                result: Result = end.value
-                return result
-        training.close()
-        raise _StoppedError
+            goes_on = not stop.is_set() and outcome.step()
+        while goes_on and not stop.is_set():
+            goes_on = outcome.step()
+        if stop.is_set():
+            outcome.stop()
 
     torch.set_num_threads(share)
     try:
         with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            futures = [pool.submit(run, training) for training in trainings]
             try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:  # also where this thread is interrupted
+                for future in [pool.submit(run, outcome) for outcome in outcomes]:
+                    future.result()
+            finally:  # where this thread is interrupted; otherwise all is done
                 stop.set()
-        return _results(futures)
     finally:
         torch.set_num_threads(num_threads)
-
-
-class _StoppedError(Exception):
-    """A training stopped because another one failed."""
-
-
-def _results(futures: Iterable["Future[Result]"]) -> list[Result]:
-    futures = list(futures)
-    for future in futures:
-        error = future.exception()
-        if error is not None and not isinstance(error, _StoppedError):
-            raise error
-    return [future.result() for future in futures]
+    return outcomes
