@@ -4,9 +4,9 @@
 
 Ours is `pelap.training.joint` as `pelap train` runs it, with precision and execution on `auto`. The reference
 trains the same model from the same weights on the same losses: pictures by PIL and torchvision's transforms
-in data workers, float32, eager, PyTorch's usual layout and AdamW, every loss read at every step; in a process
-of its own. Both take the same number of steps in turns; the first turn warms up, medians of the others count. Pictures are random:
-speed does not depend on them.
+in data workers, float32, eager, PyTorch's usual layout and AdamW, every loss read at every step; in a
+process of its own. Both take the same number of steps in turns; the first turn warms up, medians of the
+others count. Pictures are random: speed does not depend on them.
 
 The last rows compare with the machine and with ourselves: the rate of the step's products and convolutions
 with the rate that this machine reaches in one large product of the same precision (the ratio is the

@@ -1,7 +1,7 @@
-"""A stand-in for CUDA graphs on a CPU: operators are noted while a function runs, and run again at a replay.
+"""A stand-in for CUDA graphs on a CPU: what a function calls is noted, and called again at a replay.
 
-It shows what a graph shows: numbers that Python computed at the recording stay what they were, and nothing that
-the function does beside calling operators happens again.
+It shows what a graph shows: numbers that Python computed at the recording stay what they were, and nothing
+that the function does beside calling operators happens again.
 """
 
 from collections.abc import Callable

@@ -195,7 +195,8 @@ def test_a_failure_ends_its_run_alone(
     error = capsys.readouterr().err
     assert "failed: ablation seed 0: train: the loss is not finite; lower lr\n" in error
     assert error.splitlines()[-1] == (
-        "pelap: error: ablation seed 0: train: the loss is not finite; lower lr; all that does not need it is done"
+        "pelap: error: ablation seed 0: train: the loss is not finite; lower lr; "
+        "all that does not need it is done"
     )
 
 

@@ -82,7 +82,7 @@ def paper(
                 _run_cells(study, paths, data, device, failures)
         except TimeIsUp:
             in_time = False
-            if minutes:  # with 0 nothing else was asked for
+            if minutes != 0:  # with 0 nothing else was asked for
                 print("pelap: the time is up", file=sys.stderr)
         write_results(paths, study)
         finished = _say_what_is_left(study, paths)
