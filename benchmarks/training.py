@@ -8,10 +8,11 @@ in data workers, float32, eager, PyTorch's usual layout and AdamW, every loss re
 process of its own. Both take the same number of steps in turns; the first turn warms up, medians of the
 others count. Pictures are random: speed does not depend on them.
 
-The last rows compare with the machine and with ourselves: the rate of the step's products and convolutions
-with the rate that this machine reaches in one large product of the same precision (the ratio is the
-share of the peak, below 1), the step recorded as a CUDA graph or compiled with the same step taken eagerly,
-and five values of lambda trained at once with the same trained one after the other.
+The last rows compare with ourselves and with the machine: ours in float32, which shows what precision gives
+and what the rest does; the step recorded as a CUDA graph or compiled with the same step taken eagerly; the
+rate of the step's products and convolutions with the rate that this machine reaches in one large product of
+the same precision (the ratio is the share of the peak, below 1); and five values of lambda trained at once
+with the same trained one after the other.
 """
 
 import copy
@@ -94,12 +95,14 @@ class Setting:
         torch.manual_seed(params.seed)
         return build_model(info, build_vae(vae), unet)
 
-    def numbers(self, execution: str = "auto", num_steps: int | None = None) -> TrainParams:
+    def numbers(
+        self, execution: str = "auto", num_steps: int | None = None, precision: str = "auto"
+    ) -> TrainParams:
         """The section `train` for so many steps, or for many more than are taken; validation is short."""
         epochs = {"epochs": 10**6} if num_steps is None else {"epochs": 1, "steps_per_epoch": num_steps}
         return self.params.train.model_copy(
             update={
-                "precision": "auto",
+                "precision": precision,
                 "execution": execution,
                 "select": "last",
                 "num_validation": NUM_TEST,
@@ -262,10 +265,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
             execution: partial(take, setting.training(folder / execution, setting.numbers(execution)), steps)
             for execution in executions
         }
-        runs["reference"] = partial(take_there, steps)
+        in_fp32 = setting.training(folder / "fp32", setting.numbers(precision="fp32"))
+        runs |= {"fp32": partial(take, in_fp32, steps), "reference": partial(take_there, steps)}
         times, _ = in_turns(runs, args.rounds, device, "training")
         rates = {name: steps * params.train.batch_size / median(values) for name, values in times.items()}
         entries = [compare("training", rates["auto"], rates["reference"], "images/s", device)]
+        entries.append(compare("training, bf16 of fp32", rates["auto"], rates["fp32"], "images/s", device))
         if on_gpu:
             entries.append(compare("training, recorded", rates["auto"], rates["eager"], "images/s", device))
         if args.compiled:

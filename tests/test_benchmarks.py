@@ -38,7 +38,12 @@ KEYS = ["name", "ours", "reference", "ratio", "unit", "device", "versions"]
 GONE = "mid_block.attentions.0"
 COMMITTED = ROOT / "results" / "bench" / "bench.json"
 OF_EACH = {
-    "training": ["training", "training, share of the peak", "ablation, five lambdas at once"],
+    "training": [
+        "training",
+        "training, bf16 of fp32",
+        "training, share of the peak",
+        "ablation, five lambdas at once",
+    ],
     "sampling": [*(f"sampling, {kind}" for kind in sampling.KINDS), "sampling, pruned against our dense"],
     "scoring": ["scoring", "scoring, early stop", "scoring, rows denoised with early stop"],
     "memory": [f"memory of {part}" for part in memory.PARTS],

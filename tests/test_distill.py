@@ -26,7 +26,7 @@ from pelap.pruning.operators import find_operators
 from pelap.pruning.plan import Plan, complete_plan, plan_from_json
 from pelap.pruning.surgery import apply_plan, removed_operators
 from pelap.report.figures_training import distillation_curves
-from pelap.sampling import sample_images
+from pelap.sampling import Source, sample_from
 from pelap.stages import distill as stage
 from pelap.stages.context import Context
 from pelap.training import distill as distillation
@@ -856,11 +856,11 @@ def test_quality_is_measured_on_the_way_and_can_choose(
 ) -> None:
     seeds: list[int] = []
 
-    def sample(model: LatentDiffusion, sampler: Any, num: int, seed: int) -> torch.Tensor:
+    def sample(source: Source, num: int, seed: int) -> torch.Tensor:
         seeds.append(seed)
-        return sample_images(model, sampler, num, seed)
+        return sample_from(source, num, seed)
 
-    monkeypatch.setattr(stage, "sample_images", sample)
+    monkeypatch.setattr(stage, "sample_from", sample)
     context = context_of(quality=QUALITY, select="distance")
     stage.run(context)
     validation = pd.read_csv(context.paths.distill_validation)
