@@ -34,7 +34,7 @@ from training import Setting, take
 
 from pelap import graphs
 from pelap.config import load_params
-from pelap.device import describe, full_precision, has_fast_bf16
+from pelap.device import describe, full_precision, has_fast_bf16, keep_freed_memory
 from pelap.evaluation.features import EffNetLite0
 from pelap.io import write_json
 from pelap.params import SamplerParams
@@ -281,7 +281,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rows", type=int, default=256, help="in a scoring pass [%(default)s]")
     parser.add_argument("--every", type=int, default=8, help="score every n-th operator [%(default)s]")
     parser.add_argument("--tables", type=Path, metavar="FILE.md", help="where the tables go as well")
+    parser.add_argument(
+        "--give-back",
+        action="store_true",
+        help="freed memory to the system, which training on a CPU does not",
+    )
     args = parser.parse_args(arguments)
+    if args.device.type == "cpu" and not args.give_back:
+        keep_freed_memory()
     device, rates, measured = args.device, [measured_rates(args.device)], []
     num = args.images or (1024 if device.type == "cuda" else 128)
     with tempfile.TemporaryDirectory() as folder:
