@@ -6,7 +6,7 @@ turns a network's rounding of 1e-6 into differences above 1e-5 whatever one comp
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -417,15 +417,12 @@ def test_damaged_list_of_kept_channels(tmp_path: Path, kept: object) -> None:
 
 # In the stages
 
-writes_pictures = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
-
 
 def test_description() -> None:
     assert describe_cut([1, 4, 6], 8) == "cut 3 of 8 latent channels (1, 4, 6)"
     assert describe_cut([], 8) == "cut 0 of 8 latent channels: each is open on some train picture"
 
 
-@writes_pictures
 @pytest.mark.parametrize(
     ("closed", "line", "left"),
     [
@@ -443,11 +440,12 @@ def test_train_cuts_a_variant_that_says_so(
     line: str,
     left: int,
 ) -> None:
-    def trained(model: LatentDiffusion, *args: object) -> tuple[nn.Module, Progress]:
+    def training(model: LatentDiffusion, *args: object) -> Generator[None, None, tuple[nn.Module, Progress]]:
+        yield
         set_logits(model, closed)
         return model.eval(), Progress(1, [{"step": 1}], [{"step": 1}])
 
-    monkeypatch.setattr(train, "train_jointly", trained)
+    monkeypatch.setattr(train, "joint_training", training)
     variant = {"gate": "hard_concrete", "adaptive": False, "strength": "seed", "decode_from": "z*m"}
     params = tiny_params(
         variants={"v": variant | {"cut": True}},
@@ -515,7 +513,6 @@ def test_command_refuses_in_one_line(
     assert not (tmp_path / "cut" / "config.json").exists()
 
 
-@writes_pictures
 @pytest.mark.slow
 @pytest.mark.parametrize("unet", UNETS)
 def test_cut_model_goes_through_score_prune_distill_and_evaluate(

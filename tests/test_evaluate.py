@@ -44,7 +44,6 @@ COSTS = {"latency_ms", "latency_iqr_ms", "latency_least_ms", "params", "macs", "
 QUALITY = {METRIC, f"{METRIC}_se", "kid_coarse", "kid_coarse_std"} | {
     f"{name}_coarse" for name in ("precision", "recall", "density", "coverage", "shift")
 }
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
 
 class Coarse(nn.Module):

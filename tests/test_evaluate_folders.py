@@ -24,7 +24,6 @@ FIGURES = {
     "fd_{}", "fd_{}_se", "shift_{}", "kid_{}", "kid_{}_std",
     "precision_{}", "recall_{}", "density_{}", "coverage_{}",
 }  # fmt: skip
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
 
 class Coarse(nn.Module):

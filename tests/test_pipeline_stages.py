@@ -61,7 +61,6 @@ CPU = torch.device("cpu")
 STEPS = 4
 # diffusers' Euler schedulers with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-writes_pictures = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +144,6 @@ def own_pictures(pipe: DiffusionPipeline, kind: str, seed: int, num: int, patch:
 
 
 @each_kind
-@writes_pictures
 def test_pictures_are_those_of_the_pipelines_own_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +164,6 @@ def test_pictures_are_those_of_the_pipelines_own_call(
         assert grid.width > 5 * pictures.shape[2]
 
 
-@writes_pictures
 def test_pruned_pipelines_are_sampled_too(tmp_path: Path) -> None:
     dense, pruned = save_pair(tmp_path, "ddim")
     for folder in (dense, pruned):
@@ -176,7 +173,6 @@ def test_pruned_pipelines_are_sampled_too(tmp_path: Path) -> None:
     assert not torch.equal(one, other)
 
 
-@writes_pictures
 def test_prompts_are_for_text_to_image_alone(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("rain")

@@ -181,7 +181,7 @@ def test_pictures_that_do_not_fit_are_refused_before_training(
         score__variant="pelap",
     )
     save_dataset(tiny_dataset(side=side), packed_dataset(tmp_path, params.dataset))
-    monkeypatch.setattr(train, "train_jointly", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(train, "joint_training", lambda *args: pytest.fail("trained"))
     context = Context(params, RunPaths(tmp_path / "run"), tmp_path, CPU)
     with pytest.raises(ConfigError) as caught:
         train.run(context)
