@@ -99,6 +99,26 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) for option, value in _KEEP)
 
 
+def ask_gradients_of_norms(model: nn.Module) -> None:
+    """Let group norms compute the gradient of their input even where nobody wants it, in place.
+
+    PyTorch 2.11 crashes otherwise, on a CPU, in the backward pass of a norm whose input is channels-last.
+    2.15 does not; which version mended it is not known. Twice is the same as once.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm) and _asking_gradients not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_asking_gradients)
+
+
+def _asking_gradients(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    if not torch.is_grad_enabled():
+        return args
+    return tuple(each if each.requires_grad else each.detach().requires_grad_() for each in args)
+
+
+NORMS_CRASH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+"""Whether this PyTorch may be one that needs `ask_gradients_of_norms`."""
+
 _KEEP = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
 """M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap.
 M_ARENA_MAX: threads share that one heap, for theirs would be too small for an array."""

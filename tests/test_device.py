@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pelap.device import autocast, normalise_in_fp32
+from pelap.device import ask_gradients_of_norms, autocast, normalise_in_fp32
 
 CPU = torch.device("cpu")
 
@@ -46,6 +46,23 @@ def test_norms_of_other_precisions_stay_what_they_are(kind: torch.dtype) -> None
     before = model(inputs)
     normalise_in_fp32(model)
     assert torch.equal(model(inputs), before)
+
+
+def test_norms_asked_for_gradients_give_the_same_ones() -> None:
+    plain, asked = network(), network()
+    ask_gradients_of_norms(asked)
+    ask_gradients_of_norms(asked)
+    seen: list[bool] = []
+    asked[1].register_forward_hook(lambda module, args, out: seen.append(args[0].requires_grad))
+    inputs = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    for model in (plain, asked):
+        model[1:](inputs).square().sum().backward()
+    for one, other in zip(plain[1:].parameters(), asked[1:].parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    with torch.no_grad():
+        asked[1:](inputs)
+    assert seen == [True, False]
+    assert len(asked[1]._forward_pre_hooks) == 1
 
 
 FAULTS = """

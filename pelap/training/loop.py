@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pelap.data.dataset import Picks, epoch_picks
-from pelap.device import autocast, normalise_in_fp32
+from pelap.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
 from pelap.errors import TrainingError
 from pelap.graphs import Graphed, Tree
 from pelap.progress import progress
@@ -110,6 +110,8 @@ class Trainer:
         self.label = label
         if device.type == "cpu":
             normalise_in_fp32(model)
+            if NORMS_CRASH:
+                ask_gradients_of_norms(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(model, how.lr_factors),
