@@ -113,13 +113,18 @@ def test_an_interruption_stops_all_and_starts_no_more() -> None:
                 running.set()
 
     def interrupt() -> None:
-        running.wait(30)
+        assert running.wait(30)
         os.kill(os.getpid(), signal.SIGINT)
 
     trainings = [endless(name) for name in "abcdef"]
+    # A process that was started in the background may have been told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        train_together(trainings, CPU, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_together(trainings, CPU, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert log == ["a", "b"]
     with pytest.raises(StopIteration):  # closed, so that files are let go
         next(trainings[0])
