@@ -1,6 +1,7 @@
 """Which device to compute on, and at which precision."""
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,6 +123,19 @@ NORMS_CRASH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 _KEEP = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
 """M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap.
 M_ARENA_MAX: threads share that one heap, for theirs would be too small for an array."""
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect before the block, and not in it."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def synchronise(device: torch.device) -> None:

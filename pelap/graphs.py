@@ -1,12 +1,12 @@
 """Functions of tensors without Python in between: recorded once as a CUDA graph, then replayed."""
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
+
+from pelap.device import no_garbage_collection
 
 Tree = Any
 """Tensors in tuples, lists and dictionaries."""
@@ -106,23 +106,11 @@ class Recorder:
     def record(self, function: Callable[[], Tree]) -> tuple[Tree, Callable[[], None]]:
         """The tensors that the result will be in, and what computes them; nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may pin memory meanwhile (`pelap.training.ahead`), which a global capture forbids.
+        # Other threads may pin memory meanwhile (`pelap.training.ahead`), which a global capture forbids;
+        # an old graph that is given back in the middle of a recording breaks it.
         with (
-            _no_garbage_collection(),
+            no_garbage_collection(),
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             result = function()
         return result, graph.replay
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Collect before the block, not in it: an old graph given back in the middle of a recording breaks it."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -1,7 +1,6 @@
 """Time: of functions against each other, and of the modules inside a network."""
 
 import copy
-import gc
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pelap.device import synchronise
+from pelap.device import no_garbage_collection, synchronise
 from pelap.errors import ModelError
 from pelap.seeding import generator
 
@@ -53,7 +52,7 @@ def measure_latency(
     """
     names = list(functions)
     times_ms: dict[Key, list[float]] = {name: [] for name in names}
-    with _no_garbage_collection():
+    with no_garbage_collection():  # a collection would count as time of whoever is running
         for round_ in range(warmup + repeats):
             order = torch.randperm(len(names), generator=generator(0, "latency order", round_)).tolist()
             for name in (names[i] for i in order):
@@ -113,7 +112,7 @@ def measure_module_latencies(
     """
     modules = {name: _submodule(module, name) for name in ("", *names)}
     times_ms: dict[str, list[float]] = {name: [] for name in modules}
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for round_ in range(warmup + repeats):
             stopwatch = _Stopwatch(device)
             with watch_calls(modules, stopwatch.start, stopwatch.stop):
@@ -210,16 +209,3 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
         raise ModelError(
             f"{type(module).__name__}: has no submodule {name!r}; use a name of its named_modules()"
         ) from None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection in the middle of a measurement would count as time of whoever is running."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

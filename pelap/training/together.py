@@ -5,6 +5,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from threading import Event, Lock
+from traceback import format_tb
 from typing import Generic, TypeAlias, TypeVar, cast
 
 import torch
@@ -50,9 +51,9 @@ def train_together(trainings: Sequence[Training[Result]], device: torch.device, 
     """
     if device.type != "cuda":
         at_once = min(at_once, torch.get_num_threads())
-    if at_once == 1 or len(trainings) == 1:
-        return [train_alone(training) for training in trainings]
-    work = _in_turns if device.type == "cuda" else _in_threads
+    if len(trainings) == 1:
+        return [train_alone(trainings[0])]
+    work = _one_by_one if at_once == 1 else _in_turns if device.type == "cuda" else _in_threads
     outcomes = work(trainings, device, at_once)
     for outcome in outcomes:
         if outcome.error is not None:
@@ -76,7 +77,8 @@ class _Outcome(Generic[Result]):
             self.result = end.value
             return False
         except Exception as error:
-            # Without the frames, which hold the model and its memory for as long as the error is kept.
+            # Where it was in words: frames hold the model and its memory for as long as the error is kept.
+            error.add_note("".join(format_tb(error.__traceback__)))
             self.error = error.with_traceback(None)
             return False
         return True
@@ -84,6 +86,16 @@ class _Outcome(Generic[Result]):
     def stop(self) -> None:
         """Take no more steps."""
         self._training.close()
+
+
+def _one_by_one(
+    trainings: Sequence[Training[Result]], device: torch.device, at_once: int
+) -> list[_Outcome[Result]]:
+    outcomes = [_Outcome(training) for training in trainings]
+    for outcome in outcomes:
+        while outcome.step():
+            pass
+    return outcomes
 
 
 def _in_turns(
