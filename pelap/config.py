@@ -9,18 +9,20 @@ from pydantic import ValidationError, create_model
 from pelap.errors import ConfigError
 from pelap.params import (
     AutoencoderKLParams,
+    BlockUNetParams,
     CheapCriterion,
     Params,
     PelapVAEParams,
     Section,
-    UNet2DParams,
+    TextConditioning,
+    UNet2DConditionParams,
     UNetParams,
     VAEParams,
     VariantParams,
 )
 
 TORCHVISION_DATASETS = ("cifar10", "cifar100", "svhn")
-BUILTIN_DATASETS = ("photos", *TORCHVISION_DATASETS)
+BUILTIN_DATASETS = ("photos", "sounds", *TORCHVISION_DATASETS)
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
 FLOOR = "real"
 """Row of real pictures in the evaluation; no model may take its name."""
@@ -28,11 +30,11 @@ PRUNED_ROWS = (FLOOR, "pruned")
 """What no student may be called; `pruned-<plan>` are the networks before any fine-tuning."""
 
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
-NUM_PHOTOGRAPHS, DOWNSAMPLING = 8, 4
+NUM_PHOTOGRAPHS, NUM_RECIPES = 8, 8
 
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "download": ("dataset", "seed", "download"),
-    "train": ("dataset", "seed", "lambda", "vae", "unet", "diffusion", "train", "variants"),
+    "train": ("dataset", "seed", "lambda", "vae", "unet", "conditioning", "diffusion", "train", "variants"),
     "collapse": ("dataset", "seed", "variants", "collapse"),
     "score": ("seed", "score"),
     "prune": ("prune",),
@@ -176,7 +178,7 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
     rules = {
         _dataset_exists: {"dataset", "download"},
         _folders_have_names_of_their_own: {"download"},
-        _photos_suffice: {"dataset", "download", "evaluate"},
+        _made_items_suffice: {"dataset", "download", "evaluate"},
         _variants_have_names_of_their_own: {"variants"},
         _students_have_names_of_their_own: {"distill"},
         _rows_have_names_of_their_own: {"variants", "prune", "distill"},
@@ -186,6 +188,7 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _schedules_end_in_time: {"train", "variants"},
         _autoencoders_train_as_told: {"vae", "variants"},
         _latents_fit: {"download", "unet", "vae", "variants"},
+        _prompts_have_a_way_in: {"conditioning", "unet", "variants"},
         _sampler_steps_divide: {"diffusion", "train", "score", "distill", "evaluate"},
     }
     return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
@@ -206,14 +209,18 @@ def _folders_have_names_of_their_own(params: Params) -> list[str]:
     return [f"download.folders.{name}: is the name of a built-in data set; choose another" for name in taken]
 
 
-def _photos_suffice(params: Params) -> list[str]:
-    wanted = params.evaluate.num_reference + params.evaluate.num_images
-    there = NUM_PHOTOGRAPHS * params.download.photos.train_per_photo
-    if params.dataset != "photos" or wanted <= there:
+def _made_items_suffice(params: Params) -> list[str]:
+    download, wanted = params.download, params.evaluate.num_reference + params.evaluate.num_images
+    made = {
+        "photos": (NUM_PHOTOGRAPHS * download.photos.train_per_photo, "photos.train_per_photo"),
+        "sounds": (NUM_RECIPES * download.sounds.train_per_class, "sounds.train_per_class"),
+    }
+    there, key = made.get(params.dataset, (wanted, ""))
+    if wanted <= there:
         return []
     return [
-        f"evaluate: num_reference + num_images is {wanted}, but {NUM_PHOTOGRAPHS} photographs with "
-        f"download.photos.train_per_photo give {there} train pictures"
+        f"evaluate: num_reference + num_images is {wanted}, but with download.{key} there are {there} train "
+        f"items of {params.dataset}"
     ]
 
 
@@ -313,7 +320,7 @@ def _latents_fit(params: Params) -> list[str]:
         vae, unet = parts_of(variant, params.vae, params.unet)
         if isinstance(vae, PelapVAEParams):  # a pretrained one is looked at where it is read
             size, channels = params.download.image_size, vae.latent_channels
-            problem = latent_problem(variant, unet, size, DOWNSAMPLING, channels)
+            problem = latent_problem(variant, unet, size, vae.downsampling, channels)
             problems += [f"variants.{name}: {problem}"] if problem else []
     return problems
 
@@ -335,13 +342,30 @@ def latent_problem(
     if image_size % downsampling:
         return f"pictures of {image_size} pixels are no multiple of the autoencoder's factor {downsampling}"
     side = image_size // downsampling
-    halvings = len(unet.channels) - 1 if isinstance(unet, UNet2DParams) else 1
+    halvings = len(unet.channels) - 1 if isinstance(unet, BlockUNetParams) else 1
     if side % 2**halvings == 0:
         return None
     return (
         f"the UNet halves latents {halvings} times, but those of {image_size} pixels have a side of {side}; "
         "use fewer levels or another size"
     )
+
+
+def _prompts_have_a_way_in(params: Params) -> list[str]:
+    told, problems = isinstance(params.conditioning, TextConditioning), []
+    for name, variant in params.variants.items():
+        hears = isinstance(variant.unet or params.unet, UNet2DConditionParams)
+        if told and not hears:
+            problems.append(
+                f"variants.{name}: its UNet takes no prompts; use unet.kind unet2d_condition, or "
+                "conditioning: {kind: none}"
+            )
+        if hears and not told:
+            problems.append(
+                f"variants.{name}: unet2d_condition needs prompts; use conditioning.kind text, or unet.kind "
+                "unet2d"
+            )
+    return problems
 
 
 def _sampler_steps_divide(params: Params) -> list[str]:

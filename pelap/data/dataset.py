@@ -11,13 +11,14 @@ import torch
 
 from pelap import io
 from pelap.errors import DataError
+from pelap.params import SoundParams
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures and their labels."""
+    """Pictures, or sounds as pictures of their spectrograms, and their labels."""
 
-    images: torch.Tensor  # (N, 3, H, W) uint8, H = W
+    images: torch.Tensor  # (N, 3 or for sounds 1, H, W) uint8, H = W
     labels: torch.Tensor  # (N,) int64
 
     def __len__(self) -> int:
@@ -37,6 +38,7 @@ class ImageDataset:
         checksum: Hexadecimal SHA-256 of the source archive (of all its files one after the other,
             where there are several). Photographs, and a folder that is no archive, have none: theirs
             is `pixel_checksum`.
+        sound: How its spectrograms came from sounds; None for pictures.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ImageDataset:
     class_names: tuple[str, ...]
     source: str
     checksum: str
+    sound: SoundParams | None = None
 
 
 def pixel_checksum(train: Split, test: Split) -> str:
@@ -90,6 +93,8 @@ def save_dataset(dataset: ImageDataset, path: Path) -> None:
         "source": dataset.source,
         "checksum": dataset.checksum,
     }
+    if dataset.sound is not None:
+        metadata["sound"] = dataset.sound.model_dump_json()
     io.save_tensors(path, tensors, metadata)
 
 
@@ -111,11 +116,12 @@ def load_dataset(path: Path) -> ImageDataset:
             class_names=class_names,
             source=metadata["source"],
             checksum=metadata["checksum"],
+            sound=_sound(metadata.get("sound")),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise _not_packed(path, f"no usable {io.one_line(error)}") from None
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        problem = _problem(split, len(class_names), dataset.train.images.shape[1:])
+        problem = _problem(split, len(class_names), _shape(dataset))
         if problem:
             raise _not_packed(path, f"{name} {problem}")
     return dataset
@@ -125,13 +131,22 @@ def _not_packed(path: Path, problem: str) -> DataError:
     return DataError(f"{path}: not a packed data set ({problem}); delete it and run `pelap download` again")
 
 
-def _problem(split: Split, num_classes: int, shape: torch.Size) -> str | None:
+def _sound(text: str | None) -> SoundParams | None:
+    return None if text is None else SoundParams.model_validate_json(text)
+
+
+def _shape(dataset: ImageDataset) -> tuple[int, int, int]:
+    """What its pictures have to be: those of sounds have no colours."""
+    side = dataset.train.images.shape[-1]
+    return (3 if dataset.sound is None else 1, side, side)
+
+
+def _problem(split: Split, num_classes: int, shape: tuple[int, int, int]) -> str | None:
     """What keeps a split from being used, in words."""
     images, labels = split.images, split.labels
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
-        return f"images are {images.dtype} {tuple(images.shape)}"
-    if images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        return f"images are {tuple(images.shape)}, not (N, 3, S, S)"
+    if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        return f"images are {images.dtype} {tuple(images.shape)}, not torch.uint8 (N, {wanted})"
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
         return f"labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images"
     if labels.min() < 0 or labels.max() >= num_classes:

@@ -20,6 +20,7 @@ from pelap.params import (
     LightUNetParams,
     Loss,
     PelapVAEParams,
+    SoundParams,
     UNetParams,
     VAEParams,
     VariantParams,
@@ -43,6 +44,8 @@ class ModelInfo:
     """Weight of the sparsity penalty it was trained with, after any warm-up."""
     ema_decay: float
     """0 when the weights are not a moving average."""
+    sound: SoundParams | None = None
+    """How its pictures came from sounds; None where they are pictures."""
     cut_channels: tuple[int, ...] = ()
     """Latent channels it was trained with and has no longer, see `pelap.channels`."""
 

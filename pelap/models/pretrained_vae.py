@@ -32,6 +32,10 @@ class PretrainedVAE(nn.Module):
         self.shift = float(vae.config.get("shift_factor") or 0.0)
 
     @property
+    def image_channels(self) -> int:
+        return 3
+
+    @property
     def latent_channels(self) -> int:
         return len(self.kept)
 

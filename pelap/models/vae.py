@@ -1,16 +1,13 @@
-"""The autoencoder of PeLAP-A: pictures to latents four times smaller on a side, and back.
+"""The autoencoder of PeLAP-A: pictures to latents, in the paper four times smaller on a side, and back.
 
-Shapes: B batch, H and W sides of a picture, c latent channels, w width (64 in the paper).
+Shapes: B batch, H and W sides of a picture, h and w of its latent, c latent channels. The width is the
+number of channels at full resolution, 64 in the paper.
 """
-
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
-
-DOWNSAMPLING = 4
-"""A picture's side divided by its latent's side."""
 
 GROUPS = 8
 
@@ -30,37 +27,52 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
-class VAE(ModelMixin, ConfigMixin):
-    """Variational autoencoder with a diagonal Gaussian posterior (PeLAP-A, section 3)."""
+def _halve(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 4, stride=2, padding=1)
 
-    downsampling = DOWNSAMPLING
+
+def _double(channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
+
+
+class VAE(ModelMixin, ConfigMixin):
+    """Variational autoencoder with a diagonal Gaussian posterior (PeLAP-A, section 3).
+
+    Args:
+        width: Channels at full resolution, w.
+        latent_channels: c.
+        image_channels: Of a picture; 1 for the spectrogram of a sound.
+        downsampling: Side of a picture over that of its latents, a power of two; the paper has 4. Every
+            halving beyond that is one more strided convolution and residual block of 2w channels.
+    """
 
     @register_to_config
-    def __init__(self, width: int = 64, latent_channels: int = 4) -> None:
+    def __init__(
+        self, width: int = 64, latent_channels: int = 4, image_channels: int = 3, downsampling: int = 4
+    ) -> None:
         super().__init__()
         wide = 2 * width
+        halvings = range(downsampling.bit_length() - 2)  # beyond the first
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1),  # (B, w, H, W)
+            nn.Conv2d(image_channels, width, 3, padding=1),  # (B, w, H, W)
             ResidualBlock(width),
             nn.Conv2d(width, wide, 4, stride=2, padding=1),  # (B, 2w, H/2, W/2)
             ResidualBlock(wide),
-            nn.Conv2d(wide, wide, 4, stride=2, padding=1),  # (B, 2w, H/4, W/4)
-            ResidualBlock(wide),
+            *(layer for _ in halvings for layer in (_halve(wide), ResidualBlock(wide))),  # (B, 2w, h, w)
             nn.GroupNorm(GROUPS, wide),
             nn.SiLU(),
         )
         self.mean_head = nn.Conv2d(wide, latent_channels, 1)
         self.logvar_head = nn.Conv2d(wide, latent_channels, 1)
         self.decoder = nn.Sequential(
-            nn.Conv2d(latent_channels, wide, 3, padding=1),  # (B, 2w, H/4, W/4)
+            nn.Conv2d(latent_channels, wide, 3, padding=1),  # (B, 2w, h, w)
             ResidualBlock(wide),
-            nn.ConvTranspose2d(wide, wide, 4, stride=2, padding=1),  # (B, 2w, H/2, W/2)
-            ResidualBlock(wide),
+            *(layer for _ in halvings for layer in (_double(wide), ResidualBlock(wide))),  # (B, 2w, H/2, W/2)
             nn.ConvTranspose2d(wide, width, 4, stride=2, padding=1),  # (B, w, H, W)
             ResidualBlock(width),
             nn.GroupNorm(GROUPS, width),
             nn.SiLU(),
-            nn.Conv2d(width, 3, 3, padding=1),
+            nn.Conv2d(width, image_channels, 3, padding=1),
             nn.Tanh(),
         )
 
@@ -68,12 +80,21 @@ class VAE(ModelMixin, ConfigMixin):
     def latent_channels(self) -> int:
         return self.config.latent_channels
 
+    @property
+    def image_channels(self) -> int:
+        return self.config.image_channels
+
+    @property
+    def downsampling(self) -> int:
+        """A picture's side divided by its latent's side."""
+        return self.config.downsampling
+
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and log variance of the posterior, each (B, c, H/4, W/4), of images in [-1, 1]."""
+        """Mean and log variance of the posterior, each (B, c, h, w), of images in [-1, 1]."""
         features = self.encoder(images)
         return self.mean_head(features), self.logvar_head(features)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] of latents (B, c, H/4, W/4)."""
+        """Pictures (B, image_channels, H, W) in [-1, 1] of latents (B, c, h, w)."""
         images: torch.Tensor = self.decoder(latents)
         return images

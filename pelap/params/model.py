@@ -1,18 +1,28 @@
 """The parts of a model: autoencoder, UNet, forward and reverse process."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from pelap.params.section import Section, Share
 
 
+def _has_place(template: str) -> str:
+    if template.count("{}") != 1 or "{" in template.replace("{}", "") or "}" in template.replace("{}", ""):
+        raise ValueError("a template has one {}, where the class name stands")
+    return template
+
+
+Template: TypeAlias = Annotated[str, AfterValidator(_has_place)]
+
+
 class PelapVAEParams(Section):
-    """The paper's autoencoder, trained here; the paper has width 64 and 4 latent channels."""
+    """The paper's autoencoder, trained here; the paper has width 64, 4 latent channels, downsampling 4."""
 
     kind: Literal["pelap"]
     width: Annotated[int, Field(ge=8, multiple_of=8)]
     latent_channels: PositiveInt
+    downsampling: Literal[4, 8]
 
 
 class AutoencoderKLParams(Section):
@@ -33,10 +43,9 @@ class LightUNetParams(Section):
     stem: bool
 
 
-class UNet2DParams(Section):
-    """A diffusers `UNet2DModel` with residual blocks and self-attention."""
+class BlockUNetParams(Section):
+    """A UNet of diffusers: residual blocks, with attention at some resolutions."""
 
-    kind: Literal["unet2d"]
     channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
     layers_per_block: PositiveInt
     attention: Annotated[tuple[bool, ...], Field(strict=False)]
@@ -44,7 +53,7 @@ class UNet2DParams(Section):
     norm_num_groups: PositiveInt
 
     @model_validator(mode="after")
-    def _fits(self) -> "UNet2DParams":
+    def _fits(self) -> Self:
         if len(self.attention) != len(self.channels):
             raise ValueError("attention needs one true or false for each entry of channels")
         for value in self.channels:
@@ -55,7 +64,55 @@ class UNet2DParams(Section):
         return self
 
 
-UNetParams: TypeAlias = Annotated[LightUNetParams | UNet2DParams, Field(discriminator="kind")]
+class UNet2DParams(BlockUNetParams):
+    """A `UNet2DModel`: self-attention."""
+
+    kind: Literal["unet2d"]
+
+
+class UNet2DConditionParams(BlockUNetParams):
+    """A `UNet2DConditionModel`: attention to the latents themselves and to the prompt's tokens."""
+
+    kind: Literal["unet2d_condition"]
+
+
+UNetParams: TypeAlias = Annotated[
+    LightUNetParams | UNet2DParams | UNet2DConditionParams, Field(discriminator="kind")
+]
+
+
+class NoConditioning(Section):
+    """The denoiser is told nothing but the time step."""
+
+    kind: Literal["none"]
+
+
+class TextConditioning(Section):
+    """Prompts, made from class names by templates, through a text encoder that is trained with the UNet."""
+
+    kind: Literal["text"]
+    templates: Annotated[tuple[Template, ...], Field(strict=False, min_length=1)]
+    num_tokens: PositiveInt
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    guidance_scale: PositiveFloat
+    prompts: str | None
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TextConditioning":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.guidance_scale != 1 and not self.dropout:
+            raise ValueError(
+                "guidance compares with a prediction without prompt, which is learnt from dropout; give "
+                "dropout above 0, or guidance_scale: 1"
+            )
+        return self
+
+
+ConditioningParams: TypeAlias = Annotated[NoConditioning | TextConditioning, Field(discriminator="kind")]
 
 
 class DiffusionParams(Section):

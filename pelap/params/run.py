@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from pelap.params.model import DiffusionParams, SamplerParams, UNetParams, VAEParams
+from pelap.params.model import ConditioningParams, DiffusionParams, SamplerParams, UNetParams, VAEParams
 from pelap.params.section import Decay, Execution, Name, Precision, Section, Share
 from pelap.params.variant import VariantParams
 
@@ -34,11 +34,29 @@ class PhotoCrops(Section):
         return self
 
 
+class SoundParams(Section):
+    """How sounds become pictures: log-mel spectrograms, `image_size` bands of `image_size` frames."""
+
+    sample_rate: Annotated[int, Field(ge=4000)]
+    num_fft: Annotated[int, Field(ge=64)]
+    hop_length: Annotated[int, Field(ge=16)]
+    range_db: Annotated[float, Field(ge=20, le=120)]
+    train_per_class: PositiveInt
+    test_per_class: PositiveInt
+
+    @model_validator(mode="after")
+    def _overlap(self) -> "SoundParams":
+        if 2 * self.hop_length > self.num_fft:
+            raise ValueError("hop_length must be at most half of num_fft: without overlap no way leads back")
+        return self
+
+
 class DownloadParams(Section):
-    """Where pictures come from."""
+    """Where pictures and sounds come from."""
 
     image_size: Annotated[int, Field(ge=12, le=1024, multiple_of=4)]
     photos: PhotoCrops
+    sounds: SoundParams
     folders: dict[Name, str]
 
 
@@ -284,6 +302,16 @@ class DistillParams(Section):
         return rows | {name: (it, None) for name, it in self.students.items() if it.start == "dense"}
 
 
+class ClassifierParams(Section):
+    """A small network that learns to tell the classes of the real train pictures apart."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    width: PositiveInt
+    horizontal_flip: bool
+
+
 class EvaluateParams(Section):
     """Quality and cost of every model, or of the variants alone."""
 
@@ -298,6 +326,7 @@ class EvaluateParams(Section):
     cache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
     only_frechet: bool
     extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    classifier: ClassifierParams | None
     inception_weights: str | None
     lpips_weights: str | None
     latency_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
@@ -310,6 +339,8 @@ class EvaluateParams(Section):
         for key in ("dense_steps", "cache_intervals", "extractors", "latency_batch_sizes"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key} names something twice")
+        if "classifier" in self.extractors and self.classifier is None:
+            raise ValueError("extractors: classifier needs the section classifier; give its numbers there")
         return self
 
 
@@ -326,6 +357,7 @@ class Params(Section):
     download: DownloadParams
     vae: VAEParams
     unet: UNetParams
+    conditioning: ConditioningParams
     diffusion: DiffusionParams
     train: TrainParams
     variants: Annotated[dict[Name, VariantParams], Field(min_length=1)]
