@@ -49,6 +49,10 @@ pruning-study: .venv/.installed ## Prune, distil and measure three seeds on CORE
 choosing: .venv/.installed ## Compare ways to choose operators on CORES=4 (results/choosing)
 	$(VENV_PATH) snakemake --cores $(CORES) choosing
 
+.PHONY: tasks
+tasks: .venv/.installed ## Run the tasks of workflow/config.yaml, three seeds each, on CORES=4 (results/tasks)
+	$(VENV_PATH) snakemake --cores $(CORES) all_tasks
+
 .PHONY: paper
 paper: .venv/.installed ## Run STUDY=workflow/paper.yaml in pieces of MINUTES (docs/paper.md, results/paper)
 	$(BIN)/python -m pelap paper --study $(STUDY) --root $(PAPER) \

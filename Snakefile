@@ -5,7 +5,9 @@
 `snakemake --cores 4 choosing` -> results/choosing: one denoiser cut in many ways, to tell which choice of
 operators costs least quality.
 `snakemake --cores 4 collapse_study` -> results/collapse_study: many variants, trained, analysed and
-evaluated, to tell what makes latents collapse. DVC's results/default is left alone.
+evaluated, to tell what makes latents collapse.
+`snakemake --cores 4 all_tasks` -> results/tasks: the tasks of workflow/config.yaml, each of the eight stages
+with parameters and data of its own. DVC's results/default is left alone.
 """
 
 from snakemake.utils import min_version
@@ -42,6 +44,12 @@ rule collapse_study:
         STUDY.summary,
         STUDY.cells,
         STUDY.figure,
+
+
+rule all_tasks:
+    input:
+        TASKS.files,
+        task_files(CELL.report_page, CELL.report_table),
 
 
 include: "workflow/rules/cell.smk"

@@ -25,9 +25,10 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.utils import get_featuresdict_from_dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pelap.evaluation import features as features_module
-from pelap.evaluation.features import INCEPTION_WEIGHTS_VARIABLE, Inception2015
+from pelap.evaluation import weights as weights_module
+from pelap.evaluation.features import Inception2015
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
+from pelap.evaluation.weights import INCEPTION_WEIGHTS_VARIABLE
 from pelap.io import sha256
 
 BATCH_SIZE = 64  # torch-fidelity's own default
@@ -162,8 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
     shape = (args.images, 3, args.side, args.side)
     images = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
     with weights_file(args.weights) as (path, published):
-        known = features_module.INCEPTION_2015_SHA256 if published else sha256(path)
-        with mock.patch.object(features_module, "INCEPTION_2015_SHA256", known):
+        known = weights_module.INCEPTION_2015_SHA256 if published else sha256(path)
+        with mock.patch.object(weights_module, "INCEPTION_2015_SHA256", known):
             runs = picture_runs(images, path, device)
             times, results = in_turns(runs, args.rounds, device, "pictures")
     entries += rows(f"{args.images} pictures to statistics", times, device)

@@ -210,6 +210,7 @@ def draw_there(model: LatentDiffusion, num: int, device: torch.device) -> Draw:
         torch.randn(shape, device=device),
         torch.randint(total, (num,), device=device),
         torch.rand(shape[:2], device=device),
+        torch.empty(num, 0, dtype=torch.int64, device=device),
     )
 
 

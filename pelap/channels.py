@@ -130,6 +130,7 @@ def cut_channels(model: LatentDiffusion, closed: Sequence[int]) -> LatentDiffusi
         _cut_unet(model.unet, kept),
         None if model.mask is None else _cut_mask(model.mask, kept),
         None if model.normaliser is None else _cut_part(model.normaliser, NORMALISER_CUT, kept),
+        model.conditioner,
     ).train(model.training)
 
 

@@ -63,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--root", type=Path, default=Path("results/collapse_study"), metavar="DIR")
     choosing = commands.add_parser("choosing", help="summarise the study of ways to choose operators")
     choosing.add_argument("--root", type=Path, default=Path("results/choosing"), metavar="DIR")
+    tasks = commands.add_parser("tasks", help="summarise the tasks over their seeds")
+    tasks.add_argument("--root", type=Path, default=Path("results/tasks"), metavar="DIR")
     _add_paper(commands)
     return parser
 
@@ -277,6 +279,10 @@ def _run(args: argparse.Namespace) -> None:
         from pelap.stages.choosing import choosing
 
         choosing(args.root)
+    elif args.command == "tasks":
+        from pelap.stages.tasks import tasks
+
+        tasks(args.root)
     else:
         from pelap.stages.compare import compare
 

@@ -72,6 +72,7 @@ class Observer:
         batch_size: Pictures at a time; changes no number.
         thresholds: For the hard mask.
         record: Whether whole batches are recorded as a CUDA graph, on a CUDA device.
+        labels: (N,) of the pictures, that a model with a conditioner is told; None: all 0.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class Observer:
         batch_size: int,
         thresholds: Thresholds = Thresholds(),  # noqa: B008  immutable
         record: bool = True,
+        labels: torch.Tensor | None = None,
     ) -> None:
         self._images = images
+        self._labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
         self._seed = seed
         self._batch_size = batch_size
         self._thresholds = thresholds
@@ -127,7 +130,7 @@ class Observer:
         device = next(model.parameters()).device
         wanted = (model.latent_shape, model.info.diffusion, device)
         if self._drawn is None or self._drawn_for != wanted:
-            self._drawn = _draw(self._images, model, self._seed, device)
+            self._drawn = _draw(self._images, self._labels, model, self._seed, device)
             self._drawn_for = wanted
         return self._drawn
 
@@ -148,7 +151,7 @@ class Observer:
 
 
 Batch: TypeAlias = tuple[torch.Tensor, ...]
-"""Pictures, posterior's noise, diffusion's noise and time steps, as in `_Drawn`."""
+"""Pictures, posterior's noise, diffusion's noise, time steps and prompts, as in `_Drawn`."""
 
 
 class _Drawn(NamedTuple):
@@ -158,14 +161,17 @@ class _Drawn(NamedTuple):
     posterior: torch.Tensor  # (N, C, h, w) standard normal
     added: torch.Tensor  # (N, C, h, w) standard normal
     timesteps: torch.Tensor  # (N,)
+    tokens: torch.Tensor  # (N, L) prompts; L is 0 without a conditioner
     alphas: torch.Tensor  # (T,) alpha-bar
 
     @property
     def of_pictures(self) -> Batch:
-        return (self.images, self.posterior, self.added, self.timesteps)
+        return (self.images, self.posterior, self.added, self.timesteps, self.tokens)
 
 
-def _draw(images: torch.Tensor, model: LatentDiffusion, seed: int, device: torch.device) -> _Drawn:
+def _draw(
+    images: torch.Tensor, labels: torch.Tensor, model: LatentDiffusion, seed: int, device: torch.device
+) -> _Drawn:
     alphas = alphas_cumprod(model.info.diffusion)
     # Time steps spread evenly over 0..T-1 and over the pictures: less spread than drawing them.
     order = torch.randperm(len(images), generator=generator(seed, "collapse-timesteps"))
@@ -175,6 +181,7 @@ def _draw(images: torch.Tensor, model: LatentDiffusion, seed: int, device: torch
         noise(model.latent_shape, seed, "collapse-posterior", range(len(images))),
         noise(model.latent_shape, seed, "collapse-noise", range(len(images))),
         timesteps,
+        model.tokens_for(labels),
         alphas,
     )
     return _Drawn(*(tensor.to(device) for tensor in drawn))
@@ -186,9 +193,10 @@ def observe(
     seed: int,
     batch_size: int,
     thresholds: Thresholds = Thresholds(),  # noqa: B008  immutable
+    labels: torch.Tensor | None = None,
 ) -> Observations:
     """What a model, in evaluation mode, makes of pictures; see `Observer`, for several models of them."""
-    return Observer(images, seed, batch_size, thresholds)(model)
+    return Observer(images, seed, batch_size, thresholds, labels=labels)(model)
 
 
 def _observe(
@@ -198,8 +206,8 @@ def _observe(
 
     Nothing in it waits for the device, so that it can be recorded.
     """
-    images, posterior, added, steps = batch
-    pictures = to_float(images)
+    images, posterior, added, steps, tokens = batch
+    pictures, conditions = to_float(images), model.conditions(tokens)
     encoded = model.encode(pictures, posterior)
     latents = encoded.latents
     gates = model.gates(latents)
@@ -209,7 +217,7 @@ def _observe(
     nothing = only_noise if noisy.support is None else only_noise * noisy.support
 
     def error_of(seen: torch.Tensor) -> torch.Tensor:
-        return noise_error(model.unet(seen, steps).sample, added, noisy.support)
+        return noise_error(model.unet(seen, steps, **conditions).sample, added, noisy.support)
 
     def recon_error(values: torch.Tensor) -> torch.Tensor:
         decoded = model.vae.decode(apply_mask(latents, values))

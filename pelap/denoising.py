@@ -48,8 +48,17 @@ def denoise(
     sampler: SamplerParams,
     noise: torch.Tensor,
     generators: Sequence[torch.Generator] | None = None,
+    items: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Latents (B, C, h, w) from noise, zero in channels that are gone; see `sample_latents`."""
-    return sample_latents(
-        model.unet, model.info.diffusion, sampler, noise, generators, support=model.support()
-    )
+    """Latents (B, C, h, w) from noise, zero in channels that are gone; see `sample_latents`.
+
+    Args:
+        model: Its conditioner has a prompt for each of the `items`, by default 0, 1, ...
+        sampler: As in `sample_latents`, like `noise` and `generators`.
+        noise: Where to start.
+        generators: Of the noise of the steps.
+        items: Which sample each row is.
+    """
+    guidance = model.guidance(range(len(noise)) if items is None else items)
+    unet, diffusion = model.unet, model.info.diffusion
+    return sample_latents(unet, diffusion, sampler, noise, generators, model.support(), guidance)

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
 from pelap.errors import ConfigError
+from pelap.models.conditioning import Guidance
 from pelap.params import DiffusionParams, SamplerParams
 
 CLIP_RANGE = 4.0
@@ -87,6 +88,7 @@ class ReverseProcess:
         noise: torch.Tensor,
         generators: Sequence[torch.Generator] | None = None,
         support: torch.Tensor | None = None,
+        guidance: Guidance | None = None,
     ) -> torch.Tensor:
         """Denoise from t = T-1 down; what does not draw can be recorded, see `pelap.graphs`.
 
@@ -95,6 +97,7 @@ class ReverseProcess:
             noise: Standard normal (B, C, h, w): the starting point.
             generators: One CPU generator an item for the noise of the steps, where they have any.
             support: Ones, and zeros where latents are kept at zero; any shape that broadcasts. None: ones.
+            guidance: What the UNet is told beside the time step; None: nothing.
 
         Returns:
             Latents (B, C, h, w) of the noise's type; under autocast only the UNet computes in less.
@@ -102,11 +105,25 @@ class ReverseProcess:
         options = {"generator": list(generators) if generators else None} if self.draws else {}
         latents = noise if support is None else noise * support
         for step, on_device in zip(self._steps, self._on_device, strict=True):
-            predicted = unet(latents, on_device).sample.to(latents.dtype)
+            predicted = _predicted(unet, latents, on_device, guidance).to(latents.dtype)
             latents = self._scheduler.step(predicted, step, latents, **options).prev_sample
             if support is not None:
                 latents = latents * support
         return latents
+
+
+def _predicted(
+    unet: nn.Module, latents: torch.Tensor, timestep: torch.Tensor, guidance: Guidance | None
+) -> torch.Tensor:
+    """The noise in latents (B, C, h, w), with classifier-free guidance where its scale is not 1."""
+    predicted: torch.Tensor
+    if guidance is None or guidance.scale == 1:
+        predicted = unet(latents, timestep, **(guidance.conditions if guidance else {})).sample
+        return predicted
+    both = unet(torch.cat([latents, latents]), timestep, **guidance.conditions).sample
+    told, untold = both.chunk(2)
+    predicted = untold + guidance.scale * (told - untold)
+    return predicted
 
 
 def sample_latents(
@@ -116,10 +133,11 @@ def sample_latents(
     noise: torch.Tensor,
     generators: Sequence[torch.Generator] | None = None,
     support: torch.Tensor | None = None,
+    guidance: Guidance | None = None,
 ) -> torch.Tensor:
     """One batch of latents by a `ReverseProcess`, whose arguments these are.
 
     Raises:
         ConfigError: The number of steps does not divide that of the forward process.
     """
-    return ReverseProcess(diffusion, sampler, noise.device).run(unet, noise, generators, support)
+    return ReverseProcess(diffusion, sampler, noise.device).run(unet, noise, generators, support, guidance)

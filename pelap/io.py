@@ -90,16 +90,20 @@ def _give_usual_mode(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(target: Path) -> Iterator[None]:
+def exclusive(target: Path, wait: bool = False) -> Iterator[None]:
     """Hold `target` for this process alone; the lock ends with the process, however it ends.
 
+    Args:
+        target: What is written in the block.
+        wait: Until another process that holds it is done.
+
     Raises:
-        BusyError: Another process holds it.
+        BusyError: Another process holds it, which is not waited for.
     """
     from filelock import FileLock, Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout:
@@ -232,6 +236,17 @@ def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
 def missing(path: Path) -> DataError:
     """The error for a file that an earlier stage should have made."""
     return DataError(f"{path}: no such file; run the stage that makes it first (see: pelap --help)")
+
+
+def tensors_digest(tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """Hexadecimal SHA-256 of tensors with their names, types and shapes, in their order."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, tensor in tensors.items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def sha256(path: Path) -> str:

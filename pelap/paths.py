@@ -218,6 +218,10 @@ class RunPaths:
         """Grid of pictures made from the same noise by every model."""
         return self.evaluate / "samples" / f"{model}.png"
 
+    def samples_sound(self, model: str) -> Path:
+        """The first of them to listen to, where they are sounds."""
+        return self.evaluate / "samples" / f"{model}.wav"
+
     def reconstructions(self, model: str) -> Path:
         """Grid of test pictures after encoding and decoding; ``real`` holds the originals."""
         return self.evaluate / "reconstructions" / f"{model}.png"
@@ -333,6 +337,37 @@ class ChoosingPaths:
     @property
     def prediction_figure(self) -> Path:
         return self.root / "prediction.png"
+
+
+@dataclass(frozen=True)
+class TasksPaths:
+    """What the tasks say together, above their folders ``{task}/{dataset}/seed{seed}``."""
+
+    root: Path
+
+    @property
+    def summary(self) -> Path:
+        """Mean and standard deviation over seeds of every metric of every model."""
+        return self.root / "tasks.csv"
+
+    @property
+    def cells(self) -> Path:
+        """Every value of every seed."""
+        return self.root / "cells.csv"
+
+    @property
+    def page(self) -> Path:
+        """The main columns and what they say, beside LD-Pruner's own figures, in Markdown."""
+        return self.root / "tasks.md"
+
+    @property
+    def figure(self) -> Path:
+        return self.root / "tasks.png"
+
+    @property
+    def files(self) -> list[Path]:
+        """All of these."""
+        return [self.summary, self.cells, self.page, self.figure]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pelap.data.dataset import to_uint8
 from pelap.device import autocast, normalise_in_fp32, synchronise, uses_bf16
 from pelap.diffusion import ReverseProcess
 from pelap.graphs import Graphed
+from pelap.models.conditioning import Guidance
 from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
@@ -67,10 +68,18 @@ class ModelSource:
 
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
         if not self._process.draws:
-            return self._denoise(_pinned(noise, self.device)).clone()  # the next replay writes into it
+            # A replay overwrites what the one before it gave.
+            return self._denoise((_pinned(noise, self.device), self._conditions(indices))).clone()
         step_noise = [generator(seed, "sample-step", i) for i in indices]
         with autocast(self.device, self.precision):
-            return self._process.run(self.model.unet, noise.to(self.device), step_noise, self._support)
+            guidance = self.model.guidance(indices)
+            start = noise.to(self.device)
+            return self._process.run(self.model.unet, start, step_noise, self._support, guidance)
+
+    def _conditions(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            guidance = self.model.guidance(indices)
+        return {} if guidance is None else guidance.conditions
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return to_uint8(self.model.decode_sample(latents))
@@ -91,11 +100,14 @@ class ModelSource:
     @cached_property
     def _denoise(self) -> Graphed[torch.Tensor]:
         process, support = self._process, self._support  # made before anything is recorded
+        conditioner = self.model.conditioner
 
-        def denoise(noise: torch.Tensor) -> torch.Tensor:
+        def denoise(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
+            noise, conditions = given
+            guidance = Guidance(conditions, conditioner.guidance_scale) if conditioner else None
             # Entered anew by every call: what autocast keeps of the weights belongs to the recording.
             with autocast(self.device, self.precision):
-                return process.run(self.model.unet, noise, support=support)
+                return process.run(self.model.unet, noise, support=support, guidance=guidance)
 
         # A deep cache reads the time step on the CPU, which waits for the device.
         record = self.record and not isinstance(self.model.unet, DeepCache)

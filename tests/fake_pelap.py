@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from pelap.paths import ChoosingPaths, RunPaths, StudyPaths, SweepPaths, packed_dataset
+from pelap.paths import ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
 
 
 def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
@@ -66,6 +66,8 @@ def main() -> None:
         names = ("plans", "methods", "additivity", "prediction", "rivals")
         figures = ("threshold_figure", "methods_figure", "additivity_figure", "prediction_figure")
         files, content = [getattr(choosing, name) for name in (*names, *figures)], ""
+    elif args.stage == "tasks":
+        files, content = TasksPaths(args.root).files, ""
     else:
         content = args.params.read_text()
         dataset = re.search(r'^ *"?dataset"?: "?([a-z0-9_-]+)', content, re.MULTILINE)

@@ -27,6 +27,7 @@ OPTIONS = {
     "compare": {"--sweep", "--help"},
     "study": {"--root", "--help"},
     "choosing": {"--root", "--help"},
+    "tasks": {"--root", "--help"},
     "paper": {"--study", "--root", "--data", "--dataset", "--minutes", "--device", "--help"},
 }
 

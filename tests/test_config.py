@@ -10,8 +10,8 @@ from tiny import ROOT, raw_params, tiny_raw
 from pelap import config
 from pelap.config import STAGE_KEYS, STAGES, latent_problem, load_params, parse_params, read_yaml, select_keys
 from pelap.data.photos import PHOTOGRAPHS
+from pelap.data.synthesis import RECIPES
 from pelap.errors import ConfigError
-from pelap.models.vae import DOWNSAMPLING
 from pelap.params import LightUNetParams, PelapVAEParams, VariantParams
 
 UNET = raw_params()["unet"]
@@ -416,7 +416,7 @@ def test_not_a_parameter_file(raw: object) -> None:
 
 def test_numbers_repeated_for_the_check_are_those_of_their_modules() -> None:
     assert len(PHOTOGRAPHS) == config.NUM_PHOTOGRAPHS
-    assert DOWNSAMPLING == config.DOWNSAMPLING
+    assert len(RECIPES) == config.NUM_RECIPES
 
 
 @pytest.mark.parametrize("stage", STAGES)

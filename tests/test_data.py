@@ -26,17 +26,20 @@ from pelap.data.photos import draw_crop, regions
 from pelap.data.pictures import decode
 from pelap.data.sources import build_dataset
 from pelap.errors import BusyError, DataError
-from pelap.params import DownloadParams, Params, PhotoCrops
+from pelap.params import DownloadParams, Params, PhotoCrops, SoundParams
 from pelap.paths import RunPaths, packed_dataset
 from pelap.seeding import generator
 from pelap.stages import download
 from pelap.stages.context import Context
 
 CROPS = PhotoCrops(train_per_photo=6, test_per_photo=2, min_crop=48, max_crop=160)
+SOUNDS = SoundParams(
+    sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=2, test_per_class=1
+)
 
 
 def params(**changes: object) -> DownloadParams:
-    base = DownloadParams(image_size=16, photos=CROPS, folders={})
+    base = DownloadParams(image_size=16, photos=CROPS, sounds=SOUNDS, folders={})
     return base.model_copy(update=changes)
 
 
@@ -159,7 +162,7 @@ def test_unusable_packed_files_are_refused(tmp_path: Path) -> None:
     for shaped in (images[:, :1], images[:, :, :4]):  # alike in train and test
         split, again = Split(shaped, labels), Split(shaped.clone(), labels.clone())
         save_dataset(ImageDataset("x", split, again, ("a", "b", "c"), "", ""), path)
-        expect_error(lambda: load_dataset(path), "(N, 3, S, S)")
+        expect_error(lambda: load_dataset(path), "(N, 3, 8, 8)")
 
 
 def test_an_epoch_shows_every_picture_once() -> None:

@@ -21,14 +21,18 @@ from pelap.data.dataset import (
 from pelap.data.folder import parse
 from pelap.data.sources import build_dataset
 from pelap.errors import DataError
-from pelap.params import DownloadParams, PhotoCrops
+from pelap.params import DownloadParams, PhotoCrops, SoundParams
 
 Tree = dict[str, bytes]
 
 
 def params(**changes: object) -> DownloadParams:
     crops = PhotoCrops(train_per_photo=1, test_per_photo=1, min_crop=48, max_crop=48)
-    return DownloadParams(image_size=16, photos=crops, folders={}).model_copy(update=changes)
+    sounds = SoundParams(
+        sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=1, test_per_class=1
+    )
+    base = DownloadParams(image_size=16, photos=crops, sounds=sounds, folders={})
+    return base.model_copy(update=changes)
 
 
 def expect_error(call: Callable[[], object], *parts: str) -> None:
@@ -229,8 +233,8 @@ def test_a_moved_archive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"train/": None}, ["no pictures in train/<class>"]),
-        ({"test/": None}, ["no pictures in test/<class>"]),
+        ({"train/": None}, ["no pictures or sounds in train/<class>"]),
+        ({"test/": None}, ["no pictures or sounds in test/<class>"]),
         ({"test/dog/": None}, ["test/ for dog"]),
         ({"train/dog/": None}, ["train/ for dog"]),
         ({"test/dog/": None, "test/dog/notes.txt": b"x"}, ["test/ for dog"]),

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from pelap.evaluation.reference import Figures, Reference
 from pelap.loading import load_model, save_model
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import Latency
+from pelap.models.conditioning import TextConditioner
 from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
-from pelap.params import SamplerParams
+from pelap.params import SamplerParams, SoundParams
 from pelap.paths import RunPaths, packed_dataset
 from pelap.pruning.plan import plan_from_json
 from pelap.pruning.surgery import apply_plan
 from pelap.sampling import ModelSource, sample_images
 from pelap.stages import evaluate, figures
 from pelap.stages.context import Context
-from pelap.stages.figures import Pairs, difference, disk_mib, measure_pictures, real_pictures, recovered
+from pelap.stages.figures import Pairs, difference, disk_mib, measure_pictures, recovered
+from pelap.stages.real import real_pictures
 
 CPU = torch.device("cpu")
 PLAN = {"operators": ["mid_block.resnets.0", "down_blocks.1.resnets.0"]}
@@ -590,3 +593,102 @@ def test_runs_that_do_not_fit_together_are_refused(context: Context, tmp_path: P
 def test_too_few_pictures_are_told_of(context: Context) -> None:
     with pytest.raises(DataError, match="num_reference"):
         evaluate.run(again(context, evaluate__num_images=99))
+
+
+# --- prompts and sounds -----------------------------------------------------------------------------
+
+
+class Given:
+    """A source of pictures that are there already."""
+
+    latent_shape = (1, 2, 2)
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def denoise(self, noise: torch.Tensor, indices: Any, seed: int) -> torch.Tensor:
+        return torch.tensor(list(indices))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.images[latents]
+
+
+CLASSIFIER = {"steps": 2, "batch_size": 8, "lr": 0.01, "width": 4, "horizontal_flip": False}
+SOUND = {
+    "sample_rate": 8000, "num_fft": 256, "hop_length": 64, "range_db": 60.0, "train_per_class": 8,
+    "test_per_class": 8,
+}  # fmt: skip
+
+
+class Halved:
+    """A medium that halves what it is given."""
+
+    noun, num_channels = "sounds", 1
+
+    def perceived(self, images: torch.Tensor) -> torch.Tensor:
+        return images // 2
+
+
+def test_agreement_is_of_what_was_asked_for(tmp_path: Path) -> None:
+    params = params_of(evaluate__classifier=CLASSIFIER, evaluate__extractors=["classifier"]).evaluate
+    dataset = tiny_dataset(100)
+    real = real_pictures(dataset, params, tmp_path, CPU)
+    assert real.classifier is not None
+    sources = {name: Given(tiny_dataset(num).train.images) for num, name in ((30, "asked"), (30, "unasked"))}
+    asked = real.classifier.labels_of(sources["asked"].images[:24])
+    asked[:6], asked[6:12] = 1 - asked[:6], -1
+    found = measure_pictures(sources, real, params, 0, Pairs(None, []), asked={"asked": asked})
+    assert found["asked"].metrics["prompt_agreement"] == pytest.approx(12 / 18)
+    assert "prompt_agreement" not in found["unasked"].metrics
+    assert found["real"].metrics["prompt_agreement"] == real.classifier.test_accuracy
+    assert figures.main_metric(found) == "fd_classifier"
+    none_asked = measure_pictures(sources, real, params, 0, Pairs(None, []))
+    assert all("prompt_agreement" not in row.metrics for row in none_asked.values())
+    protocol = figures.protocol_of_figures(dataset, real, params, 0, CPU, found, {})
+    assert protocol["classifier"] == {
+        "test_accuracy": real.classifier.test_accuracy, "num_test": 16, "steps": 2, "width": 4,
+        "sha256": real.classifier.checksum,
+    }  # fmt: skip
+    assert (protocol["medium"], protocol["sound"]) == ("pictures", None)
+    assert any(note.startswith("fd_classifier: features of a small") for note in protocol["notes"])
+    again = real_pictures(dataset, params, tmp_path, CPU).classifier  # whatever the seed of the run
+    assert again is not None
+    assert again.checksum == real.classifier.checksum
+
+
+def test_samples_are_measured_as_they_are_heard(tmp_path: Path) -> None:
+    params = params_of().evaluate
+    dataset = tiny_dataset(100)
+    grey = [replace(split, images=split.images[:, :1]) for split in (dataset.train, dataset.test)]
+    dataset = replace(dataset, train=grey[0], test=grey[1], sound=SoundParams(**SOUND))
+    real = replace(real_pictures(dataset, params, tmp_path, CPU), medium=Halved())
+    made = tiny_dataset(60).test.images[:, :1].repeat(2, 1, 1, 1)[:24]
+    made = torch.cat([made, made])[:24].clone()
+    shown: dict[str, torch.Tensor] = {}
+    found = measure_pictures(
+        {"a": Given(made), "b": Given(made)}, real, params, 0, Pairs("a", ["b"]), shown.__setitem__
+    )
+    assert torch.equal(shown["a"], made)  # what the model made, not what is heard of it
+    expected = real.reference.measure(made // 2).metrics[METRIC]
+    assert found["a"].metrics[METRIC] == pytest.approx(expected)
+    assert figures.measure_distance(Given(made), real, params, 0).metrics[METRIC] == pytest.approx(expected)
+    floor = found["real"].metrics
+    assert floor[METRIC] == pytest.approx(real.reference.measure(real.floor).metrics[METRIC])
+    vocoded = real.reference.measure(real.floor // 2).metrics[METRIC]
+    assert floor[f"{METRIC}_vocoded"] == pytest.approx(vocoded) != floor[METRIC]
+    assert f"{METRIC}_vocoded" not in found["a"].metrics
+    protocol = figures.protocol_of_figures(dataset, real, params, 0, CPU, found, {})
+    assert protocol["medium"] == "sounds"
+    assert protocol["sound"] == {
+        key: SOUND[key] for key in ("sample_rate", "num_fft", "hop_length", "range_db")
+    }
+    assert any("Griffin-Lim" in note for note in protocol["notes"])
+
+
+def test_prompts_are_told() -> None:
+    class Conditioned:
+        conditioner = TextConditioner([f"c{i}" for i in range(10)], ["a {}"], guidance_scale=3.0)
+
+    told = evaluate._prompts({"plain": tiny_model(), "told": Conditioned()})  # type: ignore[dict-item]
+    assert told == {"number": 10, "guidance_scale": 3.0, "first": [f"a c{i}" for i in range(8)]}
+    assert evaluate._prompts({"plain": tiny_model()}) is None

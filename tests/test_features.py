@@ -15,15 +15,10 @@ from torch.nn.functional import interpolate
 
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation import features as features_module
-from pelap.evaluation.features import (
-    INCEPTION_WEIGHTS_VARIABLE,
-    EffNetLite0,
-    Inception2015,
-    load_weights,
-    make_extractor,
-    metric_name,
-)
+from pelap.evaluation import weights as weights_module
+from pelap.evaluation.features import EffNetLite0, Inception2015, make_extractor, metric_name
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
+from pelap.evaluation.weights import INCEPTION_WEIGHTS_VARIABLE, load_weights
 from pelap.io import sha256
 
 CPU = torch.device("cpu")
@@ -130,6 +125,11 @@ def test_effnet_recognises_photographs(effnet: EffNetLite0) -> None:
         assert probabilities[list(classes)].sum() > 0.9
 
 
+def test_the_classifier_is_known_only_to_who_trained_it() -> None:
+    with pytest.raises(ConfigError, match=r"trained on a data set: evaluate a run .* evaluate\.classifier"):
+        make_extractor("classifier", CPU)
+
+
 def test_effnet_is_silent_and_leaves_random_numbers_alone(capfd: pytest.CaptureFixture[str]) -> None:
     state = torch.get_rng_state()
     EffNetLite0(CPU)
@@ -150,17 +150,22 @@ def test_effnet_computes_in_fp32_whatever_the_caller_does(effnet: EffNetLite0) -
     "images",
     [
         torch.zeros(2, 3, 32, 32),
-        torch.zeros(2, 1, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 2, 32, 32, dtype=torch.uint8),
         torch.zeros(3, 32, 32, dtype=torch.uint8),
         torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
         torch.zeros(0, 3, 32, 32, dtype=torch.uint8),
     ],
-    ids=["float", "grey", "one", "channels last", "none"],
+    ids=["float", "two channels", "one", "channels last", "none"],
 )
 def test_what_is_no_batch_of_pictures_is_refused(effnet: EffNetLite0, images: Tensor) -> None:
-    with pytest.raises(DataError, match=r"expected uint8 pictures \(N, 3, H, W\)") as caught:
+    with pytest.raises(DataError, match=r"expected uint8 pictures \(N, 3 or 1, H, W\)") as caught:
         effnet(images)
     assert "\n" not in str(caught.value)
+
+
+def test_a_single_channel_stands_for_all_colours(effnet: EffNetLite0) -> None:
+    grey = pictures(4)[:, :1]
+    torch.testing.assert_close(effnet(grey), effnet(grey.repeat(1, 3, 1, 1)))
 
 
 # --- Inception --------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def published(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As if these were the published weights."""
-    monkeypatch.setattr(features_module, "INCEPTION_2015_SHA256", sha256(stand_in))
+    monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(stand_in))
     monkeypatch.delenv(INCEPTION_WEIGHTS_VARIABLE, raising=False)
     return stand_in
 
@@ -203,6 +208,8 @@ def test_inception_gives_the_pooled_features_of_torch_fidelity(published: Path) 
     expected = network(images)[0]
     assert features.shape == (3, 2048)
     assert features.std(dim=0).max() > 0
+    grey = images[:, :1]
+    torch.testing.assert_close(inception(grey), inception(grey.repeat(1, 3, 1, 1)))
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(features[1:2], inception(images[1:2]), rtol=1e-3, atol=1e-5)
 
@@ -328,7 +335,7 @@ def test_weights_run_no_code_even_with_the_right_checksum(
 ) -> None:
     path = tmp_path / "evil.pth"
     torch.save({"fc.bias": Evil()}, path)
-    monkeypatch.setattr(features_module, "INCEPTION_2015_SHA256", sha256(path))
+    monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(path))
     monkeypatch.setattr(os, "system", lambda *_: pytest.fail("unpickled"))
     with pytest.raises(Exception, match="Weights only load failed"):
         Inception2015(path, CPU)
@@ -359,6 +366,9 @@ class Short(nn.Module):
         return images.float().mean(dim=(2, 3))[1:]
 
 class EffNet_Lite0(Means):
+    pass
+
+class Classifier(Means):
     pass
 
 def make():
@@ -395,6 +405,7 @@ def test_a_network_of_ones_own(own: str, attribute: str) -> None:
     expected = images.float().mean(dim=(2, 3)) * extractor._network.weight
     torch.testing.assert_close(features, expected)  # no dropout
     assert not features.requires_grad
+    assert extractor(images[:, :1]).shape == (70, 3)  # it gets what there is
 
 
 def test_the_checksum_tells_weights_and_code_apart(own: str, tmp_path: Path) -> None:
@@ -420,6 +431,7 @@ def test_the_checksum_tells_weights_and_code_apart(own: str, tmp_path: Path) -> 
         ("{own}:broken", "RuntimeError: first line"),
         ("{own}:number", "gives int; it has to give a torch.nn.Module"),
         ("{own}:EffNet_Lite0", "has the name of a packaged one"),
+        ("{own}:Classifier", "has the name of a packaged one"),
         (":Net", "ValueError"),
     ],
 )

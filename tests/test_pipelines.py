@@ -42,8 +42,9 @@ from tiny_pipelines import (
 from torch import nn
 
 from pelap import io
+from pelap.data.prompts import read_prompts
 from pelap.errors import ConfigError, DataError, ModelError
-from pelap.pipelines import LatentPipeline, read_prompts
+from pelap.pipelines import LatentPipeline
 from pelap.pipelines.text import stack
 from pelap.seeding import generator
 

@@ -227,10 +227,11 @@ class Broken(Means):
         (pictures(9).float() / 127.5 - 1, r"expected uint8 pictures .*to_uint8 turns floats in \[-1, 1\]"),
         (pictures(1), "a single picture has no distance"),
         (pictures(9, size=16), "16x16 pixels, but the reference has 8x8"),
-        (pictures(9)[:, :1], "expected uint8 pictures"),
+        (pictures(9)[:, :1], "8x8 pixels of one channel, but the reference has 8x8 pixels;"),
+        (pictures(9)[:, :2], "expected uint8 pictures"),
         (pictures(0), "expected uint8 pictures"),
     ],
-    ids=["floats", "one", "size", "grey", "none"],
+    ids=["floats", "one", "size", "grey", "channels", "none"],
 )
 def test_what_cannot_be_compared_is_refused(images: Tensor, message: str) -> None:
     extractor = Means()

@@ -20,7 +20,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 from scipy import stats
-from synthetic_run import DENSE, METRICS, PLANS, PROTOCOL, SCORE_PROTOCOL, VARIANTS, build_run
+from synthetic_run import (
+    DENSE,
+    METRICS,
+    PLANS,
+    PROMPTS,
+    PROTOCOL,
+    SCORE_PROTOCOL,
+    SOUNDS,
+    VARIANTS,
+    build_run,
+    turn_to_sounds,
+)
 
 from pelap import io
 from pelap.errors import BusyError, DataError, PelapError
@@ -35,6 +46,7 @@ from pelap.report import (
     figures_pruning,
     figures_training,
     html,
+    medium,
     operators,
     protocol,
     style,
@@ -187,6 +199,128 @@ def test_protocol_stands_below_the_table(made: RunPaths) -> None:
     assert protocol.line({"sampler": None, "extractors": [3], "device": "cpu"}) == "cpu"
     assert protocol.line({"ema_decay": {"a": 0.9, "b": 0.99}}) == "EMA 0.9, 0.99"
     assert protocol.markdown({}) == ""
+
+
+@pytest.fixture(scope="module")
+def heard(made: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """The same run, as if its models made sounds of prompts."""
+    root = tmp_path_factory.mktemp("heard") / "run"
+    shutil.copytree(made.root, root, ignore=shutil.ignore_patterns("report", ".*"))
+    turn_to_sounds(RunPaths(root))
+    report.run(context(RunPaths(root)))
+    return RunPaths(root)
+
+
+def test_sounds_play_beside_their_spectrograms_the_real_ones_first(heard: RunPaths) -> None:
+    text = heard.report_page.read_text(encoding="utf-8")
+    order = ["real", *(name for name in METRICS if name != "real")]
+    players = re.findall(r"<audio ([^>]*)></audio>", text)
+    assert len(players) == len(order)
+    for name, player in zip(order, players, strict=True):
+        assert 'controls preload="none"' in player
+        content = re.search(r'src="data:audio/wav;base64,([^"]*)"', player)
+        assert content is not None
+        assert base64.b64decode(content[1]) == heard.samples_sound(name).read_bytes()
+        assert f'aria-label="Samples: {name}"' in player
+    shown = [
+        base64.b64decode(value.split(",")[1])
+        for tag, key, value in Page(text).attributes
+        if (tag, key) == ("img", "src")
+    ]
+    assert shown[: len(order)] == [heard.samples(name).read_bytes() for name in order]
+    for value in re.findall(r'(?:src|href)="([^"]*)"', text):
+        assert value.startswith(("#", "data:")), value[:80]
+
+
+def test_page_of_sounds_does_not_speak_of_pictures(heard: RunPaths, made: RunPaths) -> None:
+    texts = Page(heard.report_page.read_text(encoding="utf-8")).texts
+    wrong = [text for text in texts if re.search(r"picture|time per image", text, re.I)]
+    assert [text for text in wrong if not any(prompt in text for prompt in PROMPTS)] == []
+    assert any("Sounds made by each model, not selected." in text for text in texts)
+    table = heard.report_table.read_text(encoding="utf-8")
+    assert "picture" not in table
+    assert "| time per sound (ms) ↓ |" in table
+    old = Page(made.report_page.read_text(encoding="utf-8")).texts
+    assert any("Pictures made by each model, not selected." in text for text in old)
+    assert not any("sound" in text or "prompt" in text.lower() for text in old)
+
+
+def test_page_says_how_sounds_were_judged(heard: RunPaths) -> None:
+    text = heard.report_page.read_text(encoding="utf-8")
+    page = "\n".join(Page(text).texts)
+    for part in (
+        "2,000 sounds of each model against 4,000 train sounds",
+        "sounds of 16,000 samples a second by Griffin-Lim, measured as heard",
+        "classifier: 93.8 % of 512 test sounds right",
+        "2 prompts, guidance scale 3",
+        "fd_classifier: Fréchet distance in features of a small classifier trained on the same real data; "
+        "not FID, and not FAD, which is VGGish's.",
+        "Prompt agreement: the share of made sounds that the classifier takes for the class",
+        f"row by row, guidance scale 3: {'; '.join(PROMPTS)}. After 2 the first comes again.",
+    ):
+        assert part in page, part
+        assert part.startswith(("Prompt", "row")) or part in heard.report_table.read_text(encoding="utf-8")
+    rows = dict(metric_rows(text))
+    assert "90.0 ± 1.2" in rows["baseline"]
+    assert rows["real"][0] == "22.88 ± 0.25"
+    assert rows["real"][-1] == "31.50"  # after Griffin-Lim, beside no model's distance
+    assert rows["longer"][-1] == tables.DASH
+    frame = tables.metrics_frame(io.read_metrics(heard.metrics), "invariant")
+    assert [key for key in frame if tables.is_distance(key)] == ["fd_classifier"]
+
+
+def test_pictures_of_prompts_have_prompts_but_no_players(paths: RunPaths) -> None:
+    entries = {key: value for key, value in SOUNDS.items() if key not in ("medium", "sound")}
+    io.write_json(paths.evaluate_protocol, PROTOCOL | entries)
+    report.run(context(paths))
+    page = Page(paths.report_page.read_text(encoding="utf-8"))
+    assert "prompts" in page.ids
+    assert "audio" not in {tag for tag, _, _ in page.attributes}
+    assert "not FID." in "\n".join(page.texts)
+    assert "FAD" not in "\n".join(page.texts)
+
+
+def test_terminal_shows_prompt_agreement(heard: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    report.show(heard)
+    said = capsys.readouterr().out
+    assert "prompt" in said
+    assert "88.0" in said
+    assert max(map(len, said.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"no sound", "not a readable WAV file"),
+        (b"", "not a readable WAV file"),
+        ("cut", "ends early"),
+    ],
+)
+def test_damaged_sound_is_one_line(
+    heard: RunPaths, tmp_path: Path, content: bytes | str | None, says: str
+) -> None:
+    shutil.copytree(heard.root, tmp_path / "run", ignore=shutil.ignore_patterns("report", ".*"))
+    run = RunPaths(tmp_path / "run")
+    file = run.samples_sound("longer")
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-800] if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=says) as caught:
+        report.run(context(run))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_our_own_words_change_with_the_medium() -> None:
+    sounds = medium.nouns(SOUNDS)
+    assert sounds.put("Pictures of a picture-maker; Picture by picture") == (
+        "Sounds of a picture-maker; Sound by sound"
+    )
+    assert sounds.put("time per image, image_ms, images") == "time per sound, image_ms, images"
+    for protocol_ in ({}, {"medium": None}, {"medium": "pictures"}):
+        assert medium.nouns(protocol_).put("Pictures per image") == "Pictures per image"
 
 
 def test_missing_is_a_dash_everywhere(made: RunPaths) -> None:

@@ -25,15 +25,18 @@ RUN = RunPaths(Path("results/default"))
 STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
 STUDY = read_yaml(STUDY_FILE)
 CHOOSING_FILE = ROOT / "presets" / "choosing.yaml"
-PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+PRESETS = sorted((ROOT / "presets").rglob("*.yaml"))
+TASKS = read_yaml(ROOT / "workflow" / "config.yaml")["tasks"]
 WHOLE = (
     "vae",
     "unet",
+    "conditioning",
     "variants",
     "download.folders",
     "prune.methods",
     "distill.students",
     "distill.quality",
+    "evaluate.classifier",
 )
 """Sections whose keys a user may change, or that depend on `kind`: they are listed as a whole."""
 PLUMBING = {
@@ -365,6 +368,37 @@ def test_ways_to_choose_are_compared_cell_by_cell_without_collapse_and_report(pr
 
 
 @pytest.mark.slow
+def test_snakemake_plans_every_task(project: Path) -> None:
+    result = run(project, "snakemake", "-n", "--cores", "4", "all_tasks", "--config", "task_seeds=[7,8]")
+    assert result.returncode == 0, result.stdout + result.stderr
+    cells = 2 * len(TASKS)
+    trained = sum(2 * len(read_yaml(project / task["params"])["variants"]) for task in TASKS.values())
+    assert planned(result) == {
+        "download": cells,  # photos and sounds differ from seed to seed
+        "train": trained,
+        **dict.fromkeys(AFTER_TRAIN, cells),
+        "tasks": 1,
+        "all_tasks": 1,
+        "total": cells * (1 + len(AFTER_TRAIN)) + trained + 2,
+    }
+
+
+@pytest.mark.slow
+def test_another_task_is_one_more_entry(project: Path) -> None:
+    """It gets data, a run folder and a place in the summary of its own; the others are left alone."""
+    tasks = ("snakemake", "--cores", "4", "all_tasks", "--config", "task_seeds=[3]")
+    calls(project, *tasks)
+    own = "tasks={own: {params: presets/study.yaml, dataset: cifar10}}"  # merged with those of the file
+    assert calls(project, *tasks, own) == {"download", "train@dense", *AFTER_TRAIN, "tasks"}
+    assert packed_dataset(project / "data/tasks/own/shared", "cifar10").exists()
+    cell = RunPaths(project / "results/tasks/own/cifar10/seed3")
+    assert cell.report_page.exists()
+    written = read_yaml(cell.root / "params" / "evaluate.yaml")
+    assert (written["dataset"], written["seed"]) == ("cifar10", 3)
+    assert calls(project, *tasks, own) == set()
+
+
+@pytest.mark.slow
 def test_another_way_to_choose_does_not_score_again(project: Path) -> None:
     choosing = ("snakemake", "--cores", "4", "choosing", "--config", "choosing_seeds=[3]")
     pruned = {"prune", "distill", "evaluate", "choosing"}
@@ -438,6 +472,9 @@ def test_snakemake_lint_is_clean(project: Path) -> None:
         ("datasets=[nope]", "dataset: 'nope' is unknown"),
         ("study_datasets=[nope]", "presets/collapse_study.yaml: dataset: 'nope' is unknown"),
         ("study_params=nope.yaml", "nope.yaml: no such file"),
+        ("tasks={own: {params: params.yaml}}", "tasks.own: 'dataset' is a required property"),
+        ("tasks={A/b: {params: params.yaml, dataset: photos}}", "'A/b' does not match"),
+        ("tasks={own: {params: nope.yaml, dataset: photos}}", "nope.yaml: no such file"),
     ],
 )
 def test_snakemake_refuses_a_wrong_grid(project: Path, config: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""A user's own pictures: a folder or an archive with ``train/<class>/*`` and ``test/<class>/*``."""
+"""A user's own pictures or sounds: a folder or archive with ``train/<class>/*`` and ``test/<class>/*``."""
 
 import lzma
 import os
@@ -8,19 +8,25 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.locate import find_file, where_to_put
 from pelap.data.pictures import decode
+from pelap.data.spectrogram import to_spectrograms
+from pelap.data.wav import read_wav
 from pelap.errors import DataError
 from pelap.io import one_line, sha256
+from pelap.params import SoundParams
 
 SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
-LAYOUT = "lay it out as train/<class>/* and test/<class>/*, with PNG or JPEG pictures"
+"""Of pictures."""
+KINDS = {**dict.fromkeys(SUFFIXES, "pictures"), ".wav": "sounds"}
+"""What a file holds, by the end of its name."""
+LAYOUT = "lay it out as train/<class>/* and test/<class>/*, with PNG or JPEG pictures, or WAV sounds"
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
 
@@ -48,33 +54,45 @@ class Found:
 
     wrappers: set[str] = field(default_factory=set)
     classes: set[str] = field(default_factory=set)
+    examples: dict[str, str] = field(default_factory=dict)
+    """Kind of file -> the first path of it."""
     images: dict[tuple[str, str, str], torch.Tensor] = field(default_factory=dict)
-    """(split, class, path below) -> (3, S, S) uint8"""
+    """(split, class, path below) -> uint8 (1, 3, S, S), of a sound (windows, 1, S, S)"""
 
     def having(self, split: str) -> set[str]:
-        """Classes with pictures in a split."""
+        """Classes with items in a split."""
         return {label for name, label, _ in self.images if name == split}
 
 
-def build_folder(name: str, location: str, image_size: int, data_dir: Path) -> ImageDataset:
-    """Read a folder or archive; pictures become RGB, their central square resized to `image_size`.
+Decoder = Callable[[bytes, str], torch.Tensor]
+"""(content, name for errors) -> the items of a file, uint8 (N, C, S, S)."""
 
-    Hidden files, and files that are neither PNG nor JPEG by their name, are passed over; one folder
-    around train/ and test/ does no harm. Archives are read as they are, nothing is unpacked to disk.
+
+def build_folder(
+    name: str, location: str, image_size: int, sounds: SoundParams, data_dir: Path
+) -> ImageDataset:
+    """Read a folder or archive of pictures, or of sounds.
+
+    Pictures become RGB, their central square resized to `image_size`; a sound becomes the spectrograms of
+    its windows, those that are silent left out. Hidden files, and files that are neither PNG, JPEG nor WAV
+    by their name, are passed over; one folder around train/ and test/ does no harm. Archives are read as
+    they are, nothing is unpacked to disk.
 
     Args:
         name: Of the data set.
         location: Path from `params.yaml`; if nothing is there, its file name is looked for in the
             downloads and in the folder of `PELAP_DATA_DIR`.
-        image_size: Side in pixels.
+        image_size: Side in pixels, for sounds bands and frames.
+        sounds: How sounds are analysed.
         data_dir: The data folder.
 
     Raises:
-        DataError: It is missing or damaged, has another layout, or a picture cannot be read.
+        DataError: It is missing or damaged, has another layout, holds both pictures and sounds, or one of
+            them cannot be read.
     """
     source = _locate(name, location, data_dir)
     try:
-        found = _read(source, image_size)
+        found = _read(source, _decoders(image_size, sounds))
     except UNREADABLE as error:
         raise DataError(
             f"{source}: cannot be read to its end ({one_line(error)}); copy or download it again"
@@ -83,7 +101,8 @@ def build_folder(name: str, location: str, image_size: int, data_dir: Path) -> I
     class_names = tuple(sorted(found.classes))
     train, test = (_split(found, split, class_names) for split in SPLITS)
     checksum = sha256(source) if source.is_file() else pixel_checksum(train, test)
-    return ImageDataset(name, train, test, class_names, source.name, checksum)
+    sound = sounds if "sounds" in found.examples else None
+    return ImageDataset(name, train, test, class_names, source.name, checksum, sound)
 
 
 def parse(path: str) -> Place | None:
@@ -109,7 +128,24 @@ def _locate(name: str, location: str, data_dir: Path) -> Path:
     return found
 
 
-def _read(source: Path, image_size: int) -> Found:
+def _decoders(image_size: int, sounds: SoundParams) -> dict[str, Decoder]:
+    """How each kind of file is read."""
+
+    def picture(data: bytes, name: str) -> torch.Tensor:
+        try:
+            return decode(data, image_size).unsqueeze(0)
+        except ValueError as error:
+            raise DataError(
+                f"{name} is not a readable PNG or JPEG ({one_line(error)}); repair or remove it"
+            ) from None
+
+    def sound(data: bytes, name: str) -> torch.Tensor:
+        return to_spectrograms(read_wav(data, name, sounds, image_size), sounds)
+
+    return {"pictures": picture, "sounds": sound}
+
+
+def _read(source: Path, decoders: dict[str, Decoder]) -> Found:
     found = Found()
     for entry in _entries(source):
         place = parse(entry.path)
@@ -117,26 +153,27 @@ def _read(source: Path, image_size: int) -> Found:
             continue
         found.wrappers.add(place.wrapper)
         found.classes.add(place.label)
-        if entry.read is not None and entry.path.lower().endswith(SUFFIXES):
-            picture = _decode(source, entry.path, entry.read(), image_size)
-            found.images[place.split, place.label, place.rest] = picture
+        kind = KINDS.get(PurePosixPath(entry.path.lower()).suffix)
+        if entry.read is not None and kind is not None:
+            found.examples.setdefault(kind, entry.path)
+            _check_one_kind(source, found)
+            items = decoders[kind](entry.read(), f"{source}: {entry.path}")
+            found.images[place.split, place.label, place.rest] = items
     return found
 
 
-def _decode(source: Path, path: str, data: bytes, image_size: int) -> torch.Tensor:
-    try:
-        return decode(data, image_size)
-    except ValueError as error:
-        raise DataError(
-            f"{source}: {path} is not a readable PNG or JPEG ({one_line(error)}); repair or remove it"
-        ) from None
+def _check_one_kind(source: Path, found: Found) -> None:
+    """Raise a `DataError` as soon as there are pictures and sounds: what follows may be hours long."""
+    if len(found.examples) > 1:
+        files = " and ".join(sorted(found.examples.values()))
+        raise DataError(f"{source}: holds pictures and sounds ({files}); keep one kind")
 
 
 def _check_layout(source: Path, found: Found) -> None:
-    """Raise a `DataError` unless both splits have pictures of every class."""
+    """Raise a `DataError` unless both splits have items of every class."""
     for split in SPLITS:
         if not found.having(split):
-            raise DataError(f"{source}: no pictures in {split}/<class>/; {LAYOUT}")
+            raise DataError(f"{source}: no pictures or sounds in {split}/<class>/; {LAYOUT}")
     if len(found.wrappers) > 1:
         folders = ", ".join(repr(wrapper or ".") for wrapper in sorted(found.wrappers))
         raise DataError(f"{source}: more than one folder holds train/ or test/ ({folders}); keep one")
@@ -144,16 +181,21 @@ def _check_layout(source: Path, found: Found) -> None:
         lacking = sorted(found.classes - found.having(split))
         if lacking:
             raise DataError(
-                f"{source}: no pictures in {split}/ for {', '.join(lacking)}; every class needs some in "
-                "train/ and in test/: add them, or remove the class from both"
+                f"{source}: no pictures or sounds in {split}/ for {', '.join(lacking)}; every class needs "
+                "some in train/ and in test/: add them, or remove the class from both"
             )
 
 
 def _split(found: Found, split: str, class_names: tuple[str, ...]) -> Split:
-    """The pictures of a split, sorted by path within their class."""
-    keys = sorted(key for key in found.images if key[0] == split)
+    """The items of a split, sorted by path within their class; the windows of a sound stay in order."""
     label_of = {name: label for label, name in enumerate(class_names)}
-    return make_split([found.images[key] for key in keys], [label_of[key[1]] for key in keys])
+    items = [
+        (image, label_of[key[1]])
+        for key in sorted(found.images)
+        if key[0] == split
+        for image in found.images[key]
+    ]
+    return make_split([image for image, _ in items], [label for _, label in items])
 
 
 def _entries(source: Path) -> Iterator[Entry]:

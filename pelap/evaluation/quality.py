@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pelap.errors import DataError
-from pelap.evaluation.features import demand_checksum, exact_fp32, load_weights
+from pelap.evaluation.features import exact_fp32
+from pelap.evaluation.weights import demand_checksum, load_weights
 
 _CHUNK = 128
 SSIM_SIDE = 11

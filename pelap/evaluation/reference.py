@@ -53,7 +53,7 @@ class Reference:
     """Real pictures that others are compared with.
 
     Args:
-        images: uint8 pictures (N, 3, H, W), N at least 2.
+        images: uint8 pictures (N, C, H, W), C 3 or 1, N at least 2.
         extractors: What turns pictures into features.
         cache: Folder for what is computed of `images`, shared by everything that compares with the same
             pictures; None keeps it in memory alone.
@@ -87,7 +87,7 @@ class Reference:
         """Every figure of a set of pictures.
 
         Args:
-            images: uint8 pictures (N, 3, H, W) of the reference's size, N at least 2.
+            images: uint8 pictures (N, C, H, W) of the reference's channels and size, N at least 2.
             only_frechet: Leave out what compares pictures one by one.
 
         Returns:
@@ -176,12 +176,16 @@ class Reference:
     def _check(self, images: Tensor) -> None:
         check_images(images)
         _demand_two(images)
-        (height, width), (real_height, real_width) = images.shape[2:], self._images.shape[2:]
-        if (height, width) != (real_height, real_width):
+        if images.shape[1:] != self._images.shape[1:]:
             raise DataError(
-                f"images: {height}x{width} pixels, but the reference has {real_height}x{real_width}; "
+                f"images: {_shape(images)}, but the reference has {_shape(self._images)}; "
                 "compare pictures of one size, made from the data set that the model was trained on"
             )
+
+
+def _shape(images: Tensor) -> str:
+    channels, height, width = images.shape[1:]
+    return f"{height}x{width} pixels" + " of one channel" * (channels == 1)
 
 
 def all_equal(images: Tensor) -> bool:

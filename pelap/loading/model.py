@@ -3,7 +3,7 @@
 ::
 
     model/config.json                   which parts, and what they were trained as
-    model/vae, mask, normaliser, scheduler, unet     each in diffusers' own format
+    model/vae, mask, normaliser, conditioner, scheduler, unet    each in diffusers' own format
     model/unet/plan.json, pruned.safetensors         instead of the usual weights when pruned
     model/vae/kept_channels.json, cut.safetensors    the same for a pretrained autoencoder that was cut
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from pydantic import ValidationError
 from torch import nn
 
@@ -25,6 +25,7 @@ from pelap.config import explain
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError
 from pelap.loading.pruned import PLAN, load_plan, load_pruned, save_pruned
+from pelap.models.conditioning import TextConditioner
 from pelap.models.cut import CutLightUNet
 from pelap.models.ldm import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
@@ -32,15 +33,15 @@ from pelap.models.mask import ImportanceMask, LatentNormaliser
 from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read_config, save_part
 from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.vae import VAE
-from pelap.params import DiffusionParams, VariantParams
+from pelap.params import DiffusionParams, SoundParams, VariantParams
 from pelap.pruning.plan import Plan
 from pelap.pruning.surgery import removed_operators
 
 FORMAT = 2
 KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"
-UNETS = {kind.__name__: kind for kind in (UNet2DModel, LightUNet, CutLightUNet)}
-OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNormaliser}
+UNETS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, LightUNet, CutLightUNet)}
+OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNormaliser, "conditioner": TextConditioner}
 
 
 def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -> None:
@@ -146,6 +147,7 @@ def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
     info = {field.name: getattr(model.info, field.name) for field in fields(ModelInfo)}
     info["variant"] = model.info.variant.model_dump(mode="json")
     info["diffusion"] = model.info.diffusion.model_dump(mode="json")
+    info["sound"] = model.info.sound and model.info.sound.model_dump(mode="json")
     parts = [
         "vae",
         "unet",
@@ -162,6 +164,7 @@ def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
         info = dict(config["info"])
         info["variant"] = VariantParams(**info["variant"])
         info["diffusion"] = DiffusionParams(**info["diffusion"])
+        info["sound"] = info.get("sound") and SoundParams(**info["sound"])
         info["cut_channels"] = tuple(info.get("cut_channels", ()))
         list(config["parts"])
         return ModelInfo(**info)

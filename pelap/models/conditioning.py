@@ -5,6 +5,7 @@ Shapes: B batch, L tokens of a prompt, D width of the encoder.
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -20,6 +21,15 @@ UNKNOWN = -1
 """In place of the class that a prompt asks for, where it names none, or several."""
 
 _WORD = re.compile(r"[^\W_]+")
+
+
+class Guidance(NamedTuple):
+    """What the UNet is told of the prompts of B samples, in sampling."""
+
+    conditions: dict[str, torch.Tensor]
+    """By keyword; rows of the B prompts, and where `scale` is not 1 then B of no prompt."""
+    scale: float
+    """Of classifier-free guidance, see `TextConditioner`."""
 
 
 class TextConditioner(ModelMixin, ConfigMixin):
@@ -67,16 +77,22 @@ class TextConditioner(ModelMixin, ConfigMixin):
         self._by_label = torch.stack(
             [self.tokens([template.format(phrase) for phrase in self._phrases]) for template in templates]
         )  # (templates, classes, L)
-        self.prompts = tuple(
-            prompts or [template.format(phrase) for template in templates for phrase in self._phrases]
-        )
-        self._of_prompts = self.tokens(self.prompts)  # (prompts, L)
+        self.ask_for(prompts or [text.format(phrase) for text in templates for phrase in self._phrases])
         self.embedding = nn.Embedding(len(self._vocabulary) + 1, width)
         self.positions = nn.Parameter(0.02 * torch.randn(num_tokens, width))
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def ask_for(self, prompts: Sequence[str]) -> None:
+        """Make samples of these prompts from now on.
+
+        Raises:
+            DataError: See above.
+        """
+        self._of_prompts = self.tokens(prompts)  # (prompts, L)
+        self.prompts = tuple(prompts)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, L, D) of prompts (B, L)."""

@@ -1,26 +1,30 @@
-"""The assembly: autoencoder, mask, normaliser and denoising UNet as one latent diffusion model.
+"""The assembly: autoencoder, mask, normaliser, conditioner and denoising UNet as one latent diffusion model.
 
-Shapes: B batch, C latent channels, h and w sides of a latent.
+Shapes: B batch, C latent channels, h and w sides of a latent, L tokens of a prompt.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from pelap.models.conditioning import Guidance, TextConditioner
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import Gates, ImportanceMask, LatentNormaliser
 from pelap.models.pretrained_vae import PretrainedVAE, load_pretrained_vae
 from pelap.models.vae import VAE
 from pelap.params import (
+    BlockUNetParams,
     DiffusionParams,
     LightUNetParams,
     Loss,
     PelapVAEParams,
     SoundParams,
+    UNet2DParams,
     UNetParams,
     VAEParams,
     VariantParams,
@@ -71,7 +75,7 @@ class Encoded(NamedTuple):
 
 
 class LatentDiffusion(nn.Module):
-    """A variant's network. The mask is None for variants without one, likewise the normaliser."""
+    """A variant's network. The mask is None for variants without one, likewise normaliser and conditioner."""
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class LatentDiffusion(nn.Module):
         unet: nn.Module,
         mask: ImportanceMask | None,
         normaliser: LatentNormaliser | None,
+        conditioner: TextConditioner | None = None,
     ) -> None:
         super().__init__()
         self.info = info
@@ -87,6 +92,7 @@ class LatentDiffusion(nn.Module):
         self.unet = unet
         self.mask = mask
         self.normaliser = normaliser
+        self.conditioner = conditioner
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -97,10 +103,10 @@ class LatentDiffusion(nn.Module):
     def with_unet(self, unet: nn.Module, name: str, ema_decay: float) -> "LatentDiffusion":
         """The same model around another UNet, which is averaged by its own `ema_decay`."""
         info = dataclasses.replace(self.info, name=name, ema_decay=ema_decay)
-        return LatentDiffusion(info, self.vae, unet, self.mask, self.normaliser).eval()
+        return LatentDiffusion(info, self.vae, unet, self.mask, self.normaliser, self.conditioner).eval()
 
     def encode(self, images: torch.Tensor, posterior_noise: torch.Tensor | None = None) -> Encoded:
-        """Latents of images (B, 3, H, W) in [-1, 1].
+        """Latents of images (B, 3, H, W) in [-1, 1]; of sounds (B, 1, H, W).
 
         Args:
             images: Pictures.
@@ -159,6 +165,41 @@ class LatentDiffusion(nn.Module):
         """Z or z*m, whichever this variant's decoder is trained on."""
         return latents if self.info.variant.decode_from == "z" else apply_mask(latents, gates.values)
 
+    def tokens_for(self, labels: torch.Tensor, stream: torch.Generator | None = None) -> torch.Tensor:
+        """Prompts (B, L) for pictures with these labels (B,), on the CPU; L is 0 without a conditioner.
+
+        Args:
+            labels: Of the pictures.
+            stream: Draws templates, and who is given no prompt, as in training; None: the first template.
+        """
+        if self.conditioner is None:
+            return torch.empty(len(labels), 0, dtype=torch.int64)
+        if stream is None:
+            return self.conditioner.of_labels(labels)
+        return self.conditioner.drawn_for(labels, stream)
+
+    def tokens_of(self, items: Sequence[int]) -> torch.Tensor:
+        """Prompts (B, L) of these samples, on the CPU; L is 0 without a conditioner."""
+        if self.conditioner is None:
+            return torch.empty(len(items), 0, dtype=torch.int64)
+        return self.conditioner.of_items(items)
+
+    def conditions(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What else the UNet is called with for prompts (B, L), by keyword; nothing without a conditioner."""
+        return {} if self.conditioner is None else {"encoder_hidden_states": self.conditioner(tokens)}
+
+    def guidance(self, items: Sequence[int]) -> Guidance | None:
+        """How the denoising of these samples is led to their prompts; None without a conditioner.
+
+        Where predictions without prompt do not count, they are not made.
+        """
+        if self.conditioner is None:
+            return None
+        tokens, scale = self.tokens_of(items), self.conditioner.guidance_scale
+        if scale != 1:
+            tokens = torch.cat([tokens, self.conditioner.no_prompt(len(tokens))])
+        return Guidance(self.conditions(tokens.to(self.conditioner.positions.device)), scale)
+
     def support(self, gates: Gates | None = None) -> torch.Tensor | None:
         """Which channels are part of the latent: (B or 1, C, 1, 1) of zeros and ones; None if all.
 
@@ -196,37 +237,61 @@ def apply_mask(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return latents * mask[:, :, None, None]
 
 
-def build_vae(params: VAEParams) -> Autoencoder:
-    """An autoencoder: with fresh weights, or pretrained and frozen.
+def build_vae(params: VAEParams, image_channels: int = 3) -> Autoencoder:
+    """An autoencoder: with fresh weights for pictures of so many channels, or pretrained and frozen.
 
     Raises:
         ModelError: The pretrained one cannot be read.
     """
     if isinstance(params, PelapVAEParams):
-        return VAE(width=params.width, latent_channels=params.latent_channels)
+        return VAE(
+            width=params.width,
+            latent_channels=params.latent_channels,
+            image_channels=image_channels,
+            downsampling=params.downsampling,
+        )
     return load_pretrained_vae(params.source)
 
 
-def build_unet(params: UNetParams, latent_channels: int, latent_side: int) -> nn.Module:
-    """A denoising UNet with fresh weights."""
+def build_unet(
+    params: UNetParams, latent_channels: int, latent_side: int, prompt_width: int | None = None
+) -> nn.Module:
+    """A denoising UNet with fresh weights; `prompt_width` is that of the conditioner, where there is one."""
     if isinstance(params, LightUNetParams):
         return LightUNet(in_channels=latent_channels, width=params.width, stem=params.stem)
-    down = ["AttnDownBlock2D" if here else "DownBlock2D" for here in params.attention]
-    up = ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(params.attention)]
-    return UNet2DModel(
-        sample_size=latent_side,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=params.channels,
-        layers_per_block=params.layers_per_block,
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-        attention_head_dim=params.attention_head_dim,
-        norm_num_groups=params.norm_num_groups,
+    shape = {
+        "sample_size": latent_side,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
+        "block_out_channels": params.channels,
+        "layers_per_block": params.layers_per_block,
+        "norm_num_groups": params.norm_num_groups,
+    }
+    if isinstance(params, UNet2DParams):
+        blocks = _block_types(params, "Attn")
+        return UNet2DModel(**shape, **blocks, attention_head_dim=params.attention_head_dim)
+    # What this class calls the dimension of a head is the number of heads.
+    heads = tuple(channels // params.attention_head_dim for channels in params.channels)
+    return UNet2DConditionModel(
+        **shape,
+        **_block_types(params, "CrossAttn"),
+        attention_head_dim=heads,
+        cross_attention_dim=prompt_width,
     )
 
 
-def build_model(info: ModelInfo, vae: Autoencoder, unet: UNetParams) -> LatentDiffusion:
+def _block_types(params: BlockUNetParams, attention: str) -> dict[str, tuple[str, ...]]:
+    """What diffusers calls the blocks on the way down and up."""
+    prefixes = [attention if here else "" for here in params.attention]
+    return {
+        "down_block_types": tuple(f"{prefix}DownBlock2D" for prefix in prefixes),
+        "up_block_types": tuple(f"{prefix}UpBlock2D" for prefix in reversed(prefixes)),
+    }
+
+
+def build_model(
+    info: ModelInfo, vae: Autoencoder, unet: UNetParams, conditioner: TextConditioner | None = None
+) -> LatentDiffusion:
     """A whole model around an autoencoder, with fresh weights from torch's global generator."""
     variant, channels = info.variant, vae.latent_channels
     mask = ImportanceMask(
@@ -235,7 +300,13 @@ def build_model(info: ModelInfo, vae: Autoencoder, unet: UNetParams) -> LatentDi
     return LatentDiffusion(
         info,
         vae,
-        build_unet(unet, channels, info.image_size // vae.downsampling),
+        build_unet(
+            unet,
+            channels,
+            info.image_size // vae.downsampling,
+            None if conditioner is None else conditioner.config.width,
+        ),
         mask if variant.gate != "none" else None,
         LatentNormaliser(latent_channels=channels) if variant.normalise != "none" else None,
+        conditioner,
     )

@@ -3,6 +3,7 @@
 Shapes: B batch, H and W sides of a picture, h and w of its latent, c latent channels. The width is the
 number of channels at full resolution, 64 in the paper.
 """
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config

@@ -2,6 +2,5 @@
 
 from pelap.pipelines.latent import LatentPipeline
 from pelap.pipelines.support import refuse
-from pelap.pipelines.text import read_prompts
 
-__all__ = ["LatentPipeline", "read_prompts", "refuse"]
+__all__ = ["LatentPipeline", "refuse"]

@@ -1,31 +1,10 @@
-"""Prompts: from their file, and encoded."""
+"""Encodings of prompts."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pelap.errors import DataError, ModelError
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts from a UTF-8 file, one a line; blank lines do not count.
-
-    Raises:
-        DataError: It is missing, unreadable, no text, or holds no prompt.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file of prompts; correct the path") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}); give one prompt a line") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of prompts") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise DataError(f"{path}: holds no prompt; give one a line")
-    return prompts
+from pelap.errors import ModelError
 
 
 def stack(encodings: list[Any]) -> Any:

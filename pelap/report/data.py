@@ -9,6 +9,7 @@ import pandas as pd
 
 from pelap.report.changes import changed
 from pelap.report.figures_budget import measured
+from pelap.report.medium import Nouns, nouns
 from pelap.report.rows import CACHED, PRUNED
 from pelap.report.tables import metrics_frame, quality_column
 
@@ -56,11 +57,18 @@ class RunData:
     """PNG grids by model, from the same noise; `real` holds train pictures."""
     reconstructions: Mapping[str, bytes]
     """PNG grids by model; `real` holds the originals."""
+    sounds: Mapping[str, bytes]
+    """WAV files by model, of the first samples one after the other; empty where models make pictures."""
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """The metrics as a table."""
         return metrics_frame(self.metrics, self.scored)
+
+    @property
+    def nouns(self) -> Nouns:
+        """What the models make."""
+        return nouns(self.protocol)
 
     @property
     def timed(self) -> bool:

@@ -11,6 +11,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from pelap.config import FLOOR
 from pelap.report import (
     collapse,
     distillation,
@@ -19,6 +20,7 @@ from pelap.report import (
     figures_depth,
     figures_pruning,
     figures_training,
+    medium,
     protocol,
     words,
 )
@@ -35,22 +37,26 @@ _QUANTITIES = (("params", 1, 0), ("macs", 1e-6, 1), ("latency_ms", 1, 2))
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A grid of pictures, magnified by a whole number."""
+class Grid:
+    """A grid of pictures or spectrograms, magnified by a whole number."""
 
     name: str
     uri: str
     width: int
     height: int
+    sound: str = ""
+    """What is heard of it, as a WAV file."""
 
 
 def render(run: RunData) -> str:
     """The whole page."""
     source = resources.files("pelap.report").joinpath("template.html").read_text(encoding="utf-8")
+    say = run.nouns.put
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(source).render(
+    environment.filters["say"] = say
+    return environment.from_string(say(source)).render(  # its prose is about pictures
         run=run,
         words=words.headline(run),
         meaning=words.meaning(run),
@@ -60,7 +66,7 @@ def render(run: RunData) -> str:
         changes=list(_changes(run)),
         look=looks(run.models),
         tables=list(_tables(run.frame)),
-        headings=GROUPS,
+        headings={group: say(heading) for group, heading in GROUPS.items()},
         protocol_line=protocol.line(run.protocol),
         notes=protocol.notes(run.protocol),
         trained=distillation.trained(run),
@@ -71,9 +77,14 @@ def render(run: RunData) -> str:
         verdicts=collapse.verdicts(run.collapse),
         # drawn by us; text inside is escaped
         figures={name: Markup(svg) for name, svg in _figures(run)},
-        samples=_pictures(run.samples),
-        reconstructions=_pictures(run.reconstructions),
-        protocol=dict(flat(run.protocol)),
+        samples=_grids(run.samples, run.sounds),
+        reconstructions=_grids(run.reconstructions),
+        heard=bool(run.sounds),
+        prompts=medium.prompts(run.protocol),
+        num_prompts=medium.num_prompts(run.protocol),
+        guidance=medium.guidance(run.protocol),
+        agreement=medium.agreement(run.protocol),
+        protocol={key: say(text) if key == "notes" else text for key, text in flat(run.protocol)},
     )
 
 
@@ -154,14 +165,21 @@ def _figures(run: RunData) -> Iterator[tuple[str, str]]:
         "validation": figures_training.distillation_quality(run.distill_validation, run.students, run.models),
     }
     for name, figure in drawn.items():
-        yield name, to_svg(figure, name)
+        yield name, to_svg(run.nouns.label(figure), name)
 
 
-def _pictures(grids: Mapping[str, bytes]) -> list[Picture]:
-    pictures = []
-    for name, png in grids.items():
-        width, height = struct.unpack(">II", png[16:24])  # of the header, the first chunk of every PNG
+def _grids(pngs: Mapping[str, bytes], sounds: Mapping[str, bytes] | None = None) -> list[Grid]:
+    """In the order given; of sounds the real ones first, so that one knows what to listen for."""
+    heard = sounds or {}
+    grids = []
+    for name in sorted(pngs, key=lambda name: bool(heard) and name != FLOOR):
+        width, height = struct.unpack(">II", pngs[name][16:24])  # of the header, the first chunk of every PNG
         magnification = max(1, _GRID_WIDTH // width)
-        uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        pictures.append(Picture(name, uri, width * magnification, height * magnification))
-    return pictures
+        size = width * magnification, height * magnification
+        sound = _uri("audio/wav", heard[name]) if name in heard else ""
+        grids.append(Grid(name, _uri("image/png", pngs[name]), *size, sound))
+    return grids
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

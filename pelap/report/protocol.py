@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import fill
 from typing import Any
 
+from pelap.report import medium
 from pelap.report.tables import number
 
 _DIGITS = 12
@@ -11,7 +12,7 @@ _DIGITS = 12
 
 
 def line(protocol: Mapping[str, Any]) -> str:
-    """Pictures, reference, extractors, sampler, moving average, seed, data set, versions, device, revision.
+    """What was made, reference, extractors, sampler, moving average, seed, data set, versions, device.
 
     What the protocol does not say is left out.
     """
@@ -21,7 +22,8 @@ def line(protocol: Mapping[str, Any]) -> str:
 def notes(protocol: Mapping[str, Any]) -> list[str]:
     """What is to be kept in mind with these numbers."""
     found = protocol.get("notes") or []
-    return [str(note) for note in found] if isinstance(found, list) else [str(found)]
+    notes = [str(note) for note in found] if isinstance(found, list) else [str(found)]
+    return [*medium.explained(protocol), *map(medium.nouns(protocol).put, notes)]
 
 
 def markdown(protocol: Mapping[str, Any]) -> str:
@@ -33,6 +35,7 @@ def markdown(protocol: Mapping[str, Any]) -> str:
 def terminal(protocol: Mapping[str, Any], width: int = 80) -> str:
     """Both, below a table in a terminal."""
     paragraphs = [line(protocol).replace("·", "|"), *notes(protocol)]
+    paragraphs = [text.replace("é", "e") for text in paragraphs]  # some terminals have ASCII alone
     return "\n".join(fill(text, width, break_on_hyphens=False) for text in paragraphs if text)
 
 
@@ -40,6 +43,7 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
     yield from _pictures(protocol)
     for extractor in _listed(protocol.get("extractors")):
         yield f"extractor {extractor['name']}{_checksum(extractor.get('sha256'))}"
+    yield from medium.parts(protocol)
     sampler = protocol.get("sampler")
     if isinstance(sampler, Mapping) and {"kind", "steps"} <= set(sampler):
         yield f"{str(sampler['kind']).upper()}, {sampler['steps']} steps"
@@ -61,7 +65,8 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
 def _pictures(protocol: Mapping[str, Any]) -> Iterator[str]:
     made, real = protocol.get("num_images"), protocol.get("num_reference")
     if made is not None and real is not None:
-        yield f"{number(made, 0)} pictures of each model against {number(real, 0)} train pictures"
+        many = medium.nouns(protocol).many
+        yield f"{number(made, 0)} {many} of each model against {number(real, 0)} train {many}"
 
 
 def _average(decay: Any) -> Iterator[str]:

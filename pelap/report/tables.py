@@ -13,6 +13,8 @@ from rich.text import Text
 DASH, MINUS, PLUS_MINUS = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 CHANGE = "latency_change"
 """Derived column: time of the UNet relative to the dense one that was pruned, minus one."""
+VOCODED = "_vocoded"
+"""Tail of a distance of real sounds that went through Griffin and Lim's algorithm, as made ones do."""
 GROUPS = {
     "metrics": "Samples against real pictures",
     "pictures": "Picture by picture: reconstructions, and samples beside the dense model's",
@@ -86,6 +88,8 @@ _FAMILIES = {
     "coverage": Column("coverage", "coverage", "", _HIGHER, decimals=3, brief=False),
 }
 _COLUMNS = (
+    Column("prompt_agreement", "prompt agreement", "%", _HIGHER, decimals=1, scale=100,
+           error="prompt_agreement_se", short="prompt\nagrees\n%"),
     Column("recovered", "recovered", "%", _HIGHER, decimals=0, scale=100, short="reco-\nvered\n%"),
     Column("psnr", "PSNR", "dB, reconstructions", _HIGHER, short="PSNR\ndB", group="pictures"),
     Column("ssim", "SSIM", "reconstructions", _HIGHER, decimals=3, brief=False, short="SSIM",
@@ -107,8 +111,8 @@ _COLUMNS = (
            short="peak\nMiB"),
     Column("disk_mib", "weights on disk", "MiB", _LOWER, group="costs", brief=False),
 )  # fmt: skip
-_IMPORTANCE = ("fd", "fid", "latency_ms", CHANGE, "image_ms", "recovered", "params", "kid", "recall", "psnr",
-               "macs", "ssim", "peak_memory_mib")  # fmt: skip
+_IMPORTANCE = ("fd", "fid", "prompt_agreement", "latency_ms", CHANGE, "image_ms", "recovered", "params",
+               "kid", "recall", "psnr", "macs", "ssim", "peak_memory_mib")  # fmt: skip
 """What stays in the terminal when not everything has room, most important first."""
 _TERMINAL, _NAME_WIDTH, _BETWEEN = 80, 18, 2
 """Characters of a line, of a name in it before it takes a second line, and between columns."""
@@ -162,6 +166,8 @@ def _sorted(keys: Iterable[str]) -> list[str]:
 
 def _parts(key: str) -> tuple[str, str] | None:
     """Family and extractor of a metric, or of an error, that has one; that of `fid` has no name."""
+    if key.endswith(VOCODED):
+        return None
     found = _OF_EXTRACTOR.fullmatch(key.removesuffix("_se").removesuffix("_std"))
     if found is None or (found[1] == "fd" and not found[2]) or (found[1] == "fid" and found[2]):
         return None
@@ -178,6 +184,10 @@ def column(key: str) -> Column:
     for known in _COLUMNS:
         if known.key == key:
             return known
+    if key.endswith(VOCODED):
+        distance = column(key.removesuffix(VOCODED))
+        title = f"{distance.title} after Griffin-Lim"
+        return replace(distance, key=key, title=title, brief=False, short="", error="")
     parts = _parts(key)
     if parts is None:
         return Column(key, key, decimals=4)
@@ -215,8 +225,15 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet") -> Table:
-    """The table for a terminal of 80 columns, as far as it goes; `network` is what the denoiser is called."""
+def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet", item: str = "image") -> Table:
+    """The table for a terminal of 80 columns, as far as it goes.
+
+    Args:
+        frame: From `metrics_frame`.
+        title: Above it.
+        network: What the denoiser is called.
+        item: What a model makes.
+    """
     table = Table(
         title=Text(title) if title else None,
         box=box.SIMPLE_HEAD,
@@ -225,7 +242,7 @@ def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet") -> T
         title_justify="left",
     )
     table.add_column("model", overflow="fold", min_width=8)
-    shown = _fitting(frame, network)
+    shown = _fitting(frame, {"UNet": network, "image": item})
     for heading in shown:
         table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for place, model in enumerate(frame.index):
@@ -233,13 +250,18 @@ def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet") -> T
     return table
 
 
-def _fitting(frame: pd.DataFrame, network: str) -> dict[str, list[str]]:
-    """Cells by heading of the columns that have room, the least important left out first."""
+def _fitting(frame: pd.DataFrame, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Cells by heading of the columns that have room, the least important left out first.
+
+    In headings, `names` stand for what they are the names of.
+    """
     rows = [row for _, row in frame.iterrows()]
     cells: dict[str, list[str]] = {}
     importance: dict[str, int] = {}
     for each in columns(frame):
-        heading = each.short.replace("UNet", network)
+        heading = each.short
+        for usual, name in names.items():
+            heading = heading.replace(usual, name)
         if heading and heading not in cells:  # of two extractors the first
             cells[heading] = [each.short_of(row) for row in rows]
             importance[heading] = _IMPORTANCE.index(_family(each.key))

@@ -43,7 +43,7 @@ def headline(run: RunData) -> list[str]:
         latents(run),
         caution(run),
     )
-    return [sentence for sentence in parts if sentence]
+    return [run.nouns.put(sentence) for sentence in parts if sentence]
 
 
 def compared(before: float, after: float, less: str = "less", more: str = "more") -> str:

@@ -38,7 +38,8 @@ def run(context: Context) -> None:
     with io.exclusive(paths.collapse):
         for name in context.params.variants:
             model = trained_model(context, paths.train(name).model, dataset)
-            seen = observe(model, test.images, context.params.seed, params.batch_size, thresholds)
+            seed, size = context.params.seed, params.batch_size
+            seen = observe(model, test.images, seed, size, thresholds, test.labels)
             found = {
                 "collapse": _row(seen, thresholds),
                 "channels": channel_table(seen, thresholds),

@@ -2,6 +2,7 @@
 
 from pelap import io
 from pelap.data.dataset import ImageDataset, save_dataset
+from pelap.data.media import medium_of
 from pelap.data.sources import build_dataset
 from pelap.paths import packed_dataset
 from pelap.stages.context import Context
@@ -24,8 +25,8 @@ def run(context: Context) -> None:
 
 def describe(dataset: ImageDataset) -> str:
     """The data set in one line."""
-    side = dataset.train.images.shape[-1]
+    side, noun = dataset.train.images.shape[-1], medium_of(dataset.sound).noun
     return (
-        f"{dataset.name}: {len(dataset.train)} train and {len(dataset.test)} test pictures "
+        f"{dataset.name}: {len(dataset.train)} train and {len(dataset.test)} test {noun} "
         f"{side}x{side}, {len(dataset.class_names)} classes, sha256 {dataset.checksum[:12]}"
     )

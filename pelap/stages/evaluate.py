@@ -10,7 +10,7 @@ import torch
 
 from pelap import io
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
-from pelap.data.grid import save_grid
+from pelap.data.media import Medium
 from pelap.device import uses_bf16
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation.quality import psnr, ssim
@@ -24,21 +24,22 @@ from pelap.stages.context import Context
 from pelap.stages.figures import (
     Metrics,
     Pairs,
-    Real,
     compare_costs,
     differences,
     main_metric,
-    make_pictures,
+    measure_distance,
     measure_pictures,
     protocol_of_figures,
-    real_pictures,
     recovered,
     time_images,
 )
+from pelap.stages.real import Real, real_pictures
 from pelap.stages.subject import model_subject
 from pelap.stages.trained import trained_model
 
 NUM_SHOWN = 32
+NUM_PROMPTS_TOLD = 8
+"""Prompts in the protocol, which may be one of many."""
 
 Models = Mapping[str, LatentDiffusion]
 Entry = tuple[str, int]
@@ -89,7 +90,7 @@ def run(context: Context) -> None:
             costs, latencies = _costs(context, table, models)
             times = _image_times(context, table, rivals)
             figures = _figures(context, table, models, real, partial)
-            qualities = _reconstructions(context, models, dataset.test, partial)
+            qualities = _reconstructions(context, models, dataset.test, real.medium, partial)
             steps = params.sampler.steps
             metrics = {
                 name: (
@@ -178,13 +179,19 @@ def _figures(context: Context, table: Table, models: Models, real: Real, folder:
     params = context.params.evaluate
 
     def show(name: str, images: torch.Tensor) -> None:
-        save_grid(images[:NUM_SHOWN], _inside(folder, context, context.paths.samples(name)))
+        path = _inside(folder, context, context.paths.samples(name))
+        real.medium.save(images[:NUM_SHOWN], path.with_name(path.name.removesuffix(path.suffix)))
         if name in sources:
             sources[name].forget()
 
     sources = {name: _source(context, model) for name, model in models.items()}
     pairs = Pairs(table.scored, table.derived)
-    return measure_pictures(sources, real, params, context.params.seed, pairs, show)
+    asked = {
+        name: model.conditioner.asked_of(range(params.num_images))
+        for name, model in models.items()
+        if model.conditioner is not None
+    }
+    return measure_pictures(sources, real, params, context.params.seed, pairs, show, asked)
 
 
 def _inside(folder: Path, context: Context, path: Path) -> Path:
@@ -193,16 +200,18 @@ def _inside(folder: Path, context: Context, path: Path) -> Path:
 
 
 @torch.no_grad()
-def _reconstructions(context: Context, models: Models, test: Split, folder: Path) -> dict[str, Metrics]:
+def _reconstructions(
+    context: Context, models: Models, test: Split, medium: Medium, folder: Path
+) -> dict[str, Metrics]:
     """PSNR and SSIM of test pictures through each autoencoder, the way its variant decodes."""
     params = context.params.evaluate
     originals = test.images[: params.num_reconstructions]
-    save_grid(originals[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(FLOOR)))
+    medium.save_grid(originals[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(FLOOR)))
     result = {}
     for name, model in models.items():
         batches = originals.to(context.device).split(params.batch_size)
         decoded = torch.cat([to_uint8(model.reconstruct(to_float(batch))) for batch in batches]).cpu()
-        save_grid(decoded[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(name)))
+        medium.save_grid(decoded[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(name)))
         result[name] = {"psnr": psnr(decoded, originals), "ssim": ssim(decoded, originals)}
     return result
 
@@ -259,8 +268,8 @@ def _budget(
     for name, steps in _entries(context, table):
         known = figures.get(name)
         if known is None or steps != params.sampler.steps:
-            images = make_pictures(_source(context, models[name], steps), params, context.params.seed)
-            known = real.reference.measure(images, only_frechet=True)
+            source = _source(context, models[name], steps)
+            known = measure_distance(source, real, params, context.params.seed)
         quality = {key: known.metrics.get(key) for key in (metric, f"{metric}_se")}
         rows.append({"model": name, "steps": steps, **times.get((name, steps), {}), **quality})
     columns = ["model", "steps", "image_ms", "image_iqr_ms", metric, f"{metric}_se"]
@@ -277,6 +286,18 @@ def _recovered(table: Table, name: str, figures: Mapping[str, Figures]) -> Metri
     return {} if share is None else {"recovered": share}
 
 
+def _prompts(models: Models) -> dict[str, Any] | None:
+    """What samples were asked to be; all models are of the same parameters."""
+    for model in models.values():
+        if (conditioner := model.conditioner) is not None:
+            return {
+                "number": len(conditioner.prompts),
+                "guidance_scale": conditioner.guidance_scale,
+                "first": list(conditioner.prompts[:NUM_PROMPTS_TOLD]),
+            }
+    return None
+
+
 def _protocol(
     context: Context,
     table: Table,
@@ -288,6 +309,7 @@ def _protocol(
     params = context.params.evaluate
     extra = {
         "sampler": params.sampler.model_dump(),
+        "prompts": _prompts(models),
         "precision": "bf16" if uses_bf16(context.device, params.precision) else "fp32",
         "dense_steps": list(params.dense_steps),
         "cache_intervals": list(params.cache_intervals),

@@ -19,16 +19,15 @@ from pelap.report.tables import metrics_frame, rich_table
 from pelap.stages.figures import (
     Metrics,
     Pairs,
-    Real,
     compare_costs,
     differences,
     measure_pictures,
     protocol_of_figures,
-    real_pictures,
     time_images,
 )
 from pelap.stages.piped import demand_pictures_of, open_pipeline
 from pelap.stages.protocol import protocol_beside
+from pelap.stages.real import Real, real_pictures
 from pelap.stages.subject import pipeline_subject
 
 
@@ -53,13 +52,18 @@ def evaluate_pipelines(
         prompts: One prompt a line, for text-to-image.
 
     Raises:
-        ConfigError: Two folders have the same name, or prompts are missing or out of place.
+        ConfigError: Two folders have the same name, prompts are missing or out of place, or the data set
+            holds sounds.
         ModelError: Not a pipeline that can be used, or one for pictures of another size.
         DataError: The data set is not there or too small.
     """
     named = _by_name(folders)
     with io.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
+        if dataset.sound is not None:
+            raise ConfigError(
+                f"dataset: {dataset.name} holds sounds, and pipelines make pictures; name one of pictures"
+            )
         pipelines = _open(params, named, dataset, device, prompts)
         real = real_pictures(dataset, params.evaluate, reference_cache(data), device)
         figures = _figures(params, pipelines, real)

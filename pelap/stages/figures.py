@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from pelap.data.dataset import ImageDataset
-from pelap.errors import ConfigError, DataError
-from pelap.evaluation.features import make_extractor
+from pelap.data.media import Sounds
+from pelap.errors import ConfigError
+from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.frechet import standard_error
-from pelap.evaluation.quality import SSIM_SIDE, load_lpips, lpips, psnr, ssim
-from pelap.evaluation.reference import FLOOR, Figures, Reference, all_equal
+from pelap.evaluation.quality import SSIM_SIDE, lpips, psnr, ssim
+from pelap.evaluation.reference import FLOOR, Figures, all_equal
 from pelap.graphs import WARMUP_CALLS, can_record
 from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
@@ -25,6 +26,7 @@ from pelap.progress import progress
 from pelap.sampling import Source, sample_from
 from pelap.seeding import noise
 from pelap.stages.protocol import environment
+from pelap.stages.real import Real
 from pelap.stages.subject import Subject
 
 LATENCY_COLUMNS = ("model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats")
@@ -36,18 +38,7 @@ _MIB = 2**20
 Key = TypeVar("Key", bound=Hashable)
 Metrics = dict[str, float]
 Show = Callable[[str, torch.Tensor], None]
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real train pictures."""
-
-    reference: Reference
-    """What samples are compared with."""
-    floor: torch.Tensor  # (num_images, 3, H, W) uint8
-    """Others, for the row `FLOOR`: what no model can be expected to go below."""
-    lpips: nn.Module | None
-    """Where its weights are given."""
+NOTHING_ASKED: Mapping[str, torch.Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -58,35 +49,6 @@ class Pairs:
     others: Collection[str]
 
 
-def real_pictures(dataset: ImageDataset, params: EvaluateParams, cache: Path, device: torch.device) -> Real:
-    """The first `num_reference` train pictures are the reference, the `num_images` after them the floor.
-
-    Args:
-        dataset: Where they are from.
-        params: The section `evaluate`.
-        cache: Folder for what is computed of the reference.
-        device: Where features are computed.
-
-    Raises:
-        DataError: There are fewer pictures than that.
-        ConfigError: An extractor is unknown.
-        ModelError: Weights of an extractor, or those of LPIPS, cannot be used.
-    """
-    images, wanted = dataset.train.images, params.num_reference + params.num_images
-    if wanted > len(images):
-        raise DataError(
-            f"evaluate: num_reference + num_images is {wanted}, but there are {len(images)} train "
-            "pictures to take the reference and the floor from; lower one of them"
-        )
-    extractors = [make_extractor(name, device, params.inception_weights) for name in params.extractors]
-    network = None
-    if params.lpips_weights is not None:
-        network = load_lpips(Path(params.lpips_weights), device)
-        lpips(images[:1], images[:1], network)  # pictures too small for it are told of before any is made
-    reference = Reference(images[: params.num_reference], extractors, cache)
-    return Real(reference, images[params.num_reference : wanted], network)
-
-
 def measure_pictures(
     sources: Mapping[str, Source],
     real: Real,
@@ -94,6 +56,7 @@ def measure_pictures(
     seed: int,
     pairs: Pairs,
     show: Show = lambda name, images: None,
+    asked: Mapping[str, torch.Tensor] = NOTHING_ASKED,
 ) -> dict[str, Figures]:
     """Figures of every source's samples, and of the floor, by name; all are made from the same noise.
 
@@ -103,14 +66,21 @@ def measure_pictures(
         params: The section `evaluate`.
         seed: Names the noise.
         pairs: What is compared picture by picture as well.
-        show: Called with every name and its pictures (num_images, 3, H, W) uint8.
+        show: Called with every name and its pictures (num_images, C, H, W) uint8.
+        asked: By the name of a source that has prompts, the label (num_images,) that each picture is asked
+            to be; `UNKNOWN` counts for nothing.
     """
     result, dense = {}, None
     with progress("evaluate samples", len(sources) + 1) as report:
         for done, name in enumerate([*sources, FLOOR], start=1):
             images = real.floor if name == FLOOR else make_pictures(sources[name], params, seed)
             show(name, images)
-            figures = real.reference.measure(images, params.only_frechet)
+            heard = images if name == FLOOR else real.medium.perceived(images)
+            figures = real.reference.measure(heard, params.only_frechet)
+            extra = (
+                _floor_alone(real, bool(asked)) if name == FLOOR else _agreement(real, heard, asked.get(name))
+            )
+            figures = replace(figures, metrics=figures.metrics | extra)
             if all_equal(images):
                 figures = replace(figures, notes=(f"{name}: all {len(images)} pictures are the same",))
                 print(f"warning: {figures.notes[0]}")
@@ -124,8 +94,36 @@ def measure_pictures(
 
 
 def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:
-    """Samples (num_images, 3, H, W) uint8; picture i depends on (seed, i) alone."""
+    """Samples (num_images, C, H, W) uint8; picture i depends on (seed, i) alone."""
     return sample_from(source, params.num_images, seed, params.batch_size)
+
+
+def measure_distance(source: Source, real: Real, params: EvaluateParams, seed: int) -> Figures:
+    """The Frechet distances of a source's samples alone; as those of `measure_pictures`."""
+    heard = real.medium.perceived(make_pictures(source, params, seed))
+    return real.reference.measure(heard, only_frechet=True)
+
+
+def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:
+    """How many pictures are taken for what was asked for, where that can be said."""
+    if real.classifier is None or asked is None:
+        return {}
+    return agreement(real.classifier, images, asked)
+
+
+def _floor_alone(real: Real, prompted: bool) -> Metrics:
+    """What only the row of real pictures has.
+
+    Beside agreements with prompts it is the accuracy on test pictures, which no model can be expected to go
+    above. For sounds, distances after Griffin-Lim say what that alone costs.
+    """
+    metrics: Metrics = {}
+    if real.classifier is not None and prompted:
+        metrics |= share(real.classifier.test_accuracy, real.classifier.num_test)
+    if real.medium.noun == Sounds.noun:
+        vocoded = real.reference.measure(real.medium.perceived(real.floor), only_frechet=True)
+        metrics |= {f"{name}_vocoded": vocoded.metrics[name] for name in vocoded.replicates}
+    return metrics
 
 
 def _to_dense(images: torch.Tensor, dense: torch.Tensor, network: nn.Module | None) -> Metrics:
@@ -306,14 +304,13 @@ def protocol_of_figures(
         "dataset": dataset.name,
         "dataset_checksum": dataset.checksum,
         "reference_split": "train",
-        **real.reference.describe(params.num_images),
+        **real.describe(dataset, params),
         **extra,
         "latency_batch_sizes": list(params.latency_batch_sizes),
         "latency_compiled": params.latency_compiled,
         "latency_repeats": params.latency_repeats,
         "sampler_repeats": params.sampler_repeats,
-        "lpips": real.lpips is not None,
         "seed": seed,
-        "notes": [*real.reference.notes(params.num_images), *said],
+        "notes": [*real.notes(dataset, params), *said],
         **environment(device),
     }

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from pelap.data.dataset import ImageDataset
+from pelap.data.prompts import read_prompts
 from pelap.errors import ModelError
 from pelap.loading import load_pipeline
-from pelap.pipelines import LatentPipeline, read_prompts
+from pelap.pipelines import LatentPipeline
 
 
 def open_pipeline(

@@ -1,5 +1,6 @@
 """report: one page, one figure and one table from everything that the run measured."""
 
+import wave
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from pelap.paths import RunPaths
 from pelap.report import figures, html, protocol, tables
 from pelap.report.changes import QUANTITIES
 from pelap.report.data import RunData
+from pelap.report.medium import SOUNDS, nouns
 from pelap.report.style import to_png
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ def show(paths: RunPaths) -> None:
 
     metrics, measured_with = io.read_metrics(paths.metrics), io.read_mapping(paths.evaluate_protocol)
     frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
-    Console().print(tables.rich_table(frame))
+    item = "sound" if nouns(measured_with).many == SOUNDS else "image"
+    Console().print(tables.rich_table(frame, item=item))
     print(protocol.terminal(measured_with))
     print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
 
@@ -84,11 +87,13 @@ def show(paths: RunPaths) -> None:
 def load(params: "Params", paths: RunPaths) -> RunData:
     """Read everything that the report shows."""
     metrics, variants = io.read_metrics(paths.metrics), tuple(params.variants)
+    measured_with = io.read_mapping(paths.evaluate_protocol)
+    heard = nouns(measured_with).many == SOUNDS
     return RunData(
         dataset=params.dataset,
         seed=params.seed,
         metrics=metrics,
-        protocol=io.read_mapping(paths.evaluate_protocol),
+        protocol=measured_with,
         history={name: io.read_csv(paths.train(name).history, _LOSSES) for name in variants},
         validation={name: io.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
         collapse=io.read_csv(paths.collapse_table, _COLLAPSE),
@@ -107,6 +112,7 @@ def load(params: "Params", paths: RunPaths) -> RunData:
         differences=io.read_csv(paths.differences, _DIFFERENCES),
         samples={name: read_png(paths.samples(name)) for name in metrics},
         reconstructions=_reconstructions(paths, variants),
+        sounds={name: read_wav(paths.samples_sound(name)) for name in metrics} if heard else {},
     )
 
 
@@ -126,12 +132,12 @@ def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, byte
 
 
 def _table(data: RunData) -> str:
-    return tables.markdown_table(data.frame) + protocol.markdown(data.protocol)
+    return data.nouns.put(tables.markdown_table(data.frame)) + protocol.markdown(data.protocol)
 
 
 def _overview(data: RunData) -> bytes:
     strips = {name: figures.image_strip(png) for name, png in data.samples.items()}
-    return to_png(figures.overview(data, strips))
+    return to_png(data.nouns.label(figures.overview(data, strips)))
 
 
 def read_png(path: Path) -> bytes:
@@ -146,4 +152,20 @@ def read_png(path: Path) -> bytes:
             image.load()
     except (OSError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable PNG picture ({io.one_line(error)}); make it again") from None
+    return content
+
+
+def read_wav(path: Path) -> bytes:
+    """Read a sound and check that it is a whole WAV file that browsers play."""
+    if not path.is_file():
+        raise io.missing(path)
+    content = path.read_bytes()
+    try:
+        with wave.open(BytesIO(content)) as sound:
+            expected = sound.getnframes() * sound.getnchannels() * sound.getsampwidth()
+            complete = len(sound.readframes(sound.getnframes())) == expected > 0
+    except (wave.Error, EOFError) as error:
+        raise DataError(f"{path}: not a readable WAV file ({io.one_line(error)}); make it again") from None
+    if not complete:
+        raise DataError(f"{path}: the WAV file ends early; make it again")
     return content

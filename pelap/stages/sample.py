@@ -1,10 +1,12 @@
-"""sample: pictures from any model folder, or from that of a diffusers pipeline."""
+"""sample: pictures or sounds from any model folder, or from that of a diffusers pipeline."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from pelap.data.grid import save_grid, save_png
+from pelap.data.media import Medium, medium_of
+from pelap.data.prompts import read_prompts
 from pelap.device import choose_device
 from pelap.errors import ConfigError
 from pelap.io import atomic_dir
@@ -21,39 +23,52 @@ PIPELINE_BATCH_SIZE = 8
 def sample(
     folder: Path, num: int, seed: int, steps: int, out: Path, device: str, prompts: Path | None = None
 ) -> None:
-    """Write `num` PNG pictures and a grid into `out`; picture i depends on (seed, i) alone.
+    """Write `num` samples and a grid of them into `out`: PNG files; of sounds spectrograms, and WAV files.
+
+    Sample i depends on (seed, i) alone.
 
     Args:
         folder: A model folder of this project or of a diffusers pipeline, pruned or not.
-        num: How many pictures.
+        num: How many samples.
         seed: Names the noise.
         steps: Of DDIM for our models, of its own scheduler for a pipeline.
-        out: New folder for the pictures.
+        out: New folder for the samples.
         device: As on the command line.
-        prompts: For text-to-image: one prompt a line; picture i is of prompt i, again and again.
+        prompts: For text-to-image: one prompt a line; picture i is of prompt i, again and again. None: a
+            model of this project uses its own, a pipeline needs some.
 
     Raises:
         ConfigError: `out` holds something, `steps` does not suit the model, or prompts are missing or out of
             place.
         ModelError: The folder cannot be loaded, or its pipeline is of no kind that is supported.
-        DataError: The file of prompts cannot be read.
+        DataError: The file of prompts cannot be read, or a prompt is not in the vocabulary of a model.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
-    source, batch_size = _source(folder, steps, choose_device(device), prompts)
-    images = sample_from(source, num, seed, batch_size)
+    maker = _maker(folder, steps, choose_device(device), prompts)
+    images = sample_from(maker.source, num, seed, maker.batch_size)
     with atomic_dir(out) as partial:
-        for index, image in enumerate(images):
-            save_png(image, partial / f"{index:05d}.png")
-        save_grid(images, partial / GRID)
-    print(f"{num} pictures and {GRID} in {out}")
+        for index in range(num):
+            maker.medium.save(images[index : index + 1], partial / f"{index:05d}")
+        maker.medium.save_grid(images, partial / GRID)
+    print(f"{num} {maker.medium.noun} and {GRID} in {out}")
 
 
-def _source(folder: Path, steps: int, device: torch.device, prompts: Path | None) -> tuple[Source, int]:
-    """What makes the pictures, and how many at a time."""
+class _Maker(NamedTuple):
+    source: Source
+    batch_size: int
+    """Samples at a time."""
+    medium: Medium
+
+
+def _maker(folder: Path, steps: int, device: torch.device, prompts: Path | None) -> _Maker:
     if is_pipeline(folder):
-        return open_pipeline(folder, steps, device, prompts), PIPELINE_BATCH_SIZE
-    if prompts is not None and folder.is_dir():
-        raise ConfigError(f"--prompts {prompts}: {folder} takes no text; leave --prompts out")
+        pipeline = open_pipeline(folder, steps, device, prompts)
+        return _Maker(pipeline, PIPELINE_BATCH_SIZE, medium_of(None))
     model = load_model(folder, device)
-    return ModelSource(model, SamplerParams(kind="ddim", steps=steps)), BATCH_SIZE
+    if prompts is not None:
+        if model.conditioner is None:
+            raise ConfigError(f"--prompts {prompts}: {folder} takes no text; leave --prompts out")
+        model.conditioner.ask_for(read_prompts(prompts))
+    source = ModelSource(model, SamplerParams(kind="ddim", steps=steps))
+    return _Maker(source, BATCH_SIZE, medium_of(model.info.sound))

@@ -86,7 +86,8 @@ def model_subject(
 
     def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
         streams = [generator(seed + i % num_seeds, "score-step", i // num_seeds) for i in items]
-        return denoise(model, sampler, start, streams)
+        # Every seed goes through the prompts from the first, so that seeds can be compared.
+        return denoise(model, sampler, start, streams, [i // num_seeds for i in items])
 
     alphas = alphas_cumprod(model.info.diffusion)
 
@@ -95,7 +96,9 @@ def model_subject(
         timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(place)
         error = torch.randn(latents.shape, generator=stream).to(place)
         noisy = add_noise(latents, error, timesteps, alphas.to(place))
-        predicted = model.unet(noisy if support is None else noisy * support, timesteps).sample
+        prompts = model.tokens_of([i // num_seeds for i in range(len(latents))])
+        seen, conditions = noisy if support is None else noisy * support, model.conditions(prompts.to(place))
+        predicted = model.unet(seen, timesteps, **conditions).sample
         return noise_error(predicted, error, support).mean()
 
     return Subject(

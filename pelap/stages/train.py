@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -10,12 +11,14 @@ from pelap import io
 from pelap.channels import closed_channels, cut_channels, describe_cut
 from pelap.config import latent_problem, parts_of
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
-from pelap.data.grid import save_grid
+from pelap.data.media import medium_of
+from pelap.data.prompts import read_prompts
 from pelap.device import keep_freed_memory
 from pelap.errors import ConfigError
 from pelap.loading import save_model
+from pelap.models.conditioning import TextConditioner, build_conditioner
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
-from pelap.params import VariantParams
+from pelap.params import ConditioningParams, NoConditioning, VariantParams
 from pelap.paths import TrainPaths
 from pelap.sampling import sample_images
 from pelap.stages.context import Context
@@ -70,13 +73,16 @@ def _training(
         seed=params.seed,
         strength=variant.weight(params.lambda_),
         ema_decay=params.train.ema_decay,
+        sound=dataset.sound,
     )
     numbers = params.train.model_dump(exclude={"execution", "at_once"})
-    configuration = [repr(info), vae_params, unet_params, numbers, dataset.checksum]
+    told = params.conditioning
+    configuration = [repr(info), vae_params, unet_params, told, _prompts(told), numbers, dataset.checksum]
     checkpoint = context.paths.checkpoint(f"train-{name}", io.digest(configuration))
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)
-    model = build_model(info, build_vae(vae_params), unet_params)
+    vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
+    model = build_model(info, vae, unet_params, _conditioner(context, dataset))
     model, progress = yield from joint_training(model, dataset, params.train, context.device, checkpoint)
     if variant.cut:
         model = _without_closed_channels(model, dataset, params.train.batch_size)
@@ -85,13 +91,34 @@ def _training(
     drop_checkpoint(checkpoint)
 
 
+def _conditioner(context: Context, dataset: ImageDataset) -> TextConditioner | None:
+    told = context.params.conditioning
+    if isinstance(told, NoConditioning):
+        return None
+    return build_conditioner(told, dataset.class_names, _prompts(told))
+
+
+def _prompts(told: ConditioningParams) -> list[str] | None:
+    """What the file of prompts says, if one is named."""
+    if isinstance(told, NoConditioning) or told.prompts is None:
+        return None
+    return read_prompts(Path(told.prompts))
+
+
 def _demand_fit(context: Context, dataset: ImageDataset, name: str, variant: VariantParams) -> None:
     """Refuse latents that do not suit UNet or mask; a pretrained autoencoder's are known only here."""
     vae_params, unet_params = parts_of(variant, context.params.vae, context.params.unet)
-    vae, size = build_vae(vae_params), dataset.train.images.shape[-1]
+    vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
+    size = dataset.train.images.shape[-1]
     problem = latent_problem(variant, unet_params, size, vae.downsampling, vae.latent_channels)
     if problem:
         raise ConfigError(f"variants.{name}: {problem}")
+    if vae.image_channels != dataset.train.images.shape[1]:
+        raise ConfigError(
+            f"variants.{name}: its pretrained vae takes pictures of {vae.image_channels} colours, not the "
+            f"spectrograms of {dataset.name}; use vae.kind pelap"
+        )
+    _conditioner(context, dataset)  # refuses prompts that it cannot read
 
 
 def _without_closed_channels(
@@ -115,10 +142,10 @@ def _save(
     save_model(model, paths.model)
     io.write_csv(paths.history, pd.DataFrame(progress.history))
     io.write_csv(paths.validation, pd.DataFrame(progress.validation))
-    originals = dataset.test.images[:NUM_PREVIEW]
+    medium, originals = medium_of(dataset.sound), dataset.test.images[:NUM_PREVIEW]
     with torch.no_grad():
         decoded = to_uint8(model.reconstruct(to_float(originals.to(context.device)))).cpu()
     pairs = torch.stack([originals, decoded], dim=1).flatten(0, 1)  # each picture beside its copy
-    save_grid(pairs, paths.reconstructions)
+    medium.save_grid(pairs, paths.reconstructions)
     samples = sample_images(model, context.params.train.preview, NUM_PREVIEW, context.params.seed)
-    save_grid(samples, paths.samples)
+    medium.save_grid(samples, paths.samples)

@@ -40,18 +40,29 @@ class Draw(NamedTuple):
     noise: torch.Tensor  # (B, C, h, w) standard normal
     timesteps: torch.Tensor  # (B,) in 0..T-1
     gates: torch.Tensor  # (B, C) uniform in 0..1
+    tokens: torch.Tensor  # (B, L) the prompts that the pictures are given; L is 0 without a conditioner
 
 
-def draw(model: LatentDiffusion, batch_size: int, seed: int, purpose: str, index: int) -> Draw:
-    """The numbers of step `index`, on the CPU."""
+def draw(
+    model: LatentDiffusion,
+    batch_size: int,
+    seed: int,
+    purpose: str,
+    index: int,
+    tokens: torch.Tensor | None = None,
+) -> Draw:
+    """The numbers of step `index`, on the CPU; without `tokens` (B, L), all pictures get the first prompt."""
     stream = generator(seed, purpose, index)
     shape = (batch_size, *model.latent_shape)
     total = model.info.diffusion.num_train_timesteps
+    if tokens is None:
+        tokens = model.tokens_for(torch.zeros(batch_size, dtype=torch.int64))
     return Draw(
         torch.randn(shape, generator=stream),
         torch.randn(shape, generator=stream),
         torch.randint(total, (batch_size,), generator=stream),
         torch.rand(shape[:2], generator=stream),
+        tokens,
     )
 
 
@@ -180,7 +191,8 @@ def denoising_losses(
     uniform = random.gates if model.training else None
     seen = model.reached_by("diffusion", latents, uniform)
     noisy = add_noise_to(model, *seen, random.noise, random.timesteps, alphas)
-    predicted = model.unet(noisy.latents, random.timesteps).sample
+    conditions = model.conditions(random.tokens)
+    predicted = model.unet(noisy.latents, random.timesteps, **conditions).sample
     noise = noise_error(predicted, random.noise, noisy.support).mean()
     gates = model.reached_by("sparsity", latents, uniform)[1]
     loss = noise + strength * gates.cost.mean()
@@ -257,7 +269,7 @@ def joint_training(
         lr_factors={"mask": mask_lr / params.lr} if mask_lr is not None else {},
     )
     trainer = Trainer(model, how, device, checkpoint, f"train {model.info.name}")
-    objective = _Objective(trainer, schedule, model, images, dataset.test.images)
+    objective = _Objective(trainer, schedule, model, images, dataset)
 
     def after_step(step: int) -> None:
         if step % steps_per_epoch == 0:
@@ -308,7 +320,7 @@ class _Objective:
         schedule: Schedule,
         model: LatentDiffusion,
         images: torch.Tensor,
-        test_images: torch.Tensor,
+        dataset: ImageDataset,
     ) -> None:
         self.trainer = trainer
         self.schedule = schedule
@@ -317,13 +329,18 @@ class _Objective:
         self.seed = model.info.seed
         self.alphas = alphas_cumprod(model.info.diffusion).to(trainer.device)
         # The first pictures, not every n-th: classes take turns, so that a stride would pick some of them.
-        self.validation_images = test_images[: self.params.num_validation].to(trainer.device)
-        record = self.params.execution != "eager"
-        self.observer = Observer(self.validation_images, self.seed, self.params.batch_size, record=record)
+        self.validation_images = dataset.test.images[: self.params.num_validation].to(trainer.device)
+        self.validation_labels = dataset.test.labels[: self.params.num_validation]
+        self.observer = self._observer(record=self.params.execution != "eager")
         self.images = images
+        self.labels = dataset.train.labels.cpu()
         self.posteriors: Posteriors | None = None
         self.validation: _Validation | None = None
         model.train()
+
+    def _observer(self, record: bool) -> Observer:
+        images, labels = self.validation_images, self.validation_labels
+        return Observer(images, self.seed, self.params.batch_size, record=record, labels=labels)
 
     def inputs(self, step: int) -> Iterator[StepInputs]:
         """What the steps are given from `step` on, on the CPU."""
@@ -338,7 +355,9 @@ class _Objective:
             self.schedule.steps_per_epoch,
         )
         for index, chosen in enumerate(picks, start=step):
-            random = draw(self.model, params.batch_size, self.seed, "train-step", index)
+            stream = generator(self.seed, "train-prompts", index)
+            tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
+            random = draw(self.model, params.batch_size, self.seed, "train-step", index, tokens)
             yield StepInputs(chosen, random, torch.tensor(self.schedule.at(index).strength))
 
     def losses_at(self, step: int) -> LossFunction:
@@ -386,7 +405,7 @@ class _Objective:
     def forget(self) -> None:
         """Give back the memory of what was recorded."""
         self.validation = None
-        self.observer = Observer(self.validation_images, self.seed, self.params.batch_size, record=False)
+        self.observer = self._observer(record=False)
 
     def validate(self, epoch: int) -> None:
         """A row of `validation.csv`: losses and collapse of the model to keep, on test pictures.
@@ -429,12 +448,18 @@ class _Validation:
         self._model = model
         self._objective = objective
         device, size = objective.trainer.device, objective.params.batch_size
+        batches = zip(
+            objective.validation_images.split(size), objective.validation_labels.split(size), strict=True
+        )
         self._batches = [
-            (images, to_device(draw(model, len(images), objective.seed, "validate", index), device))
-            for index, images in enumerate(objective.validation_images.split(size))
+            (images, to_device(self._drawn(model.tokens_for(labels), index), device))
+            for index, (images, labels) in enumerate(batches)
         ]
         record = objective.params.execution != "eager"
         self._losses_of = Graphed(self._losses_of_batch, device, record)
+
+    def _drawn(self, tokens: torch.Tensor, index: int) -> Draw:
+        return draw(self._model, len(tokens), self._objective.seed, "validate", index, tokens)
 
     def losses(self) -> dict[str, float]:
         """Means over the pictures."""

@@ -10,6 +10,7 @@ from pelap.diffusion import alphas_cumprod
 from pelap.graphs import to_device
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import DistillParams
+from pelap.seeding import generator
 from pelap.training.distill import NoisyBatch
 from pelap.training.joint import Draw, draw
 from pelap.training.loop import picks_from
@@ -49,6 +50,8 @@ class ModelBatches:
         num_draws = params.steps * params.batch_size * num_students
         self.num_images = len(images)
         self.posteriors = frozen_posteriors(self.model, images, flip, num_draws, params.precision)
+        self.labels = dataset.train.labels.cpu()
+        self.held_out_labels = dataset.test.labels[: params.num_validation]
         unseen = dataset.test.images[: params.num_validation].to(device)
         self.num_held_out = len(unseen)
         # Looked at before the first step and after the last one at least.
@@ -61,13 +64,19 @@ class ModelBatches:
         size, flip = self.params.batch_size, self.params.horizontal_flip
         picks = picks_from(self.num_images, size, self.seed, "distill-order", flip, step)
         for index, chosen in enumerate(picks, start=step):
-            random = draw(self.model, size, self.seed, "distill-step", index)
+            stream = generator(self.seed, "distill-prompts", index)
+            tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
+            random = draw(self.model, size, self.seed, "distill-step", index, tokens)
             yield self._noisy(self.posteriors, chosen, random)
 
     def held_out(self) -> Iterator[NoisyBatch]:
         """Test pictures; the noise of each is its own, whatever the size of a batch."""
         for indices in torch.arange(self.num_held_out).split(self.params.batch_size):
-            draws = [draw(self.model, 1, self.seed, "distill-validate", i) for i in indices.tolist()]
+            tokens = self.model.tokens_for(self.held_out_labels[indices])
+            draws = [
+                draw(self.model, 1, self.seed, "distill-validate", i, prompt[None])
+                for i, prompt in zip(indices.tolist(), tokens, strict=True)
+            ]
             random = Draw(*(torch.cat(column) for column in zip(*draws, strict=True)))
             picks = Picks(indices, torch.zeros_like(indices, dtype=torch.bool))
             yield self._noisy(self.held_out_posteriors, picks, random)
@@ -77,4 +86,5 @@ class ModelBatches:
         latents = self.model.encoded(posteriors(picks), random.posterior).latents
         gates = self.model.gates(latents)
         noisy = add_noise_to(self.model, latents, gates, random.noise, random.timesteps, self.alphas)
-        return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.support)
+        conditions = self.model.conditions(random.tokens)
+        return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.support, conditions)

@@ -16,28 +16,21 @@ sys.path.insert(0, str(workflow.basedir))
 from pelap import io
 from pelap.config import parse_params, read_yaml, select_keys
 from pelap.errors import PelapError
-from pelap.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, packed_dataset
+from pelap.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
 
 RESULTS = Path("results")
 SUMMARY = SweepPaths(RESULTS / "{grid}")
 STUDY = StudyPaths(RESULTS / "collapse_study")
 CHOOSING = ChoosingPaths(RESULTS / "choosing")
+TASKS = TasksPaths(RESULTS / "tasks")
 CELL = RunPaths(RESULTS / "{grid}" / "{dataset}" / "seed{seed}")
 MODEL = CELL.train("{variant}")
 DATA = Path("data") / "{grid}"
 """Each grid has its own: their parameters may ask for other pictures."""
-SEEDED_DATASETS = ("photos",)
+SEEDED_DATASETS = ("photos", "sounds")
 """Data sets that differ from seed to seed; the others are packed once."""
 CLUSTER_CORES = 8
 """Threads of a job that times itself, where no --cores is given; a profile's set-threads decides."""
-
-
-wildcard_constraints:
-    grid="sweep|pruning_study|choosing|collapse_study",
-    dataset="[a-z0-9][a-z0-9_-]*",
-    seed=r"\d+",
-    variant="[a-z0-9][a-z0-9_-]*",
-    place=r"shared|seed\d+",
 
 
 def check_config():
@@ -65,8 +58,20 @@ GRIDS = {
     "pruning_study": Grid(config["pruning_params"], config["pruning_datasets"], config["pruning_seeds"]),
     "choosing": Grid(config["choosing_params"], config["choosing_datasets"], config["choosing_seeds"]),
     "collapse_study": Grid(config["study_params"], config["study_datasets"], config["study_seeds"]),
+    **{
+        f"tasks/{name}": Grid(task["params"], [task["dataset"]], config["task_seeds"])
+        for name, task in config["tasks"].items()
+    },
 }
 PIPELINE = read_yaml(Path(workflow.basedir) / "dvc.yaml")["stages"]
+
+
+wildcard_constraints:
+    grid="|".join(GRIDS),  # a task's has a slash: results/tasks/<name>, data/tasks/<name>
+    dataset="[a-z0-9][a-z0-9_-]*",
+    seed=r"\d+",
+    variant="[a-z0-9][a-z0-9_-]*",
+    place=r"shared|seed\d+",
 
 
 @cache
@@ -89,6 +94,11 @@ for name in GRIDS:
 def cell_files(grid, *paths):
     """Files of a cell, in every cell of a grid."""
     return expand(paths, grid=grid, dataset=GRIDS[grid].datasets, seed=GRIDS[grid].seeds)
+
+
+def task_files(*paths):
+    """Files of a cell, in every cell of every task."""
+    return [file for name in config["tasks"] for file in cell_files(f"tasks/{name}", *paths)]
 
 
 def summary_files(grid):

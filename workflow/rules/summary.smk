@@ -82,3 +82,31 @@ rule choosing:
         runtime=15,
     shell:
         "pelap choosing --root {params.root} > {log} 2>&1"
+
+
+rule tasks:
+    input:
+        task_files(
+            CELL.metrics,
+            CELL.differences,
+            CELL.evaluate_protocol,
+            CELL.prune_result,
+        ),
+    output:
+        TASKS.summary,
+        TASKS.cells,
+        report(TASKS.page, caption="../report/tasks.rst", category="Tasks"),
+        report(TASKS.figure, caption="../report/tasks.rst", category="Tasks"),
+    log:
+        TASKS.root / "logs" / "tasks.log",
+    benchmark:
+        TASKS.root / "benchmarks" / "tasks.tsv"
+    params:
+        root=subpath(output[0], parent=True),
+        code=code("pelap/stages/tasks.py", "pelap/stages/cells.py", "pelap/report"),
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    shell:
+        "pelap tasks --root {params.root} > {log} 2>&1"

@@ -1,0 +1,94 @@
+"""Sounds as WAV files."""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pelap import io
+from pelap.errors import DataError
+from pelap.io import one_line
+from pelap.params import SoundParams
+
+Samples = npt.NDArray[np.float64]
+
+SILENCE = 0.001
+"""Peak, as a share of full scale (-60 dB), below which a sound counts as silent."""
+
+
+def read_wav(data: bytes, name: str, params: SoundParams, image_size: int) -> torch.Tensor:
+    """The windows of a WAV file that sound, one after the other from its start.
+
+    Channels are averaged and the mean is taken away; what is left after the last whole window is dropped.
+
+    Args:
+        data: Content of the file: PCM of any width, or floats.
+        name: Names it in errors.
+        params: With the sample rate that it must have.
+        image_size: Frames of a window.
+
+    Returns:
+        float32 (N, image_size * hop_length), full scale is 1; N at least 1.
+
+    Raises:
+        DataError: It is no WAV or cut short, has another rate, lasts less than a window, or is silent.
+    """
+    length = image_size * params.hop_length
+    rate, samples = _decoded(data, name)
+    if rate != params.sample_rate:
+        raise DataError(
+            f"{name}: has {rate} samples a second, not {params.sample_rate}; resample it, or set "
+            f"download.sounds.sample_rate to {rate}"
+        )
+    if len(samples) < length:
+        raise DataError(
+            f"{name}: {len(samples)} samples are shorter than one window of {length} (download.image_size x "
+            "download.sounds.hop_length); remove it, or use a smaller hop_length"
+        )
+    whole = samples[: len(samples) // length * length] - samples.mean()
+    windows = torch.from_numpy(whole.astype(np.float32)).view(-1, length)
+    sounding = windows[windows.abs().amax(dim=1) >= SILENCE]
+    if not len(sounding):
+        raise DataError(
+            f"{name}: is silent (no window reaches -60 dB of full scale); remove it, or make it louder"
+        )
+    return sounding
+
+
+def write_wav(path: Path, sounds: torch.Tensor, rate: int) -> None:
+    """Write a sound (samples,) in [-1, 1] (clamped) as a mono WAV of 16 bits, atomically."""
+    from scipy.io import wavfile
+
+    samples = (sounds.float().clamp(-1.0, 1.0) * 32767).round().to(torch.int16)
+    with io.atomic_path(path) as partial:
+        wavfile.write(partial, rate, samples.cpu().numpy())
+
+
+def _decoded(data: bytes, name: str) -> tuple[int, Samples]:
+    """Samples a second and (samples,), full scale is 1."""
+    from scipy.io import wavfile
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks beside the sound
+            warnings.filterwarnings("error", "Reached EOF")  # its header promises more than there is
+            rate, samples = wavfile.read(BytesIO(data))
+        values = _of_full_scale_1(samples)
+    except Exception as error:  # scipy raises what comes: struct.error, UnboundLocalError, ...
+        raise DataError(f"{name}: not a complete WAV file ({one_line(error)}); repair or remove it") from None
+    return rate, values.reshape(len(values), -1).mean(axis=1)
+
+
+def _of_full_scale_1(samples: npt.NDArray[Any]) -> Samples:
+    """PCM of 8 bits has no sign; wider PCM fills its integers from the top; floats stay."""
+    if samples.dtype.kind == "f":
+        if not np.isfinite(samples).all():
+            raise ValueError("some samples are no numbers")
+        return np.asarray(samples, dtype=np.float64)
+    middle = 128 if samples.dtype == np.uint8 else 0
+    full_scale = float(2 ** (8 * samples.dtype.itemsize - 1))
+    return (np.asarray(samples, dtype=np.float64) - middle) / full_scale

@@ -1,0 +1,320 @@
+"""A small network that tells the classes of a data set apart, trained on its real pictures.
+
+What its accuracy on made pictures says: how often a small network that learnt from the same real train
+pictures takes what was made for the class that was asked for. It is no CLIP score, which other people's
+network gives; and a distance in its features is no FID. Both compare models of one data set with each other.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pelap.data.dataset import ImageDataset, epoch_picks, pick, pixel_checksum, to_float
+from pelap.device import autocast
+from pelap.errors import ConfigError, DataError, TrainingError
+from pelap.evaluation.features import CLASSIFIER, ChunkedExtractor
+from pelap.io import digest, exclusive, load_tensors, save_tensors, tensors_digest
+from pelap.params import ClassifierParams
+from pelap.progress import progress
+from pelap.seeding import generator
+
+_VERSION = 1
+"""Of what is cached; goes up when equal data and numbers give another network."""
+_FIRST_SIDE = 16
+"""Positions on a side of the first feature map, about: the first layer brings larger pictures down to it."""
+_WARMUP = 0.15
+"""Share of the steps in which the learning rate rises."""
+_WEIGHT_DECAY = 0.02
+_CHECK_EVERY = 25
+"""Steps after which the loss is looked at."""
+
+
+class Classifier(ChunkedExtractor):
+    """A trained network, its most likely classes and, as an extractor, its features.
+
+    Features (N, 4 * width) are the mean over the last feature map. The reference's pictures, and those of
+    the row `real`, are among those it learnt from: their distance is that of pictures it knows.
+
+    Args:
+        network: In evaluation mode.
+        shape: (C, H, W) of the pictures that it learnt from.
+        device: Where to compute.
+    """
+
+    name = CLASSIFIER
+    input_size = None
+    test_accuracy: float
+    """Share of `num_test` test pictures that are taken for what they are, 0..1."""
+    num_test: int
+
+    def __init__(self, network: "_Network", shape: tuple[int, int, int], device: torch.device) -> None:
+        super().__init__(device)
+        self.checksum = tensors_digest(network.state_dict())
+        self._shape = shape
+        self._head = network.head.cpu()
+        self._body = network.body.to(device).to(memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features; see `Extractor`.
+
+        Raises:
+            DataError: Pictures of another shape than those that it learnt from.
+        """
+        if images.shape[1:] != self._shape:
+            raise DataError(
+                f"images: {tuple(images.shape[1:])}, but the classifier learnt from pictures of "
+                f"{self._shape}; give it pictures of the data set's shape (C, H, W)"
+            )
+        return super().__call__(images)
+
+    def labels_of(self, images: Tensor) -> Tensor:
+        """The most likely class (N,) int64 of uint8 pictures (N, C, H, W)."""
+        with torch.no_grad():
+            scores: Tensor = self._head(self(images))  # (N, classes)
+        return scores.argmax(dim=1)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self._body(_laid_out(to_float(images)))
+        return features
+
+
+def trained_classifier(
+    dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device, cache: Path
+) -> Classifier:
+    """The classifier of a data set: trained on its train pictures, or as it was kept.
+
+    The same pixels, numbers and seed give the same network on the same machine. Processes that want the same
+    one wait for the first.
+
+    Args:
+        dataset: Pictures (N, C, S, S) of one or three channels, and labels.
+        params: The section `evaluate.classifier`.
+        seed: Names first weights and the order of the pictures.
+        device: Where to compute.
+        cache: Folder in which the network is kept.
+
+    Raises:
+        DataError: There are fewer train pictures than a batch holds.
+        ConfigError: The data set has no two classes.
+        TrainingError: The loss is not finite.
+    """
+    if len(dataset.class_names) < 2:
+        raise ConfigError(
+            f"evaluate.classifier: {dataset.name} has a single class, there is nothing to tell apart; "
+            "set it to null"
+        )
+    made_of = _made_of(dataset, params, seed)
+    path = cache / f"{CLASSIFIER}-{digest(made_of)}.safetensors"
+    with exclusive(path, wait=True):
+        network = _untrained(dataset, params, seed)
+        accuracy = _read(path, network, made_of)
+        if accuracy is not None:
+            return _classifier(network, dataset, accuracy, device)
+        _train(network, dataset, params, seed, device)
+        classifier = _classifier(network, dataset, math.nan, device)
+        right = classifier.labels_of(dataset.test.images) == dataset.test.labels
+        classifier.test_accuracy = right.double().mean().item()
+        _write(path, network, made_of, classifier.test_accuracy)
+    return classifier
+
+
+def agreement(classifier: Classifier, images: Tensor, asked: Tensor) -> dict[str, float]:
+    """How often made pictures are taken for what was asked for.
+
+    Args:
+        classifier: What takes them for something.
+        images: uint8 (N, C, H, W).
+        asked: Labels (N,) int64; a negative one is not known and counts for nothing.
+
+    Returns:
+        See `share`; nothing where no label is known.
+    """
+    known = asked >= 0
+    if not known.any():
+        return {}
+    right = classifier.labels_of(images[known]) == asked[known]
+    return share(right.double().mean().item(), len(right))
+
+
+def share(value: float, count: int) -> dict[str, float]:
+    """``prompt_agreement``, a share 0..1 of so many pictures, and its binomial standard error."""
+    return {"prompt_agreement": value, "prompt_agreement_se": math.sqrt(value * (1 - value) / count)}
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a way around them."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.around: nn.Module = nn.Identity()
+        if stride > 1 or channels_in != channels:
+            self.around = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        summed: Tensor = self.inner(x) + self.around(x)
+        return summed.relu_()
+
+
+class _Network(nn.Module):
+    """Residual blocks at three resolutions: (B, C, S, S) in [-1, 1] -> (B, 4 * width) -> (B, classes).
+
+    Source: He et al., https://arxiv.org/abs/1512.03385
+    """
+
+    def __init__(self, channels: int, side: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        stride = 2 ** max(0, int(math.log2(side / _FIRST_SIDE)))
+        size, padding = (2 * stride, stride // 2) if stride > 1 else (3, 1)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, size, stride, padding, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            _Block(width, width, 1),
+            _Block(width, 2 * width, 2),
+            _Block(2 * width, 4 * width, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x))
+        return scores
+
+
+def _untrained(dataset: ImageDataset, params: ClassifierParams, seed: int) -> _Network:
+    channels, side = dataset.train.images.shape[1:3]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, CLASSIFIER).initial_seed())
+        return _Network(channels, side, params.width, len(dataset.class_names)).eval()
+
+
+def _train(
+    network: _Network, dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device
+) -> None:
+    """AdamW with a rate that rises and falls once.
+
+    On CPUs with bfloat16 but without matrix units the backward pass of so small convolutions is 2.5 times
+    slower in it (46 ms a step of 128 pictures in float32, 122 in bfloat16): it is for GPUs alone.
+    """
+    network.train().to(device).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(network.parameters(), params.lr, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, params.steps))
+    batches = _batches(dataset, params, seed, device)
+    precision = "fp32" if device.type == "cpu" else "auto"
+    # The same sums in the same order, so that the same numbers give the same network.
+    with (
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True),
+        progress(f"classifier of {dataset.name}", params.steps) as report,
+    ):
+        for step in range(1, params.steps + 1):
+            images, labels = next(batches)
+            optimiser.zero_grad()
+            with autocast(device, precision):
+                scores = network(images)
+            loss = cross_entropy(scores.float(), labels)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if step % _CHECK_EVERY == 0 or step == params.steps:
+                report(step, f"loss {_finite(loss, step):.4g}")
+    network.eval()
+
+
+def _batches(
+    dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures (B, C, S, S) in [-1, 1] and labels (B,) without end, epoch by epoch in other orders."""
+    train = dataset.train
+    if params.batch_size > len(train):
+        raise DataError(
+            f"evaluate.classifier.batch_size: {params.batch_size} exceeds the {len(train)} train pictures of "
+            f"{dataset.name}; lower it"
+        )
+    images, labels = train.images.to(device), train.labels.to(device)
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        for epoch in count(1):
+            stream = generator(seed, CLASSIFIER, epoch)
+            for picks in epoch_picks(len(train), params.batch_size, stream, params.horizontal_flip):
+                here = type(picks)(*(part.to(device) for part in picks))
+                yield _laid_out(pick(images, here)), labels[here.indices]
+
+    return endless()
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the highest learning rate: up in a line, down by half a cosine."""
+    rise = max(1, round(_WARMUP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / (steps - rise + 1)))
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(f"classifier: the loss is {value} at step {step}; lower evaluate.classifier.lr")
+    return value
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _classifier(
+    network: _Network, dataset: ImageDataset, accuracy: float, device: torch.device
+) -> Classifier:
+    channels, height, width = dataset.train.images.shape[1:]
+    classifier = Classifier(network.requires_grad_(False), (channels, height, width), device)
+    classifier.test_accuracy, classifier.num_test = accuracy, len(dataset.test)
+    return classifier
+
+
+def _made_of(dataset: ImageDataset, params: ClassifierParams, seed: int) -> dict[str, str]:
+    """What decides the network, to name its file by."""
+    return {
+        "version": str(_VERSION),
+        "pixels": pixel_checksum(dataset.train, dataset.test),
+        "shapes": str([tuple(split.images.shape) for split in (dataset.train, dataset.test)]),
+        "num_classes": str(len(dataset.class_names)),
+        "params": params.model_dump_json(),
+        "seed": str(seed),
+    }
+
+
+def _write(path: Path, network: _Network, made_of: Mapping[str, str], accuracy: float) -> None:
+    state = network.state_dict()
+    says = {**made_of, "sha256": tensors_digest(state), "test_accuracy": repr(accuracy)}
+    save_tensors(path, {name: tensor.cpu() for name, tensor in state.items()}, says)
+
+
+def _read(path: Path, network: _Network, made_of: Mapping[str, str]) -> float | None:
+    """Fill the network with what `_write` wrote; its accuracy, None where there is no such file."""
+    try:
+        tensors, said = load_tensors(path)
+        accuracy = float(said.pop("test_accuracy"))
+    except (DataError, KeyError, ValueError):
+        return None
+    order = network.state_dict().keys()
+    whole = tensors.keys() == order and said == {
+        **made_of, "sha256": tensors_digest({name: tensors[name] for name in order})
+    }  # fmt: skip
+    if not whole:
+        return None
+    network.load_state_dict(tensors)
+    return accuracy

@@ -1,0 +1,80 @@
+"""Files of published weights: where they are, and that they are what they should be."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pelap.errors import ConfigError, ModelError
+from pelap.io import one_line, sha256
+
+INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""
+
+INCEPTION_WEIGHTS_VARIABLE = "PELAP_INCEPTION_WEIGHTS"
+"""Environment variable that says where these weights are, where parameters do not."""
+
+DOWNLOAD = "download"
+"""In place of a path: fetch the weights from where torch-fidelity has them."""
+
+
+def inception_path(given: str | None) -> Path:
+    """Where the weights of the 2015 Inception are.
+
+    Args:
+        given: A path or ``download``. Where None, the environment variable says it.
+
+    Raises:
+        ConfigError: Nothing says it.
+        ModelError: They cannot be fetched.
+    """
+    given = given or os.environ.get(INCEPTION_WEIGHTS_VARIABLE)
+    if not given:
+        raise ConfigError(
+            "inception_weights: inception-2015 needs weights-inception-2015-12-05-6726825d.pth; give its "
+            f"path there or in {INCEPTION_WEIGHTS_VARIABLE}, or inception_weights: {DOWNLOAD}"
+        )
+    return _download_inception() if given == DOWNLOAD else Path(given)
+
+
+def _download_inception() -> Path:
+    """The file in torch.hub's folder, fetched where it is not there; torch-fidelity shares it."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:  # It takes its name when it is whole and its digest is right.
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_2015_SHA256, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{URL_INCEPTION_V3}: cannot be fetched ({one_line(error)}); fetch it by hand and give its path "
+            "as inception_weights"
+        ) from None
+    return path
+
+
+def demand_inception(path: Path) -> str:
+    """The digest of a file, which has to be that of the 2015 Inception; see `demand_checksum`."""
+    return demand_checksum(path, INCEPTION_2015_SHA256, "the 2015 Inception")
+
+
+def demand_checksum(path: Path, wanted: str, what: str) -> str:
+    """The digest of a file, which has to begin with `wanted`.
+
+    Raises:
+        ModelError: The file is missing or has another one.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file of weights; correct the path")
+    found = sha256(path)
+    if not found.startswith(wanted):
+        raise ModelError(f"{path}: SHA-256 {found[:12]}, but {what} has {wanted[:12]}; fetch the file again")
+    return found
+
+
+def load_weights(path: Path) -> Any:
+    """What a file of weights holds, refusing everything but tensors and plain values."""
+    return torch.load(path, map_location="cpu", weights_only=True)

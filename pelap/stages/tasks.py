@@ -1,0 +1,132 @@
+"""tasks: what pruning saved and cost in every task, over seeds."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pelap import io
+from pelap.errors import DataError
+from pelap.paths import RunPaths, TasksPaths
+from pelap.report.medium import nouns
+from pelap.report.style import to_png
+from pelap.report.tables import is_distance
+from pelap.report.tasks import TaskCell, cell_values, first_cells, page, summarise, tasks_figure
+from pelap.stages.cells import SEED, place_of
+
+PATTERN = "*/*/seed*"
+ALIKE = ("item", "metric", "dense", "control")
+"""What has to be the same in every seed of a task, by its cell."""
+ALIKE_PROTOCOL = ("num_images", "num_reference", "sampler", "prompts", "medium", "sound")
+"""The same by the protocols. The extractor may differ: a classifier is trained for each seed."""
+_RESULT = ("measured_time_reduction", "num_operators", "params_before", "params_after")
+_DIFFERENCES = ("model", "against", "metric", "difference", "se")
+
+
+def tasks(root: Path) -> None:
+    """Write tables, page and figure from every finished cell ``TASK/DATASET/seedN`` under `root`.
+
+    Cells that are not finished, or have a file that cannot be read, are named on the terminal and left out.
+
+    Raises:
+        DataError: There is none left, or the seeds of a task were not measured alike.
+    """
+    found = {run: cell for run in _runs(root) for cell in _cells(run, root)}
+    if not found:
+        raise DataError(
+            f"{root}: no finished TASK/DATASET/seedN here; run `snakemake --cores 4 all_tasks` first"
+        )
+    _name_missing(list(found.values()), root)
+    _demand_alike(found)
+    cells, paths = list(found.values()), TasksPaths(root)
+    values = pd.concat([cell_values(cell) for cell in cells], ignore_index=True)
+    summary = summarise(values)
+    io.write_csv(paths.cells, values)
+    io.write_csv(paths.summary, summary)
+    io.write_text(paths.page, page(summary, values, cells))
+    with io.atomic_path(paths.figure) as partial:
+        partial.write_bytes(to_png(tasks_figure(summary, cells)))
+    print(f"{len(cells)} cells of {len(first_cells(cells))} tasks summarised in {paths.page}")
+
+
+def _runs(root: Path) -> list[RunPaths]:
+    """The folders of cells by task, data set and seed."""
+    folders = [folder for folder in root.glob(PATTERN) if folder.is_dir() and SEED.fullmatch(folder.name)]
+    return sorted((RunPaths(folder) for folder in folders), key=lambda run: (_task(run), *place_of(run)))
+
+
+def _task(run: RunPaths) -> str:
+    return run.root.parents[1].name
+
+
+def _needed(run: RunPaths) -> tuple[Path, ...]:
+    return run.metrics, run.differences, run.prune_result, run.evaluate_protocol
+
+
+def _cells(run: RunPaths, root: Path) -> Iterator[TaskCell]:
+    """The cell of a folder, or none and a line on the terminal that says why."""
+    where = run.root.relative_to(root)
+    if not all(file.is_file() for file in _needed(run)):
+        print(f"not finished: {where}")
+        return
+    try:
+        yield _cell(run)
+    except DataError as error:
+        print(f"left out {where}: {error}")
+
+
+def _cell(run: RunPaths) -> TaskCell:
+    dataset, seed = place_of(run)
+    protocol = io.read_mapping(run.evaluate_protocol, ["scored_variant", "students"])
+    metrics, dense, students = io.read_metrics(run.metrics), protocol["scored_variant"], protocol["students"]
+    metric = next((name for name in metrics.get(dense, {}) if is_distance(name)), None)
+    if metric is None:
+        raise DataError(f"{run.metrics}: no Frechet distance of {dense}; evaluate again with models: all")
+    if not isinstance(students, dict):
+        raise DataError(f"{run.evaluate_protocol}: students: expected a mapping; evaluate again")
+    plans = io.read_mapping(run.prune_result)
+    for plan, result in plans.items():
+        absent = [key for key in _RESULT if not isinstance(result, dict) or result.get(key) is None]
+        if absent:
+            raise DataError(f"{run.prune_result}: {plan}: lacks {', '.join(absent)}; prune again")
+    wanted = [dense, *(f"pruned-{plan}" for plan in plans), *students]
+    absent = [name for name in wanted if metrics.get(name, {}).get(metric) is None]
+    if absent:
+        raise DataError(f"{run.metrics}: lacks {metric} of {', '.join(absent)}; evaluate again")
+    return TaskCell(
+        task=_task(run),
+        dataset=dataset,
+        seed=seed,
+        item=nouns(protocol).one,
+        metric=metric,
+        dense=dense,
+        students=students,
+        plans=plans,
+        metrics=metrics,
+        differences=io.read_csv(run.differences, _DIFFERENCES),
+    )
+
+
+def _name_missing(cells: Sequence[TaskCell], root: Path) -> None:
+    """Name the seeds that other tasks have and whose folder is not even there."""
+    seeds = sorted({cell.seed for cell in cells})
+    for first, seed in itertools.product(first_cells(cells), seeds):
+        folder = root / first.task / first.dataset / f"seed{seed}"
+        if not folder.exists():
+            print(f"missing: {folder.relative_to(root)}")
+
+
+def _demand_alike(found: dict[RunPaths, TaskCell]) -> None:
+    """Refuse seeds of one task whose numbers do not compare."""
+    first: dict[tuple[str, str], RunPaths] = {}
+    for run, cell in found.items():
+        other = first.setdefault((cell.task, cell.dataset), run)
+        differing = [key for key in ALIKE if getattr(cell, key) != getattr(found[other], key)]
+        here, there = io.read_mapping(run.evaluate_protocol), io.read_mapping(other.evaluate_protocol)
+        differing += [key for key in ALIKE_PROTOCOL if here.get(key) != there.get(key)]
+        if differing:
+            raise DataError(
+                f"{run.evaluate_protocol}: another {' and '.join(differing)} than in "
+                f"{other.evaluate_protocol}; evaluate both alike"
+            )
