@@ -189,6 +189,7 @@ def _disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _autoencoders_train_as_told: {"vae", "variants"},
         _latents_fit: {"download", "unet", "vae", "variants"},
         _prompts_have_a_way_in: {"conditioning", "unet", "variants"},
+        _sounds_keep_their_direction: {"dataset"},
         _sampler_steps_divide: {"diffusion", "train", "score", "distill", "evaluate"},
     }
     return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
@@ -210,17 +211,23 @@ def _folders_have_names_of_their_own(params: Params) -> list[str]:
 
 
 def _made_items_suffice(params: Params) -> list[str]:
-    download, wanted = params.download, params.evaluate.num_reference + params.evaluate.num_images
+    download = params.download
     made = {
         "photos": (NUM_PHOTOGRAPHS * download.photos.train_per_photo, "photos.train_per_photo"),
         "sounds": (NUM_RECIPES * download.sounds.train_per_class, "sounds.train_per_class"),
     }
-    there, key = made.get(params.dataset, (wanted, ""))
-    if wanted <= there:
+    if params.dataset not in made:
         return []
+    there, key = made[params.dataset]
+    learner = params.evaluate.classifier
+    needs = {
+        "evaluate: num_reference + num_images": params.evaluate.num_reference + params.evaluate.num_images,
+        "evaluate.classifier.batch_size": 0 if learner is None else learner.batch_size,
+    }
     return [
-        f"evaluate: num_reference + num_images is {wanted}, but with download.{key} there are {there} train "
-        f"items of {params.dataset}"
+        f"{what} is {wanted}, but with download.{key} there are {there} train items of {params.dataset}"
+        for what, wanted in needs.items()
+        if wanted > there
     ]
 
 
@@ -349,6 +356,22 @@ def latent_problem(
         f"the UNet halves latents {halvings} times, but those of {image_size} pixels have a side of {side}; "
         "use fewer levels or another size"
     )
+
+
+def _sounds_keep_their_direction(params: Params) -> list[str]:
+    # Of a folder's data set it is known only where that is read.
+    return backwards(params) if params.dataset == "sounds" else []
+
+
+def backwards(params: Params) -> list[str]:
+    """What would turn sounds backwards, of the sections that are there."""
+    sections = {name: getattr(params, name, None) for name in ("train", "distill")}
+    sections["evaluate.classifier"] = getattr(getattr(params, "evaluate", None), "classifier", None)
+    return [
+        f"{name}.horizontal_flip: would turn sounds backwards; set it to false"
+        for name, section in sections.items()
+        if section is not None and section.horizontal_flip
+    ]
 
 
 def _prompts_have_a_way_in(params: Params) -> list[str]:

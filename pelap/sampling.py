@@ -67,19 +67,23 @@ class ModelSource:
         return self.model.latent_shape
 
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
+        conditions = self._conditions(indices)
         if not self._process.draws:
             # A replay overwrites what the one before it gave.
-            return self._denoise((_pinned(noise, self.device), self._conditions(indices))).clone()
+            return self._denoise((_pinned(noise, self.device), conditions)).clone()
         step_noise = [generator(seed, "sample-step", i) for i in indices]
         with autocast(self.device, self.precision):
-            guidance = self.model.guidance(indices)
-            start = noise.to(self.device)
+            start, guidance = noise.to(self.device), self._guidance(conditions)
             return self._process.run(self.model.unet, start, step_noise, self._support, guidance)
 
     def _conditions(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             guidance = self.model.guidance(indices)
         return {} if guidance is None else guidance.conditions
+
+    def _guidance(self, conditions: dict[str, torch.Tensor]) -> Guidance | None:
+        conditioner = self.model.conditioner
+        return None if conditioner is None else Guidance(conditions, conditioner.guidance_scale)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return to_uint8(self.model.decode_sample(latents))
@@ -100,11 +104,10 @@ class ModelSource:
     @cached_property
     def _denoise(self) -> Graphed[torch.Tensor]:
         process, support = self._process, self._support  # made before anything is recorded
-        conditioner = self.model.conditioner
 
         def denoise(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
             noise, conditions = given
-            guidance = Guidance(conditions, conditioner.guidance_scale) if conditioner else None
+            guidance = self._guidance(conditions)
             # Entered anew by every call: what autocast keeps of the weights belongs to the recording.
             with autocast(self.device, self.precision):
                 return process.run(self.model.unet, noise, support=support, guidance=guidance)

@@ -122,7 +122,9 @@ SOUNDS: dict[str, Any] = {
     "medium": "sounds",
     "sound": {"sample_rate": 16_000, "num_fft": 1024, "hop_length": 256, "range_db": 80.0},
     "classifier": {"test_accuracy": 0.9375, "num_test": 512},
-    "prompts": {"number": 2, "guidance_scale": 3.0, "first": PROMPTS},
+    "prompts": {"number": 2, "guidance_scale": 3.0, "first": PROMPTS, "num_judged": 1500},
+    "rows_per_latent": 2,
+    "notes": ["fd_classifier: features of a small network that learnt from the train sounds"],
     "extractors": {"classifier": {"metric": "fd_classifier", "input_size": None, "num_features": 64,
                                   "sha256": "4567cdef" * 8}},
 }  # fmt: skip

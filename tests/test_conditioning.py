@@ -1,5 +1,6 @@
 """Prompts: tokens, what pictures and samples are told, guidance, and models that listen."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from tiny import tiny_dataset, tiny_raw
 
 from pelap.collapse import observe
 from pelap.config import parse_params
+from pelap.data.dataset import ImageDataset
 from pelap.denoising import denoise
 from pelap.diffusion import sample_latents
 from pelap.errors import ConfigError, DataError
@@ -16,10 +18,13 @@ from pelap.loading import load_model, save_model
 from pelap.models.conditioning import PADDING, UNKNOWN, Guidance, TextConditioner, build_conditioner
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import DiffusionParams, SamplerParams, TextConditioning, VariantParams
+from pelap.pruning.latents import LatentStore
+from pelap.pruning.score import score_operators
 from pelap.sampling import ModelSource, sample_images
 from pelap.stages.sample import sample
-from pelap.stages.score import find
+from pelap.stages.score import find, fit, scoring_of
 from pelap.stages.subject import model_subject
+from pelap.training import joint
 from pelap.training.joint import denoising_losses, draw, train_jointly
 from pelap.training.model_batches import ModelBatches
 
@@ -145,6 +150,13 @@ def test_other_prompts_can_be_asked_for() -> None:
     with pytest.raises(DataError, match="'cat' is not in"):
         told.ask_for(["cat"])
     assert told.prompts == ("odd", "even odd", "a")
+
+
+def test_classes_whose_names_are_parts_of_others_are_told_apart() -> None:
+    told = TextConditioner(["cat", "black cat", "photo"], ["a photo of {}", "{}"])
+    assert told.asked_of(range(6)).tolist() == [0, 1, 2] * 2  # made by templates: known without a look
+    told.ask_for(["black cat", "a cat", "photo of photo", "black cat of cat photo"])
+    assert told.asked_of(range(4)).tolist() == [1, 0, 2, UNKNOWN]
 
 
 def test_a_class_is_found_by_whole_words() -> None:
@@ -275,6 +287,57 @@ def test_another_unet_listens_to_the_same_conditioner() -> None:
     assert model.with_unet(model.unet, "pruned", 0.0).conditioner is model.conditioner
 
 
+def shuffled_dataset() -> ImageDataset:
+    """Whose labels do not take turns, so that no wrong order gives them by chance."""
+    dataset = tiny_dataset()
+    labels = torch.randint(2, (len(dataset.train),), generator=torch.Generator().manual_seed(5))
+    return replace(dataset, train=replace(dataset.train, labels=labels))
+
+
+def test_pictures_are_given_the_prompts_of_their_own_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
+    assert model.conditioner is not None
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    pick = joint.pick
+
+    def seen(images: torch.Tensor, picks: joint.Picks) -> torch.Tensor:
+        given.append((picks.indices, torch.empty(0)))
+        return pick(images, picks)
+
+    def losses(model: LatentDiffusion, latents: torch.Tensor, random: joint.Draw, *others: Any) -> Any:
+        if len(random.tokens) == 32 and given and not len(given[-1][1]):
+            given[-1] = (given[-1][0], random.tokens)
+        return denoising_losses(model, latents, random, *others)
+
+    monkeypatch.setattr(joint, "pick", seen)
+    monkeypatch.setattr(joint, "denoising_losses", losses)
+    train_jointly(model, dataset, told_params().train, CPU, tmp_path / "resume")
+    trained_on = [(indices, tokens) for indices, tokens in given if len(tokens)]
+    assert len(trained_on) >= 2
+    for indices, tokens in trained_on:
+        assert torch.equal(tokens, model.conditioner.of_labels(dataset.train.labels[indices]))
+
+
+def test_students_are_given_the_prompts_of_their_own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
+    assert model.conditioner is not None
+    batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
+    picks: list[torch.Tensor] = []
+    posteriors = batches.posteriors
+
+    def noted(chosen: Any) -> Any:
+        picks.append(chosen.indices)
+        return posteriors(chosen)
+
+    monkeypatch.setattr(batches, "posteriors", noted)
+    batch = next(iter(batches(0)))
+    with torch.no_grad():
+        expected = model.conditioner(model.conditioner.of_labels(dataset.train.labels[picks[0]]))
+    torch.testing.assert_close(batch.conditions["encoder_hidden_states"], expected)
+
+
 def test_students_are_told_what_pictures_are() -> None:
     model, dataset = told_model(), tiny_dataset()
     batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
@@ -309,6 +372,37 @@ def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> Non
     assert subject.task_loss is not None
     loss = subject.task_loss(latents, torch.Generator().manual_seed(0))
     assert loss.isfinite()
+
+
+def test_operators_of_a_guided_model_have_the_same_scores_together_as_alone(tmp_path: Path) -> None:
+    model, params = told_model(), told_params().score
+    subject = model_subject(model, DDIM, seed=0)
+    operators = [operator for operator in find(subject, params) if "down_blocks.1" in operator.name][:12]
+    stand_ins = fit(subject, operators, params, 0)
+    start = subject.noise(4, 1, 0)
+
+    def scores(rows: int) -> Any:
+        scoring = replace(scoring_of(params, 0), rows_per_batch=rows)
+        store = LatentStore(tmp_path / str(rows))
+        table = score_operators(
+            subject.network, subject.denoise, operators, stand_ins, start, scoring, store
+        ).table
+        return table.set_index("operator").loc[[operator.name for operator in operators], "score"]
+
+    alone, together = scores(4), scores(48)
+    assert (alone > 0).any()
+    assert together.to_numpy() == pytest.approx(alone.to_numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_prompts_and_guidance_are_part_of_what_latents_are_made_with() -> None:
+    def protocol(model: LatentDiffusion) -> dict[str, Any]:
+        return model_subject(model, DDIM, seed=0).protocol
+
+    model, strong, other = told_model(), told_model(guidance_scale=5.0), told_model()
+    assert other.conditioner is not None
+    other.conditioner.ask_for(["odd"])
+    said = [protocol(each) for each in (model, strong, other)]
+    assert said[0] != said[1] != said[2] != said[0]
 
 
 # Parameters and the command

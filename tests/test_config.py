@@ -46,7 +46,7 @@ def test_default_lambda() -> None:
         ({"train__epochs": True}, "train.epochs: "),
         ({"seed": -1}, "seed: "),
         ({"lambda": -0.1}, "lambda: "),
-        ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of photos, cifar10"),
+        ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of photos, sounds, cifar10"),
         ({"score__variant": "best"}, "score.variant: 'best' is not a variant; use one of baseline"),
         ({"evaluate__sampler": {"kind": "ddim", "steps": 7}}, "evaluate.sampler.steps: 7 does not divide"),
         ({"prune__num_params": 5}, "prune: give exactly one of"),

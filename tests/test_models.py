@@ -5,10 +5,11 @@ import torch
 from tiny import LIGHT, tiny_model
 
 from pelap.measure.cost import count_params
-from pelap.models.ldm import apply_mask
+from pelap.models.ldm import apply_mask, build_unet
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportanceMask
 from pelap.models.vae import VAE
+from pelap.params import UNet2DConditionParams
 
 VARIANTS = ["baseline", "pelap", "invariant"]
 
@@ -89,3 +90,40 @@ def test_a_variant_may_have_parts_of_its_own() -> None:
     assert model.latent_shape == (6, 4, 4)
     assert isinstance(model.unet, LightUNet)
     assert model.gates(torch.randn(2, 6, 4, 4)).values.shape == (2, 6)
+
+
+@pytest.mark.parametrize("downsampling", [4, 8])
+def test_autoencoder_of_sounds_has_one_channel_and_the_factor_asked_for(downsampling: int) -> None:
+    vae = VAE(width=8, latent_channels=3, image_channels=1, downsampling=downsampling)
+    spectrograms = torch.rand(2, 1, 32, 32) * 2 - 1
+    mean, logvar = vae.encode(spectrograms)
+    side = 32 // downsampling
+    assert mean.shape == logvar.shape == (2, 3, side, side)
+    assert vae.decode(mean).shape == spectrograms.shape
+    assert (vae.image_channels, vae.downsampling) == (1, downsampling)
+
+
+def test_autoencoder_of_the_paper_is_what_it_was() -> None:
+    # Fresh weights come in the order of the layers: one more layer would change every seed's.
+    torch.manual_seed(0)
+    given = VAE(8, 4, 3, 4)
+    torch.manual_seed(0)
+    for mine, default in zip(given.parameters(), VAE(8, 4).parameters(), strict=True):
+        assert torch.equal(mine, default)
+    assert len(VAE(8, 4, downsampling=8).encoder) == len(given.encoder) + 2
+
+
+def test_unet_for_prompts_has_heads_of_the_size_asked_for() -> None:
+    params = UNet2DConditionParams(
+        kind="unet2d_condition",
+        channels=(16, 32),
+        layers_per_block=1,
+        attention=(False, True),
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    unet = build_unet(params, latent_channels=4, latent_side=8, prompt_width=24)
+    attention = unet.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.attn2")
+    assert attention.heads == 32 // 8
+    assert attention.to_k.in_features == 24
+    assert not any("attentions" in name for name, _ in unet.get_submodule("down_blocks.0").named_modules())

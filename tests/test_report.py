@@ -253,13 +253,18 @@ def test_page_says_how_sounds_were_judged(heard: RunPaths) -> None:
         "sounds of 16,000 samples a second by Griffin-Lim, measured as heard",
         "classifier: 93.8 % of 512 test sounds right",
         "2 prompts, guidance scale 3",
-        "fd_classifier: Fréchet distance in features of a small classifier trained on the same real data; "
-        "not FID, and not FAD, which is VGGish's.",
+        "2 rows of the UNet's batch a latent",
+        "fd_classifier: features of a small network that learnt from the train sounds",
         "Prompt agreement: the share of made sounds that the classifier takes for the class",
         f"row by row, guidance scale 3: {'; '.join(PROMPTS)}. After 2 the first comes again.",
     ):
         assert part in page, part
         assert part.startswith(("Prompt", "row")) or part in heard.report_table.read_text(encoding="utf-8")
+    assert (
+        "taken for their own class. Taken over the 1,500 of 2,000 made sounds whose prompt names one" in page
+    )
+    notes = text.split('<h2 id="quality">')[0]
+    assert notes.count("fd_classifier:") == 1  # the protocol's own note, and no other
     rows = dict(metric_rows(text))
     assert "90.0 ± 1.2" in rows["baseline"]
     assert rows["real"][0] == "22.88 ± 0.25"
@@ -276,8 +281,6 @@ def test_pictures_of_prompts_have_prompts_but_no_players(paths: RunPaths) -> Non
     page = Page(paths.report_page.read_text(encoding="utf-8"))
     assert "prompts" in page.ids
     assert "audio" not in {tag for tag, _, _ in page.attributes}
-    assert "not FID." in "\n".join(page.texts)
-    assert "FAD" not in "\n".join(page.texts)
 
 
 def test_terminal_shows_prompt_agreement(heard: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,8 +322,45 @@ def test_only_our_own_words_change_with_the_medium() -> None:
         "Sounds of a picture-maker; Sound by sound"
     )
     assert sounds.put("time per image, image_ms, images") == "time per sound, image_ms, images"
+    assert sounds.put("| picture | picture |\n| pictures | 1 |") == "| picture | sound |\n| pictures | 1 |"
+    assert sounds.put("my.picture picture.old; a picture.") == "my.picture picture.old; a sound."
     for protocol_ in ({}, {"medium": None}, {"medium": "pictures"}):
         assert medium.nouns(protocol_).put("Pictures per image") == "Pictures per image"
+
+
+def test_a_variant_called_picture_keeps_its_name(heard: RunPaths, tmp_path: Path) -> None:
+    shutil.copytree(heard.root, tmp_path / "run", ignore=shutil.ignore_patterns("report", ".*"))
+    run = RunPaths(tmp_path / "run")
+    io.write_json(run.evaluate_protocol, PROTOCOL | SOUNDS | {"scored_variant": "picture"})
+    texts = (run.metrics, run.budget, run.differences, run.collapse_table)
+    for file in texts:
+        file.write_text(file.read_text().replace("invariant", "picture"))
+    for file in [*run.samples("invariant").parent.glob("invariant.*")]:
+        file.rename(file.with_stem("picture"))
+    data = report.load(context(run, ("baseline", "pelap")).params, run)
+    said = " ".join(words.headline(data))
+    assert "for the dense picture." in said
+    assert "Given as much time a sound, the dense picture with fewer steps" in said
+    figure = Figure()
+    axis = figure.subplots()
+    axis.set_title("picture")
+    axis.set_xlabel("time per image, of a picture (ms)")
+    data.nouns.label(figure)
+    assert (axis.get_title(), axis.get_xlabel()) == ("picture", "time per sound, of a sound (ms)")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"), [({}, 0), ({"rows_per_latent": 1}, 0), ({"rows_per_latent": 2}, 3)]
+)
+def test_costs_under_guidance_are_said_to_be_of_two_rows(
+    paths: RunPaths, rows: dict[str, int], told: int
+) -> None:
+    io.write_json(paths.evaluate_protocol, PROTOCOL | rows)
+    page = html.render(report.load(context(paths).params, paths))
+    assert page.count("are those of 2 rows a latent.") == told
+    assert page.count("2 rows of the UNet&#39;s batch a latent") == bool(told)
+    pipelines = {"sd": {"scheduler": "DDIM", "steps": 20, **rows}}
+    assert ("DDIM, 20 steps, 2 rows a latent" in protocol.line({"pipelines": pipelines})) == bool(told)
 
 
 def test_missing_is_a_dash_everywhere(made: RunPaths) -> None:

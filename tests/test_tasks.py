@@ -20,7 +20,7 @@ from pelap.paths import RunPaths, TasksPaths
 from pelap.report import tasks as report
 from pelap.report.style import looks, to_png
 from pelap.report.tables import DASH, MINUS
-from pelap.stages.tasks import tasks
+from pelap.stages.tasks import ALIKE_CLASSIFIER, ALIKE_PROTOCOL, tasks
 
 SEEDS = (0, 1, 10)
 DENSE = {0: 100.0, 1: 110.0, 10: 90.0}
@@ -180,13 +180,14 @@ def test_page_says_whether_distillation_made_up_for_pruning(done: Path) -> None:
     page = TasksPaths(done).page.read_text(encoding="utf-8")
     lines = [line for line in section(page, "audio").splitlines() if line.startswith("- ")]
     assert lines == [
-        "- distilled-20, 21.0 % less UNet time, by fd_classifier: no worse than dense (0.00 ± 2.65); "
-        "worse than longer (+5.00 ± 3.12).",
-        "- distilled-35, 36.0 % less UNet time, by fd_classifier: worse than dense (+8.00 ± 2.00); "
-        "worse than longer (+13.00 ± 1.80).",
+        "- distilled-20, 21.0 % less UNet time, by fd_classifier: not told apart from dense "
+        "(\N{MINUS SIGN}0.2 ± 2.8 %); "
+        "worse than longer (+5.1 ± 2.9 %).",
+        "- distilled-35, 36.0 % less UNet time, by fd_classifier: worse than dense (+8.1 ± 2.7 %); "
+        "worse than longer (+13.8 ± 2.8 %).",
         "- real after Griffin-Lim, as made sounds are measured: fd_classifier 9.00 ± 0.00.",
     ]
-    assert "by prompt agreement: no worse than dense (0.0 ± 0.0 points)" in section(page, "text")
+    assert "by prompt agreement: not told apart from dense (0.0 ± 0.0 points)" in section(page, "text")
 
 
 def test_published_figures_are_said_to_be_of_others(done: Path) -> None:
@@ -203,10 +204,12 @@ def test_published_figures_are_said_to_be_of_others(done: Path) -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "says"),
     [
-        (1.0, 2.0, "no worse than"),
+        (1.0, 2.0, "not told apart from"),
         (2.0, 1.0, "worse than"),
         (-2.0, 1.0, "better than"),
-        (1.0, 1.0, "no worse than"),
+        (1.0, 1.0, "not told apart from"),
+        (math.nan, 1.0, "no verdict against"),
+        (math.nan, math.nan, "no verdict against"),
         (5.0, math.nan, "one seed, no verdict against"),
     ],
 )
@@ -231,7 +234,7 @@ def test_one_seed_has_no_verdict_but_its_standard_error(tmp_path: Path, undrawn:
     write_cell(tmp_path, "audio", 1)
     tasks(tmp_path)
     page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
-    assert "one seed, no verdict against dense (+2.00, standard error 1.75)" in page
+    assert "one seed, no verdict against dense (+1.8 %; difference +2.00, standard error 1.75)" in page
     assert "## audio: sounds, seed 1\n" in page
     assert "nan" not in page
 
@@ -293,6 +296,99 @@ def test_seeds_measured_otherwise_are_refused(tmp_path: Path, undrawn: None) -> 
     io.write_json(other, io.read_mapping(other) | {"num_images": 32})
     with pytest.raises(DataError, match=r"seed1.*another num_images than in .*seed0.*evaluate both alike"):
         tasks(tmp_path)
+
+
+@pytest.mark.parametrize("key", [*ALIKE_PROTOCOL, *(f"classifier.{key}" for key in ALIKE_CLASSIFIER)])
+def test_every_key_of_the_protocol_is_compared(tmp_path: Path, undrawn: None, key: str) -> None:
+    for seed, value in ((0, 64), (1, 32)):
+        file = write_cell(tmp_path, "text", seed).evaluate_protocol
+        outer, _, inner = key.partition(".")
+        changed: Any = {outer: {inner: value, "sha256": f"{seed}"}} if inner else {key: value}
+        if key == "medium":
+            changed = {key: "pictures" if seed else None}
+        io.write_json(file, io.read_mapping(file) | changed)
+    with pytest.raises(DataError, match=rf"another {key} than in"):
+        tasks(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["students", "plan_names", "rows_per_latent"])
+def test_seeds_made_otherwise_are_refused(tmp_path: Path, undrawn: None, key: str) -> None:
+    write_cell(tmp_path, "text", 0)
+    run = write_cell(tmp_path, "text", 1)
+    protocol = io.read_mapping(run.evaluate_protocol)
+    if key == "students":
+        protocol["students"]["distilled-20"] = "scratch"
+    elif key == "plan_names":
+        plans = io.read_mapping(run.prune_result)
+        io.write_json(run.prune_result, {"20": plans["20"]})
+    else:
+        protocol[key] = 2
+    io.write_json(run.evaluate_protocol, protocol)
+    with pytest.raises(DataError, match=f"another {key} than in"):
+        tasks(tmp_path)
+
+
+def test_a_classifier_of_each_seed_is_pooled_and_explained(tmp_path: Path, undrawn: None) -> None:
+    for seed in SEEDS:
+        file = write_cell(tmp_path, "text", seed).evaluate_protocol
+        judge = {"steps": 5, "width": 4, "sha256": str(seed)}
+        io.write_json(file, io.read_mapping(file) | {"classifier": judge, "rows_per_latent": 2})
+        write_cell(tmp_path, "image", seed)
+    tasks(tmp_path)
+    page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
+    for part in ("of fd_classifier mixes feature spaces", "are those of 2 rows a latent"):
+        assert part in section(page, "text")
+        assert part not in section(page, "image")
+    assert "Griffin-Lim" not in page  # no sounds here
+
+
+def test_page_says_what_it_holds(tmp_path: Path, undrawn: None) -> None:
+    for seed in SEEDS:
+        run = write_cell(tmp_path, "audio", seed)
+        for file in (run.metrics, run.differences, run.evaluate_protocol):
+            file.write_text(file.read_text().replace("longer", "on-and-on"))
+    metrics = io.read_metrics(run.metrics)
+    del metrics["real"]
+    metrics["dense"]["fd_classifier"] = 0.0
+    io.write_json(run.metrics, metrics)
+    tasks(tmp_path)
+    page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
+    assert "`on-and-on` is the dense model trained on" in page
+    assert "longer" not in page.split("## LD-Pruner")[0]
+    assert "denoising and decoding, for sounds without Griffin-Lim" in page
+    assert '"not told apart" is no proof that the two are alike' in page
+    assert row_of(page, "audio", "real")["fd_classifier ↓"] == "7.00 ± 0.00 (n = 2)"
+    assert row_of(page, "audio", "distilled-20")["change to dense (%)"].endswith("(n = 2)")
+    assert "(n" not in row_of(page, "audio", "distilled-20")["UNet time saved (%)"]
+    assert "inf" not in page.split("## LD-Pruner")[0].replace("information", "")
+
+
+@pytest.mark.parametrize(("lost", "bent"), [(60.0, False), (400.0, True)])
+def test_what_was_distilled_is_told_apart_beside_a_large_loss(lost: float, bent: bool) -> None:
+    cells = [task_cell("image", seed) for seed in SEEDS]
+    changes = {
+        "pruned-20": lost / 2,
+        "pruned-35": lost,
+        "distilled-20": 4.0,
+        "distilled-35": 9.0,
+        "longer": -3.0,
+    }
+    rows = [
+        ("image", "photos", model, "change_to_dense", value / 100, 0.01, 3)
+        for model, value in changes.items()
+    ]
+    rows += [
+        ("image", "photos", f"{name}-{plan}", "time_saved", int(plan) / 100, 0.01, 3)
+        for name in ("pruned", "distilled")
+        for plan in SAVED
+    ]
+    figure = report.tasks_figure(pd.DataFrame(rows, columns=report.SUMMARY_COLUMNS), cells)
+    (axis,) = figure.axes
+    assert axis.get_yscale() == ("symlog" if bent else "linear")
+    assert ("plan 35: +400 %" in {text.get_text() for text in axis.texts}) == bent
+    assert ("logarithmic" in axis.get_ylabel()) == bent
+    heights = axis.transAxes.inverted().transform(axis.transData.transform([[0, 4.0], [0, 9.0]]))[:, 1]
+    assert heights[1] - heights[0] > 0.05
 
 
 def test_figure_has_a_panel_a_task_and_a_line_a_family(done: Path) -> None:

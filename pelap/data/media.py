@@ -26,6 +26,8 @@ class Medium(Protocol):
     """Of several of them."""
     num_channels: ClassVar[int]
     """C."""
+    lossless: ClassVar[bool]
+    """Whether they are perceived as they are."""
 
     def perceived(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures as they reach a viewer or listener, shape, type and device as before."""
@@ -45,6 +47,7 @@ class Pictures:
 
     noun: ClassVar[str] = "pictures"
     num_channels: ClassVar[int] = 3
+    lossless: ClassVar[bool] = True
 
     def perceived(self, images: torch.Tensor) -> torch.Tensor:
         return images
@@ -63,6 +66,7 @@ class Sounds:
     params: SoundParams
     noun: ClassVar[str] = "sounds"
     num_channels: ClassVar[int] = 1
+    lossless: ClassVar[bool] = False
 
     def perceived(self, images: torch.Tensor) -> torch.Tensor:
         """Spectrograms of what is heard: no sound has just the spectrogram that a network makes up."""

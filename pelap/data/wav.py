@@ -16,6 +16,8 @@ from pelap.params import SoundParams
 
 Samples = npt.NDArray[np.float64]
 
+LOUDEST = 1e6
+"""Times full scale that a float may be: what is above is no sound."""
 SILENCE = 0.001
 """Peak, as a share of full scale (-60 dB), below which a sound counts as silent."""
 
@@ -80,14 +82,14 @@ def _decoded(data: bytes, name: str) -> tuple[int, Samples]:
         values = _of_full_scale_1(samples)
     except Exception as error:  # scipy raises what comes: struct.error, UnboundLocalError, ...
         raise DataError(f"{name}: not a complete WAV file ({one_line(error)}); repair or remove it") from None
-    return rate, values.reshape(len(values), -1).mean(axis=1)
+    return rate, values if values.ndim == 1 else values.mean(axis=1)
 
 
 def _of_full_scale_1(samples: npt.NDArray[Any]) -> Samples:
     """PCM of 8 bits has no sign; wider PCM fills its integers from the top; floats stay."""
     if samples.dtype.kind == "f":
-        if not np.isfinite(samples).all():
-            raise ValueError("some samples are no numbers")
+        if not (np.abs(samples) < LOUDEST).all():  # NaN is not less than anything
+            raise ValueError("some samples are no numbers, or far beyond full scale")
         return np.asarray(samples, dtype=np.float64)
     middle = 128 if samples.dtype == np.uint8 else 0
     full_scale = float(2 ** (8 * samples.dtype.itemsize - 1))

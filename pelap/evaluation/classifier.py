@@ -142,8 +142,14 @@ def agreement(classifier: Classifier, images: Tensor, asked: Tensor) -> dict[str
 
 
 def share(value: float, count: int) -> dict[str, float]:
-    """``prompt_agreement``, a share 0..1 of so many pictures, and its binomial standard error."""
-    return {"prompt_agreement": value, "prompt_agreement_se": math.sqrt(value * (1 - value) / count)}
+    """``prompt_agreement``, a share 0..1 of so many pictures, and its binomial standard error.
+
+    The error is that of two more pictures of either kind (Agresti and Coull, 1998,
+    https://doi.org/10.1080/00031305.1998.10480550): three pictures of three are not sure to be all.
+    """
+    adjusted = (value * count + 2) / (count + 4)
+    error = math.sqrt(adjusted * (1 - adjusted) / (count + 4))
+    return {"prompt_agreement": value, "prompt_agreement_se": error}
 
 
 class _Block(nn.Module):

@@ -5,7 +5,7 @@ Shapes: B batch, L tokens of a prompt, D width of the encoder.
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -13,12 +13,15 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from pelap.errors import DataError
+from pelap.io import digest
 from pelap.params import TextConditioning
 
 PADDING = 0
 """Token of the places behind a prompt's last word; a prompt of nothing else is no prompt."""
 UNKNOWN = -1
 """In place of the class that a prompt asks for, where it names none, or several."""
+NUM_NAMED = 8
+"""Prompts that tables and pages name."""
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -77,7 +80,11 @@ class TextConditioner(ModelMixin, ConfigMixin):
         self._by_label = torch.stack(
             [self.tokens([template.format(phrase) for phrase in self._phrases]) for template in templates]
         )  # (templates, classes, L)
-        self.ask_for(prompts or [text.format(phrase) for text in templates for phrase in self._phrases])
+        if prompts:
+            self.ask_for(prompts)
+        else:
+            every = [text.format(phrase) for text in templates for phrase in self._phrases]
+            self._ask(every, list(range(len(self._phrases))) * len(templates))
         self.embedding = nn.Embedding(len(self._vocabulary) + 1, width)
         self.positions = nn.Parameter(0.02 * torch.randn(num_tokens, width))
         layer = nn.TransformerEncoderLayer(
@@ -91,8 +98,12 @@ class TextConditioner(ModelMixin, ConfigMixin):
         Raises:
             DataError: See above.
         """
+        self._ask(prompts, [self._label_in(prompt) for prompt in prompts])
+
+    def _ask(self, prompts: Sequence[str], labels: list[int]) -> None:
         self._of_prompts = self.tokens(prompts)  # (prompts, L)
         self.prompts = tuple(prompts)
+        self._asked = torch.tensor(labels)  # (prompts,)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, L, D) of prompts (B, L)."""
@@ -123,12 +134,20 @@ class TextConditioner(ModelMixin, ConfigMixin):
 
     def asked_of(self, items: Sequence[int]) -> torch.Tensor:
         """The label (B,) that each of these samples is asked to be, `UNKNOWN` where that is not clear."""
-        asked = [self._label_in(prompt) for prompt in self.prompts]
-        return torch.tensor([asked[item % len(asked)] for item in items])
+        return self._asked[[item % len(self._asked) for item in items]]
 
     def no_prompt(self, count: int) -> torch.Tensor:
         """(count, L): what stands for no prompt."""
         return torch.full((count, self.config.num_tokens), PADDING)
+
+    def describe(self) -> dict[str, Any]:
+        """What samples are made of, as a JSON object."""
+        return {
+            "number": len(self.prompts),
+            "digest": digest(self.prompts),
+            "guidance_scale": self.guidance_scale,
+            "first": list(self.prompts[:NUM_NAMED]),
+        }
 
     def _numbers(self, prompt: str) -> list[int]:
         words, longest = _words(prompt), self.config.num_tokens
@@ -143,9 +162,15 @@ class TextConditioner(ModelMixin, ConfigMixin):
         return [self._vocabulary.index(word) + 1 for word in words] + [PADDING] * (longest - len(words))
 
     def _label_in(self, prompt: str) -> int:
-        text = f" {' '.join(_words(prompt))} "
-        named = [label for label, phrase in enumerate(self._phrases) if f" {phrase} " in text]
-        return named[0] if len(named) == 1 else UNKNOWN
+        """The only class that a prompt names; a name inside a longer one that is there does not count."""
+        text = " ".join(_words(prompt))
+        named = {phrase for phrase in self._phrases if _within(phrase, text)}
+        whole = [phrase for phrase in named if not any(_within(phrase, other) for other in named - {phrase})]
+        return self._phrases.index(whole[0]) if len(whole) == 1 else UNKNOWN
+
+
+def _within(phrase: str, text: str) -> bool:
+    return f" {phrase} " in f" {text} "
 
 
 def _words(text: str) -> list[str]:

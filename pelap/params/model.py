@@ -22,7 +22,7 @@ class PelapVAEParams(Section):
     kind: Literal["pelap"]
     width: Annotated[int, Field(ge=8, multiple_of=8)]
     latent_channels: PositiveInt
-    downsampling: Literal[4, 8]
+    downsampling: Literal[4, 8] = 4
 
 
 class AutoencoderKLParams(Section):

@@ -84,6 +84,7 @@ def render(run: RunData) -> str:
         num_prompts=medium.num_prompts(run.protocol),
         guidance=medium.guidance(run.protocol),
         agreement=medium.agreement(run.protocol),
+        guided=medium.guided(run.protocol),
         protocol={key: say(text) if key == "notes" else text for key, text in flat(run.protocol)},
     )
 

@@ -10,10 +10,10 @@ from matplotlib.text import Text
 PICTURES, SOUNDS = "pictures", "sounds"
 CLASSIFIER = "classifier"
 """Extractor that is trained on the real items at hand."""
-_WORD = re.compile(r"(?<![\w-])(?:(?P<upper>P)|p)icture(?P<many>s)?(?![\w-])|(?<=time per )image\b")
-_NOT_FID = (
-    "fd_classifier: Fréchet distance in features of a small classifier trained on the same real data; not FID"
+_WORD = re.compile(
+    r"(?<!^\| )(?<![\w.-])(?:(?P<upper>P)|p)icture(?P<many>s)?(?![\w-]|\.\w)|(?<=time per )image\b", re.M
 )
+"""Ours alone: what a row of a table starts with is the name of a model."""
 
 
 class Nouns(NamedTuple):
@@ -23,7 +23,10 @@ class Nouns(NamedTuple):
     many: str
 
     def put(self, text: str) -> str:
-        """A text of ours, which is about pictures, as it is about these."""
+        """A text of ours, which is about pictures, as it is about these.
+
+        It must hold no name that a user gave, except where a row of a Markdown table starts with one.
+        """
 
         def noun(match: re.Match[str]) -> str:
             word = self.many if match["many"] else self.one
@@ -32,11 +35,12 @@ class Nouns(NamedTuple):
         return text if self.many == PICTURES else _WORD.sub(noun, text)
 
     def label(self, figure: Figure) -> Figure:
-        """The same figure, its texts about these."""
+        """The same figure, its texts about these; one that is a single word is a name, not ours."""
         if self.many != PICTURES:
             for text in figure.findobj(Text):
                 assert isinstance(text, Text)
-                text.set_text(self.put(text.get_text()))
+                if not _WORD.fullmatch(text.get_text()):
+                    text.set_text(self.put(text.get_text()))
         return figure
 
 
@@ -63,6 +67,8 @@ def parts(protocol: Mapping[str, Any]) -> Iterator[str]:
     if told:
         number = num_prompts(protocol)
         yield f"{number} prompt{'s' * (number != 1)}{guidance(protocol)}"
+    if rows_per_latent(protocol) != 1:
+        yield f"{rows_per_latent(protocol)} rows of the UNet's batch a latent"
 
 
 def prompts(protocol: Mapping[str, Any]) -> list[str]:
@@ -85,19 +91,32 @@ def guidance(protocol: Mapping[str, Any]) -> str:
     return f", guidance scale {scale:g}" if isinstance(scale, int | float) else ""
 
 
-def explained(protocol: Mapping[str, Any]) -> list[str]:
-    """What names mean that could be taken for others."""
-    extractors = protocol.get("extractors")
-    if not isinstance(extractors, Mapping) or CLASSIFIER not in extractors:
-        return []
-    sounds = ", and not FAD, which is VGGish's" if nouns(protocol).many == SOUNDS else ""
-    return [f"{_NOT_FID}{sounds}."]
+def rows_per_latent(protocol: Mapping[str, Any]) -> int:
+    """Rows that a latent takes in the UNet's batch: 2 with guidance; 1 where the protocol does not say."""
+    return int(protocol.get("rows_per_latent") or 1)
+
+
+def guided(protocol: Mapping[str, Any]) -> str:
+    """What guidance does to the costs of a pass; empty where there is none."""
+    rows = rows_per_latent(protocol)
+    if rows == 1:
+        return ""
+    return (
+        "With guidance the UNet sees every latent with its prompt and without: times, MACs and memory of a "
+        f"pass are those of {rows} rows a latent."
+    )
 
 
 def agreement(protocol: Mapping[str, Any]) -> str:
-    """What prompt agreement is."""
-    many = nouns(protocol).many
+    """What prompt agreement is, and of how many samples."""
+    many, told = nouns(protocol).many, protocol.get("prompts")
+    judged = told.get("num_judged") if isinstance(told, Mapping) else None
+    made = protocol.get("num_images")
+    taken = f" Taken over the {judged:,}" if judged is not None else ""
+    if taken:
+        taken += f" of {made:,}" if isinstance(made, int) else ""
+        taken += f" made {many} whose prompt names one class."
     return (
         f"Prompt agreement: the share of made {many} that the classifier takes for the class that their "
-        f"prompt asks for; in the row real, its share of real test {many} taken for their own class."
+        f"prompt asks for; in the row real, its share of real test {many} taken for their own class.{taken}"
     )

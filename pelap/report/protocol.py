@@ -23,7 +23,7 @@ def notes(protocol: Mapping[str, Any]) -> list[str]:
     """What is to be kept in mind with these numbers."""
     found = protocol.get("notes") or []
     notes = [str(note) for note in found] if isinstance(found, list) else [str(found)]
-    return [*medium.explained(protocol), *map(medium.nouns(protocol).put, notes)]
+    return [medium.nouns(protocol).put(note) for note in notes]
 
 
 def markdown(protocol: Mapping[str, Any]) -> str:
@@ -48,7 +48,9 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(sampler, Mapping) and {"kind", "steps"} <= set(sampler):
         yield f"{str(sampler['kind']).upper()}, {sampler['steps']} steps"
     for name, how in (protocol.get("pipelines") or {}).items():
-        yield f"{name}: {how['scheduler']}, {how['steps']} steps"
+        rows = medium.rows_per_latent(how)
+        twice = f", {rows} rows a latent" if rows != 1 else ""
+        yield f"{name}: {how['scheduler']}, {how['steps']} steps{twice}"
     yield from _average(protocol.get("ema_decay"))
     if protocol.get("seed") is not None:
         yield f"seed {protocol['seed']}"

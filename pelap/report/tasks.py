@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from pelap.config import FLOOR
 from pelap.report.labels import Label, place
+from pelap.report.medium import CLASSIFIER, SOUNDS, guided, nouns
 from pelap.report.rows import PRUNED, split_row
-from pelap.report.style import Look, legend, literal, looks, panels, shortened, titles
+from pelap.report.style import Look, legend, literal, looks, panels, plain_number, shortened, titles
 from pelap.report.tables import DASH, MINUS, PLUS_MINUS, VOCODED, column, number
 
 PLACE = ["task", "dataset"]
@@ -28,6 +30,11 @@ _ERRORS = ("_se", "_std", "_iqr_ms")
 _PERCENT = 100
 _LABEL = 8.5
 """Size of the labels in the figure."""
+_APART = 8
+"""From so many times the largest other change on, those of pruning alone are drawn beyond a linear part."""
+_LINEAR = 1.6
+"""Room of each half of the linear part, in decades of the logarithmic one."""
+_SOUND = nouns({"medium": SOUNDS}).one
 
 
 class Published(NamedTuple):
@@ -73,6 +80,18 @@ class TaskCell:
     metrics: Mapping[str, Mapping[str, float | None]]
     differences: pd.DataFrame
     """As in `evaluate/differences.csv`."""
+    rows_per_latent: int = 1
+    """Rows that a latent takes in the UNet's batch: 2 with guidance."""
+
+    @property
+    def plan_names(self) -> list[str]:
+        """In their order."""
+        return list(self.plans)
+
+    @property
+    def by_classifier(self) -> bool:
+        """Whether the distance is in features of a classifier, which is trained for each seed."""
+        return self.metric.endswith(f"_{CLASSIFIER}")
 
     @property
     def control(self) -> str | None:
@@ -126,7 +145,7 @@ def _derived(cell: TaskCell, model: str) -> Iterator[tuple[str, float | None]]:
         yield OPERATORS, plan["num_operators"]
         yield PARAMS_REMOVED, 1 - plan["params_after"] / plan["params_before"]
     times = _values(cell, "image_ms", model, cell.dense)
-    if model != cell.dense and times is not None:
+    if model != cell.dense and times is not None and times[1]:
         yield ITEM_TIME_SAVED, 1 - times[0] / times[1]
     for other in cell.references:
         if model not in (other, FLOOR):
@@ -138,7 +157,8 @@ def _against(cell: TaskCell, model: str, other: str) -> Iterator[tuple[str, floa
     distances = _values(cell, cell.metric, model, other)
     if distances is not None:
         yield f"difference_to_{other}", distances[0] - distances[1]
-        yield f"change_to_{other}", distances[0] / distances[1] - 1
+        if distances[1]:
+            yield f"change_to_{other}", distances[0] / distances[1] - 1
         table = cell.differences
         found = table[
             (table["model"] == model) & (table["against"] == other) & (table["metric"] == cell.metric)
@@ -208,24 +228,54 @@ def page(summary: pd.DataFrame, values: pd.DataFrame, cells: Sequence[TaskCell])
         values: From `cell_values`, of every cell.
         cells: All of them.
     """
-    parts = [
-        "# The tasks\n",
-        f"Mean {PLUS_MINUS} sample standard deviation over seeds. Time saved: of one pass of the UNet, "
-        "measured in turns with the dense one; and of a whole item, with sampler and decoder. Changes of the "
-        "distance are paired, between models of the same seed. `longer` is the dense model trained on for as "
-        "many steps as the distilled ones; `real` is another draw of real items. Below each table, a "
-        "difference counts as one where its mean over seeds exceeds its standard deviation over seeds. "
-        "`tasks.csv` has every metric, `cells.csv` every seed.\n",
-    ]
+    parts = ["# The tasks\n", f"{_intro(cells)}\n"]
     for first in first_cells(cells):
         seeds = [cell.seed for cell in cells if _place(cell) == _place(first)]
         parts.append(f"## {first.task}: {first.dataset}, {_seeds(seeds)}\n")
-        parts.append(_markdown(*_table(Table(summary, first), first)))
+        parts.append(_markdown(*_table(Table(summary, first), first, len(seeds))))
+        parts += [f"{sentence}\n" for sentence in _cautions(first)]
         lines = verdicts(Table(summary, first), values, first)
         lines += _vocoded(Table(summary, first), first)
         parts.append("".join(f"- {line}\n" for line in lines))
     parts.append(_published())
     return "\n".join(part for part in parts if part)
+
+
+def _intro(cells: Sequence[TaskCell]) -> str:
+    """What the tables hold."""
+    heard = any(cell.item == _SOUND for cell in cells)
+    controls = dict.fromkeys(f"`{cell.control}`" for cell in cells if cell.control is not None)
+    many = len(controls) > 1
+    sentences = [
+        f"Mean {PLUS_MINUS} sample standard deviation over seeds, n where it is of fewer than the heading.",
+        "Time saved: of one pass of the UNet, measured in turns with the dense one; and of a whole item, "
+        f"which is denoising and decoding{', for sounds without Griffin-Lim' if heard else ''}.",
+        "Changes of the distance are paired, between models of the same seed.",
+    ]
+    if controls:
+        sentences.append(
+            f"{' and '.join(controls)} {'are' if many else 'is'} the dense model trained on for as many "
+            "steps as the distilled ones."
+        )
+    sentences += [
+        f"`{FLOOR}` is another draw of real items.",
+        "Below each table, a change counts as one where its mean over seeds exceeds its standard deviation "
+        'over seeds; "not told apart" is no proof that the two are alike.',
+        "`tasks.csv` has every metric, `cells.csv` every seed.",
+    ]
+    return " ".join(sentences)
+
+
+def _cautions(cell: TaskCell) -> Iterator[str]:
+    """What has to be kept in mind with the table of a task."""
+    if cell.by_classifier:
+        yield (
+            f"{cell.item.capitalize()}s and the classifier trained on them differ from seed to seed: the "
+            f"mean {PLUS_MINUS} deviation of {cell.metric} mixes feature spaces, and only the paired "
+            "relative changes compare."
+        )
+    if cell.rows_per_latent != 1:
+        yield guided({"rows_per_latent": cell.rows_per_latent})
 
 
 def first_cells(cells: Sequence[TaskCell]) -> list[TaskCell]:
@@ -244,7 +294,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _table(table: Table, cell: TaskCell) -> tuple[list[str], list[list[str]]]:
+def _table(table: Table, cell: TaskCell, num_seeds: int) -> tuple[list[str], list[list[str]]]:
     """Headings and rows."""
     distance = column(cell.metric)
     columns: dict[str, tuple[str, tuple[int, float, bool]]] = {
@@ -259,9 +309,16 @@ def _table(table: Table, cell: TaskCell) -> tuple[list[str], list[list[str]]]:
     if table.has(AGREEMENT):
         columns["prompt agreement (%) ↑"] = (AGREEMENT, (1, _PERCENT, False))
     rows = [
-        [model, *(_cell(table.of(model, key), *how) for key, how in columns.values())] for model in cell.rows
+        [model, *(_of_fewer(table.of(model, key), num_seeds, *how) for key, how in columns.values())]
+        for model in cell.rows
     ]
     return ["model", *columns], rows
+
+
+def _of_fewer(moments: Moments, num_seeds: int, decimals: int, scale: float, signed: bool) -> str:
+    """`12.3 ± 0.4 (n = 2)`: how many seeds it is of, where it is not of all."""
+    fewer = f" (n = {moments.n})" if 0 < moments.n < num_seeds else ""
+    return _cell(moments, decimals, scale, signed) + fewer
 
 
 def _cell(moments: Moments, decimals: int, scale: float, signed: bool) -> str:
@@ -283,23 +340,21 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def verdicts(table: Table, values: pd.DataFrame, cell: TaskCell) -> list[str]:
     """Whether each distilled model is worse than the dense one and the one trained as long.
 
-    A difference is one where its mean over seeds exceeds its standard deviation over seeds.
+    A change is one where its mean over seeds exceeds its standard deviation over seeds. Distances are
+    compared by their relative change, as each seed may have features of its own.
     """
-    kinds = [("difference_to", cell.metric, 1.0, column(cell.metric).decimals, "")]
+    kinds = [("change_to", cell.metric, 1.0, " %")]
     if table.has(AGREEMENT):
-        kinds.append(("agreement_difference_to", "prompt agreement", -1.0, 1, " points"))
+        kinds.append(("agreement_difference_to", "prompt agreement", -1.0, " points"))
     lines = []
     for model in cell.distilled:
         saved = table.of(model, TIME_SAVED).mean * _PERCENT
-        for kind, name, sign, decimals, unit in kinds:
-            scale = _PERCENT if unit else 1
+        for kind, name, sign, unit in kinds:
             parts = []
             for other in cell.references:
                 found = table.of(model, f"{kind}_{other}")
                 if found.n:
-                    shown = _cell(
-                        Moments(found.mean * scale, found.std * scale, found.n), decimals, 1.0, True
-                    )
+                    shown = _cell(found, 1, _PERCENT, True)
                     said = f"{verdict(sign * found.mean, found.std)} {other}"
                     parts.append(
                         f"{said} ({shown}{unit}{_one_seed(found, values, cell, model, other, kind)})"
@@ -320,20 +375,26 @@ def _vocoded(table: Table, cell: TaskCell) -> list[str]:
 
 def verdict(mean: float, std: float) -> str:
     """A paired difference (positive is worse) in words, at one standard deviation over seeds."""
+    if math.isnan(mean):
+        return "no verdict against"
     if math.isnan(std):
         return "one seed, no verdict against"
     if abs(mean) <= std:
-        return "no worse than"
+        return "not told apart from"
     return "worse than" if mean > 0 else "better than"
 
 
 def _one_seed(found: Moments, values: pd.DataFrame, cell: TaskCell, model: str, other: str, kind: str) -> str:
-    """The standard error within the seed, where there is but one."""
-    if found.n > 1:
+    """The difference and its standard error within the seed, where there is but one."""
+    if found.n > 1 or kind != "change_to":
         return ""
     inside = (values[PLACE] == list(_place(cell))).all(axis=1) & (values["model"] == model)
-    errors = values.loc[inside & (values["metric"] == f"{kind}_{other}_se"), "value"]
-    return f", standard error {number(float(errors.iloc[0]), 2)}" if len(errors) else ""
+    name, decimals = f"difference_to_{other}", column(cell.metric).decimals
+    shown = []
+    for key, signed in ((name, True), (f"{name}_se", False)):
+        one = values.loc[inside & (values["metric"] == key), "value"]
+        shown += [number(float(one.iloc[0]), decimals, signed)] if len(one) else []
+    return f"; difference {shown[0]}, standard error {shown[1]}" if len(shown) > 1 else ""
 
 
 def _published() -> str:
@@ -353,13 +414,16 @@ def tasks_figure(summary: pd.DataFrame, cells: Sequence[TaskCell]) -> Figure:
     names = list(dict.fromkeys(name for cell in first for name in _families(cell)))
     look = looks(names)
     for axis, cell in zip(axes, first, strict=True):
-        labels = _draw(axis, Table(summary, cell), cell, look)
+        labels, linear = _draw(axis, Table(summary, cell), cell, look)
         count = sum(_place(other) == _place(cell) for other in cells)
         spread = f"mean {PLUS_MINUS} std of {count} seeds" if count > 1 else "1 seed"
         against = f"{literal(cell.metric)} against {literal(shortened(cell.dense))} (%), lower is better"
+        if linear is not None:
+            against += f"\nlinear up to {plain_number(linear)} %, logarithmic beyond"
         titles(axis, f"{literal(cell.task)}: {spread}", "UNet time saved, measured (%)", against)
         axis.margins(x=0.14, y=0.16)
-        place(axis, labels, [], _LABEL)
+        lines = [bars.lines[0].get_xydata() for bars in axis.containers]  # type: ignore[attr-defined]
+        place(axis, labels, lines, _LABEL)
     handles = {
         text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
@@ -377,9 +441,19 @@ def _families(cell: TaskCell) -> dict[str, list[str]]:
     return found
 
 
-def _draw(axis: Axes, table: Table, cell: TaskCell, look: Mapping[str, Look]) -> list[Label]:
-    """Lines over plans, points of what was not pruned; what to write beside the points."""
-    labels = []
+def _draw(
+    axis: Axes, table: Table, cell: TaskCell, look: Mapping[str, Look]
+) -> tuple[list[Label], float | None]:
+    """Lines over plans, points of what was not pruned.
+
+    Returns:
+        What to write beside the points, and up to where the axis is linear, where it is not so throughout.
+    """
+    labels, linear = [], _linear(table, cell)
+
+    def beyond(change: float) -> str:
+        return "" if linear is None else f": {number(change, 0, True)} %"
+
     axis.axhline(0, color=look[cell.dense].colour, linestyle=(0, (5, 4)), linewidth=1.1, zorder=1)
     for family, models in _families(cell).items():
         x, y = (_points(table, cell, models, key) for key in (TIME_SAVED, f"change_to_{cell.dense}"))
@@ -392,7 +466,7 @@ def _draw(axis: Axes, table: Table, cell: TaskCell, look: Mapping[str, Look]) ->
         if family == PRUNED:  # what was made of a plan stands below or above it
             plans = [model.removeprefix(f"{PRUNED}-") for model in models]
             labels += [
-                Label(saved, change, f"plan {plan}")
+                Label(saved, change, f"plan {plan}{beyond(change)}")
                 for (saved, _), (change, _), plan in zip(x, y, plans, strict=True)
                 if math.isfinite(saved) and math.isfinite(change)
             ]
@@ -400,7 +474,36 @@ def _draw(axis: Axes, table: Table, cell: TaskCell, look: Mapping[str, Look]) ->
     if control is not None:
         level = table.of(control, f"change_to_{cell.dense}").mean * _PERCENT
         axis.axhline(level, color=look[control].colour, linestyle=(0, (1.5, 2)), linewidth=1.1, zorder=1)
-    return labels
+    if linear is not None:
+        _bend(axis, linear)
+    return labels, linear
+
+
+def _linear(table: Table, cell: TaskCell) -> float | None:
+    """The largest change of what was not merely pruned, in percent, where that of the others dwarfs it."""
+    least, most = 1.0, 0.0
+    for family, models in _families(cell).items():
+        found = _points(table, cell, models, f"change_to_{cell.dense}")
+        reach = np.abs(found[:, 0])
+        largest = float(np.nanmax(reach + found[:, 1] * (family != PRUNED), initial=0.0))
+        if family == PRUNED:
+            most = largest
+        else:
+            least = max(least, largest)
+    return float(math.ceil(least)) if most > _APART * least else None
+
+
+def _bend(axis: Axes, linear: float) -> None:
+    """An axis of changes that is logarithmic beyond `linear` on both sides, with plain numbers."""
+    low, high = axis.get_ylim()
+    axis.set_yscale("symlog", linthresh=linear, linscale=_LINEAR)
+    inside = [tick for tick in MaxNLocator(4).tick_values(-linear, linear) if abs(tick) <= linear]
+    decades = range(math.floor(math.log10(linear)), math.ceil(math.log10(max(-low, high))) + 1)
+    outside = [sign * lead * 10.0**power for power in decades for lead in (1, 2, 5) for sign in (-1, 1)]
+    ticks = [*inside, *(tick for tick in outside if abs(tick) > 1.5 * linear)]
+    axis.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axis.yaxis.set_major_formatter(lambda value, _: plain_number(value).replace("-", MINUS))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _points(

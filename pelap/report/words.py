@@ -43,7 +43,7 @@ def headline(run: RunData) -> list[str]:
         latents(run),
         caution(run),
     )
-    return [run.nouns.put(sentence) for sentence in parts if sentence]
+    return [sentence for sentence in parts if sentence]
 
 
 def compared(before: float, after: float, less: str = "less", more: str = "more") -> str:
@@ -177,7 +177,8 @@ def quality(run: RunData) -> str:
     parts = _distances(others, run, column)
     text += f" Not pruned, trained on: {', '.join(parts)}." if parts else ""
     if "real" in values:
-        text += f" Real pictures against other real pictures have {column.cell(values['real'])}: the floor."
+        floor = run.nouns.put("Real pictures against other real pictures")
+        text += f" {floor} have {column.cell(values['real'])}: the floor."
     return text
 
 
@@ -206,7 +207,7 @@ def equal_time(run: RunData) -> str:
     if not parts:
         return ""
     return (
-        f"Given as much time a picture, {'; '.join(parts)} "
+        f"Given as much time a {run.nouns.one}, {'; '.join(parts)} "
         "(straight lines between the numbers of steps that were measured)."
     )
 
@@ -271,7 +272,7 @@ def latents(run: RunData) -> str:
         return ""
     return (
         f"The standard deviation of what the UNet sees is {scales}; near 0 nothing is left to denoise, "
-        "and a low noise loss says nothing about the pictures."
+        f"and a low noise loss says nothing about the {run.nouns.many}."
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from pelap import io
 from pelap.data.dataset import ImageDataset
+from pelap.data.media import medium_of
 from pelap.errors import DataError, ModelError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
@@ -187,13 +188,14 @@ def _quality(context: Context, teacher: LatentDiffusion, dataset: ImageDataset) 
         )
     extractor = make_extractor(EXTRACTOR, context.device)
     reference = Reference(real[: params.num_reference], [extractor], cache=reference_cache(context.data))
+    medium = medium_of(dataset.sound)
     seed = generator(context.params.seed, "distill-quality").initial_seed()
 
     def measure(network: nn.Module) -> Mapping[str, float]:
         model = teacher.with_unet(network, "student", 0.0)
         source = ModelSource(model, params.sampler, record=False)  # for so few batches it does not pay
         pictures = sample_from(source, params.num_images, seed)
-        return reference.measure(pictures, only_frechet=True).metrics
+        return reference.measure(medium.perceived(pictures), only_frechet=True).metrics
 
     return measure
 

@@ -15,6 +15,7 @@ from pelap.device import uses_bf16
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation.quality import psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures
+from pelap.models.conditioning import UNKNOWN
 from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
@@ -38,8 +39,6 @@ from pelap.stages.subject import model_subject
 from pelap.stages.trained import trained_model
 
 NUM_SHOWN = 32
-NUM_PROMPTS_TOLD = 8
-"""Prompts in the protocol, which may be one of many."""
 
 Models = Mapping[str, LatentDiffusion]
 Entry = tuple[str, int]
@@ -286,16 +285,18 @@ def _recovered(table: Table, name: str, figures: Mapping[str, Figures]) -> Metri
     return {} if share is None else {"recovered": share}
 
 
-def _prompts(models: Models) -> dict[str, Any] | None:
-    """What samples were asked to be; all models are of the same parameters."""
+def _prompts(models: Models, num_images: int) -> dict[str, Any] | None:
+    """What samples of every model were asked to be, and for how many of them the class is known."""
     for model in models.values():
         if (conditioner := model.conditioner) is not None:
-            return {
-                "number": len(conditioner.prompts),
-                "guidance_scale": conditioner.guidance_scale,
-                "first": list(conditioner.prompts[:NUM_PROMPTS_TOLD]),
-            }
+            asked = conditioner.asked_of(range(num_images))
+            return conditioner.describe() | {"num_judged": int((asked != UNKNOWN).sum())}
     return None
+
+
+def _rows_per_latent(model: LatentDiffusion) -> int:
+    """Of the UNet's batch: with guidance, every latent is seen with its prompt and without."""
+    return 2 if model.conditioner is not None and model.conditioner.guidance_scale != 1 else 1
 
 
 def _protocol(
@@ -309,7 +310,8 @@ def _protocol(
     params = context.params.evaluate
     extra = {
         "sampler": params.sampler.model_dump(),
-        "prompts": _prompts(models),
+        "prompts": _prompts(models, params.num_images),
+        "rows_per_latent": max(_rows_per_latent(model) for model in models.values()),
         "precision": "bf16" if uses_bf16(context.device, params.precision) else "fp32",
         "dense_steps": list(params.dense_steps),
         "cache_intervals": list(params.cache_intervals),

@@ -60,10 +60,6 @@ def evaluate_pipelines(
     named = _by_name(folders)
     with io.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
-        if dataset.sound is not None:
-            raise ConfigError(
-                f"dataset: {dataset.name} holds sounds, and pipelines make pictures; name one of pictures"
-            )
         pipelines = _open(params, named, dataset, device, prompts)
         real = real_pictures(dataset, params.evaluate, reference_cache(data), device)
         figures = _figures(params, pipelines, real)

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from pelap.data.dataset import ImageDataset
-from pelap.data.media import Sounds
 from pelap.errors import ConfigError
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.frechet import standard_error
@@ -114,13 +113,13 @@ def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> 
 def _floor_alone(real: Real, prompted: bool) -> Metrics:
     """What only the row of real pictures has.
 
-    Beside agreements with prompts it is the accuracy on test pictures, which no model can be expected to go
-    above. For sounds, distances after Griffin-Lim say what that alone costs.
+    Beside agreements with prompts it is the accuracy on test pictures. Where samples are not perceived as
+    they are made, distances of real ones that went the same way say what that alone costs.
     """
     metrics: Metrics = {}
     if real.classifier is not None and prompted:
         metrics |= share(real.classifier.test_accuracy, real.classifier.num_test)
-    if real.medium.noun == Sounds.noun:
+    if not real.medium.lossless:
         vocoded = real.reference.measure(real.medium.perceived(real.floor), only_frechet=True)
         metrics |= {f"{name}_vocoded": vocoded.metrics[name] for name in vocoded.replicates}
     return metrics

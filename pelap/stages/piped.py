@@ -6,7 +6,7 @@ import torch
 
 from pelap.data.dataset import ImageDataset
 from pelap.data.prompts import read_prompts
-from pelap.errors import ModelError
+from pelap.errors import ConfigError, ModelError
 from pelap.loading import load_pipeline
 from pelap.pipelines import LatentPipeline
 
@@ -26,11 +26,16 @@ def open_pipeline(
 
 
 def demand_pictures_of(pipeline: LatentPipeline, folder: Path, dataset: ImageDataset) -> None:
-    """Refuse data of another size than the pictures of the pipeline in `folder`.
+    """Refuse sounds, and data of another size than the pictures of the pipeline in `folder`.
 
     Raises:
         ModelError: They have another size.
+        ConfigError: They are sounds.
     """
+    if dataset.sound is not None:
+        raise ConfigError(
+            f"dataset: {dataset.name} holds sounds, and pipelines make pictures; name one of pictures"
+        )
     height, width = pipeline.decode(torch.zeros(1, *pipeline.latent_shape)).shape[-2:]
     side = dataset.train.images.shape[-1]
     if (height, width) != (side, side):

@@ -17,7 +17,7 @@ from pelap.evaluation.reference import FLOOR, Reference
 from pelap.params import EvaluateParams
 
 CLASSIFIER_SEED = 0
-"""The same for every seed of a run: all that are made from one data set are measured by one network."""
+"""The same for every seed of a run: all that learn from one data set are measured by one network."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Real:
         if CLASSIFIER in params.extractors:
             lines.append(
                 f"{metric_name('fd', CLASSIFIER)}: features of a small network that learnt from the train "
-                f"{self.medium.noun}, the reference and the row {FLOOR} among them; compare it only among "
-                "models of this data set"
+                f"{self.medium.noun}, the reference and the row {FLOOR} among them; neither FID nor FAD, compare "
+                "it only among models of this data set"
             )
         if dataset.sound is not None:
             lines.append(

@@ -108,7 +108,11 @@ def model_subject(
         device=device,
         denoise=to_latents,
         networks=(model,),
-        protocol={"dataset": model.info.dataset, "sampler": sampler.model_dump()},
+        protocol={
+            "dataset": model.info.dataset,
+            "sampler": sampler.model_dump(),
+            "prompts": None if model.conditioner is None else model.conditioner.describe(),
+        },
         spacing=SPACING,
         task_loss=task_loss,
         precision=precision,

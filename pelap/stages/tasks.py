@@ -9,17 +9,19 @@ import pandas as pd
 from pelap import io
 from pelap.errors import DataError
 from pelap.paths import RunPaths, TasksPaths
-from pelap.report.medium import nouns
+from pelap.report.medium import nouns, rows_per_latent
 from pelap.report.style import to_png
 from pelap.report.tables import is_distance
 from pelap.report.tasks import TaskCell, cell_values, first_cells, page, summarise, tasks_figure
 from pelap.stages.cells import SEED, place_of
 
 PATTERN = "*/*/seed*"
-ALIKE = ("item", "metric", "dense", "control")
+ALIKE = ("item", "metric", "dense", "control", "students", "plan_names", "rows_per_latent")
 """What has to be the same in every seed of a task, by its cell."""
 ALIKE_PROTOCOL = ("num_images", "num_reference", "sampler", "prompts", "medium", "sound")
 """The same by the protocols. The extractor may differ: a classifier is trained for each seed."""
+ALIKE_CLASSIFIER = ("steps", "width")
+"""The same by what the protocols say of the classifier: how it was made."""
 _RESULT = ("measured_time_reduction", "num_operators", "params_before", "params_after")
 _DIFFERENCES = ("model", "against", "metric", "difference", "se")
 
@@ -105,6 +107,7 @@ def _cell(run: RunPaths) -> TaskCell:
         plans=plans,
         metrics=metrics,
         differences=io.read_csv(run.differences, _DIFFERENCES),
+        rows_per_latent=rows_per_latent(protocol),
     )
 
 
@@ -125,6 +128,10 @@ def _demand_alike(found: dict[RunPaths, TaskCell]) -> None:
         differing = [key for key in ALIKE if getattr(cell, key) != getattr(found[other], key)]
         here, there = io.read_mapping(run.evaluate_protocol), io.read_mapping(other.evaluate_protocol)
         differing += [key for key in ALIKE_PROTOCOL if here.get(key) != there.get(key)]
+        judges = [protocol.get("classifier") or {} for protocol in (here, there)]
+        differing += [
+            f"classifier.{key}" for key in ALIKE_CLASSIFIER if judges[0].get(key) != judges[1].get(key)
+        ]
         if differing:
             raise DataError(
                 f"{run.evaluate_protocol}: another {' and '.join(differing)} than in "

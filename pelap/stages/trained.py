@@ -6,6 +6,7 @@ from pelap.data.dataset import ImageDataset
 from pelap.errors import ModelError
 from pelap.loading import load_model
 from pelap.models.ldm import LatentDiffusion
+from pelap.params import SoundParams
 from pelap.stages.context import Context
 
 
@@ -33,3 +34,13 @@ def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDatase
             f"{folder}: was trained on {trained_on[0]} at {trained_on[1]} pixels, the data "
             f"are {given[0]} at {given[1]}; train again, or give another --data or --run"
         )
+    if _analysis(model.info.sound) != _analysis(dataset.sound):
+        raise ModelError(
+            f"{folder}: was trained on sounds analysed by {_analysis(model.info.sound)}, the data by "
+            f"{_analysis(dataset.sound)}; train again, or download with the former download.sounds"
+        )
+
+
+def _analysis(sound: SoundParams | None) -> dict[str, float] | None:
+    """What decides how a spectrogram looks; not how many there are."""
+    return None if sound is None else sound.model_dump(exclude={"train_per_class", "test_per_class"})
