@@ -62,8 +62,8 @@ class Real:
         if CLASSIFIER in params.extractors:
             lines.append(
                 f"{metric_name('fd', CLASSIFIER)}: features of a small network that learnt from the train "
-                f"{self.medium.noun}, the reference and the row {FLOOR} among them; neither FID nor FAD, compare "
-                "it only among models of this data set"
+                f"{self.medium.noun}, the reference and the row {FLOOR} among them; neither FID nor FAD, "
+                "compare it only among models of this data set"
             )
         if dataset.sound is not None:
             lines.append(
