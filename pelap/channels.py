@@ -84,7 +84,7 @@ def closed_channels(
 
     Args:
         model: In evaluation mode. Without a mask it has no closed channel.
-        images: (N, 3, H, W) uint8, N at least 1.
+        images: (N, 3 or 1, H, W) uint8, N at least 1.
         batch_size: Pictures at a time; changes nothing.
         threshold: Of `pelap.collapse.hard_mask`.
     """

@@ -67,7 +67,7 @@ class Observer:
     It stays where the model is: for N pictures two latents, and 3 bytes a pixel.
 
     Args:
-        images: (N, 3, H, W) uint8.
+        images: (N, 3 or 1, H, W) uint8.
         seed: Names the posterior's and the diffusion's noise; picture i's depends on (seed, i) alone.
         batch_size: Pictures at a time; changes no number.
         thresholds: For the hard mask.
@@ -157,7 +157,7 @@ Batch: TypeAlias = tuple[torch.Tensor, ...]
 class _Drawn(NamedTuple):
     """What does not depend on a model's weights, on its device."""
 
-    images: torch.Tensor  # (N, 3, H, W) uint8
+    images: torch.Tensor  # (N, 3 or 1, H, W) uint8
     posterior: torch.Tensor  # (N, C, h, w) standard normal
     added: torch.Tensor  # (N, C, h, w) standard normal
     timesteps: torch.Tensor  # (N,)

@@ -34,7 +34,7 @@ class Source(Protocol):
         """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures, uint8 (B, 3, H, W), on the source's device or the CPU."""
+        """Pictures, uint8 (B, 3 or 1, H, W), on the source's device or the CPU."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZ
         batch_size: Pictures at a time; changes nothing but speed and memory.
 
     Returns:
-        uint8 (num, 3, H, W) on the CPU.
+        uint8 (num, 3 or 1, H, W) on the CPU.
     """
     pictures = torch.empty(0)
     for start in range(0, num, batch_size):

@@ -198,6 +198,6 @@ def epoch_picks(
 
 
 def pick(images: torch.Tensor, picks: Picks) -> torch.Tensor:
-    """The pictures of a batch, float32 (B, 3, H, W) in [-1, 1], of uint8 (N, 3, H, W) on the same device."""
-    batch = images[picks.indices]  # (B, 3, H, W)
+    """The pictures of a batch, float32 (B, 3 or 1, H, W) in [-1, 1], of uint8 (N, 3 or 1, H, W) on the same device."""
+    batch = images[picks.indices]  # (B, 3 or 1, H, W)
     return to_float(torch.where(picks.mirrored[:, None, None, None], batch.flip(-1), batch))

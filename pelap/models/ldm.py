@@ -106,7 +106,7 @@ class LatentDiffusion(nn.Module):
         return LatentDiffusion(info, self.vae, unet, self.mask, self.normaliser, self.conditioner).eval()
 
     def encode(self, images: torch.Tensor, posterior_noise: torch.Tensor | None = None) -> Encoded:
-        """Latents of images (B, 3, H, W) in [-1, 1]; of sounds (B, 1, H, W).
+        """Latents of images (B, 3 or 1, H, W) in [-1, 1]; of sounds (B, 1, H, W).
 
         Args:
             images: Pictures.
@@ -115,7 +115,7 @@ class LatentDiffusion(nn.Module):
         return self.encoded(self.posterior(images), posterior_noise)
 
     def posterior(self, images: torch.Tensor) -> Posterior:
-        """The encoder's distribution of latents for images (B, 3, H, W) in [-1, 1]."""
+        """The encoder's distribution of latents for images (B, 3 or 1, H, W) in [-1, 1]."""
         return Posterior(*self.vae.encode(images))
 
     def encoded(self, posterior: Posterior, posterior_noise: torch.Tensor | None = None) -> Encoded:
@@ -221,7 +221,7 @@ class LatentDiffusion(nn.Module):
         return self.vae.decode(self.decoder_input(latents, self.gates(latents)))
 
     def decode_sample(self, sample: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 3, H, W) of what the UNet made (B, C, h, w).
+        """Pictures (B, 3 or 1, H, W) of what the UNet made (B, C, h, w).
 
         It is decoded as it is: the paper's variant was trained so (and decodes near the zero latent once
         its mask has collapsed), and the sample of a variant that decodes z*m is already masked, for z*m is

@@ -136,7 +136,7 @@ class Schedule:
 def autoencoder_losses(
     model: LatentDiffusion, images: torch.Tensor, random: Draw, kl_weight: float
 ) -> Losses:
-    """The autoencoder alone on pictures (B, 3, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl."""
+    """The autoencoder alone on pictures (B, 3 or 1, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl."""
     encoded = model.encode(images, random.posterior)
     recon = F.mse_loss(model.vae.decode(encoded.latents).float(), images)
     kl = encoded.kl().mean()
@@ -151,7 +151,7 @@ def joint_losses(
     strength: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
-    """Loss terms on pictures (B, 3, H, W) in [-1, 1].
+    """Loss terms on pictures (B, 3 or 1, H, W) in [-1, 1].
 
     ``loss`` = recon + kl_weight * kl + noise + strength * sparsity, with recon and noise as mean
     squared errors and sparsity as the mean cost of the gates. ``mean_mask`` is the mean of their values.
@@ -290,7 +290,7 @@ NUM_CALIBRATION = 1024
 
 @torch.no_grad()
 def calibrate(model: LatentDiffusion, images: torch.Tensor, batch_size: int) -> None:
-    """Set the normaliser's statistics to those of the first training pictures (N, 3, H, W) uint8.
+    """Set the normaliser's statistics to those of the first training pictures (N, 3 or 1, H, W) uint8.
 
     The running averages of training lag behind the encoder, and an average of weights is an encoder that
     they never saw.

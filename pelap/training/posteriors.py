@@ -27,7 +27,7 @@ def frozen_posteriors(
 
     Args:
         model: In evaluation or training mode; its autoencoder must not change any more.
-        images: Training pictures (N, 3, H, W) uint8, on the model's device.
+        images: Training pictures (N, 3 or 1, H, W) uint8, on the model's device.
         flip: Whether pictures are mirrored.
         num_draws: How many pictures will be picked.
         precision: Of the encoder, see `pelap.device.autocast`.
