@@ -430,3 +430,15 @@ def test_a_fourth_task_is_data() -> None:
         assert not [name for name in names if f'"{name}"' in code]
     rules = "".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
     assert not [name for name in names if f"tasks/{name}" in rules or f'"{name}"' in rules]
+
+
+def test_time_saved_is_by_the_evaluation_where_that_timed_the_model(tmp_path: Path, undrawn: None) -> None:
+    run = write_cell(tmp_path, "image", 0)
+    metrics = io.read_metrics(run.metrics)
+    for model, least in (("dense", 10.0), ("pruned-20", 7.0)):
+        metrics[model]["latency_least_ms"] = least
+    io.write_json(run.metrics, metrics)
+    tasks(tmp_path)
+    table = pd.read_csv(TasksPaths(tmp_path).summary)
+    assert mean_of(table, "image", "pruned-20", "time_saved")[0] == pytest.approx(0.3)
+    assert mean_of(table, "image", "pruned-35", "time_saved")[0] == pytest.approx(SAVED["35"][0])
