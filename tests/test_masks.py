@@ -227,7 +227,7 @@ def test_gates_are_sampled_in_training_alone(training: bool) -> None:
     set_logits(model, 0.0)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     random = draw(model, 4, 0, "test", 0)
-    other = type(random)(random.posterior, random.noise, random.timesteps, 1 - random.gates)
+    other = random._replace(gates=1 - random.gates)
     alphas = alphas_cumprod(model.info.diffusion)
     first, second = (joint_losses(model, images, numbers, 0.0, 1.0, alphas) for numbers in (random, other))
     assert torch.equal(first["recon"], second["recon"]) is not training
