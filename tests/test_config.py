@@ -475,3 +475,19 @@ def test_an_autoencoder_that_cannot_be_trained_as_told_is_refused_with_the_keys_
     raw = tiny_raw(variants={"own": {"strength": "lambda", "vae_training": "frozen"}}, score__variant="own")
     with pytest.raises(ConfigError, match="vae_training frozen needs a pretrained vae"):
         parse_params(select_keys(raw, "train"), "test", "train")
+
+
+@pytest.mark.parametrize("section", ["train", "distill", "evaluate.classifier"])
+def test_sounds_are_not_mirrored(section: str) -> None:
+    classifier = {"steps": 1, "batch_size": 8, "lr": 0.1, "width": 8, "horizontal_flip": False}
+    raw = tiny_raw(
+        dataset="sounds", evaluate__classifier=classifier, train__horizontal_flip=False,
+        distill__horizontal_flip=False,
+    )  # fmt: skip
+    parse_params(raw, "tiny")
+    place = raw
+    for name in section.split("."):
+        place = place[name]
+    place["horizontal_flip"] = True
+    with pytest.raises(ConfigError, match=f"{section}.horizontal_flip: would turn sounds backwards"):
+        parse_params(raw, "tiny")

@@ -623,7 +623,7 @@ SOUND = {
 class Halved:
     """A medium that halves what it is given."""
 
-    noun, num_channels = "sounds", 1
+    noun, num_channels, lossless = "sounds", 1, False
 
     def perceived(self, images: torch.Tensor) -> torch.Tensor:
         return images // 2
@@ -689,6 +689,13 @@ def test_prompts_are_told() -> None:
     class Conditioned:
         conditioner = TextConditioner([f"c{i}" for i in range(10)], ["a {}"], guidance_scale=3.0)
 
-    told = evaluate._prompts({"plain": tiny_model(), "told": Conditioned()})  # type: ignore[dict-item]
-    assert told == {"number": 10, "guidance_scale": 3.0, "first": [f"a c{i}" for i in range(8)]}
-    assert evaluate._prompts({"plain": tiny_model()}) is None
+    told = evaluate._prompts({"plain": tiny_model(), "told": Conditioned()}, 20)  # type: ignore[dict-item]
+    assert told is not None
+    assert told.pop("digest")
+    assert told == {
+        "number": 10,
+        "guidance_scale": 3.0,
+        "first": [f"a c{i}" for i in range(8)],
+        "num_judged": 20,
+    }
+    assert evaluate._prompts({"plain": tiny_model()}, 20) is None

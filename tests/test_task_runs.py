@@ -63,6 +63,8 @@ TASKS: dict[str, dict[str, Any]] = {
         "download__image_size": 32,
         "download__sounds": SOUNDS,
         "vae__downsampling": 8,
+        "train__horizontal_flip": False,
+        "distill__horizontal_flip": False,
         "evaluate__num_reference": 64,
         "evaluate__extractors": ["classifier", "effnet-lite0"],
     },
