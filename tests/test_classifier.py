@@ -140,7 +140,8 @@ def test_agreement_counts_known_prompts_alone(trained: Classifier) -> None:
     asked[4:] = -1
     found = agreement(trained, images, asked)
     assert found["prompt_agreement"] == 0.75
-    assert found["prompt_agreement_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    share = (3 + 2) / (4 + 4)  # two more of either kind
+    assert found["prompt_agreement_se"] == pytest.approx(math.sqrt(share * (1 - share) / 8))
     assert agreement(trained, images, torch.full((6,), -1)) == {}
 
 
