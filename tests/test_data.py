@@ -1,6 +1,5 @@
 """Data sets: photographs, the packed file, batches, the stage."""
 
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import expect_error
 
 from pelap import io
 from pelap.data.dataset import (
@@ -41,16 +41,6 @@ SOUNDS = SoundParams(
 def params(**changes: object) -> DownloadParams:
     base = DownloadParams(image_size=16, photos=CROPS, sounds=SOUNDS, folders={})
     return base.model_copy(update=changes)
-
-
-def expect_error(call: Callable[[], object], *parts: str) -> None:
-    """The call must fail with a one-line `DataError` that holds all parts."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 def small_dataset(count: int = 12) -> ImageDataset:

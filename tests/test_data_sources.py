@@ -5,13 +5,13 @@ import io as bytes_io
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import expect_error
 
 from pelap import io
 from pelap.data.dataset import (
@@ -20,7 +20,6 @@ from pelap.data.dataset import (
 )
 from pelap.data.folder import parse
 from pelap.data.sources import build_dataset
-from pelap.errors import DataError
 from pelap.params import DownloadParams, PhotoCrops, SoundParams
 
 Tree = dict[str, bytes]
@@ -33,16 +32,6 @@ def params(**changes: object) -> DownloadParams:
     )
     base = DownloadParams(image_size=16, photos=crops, sounds=sounds, folders={})
     return base.model_copy(update=changes)
-
-
-def expect_error(call: Callable[[], object], *parts: str) -> None:
-    """The call must fail with a one-line `DataError` that holds all parts."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 # --- torchvision's data sets

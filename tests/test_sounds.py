@@ -2,7 +2,6 @@
 
 import io as bytes_io
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import wavfile
+from tiny import expect_error
 
 from pelap.config import NUM_RECIPES
 from pelap.data import spectrogram
@@ -18,7 +18,6 @@ from pelap.data.sources import build_dataset
 from pelap.data.spectrogram import to_sounds, to_spectrograms
 from pelap.data.synthesis import RECIPES, synthesise
 from pelap.data.wav import read_wav, write_wav
-from pelap.errors import DataError
 from pelap.params import DownloadParams, PhotoCrops, SoundParams
 from pelap.seeding import generator
 
@@ -61,16 +60,6 @@ def wav(samples: torch.Tensor | np.ndarray, rate: int = SOUNDS.sample_rate) -> b
 
 def read(data: bytes) -> torch.Tensor:
     return read_wav(data, "it.wav", SOUNDS, SIZE)
-
-
-def expect_error(call: Callable[[], object], *parts: str) -> None:
-    """The call must fail with a one-line `DataError` that holds all parts."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 # --- recipes

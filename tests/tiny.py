@@ -1,12 +1,15 @@
 """A model and a data set small enough for tests, from the real constructors."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pelap.config import parse_params, parts_of, read_yaml
 from pelap.data.dataset import ImageDataset, Split
+from pelap.errors import DataError
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import Params, VariantParams
 
@@ -134,3 +137,13 @@ def set_logits(model: LatentDiffusion, *logits: float) -> None:
     target = model.mask.layers[-1].bias if model.mask.config.adaptive else model.mask.logits
     with torch.no_grad():
         target.copy_(torch.tensor(logits).expand_as(target))
+
+
+def expect_error(call: Callable[[], object], *parts: str) -> None:
+    """The call must fail with a one-line `DataError` that holds all parts."""
+    with pytest.raises(DataError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message

@@ -149,6 +149,11 @@ class TextConditioner(ModelMixin, ConfigMixin):
             "first": list(self.prompts[:NUM_NAMED]),
         }
 
+    @property
+    def rows_per_latent(self) -> int:
+        """Of the UNet's batch in sampling: with guidance, each latent is seen with its prompt and without."""
+        return 1 if self.guidance_scale == 1 else 2
+
     def _numbers(self, prompt: str) -> list[int]:
         words, longest = _words(prompt), self.config.num_tokens
         strange = [word for word in words if word not in self._vocabulary]

@@ -196,7 +196,7 @@ class LatentDiffusion(nn.Module):
         if self.conditioner is None:
             return None
         tokens, scale = self.tokens_of(items), self.conditioner.guidance_scale
-        if scale != 1:
+        if self.conditioner.rows_per_latent > 1:
             tokens = torch.cat([tokens, self.conditioner.no_prompt(len(tokens))])
         return Guidance(self.conditions(tokens.to(self.conditioner.positions.device)), scale)
 

@@ -294,11 +294,6 @@ def _prompts(models: Models, num_images: int) -> dict[str, Any] | None:
     return None
 
 
-def _rows_per_latent(model: LatentDiffusion) -> int:
-    """Of the UNet's batch: with guidance, every latent is seen with its prompt and without."""
-    return 2 if model.conditioner is not None and model.conditioner.guidance_scale != 1 else 1
-
-
 def _protocol(
     context: Context,
     table: Table,
@@ -311,7 +306,9 @@ def _protocol(
     extra = {
         "sampler": params.sampler.model_dump(),
         "prompts": _prompts(models, params.num_images),
-        "rows_per_latent": max(_rows_per_latent(model) for model in models.values()),
+        "rows_per_latent": max(
+            1 if model.conditioner is None else model.conditioner.rows_per_latent for model in models.values()
+        ),
         "precision": "bf16" if uses_bf16(context.device, params.precision) else "fp32",
         "dense_steps": list(params.dense_steps),
         "cache_intervals": list(params.cache_intervals),

@@ -87,7 +87,7 @@ class PipelineBatches:
             yield self._noisy(to_float(images.to(self.device)), labels.to(self.device), stream)
 
     def _noisy(self, pictures: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> NoisyBatch:
-        """A batch of pictures (B, 3 or 1, H, W) in [-1, 1] with labels (B,)."""
+        """A batch of pictures (B, 3, H, W) in [-1, 1] with labels (B,)."""
         shape = (len(pictures), *self.pipeline.latent_shape)
         posterior = torch.randn(shape, generator=stream).to(self.device)
         noise = torch.randn(shape, generator=stream).to(self.device)
@@ -114,7 +114,7 @@ class PipelineBatches:
 
 
 def encode(pipe: "DiffusionPipeline", pictures: torch.Tensor, posterior_noise: torch.Tensor) -> torch.Tensor:
-    """What the denoiser of a pipeline works on, for pictures (B, 3 or 1, H, W) in [-1, 1].
+    """What the denoiser of a pipeline works on, for pictures (B, 3, H, W) in [-1, 1].
 
     Args:
         pipe: With a `vae` or `vqvae`; without, its denoiser works on pixels, of three colours or of one.
