@@ -18,6 +18,7 @@ from pelap.config import read_yaml
 from pelap.errors import DataError
 from pelap.paths import RunPaths, TasksPaths
 from pelap.report import tasks as report
+from pelap.report.figures_tasks import tasks_figure
 from pelap.report.style import looks, to_png
 from pelap.report.tables import DASH, MINUS
 from pelap.stages.tasks import ALIKE_CLASSIFIER, ALIKE_PROTOCOL, tasks
@@ -382,7 +383,7 @@ def test_what_was_distilled_is_told_apart_beside_a_large_loss(lost: float, bent:
         for name in ("pruned", "distilled")
         for plan in SAVED
     ]
-    figure = report.tasks_figure(pd.DataFrame(rows, columns=report.SUMMARY_COLUMNS), cells)
+    figure = tasks_figure(pd.DataFrame(rows, columns=report.SUMMARY_COLUMNS), cells)
     (axis,) = figure.axes
     assert axis.get_yscale() == ("symlog" if bent else "linear")
     assert ("plan 35: +400 %" in {text.get_text() for text in axis.texts}) == bent
@@ -394,7 +395,7 @@ def test_what_was_distilled_is_told_apart_beside_a_large_loss(lost: float, bent:
 def test_figure_has_a_panel_a_task_and_a_line_a_family(done: Path) -> None:
     paths = TasksPaths(done)
     cells = [task_cell(task, seed) for task in sorted(TASKS) for seed in SEEDS]
-    figure = report.tasks_figure(io.read_csv(paths.summary), cells)
+    figure = tasks_figure(io.read_csv(paths.summary), cells)
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         f"{task}: mean ± std of 3 seeds" for task in ("audio", "image", "text")
     ]

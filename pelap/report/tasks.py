@@ -5,17 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
 
 from pelap.config import FLOOR
-from pelap.report.labels import Label, place
 from pelap.report.medium import CLASSIFIER, SOUNDS, guided, nouns
 from pelap.report.rows import PRUNED, split_row
-from pelap.report.style import Look, legend, literal, looks, panels, plain_number, shortened, titles
 from pelap.report.tables import DASH, MINUS, PLUS_MINUS, VOCODED, column, number
 
 PLACE = ["task", "dataset"]
@@ -27,13 +21,7 @@ TIME_SAVED, ITEM_TIME_SAVED = "time_saved", "image_time_saved"
 OPERATORS, PARAMS_REMOVED = "operators_removed", "params_removed"
 _ERRORS = ("_se", "_std", "_iqr_ms")
 """Tails of what is the error of another metric: it has no mean over seeds of its own."""
-_PERCENT = 100
-_LABEL = 8.5
-"""Size of the labels in the figure."""
-_APART = 8
-"""From so many times the largest other change on, those of pruning alone are drawn beyond a linear part."""
-_LINEAR = 1.6
-"""Room of each half of the linear part, in decades of the logarithmic one."""
+PERCENT = 100
 _SOUND = nouns({"medium": SOUNDS}).one
 
 
@@ -92,6 +80,11 @@ class TaskCell:
     def by_classifier(self) -> bool:
         """Whether the distance is in features of a classifier, which is trained for each seed."""
         return self.metric.endswith(f"_{CLASSIFIER}")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What its seeds have in common."""
+        return self.task, self.dataset
 
     @property
     def control(self) -> str | None:
@@ -231,7 +224,7 @@ def page(summary: pd.DataFrame, values: pd.DataFrame, cells: Sequence[TaskCell])
     """
     parts = ["# The tasks\n", f"{_intro(cells)}\n"]
     for first in first_cells(cells):
-        seeds = [cell.seed for cell in cells if _place(cell) == _place(first)]
+        seeds = [cell.seed for cell in cells if cell.place == first.place]
         parts.append(f"## {first.task}: {first.dataset}, {_seeds(seeds)}\n")
         parts.append(_markdown(*_table(Table(summary, first), first, len(seeds))))
         parts += [f"{sentence}\n" for sentence in _cautions(first)]
@@ -284,12 +277,8 @@ def first_cells(cells: Sequence[TaskCell]) -> list[TaskCell]:
     """One cell of each task and data set."""
     first: dict[tuple[str, str], TaskCell] = {}
     for cell in cells:
-        first.setdefault(_place(cell), cell)
+        first.setdefault(cell.place, cell)
     return list(first.values())
-
-
-def _place(cell: TaskCell) -> tuple[str, str]:
-    return cell.task, cell.dataset
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -300,16 +289,16 @@ def _table(table: Table, cell: TaskCell, num_seeds: int) -> tuple[list[str], lis
     """Headings and rows."""
     distance = column(cell.metric)
     columns: dict[str, tuple[str, tuple[int, float, bool]]] = {
-        "UNet time saved (%)": (TIME_SAVED, (1, _PERCENT, False)),
-        f"time of a {cell.item} saved (%)": (ITEM_TIME_SAVED, (1, _PERCENT, False)),
+        "UNet time saved (%)": (TIME_SAVED, (1, PERCENT, False)),
+        f"time of a {cell.item} saved (%)": (ITEM_TIME_SAVED, (1, PERCENT, False)),
         "operators removed": (OPERATORS, (0, 1, False)),
-        "parameters removed (%)": (PARAMS_REMOVED, (1, _PERCENT, False)),
+        "parameters removed (%)": (PARAMS_REMOVED, (1, PERCENT, False)),
         f"{cell.metric} ↓": (cell.metric, (distance.decimals, 1, False)),
     }
     for other in cell.references:
-        columns[f"change to {other} (%)"] = (f"change_to_{other}", (1, _PERCENT, True))
+        columns[f"change to {other} (%)"] = (f"change_to_{other}", (1, PERCENT, True))
     if table.has(AGREEMENT):
-        columns["prompt agreement (%) ↑"] = (AGREEMENT, (1, _PERCENT, False))
+        columns["prompt agreement (%) ↑"] = (AGREEMENT, (1, PERCENT, False))
     rows = [
         [model, *(_of_fewer(table.of(model, key), num_seeds, *how) for key, how in columns.values())]
         for model in cell.rows
@@ -350,13 +339,13 @@ def verdicts(table: Table, values: pd.DataFrame, cell: TaskCell) -> list[str]:
         kinds.append(("agreement_difference_to", "prompt agreement", -1.0, " points"))
     lines = []
     for model in cell.distilled:
-        saved = table.of(model, TIME_SAVED).mean * _PERCENT
+        saved = table.of(model, TIME_SAVED).mean * PERCENT
         for kind, name, sign, unit in kinds:
             parts = []
             for other in cell.references:
                 found = table.of(model, f"{kind}_{other}")
                 if found.n:
-                    shown = _cell(found, 1, _PERCENT, True)
+                    shown = _cell(found, 1, PERCENT, True)
                     said = f"{verdict(sign * found.mean, found.std)} {other}"
                     parts.append(
                         f"{said} ({shown}{unit}{_one_seed(found, values, cell, model, other, kind)})"
@@ -390,7 +379,7 @@ def _one_seed(found: Moments, values: pd.DataFrame, cell: TaskCell, model: str, 
     """The difference and its standard error within the seed, where there is but one."""
     if found.n > 1 or kind != "change_to":
         return ""
-    inside = (values[PLACE] == list(_place(cell))).all(axis=1) & (values["model"] == model)
+    inside = (values[PLACE] == list(cell.place)).all(axis=1) & (values["model"] == model)
     name, decimals = f"difference_to_{other}", column(cell.metric).decimals
     shown = []
     for key, signed in ((name, True), (f"{name}_se", False)):
@@ -407,116 +396,3 @@ def _published() -> str:
     )
     headings = ("task", "model", "saved", "quality")
     return text + _markdown(headings, [list(row) for row in PUBLISHED])
-
-
-def tasks_figure(summary: pd.DataFrame, cells: Sequence[TaskCell]) -> Figure:
-    """Change of the distance against measured time saved, a panel a task; bars: std over seeds."""
-    first = first_cells(cells)
-    figure, axes = panels(len(first), (1 + 4.6 * len(first), 4.9))
-    names = list(dict.fromkeys(name for cell in first for name in _families(cell)))
-    look = looks(names)
-    for axis, cell in zip(axes, first, strict=True):
-        labels, linear = _draw(axis, Table(summary, cell), cell, look)
-        count = sum(_place(other) == _place(cell) for other in cells)
-        spread = f"mean {PLUS_MINUS} std of {count} seeds" if count > 1 else "1 seed"
-        against = f"{literal(cell.metric)} against {literal(shortened(cell.dense))} (%), lower is better"
-        if linear is not None:
-            against += f"\nlinear up to {plain_number(linear)} %, logarithmic beyond"
-        titles(axis, f"{literal(cell.task)}: {spread}", "UNet time saved, measured (%)", against)
-        axis.margins(x=0.14, y=0.16)
-        lines = [bars.lines[0].get_xydata() for bars in axis.containers]  # type: ignore[attr-defined]
-        place(axis, labels, lines, _LABEL)
-    handles = {
-        text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    legend(figure, handles=list(handles.values()), labels=list(handles), loc="outside lower center",
-           ncols=len(handles))  # fmt: skip
-    return figure
-
-
-def _families(cell: TaskCell) -> dict[str, list[str]]:
-    """The rows with a line of their own, and the models along it."""
-    found: dict[str, list[str]] = {}
-    for model in cell.rows:
-        if model != FLOOR:
-            found.setdefault(split_row(model, list(cell.plans))[0], []).append(model)
-    return found
-
-
-def _draw(
-    axis: Axes, table: Table, cell: TaskCell, look: Mapping[str, Look]
-) -> tuple[list[Label], float | None]:
-    """Lines over plans, points of what was not pruned.
-
-    Returns:
-        What to write beside the points, and up to where the axis is linear, where it is not so throughout.
-    """
-    labels, linear = [], _linear(table, cell)
-
-    def beyond(change: float) -> str:
-        return "" if linear is None else f": {number(change, 0, True)} %"
-
-    axis.axhline(0, color=look[cell.dense].colour, linestyle=(0, (5, 4)), linewidth=1.1, zorder=1)
-    for family, models in _families(cell).items():
-        x, y = (_points(table, cell, models, key) for key in (TIME_SAVED, f"change_to_{cell.dense}"))
-        each = look[family]
-        axis.errorbar(
-            x[:, 0], y[:, 0], xerr=x[:, 1], yerr=y[:, 1], color=each.colour, marker=each.marker,
-            markerfacecolor=each.face, markersize=8, capsize=3, elinewidth=1.3, linewidth=1.4, zorder=3,
-            label=literal(shortened(family)),
-        )  # fmt: skip
-        if family == PRUNED:  # what was made of a plan stands below or above it
-            plans = [model.removeprefix(f"{PRUNED}-") for model in models]
-            labels += [
-                Label(saved, change, f"plan {plan}{beyond(change)}")
-                for (saved, _), (change, _), plan in zip(x, y, plans, strict=True)
-                if math.isfinite(saved) and math.isfinite(change)
-            ]
-    control = cell.control
-    if control is not None:
-        level = table.of(control, f"change_to_{cell.dense}").mean * _PERCENT
-        axis.axhline(level, color=look[control].colour, linestyle=(0, (1.5, 2)), linewidth=1.1, zorder=1)
-    if linear is not None:
-        _bend(axis, linear)
-    return labels, linear
-
-
-def _linear(table: Table, cell: TaskCell) -> float | None:
-    """The largest change of what was not merely pruned, in percent, where that of the others dwarfs it."""
-    least, most = 1.0, 0.0
-    for family, models in _families(cell).items():
-        found = _points(table, cell, models, f"change_to_{cell.dense}")
-        reach = np.abs(found[:, 0])
-        largest = float(np.nanmax(reach + found[:, 1] * (family != PRUNED), initial=0.0))
-        if family == PRUNED:
-            most = largest
-        else:
-            least = max(least, largest)
-    return float(math.ceil(least)) if most > _APART * least else None
-
-
-def _bend(axis: Axes, linear: float) -> None:
-    """An axis of changes that is logarithmic beyond `linear` on both sides, with plain numbers."""
-    low, high = axis.get_ylim()
-    axis.set_yscale("symlog", linthresh=linear, linscale=_LINEAR)
-    inside = [tick for tick in MaxNLocator(4).tick_values(-linear, linear) if abs(tick) <= linear]
-    decades = range(math.floor(math.log10(linear)), math.ceil(math.log10(max(-low, high))) + 1)
-    outside = [sign * lead * 10.0**power for power in decades for lead in (1, 2, 5) for sign in (-1, 1)]
-    ticks = [*inside, *(tick for tick in outside if abs(tick) > 1.5 * linear)]
-    axis.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axis.yaxis.set_major_formatter(lambda value, _: plain_number(value).replace("-", MINUS))
-    axis.yaxis.set_minor_locator(NullLocator())
-
-
-def _points(
-    table: Table, cell: TaskCell, models: Sequence[str], key: str
-) -> "np.ndarray[Any, np.dtype[Any]]":
-    """Percentages and half lengths of their bars (models, 2); what was not pruned saved nothing."""
-    found = []
-    for model in models:
-        mean, std, _ = table.of(model, key)
-        unpruned = key == TIME_SAVED and split_row(model, list(cell.plans))[1] is None
-        if unpruned or (model == cell.dense and key != TIME_SAVED):
-            mean = std = 0.0
-        found.append((mean, 0.0 if math.isnan(std) else std))
-    return np.array(found, dtype=float) * _PERCENT

@@ -9,10 +9,11 @@ import pandas as pd
 from pelap import io
 from pelap.errors import DataError
 from pelap.paths import RunPaths, TasksPaths
+from pelap.report.figures_tasks import tasks_figure
 from pelap.report.medium import nouns, rows_per_latent
 from pelap.report.style import to_png
 from pelap.report.tables import is_distance
-from pelap.report.tasks import TaskCell, cell_values, first_cells, page, summarise, tasks_figure
+from pelap.report.tasks import TaskCell, cell_values, first_cells, page, summarise
 from pelap.stages.cells import SEED, place_of
 
 PATTERN = "*/*/seed*"
