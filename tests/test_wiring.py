@@ -42,6 +42,8 @@ WHOLE = (
 PLUMBING = {
     "pelap.config",
     "pelap.errors",
+    "pelap.finite",
+    "pelap.keys",
     "pelap.params",
     "pelap.params.model",
     "pelap.params.run",
