@@ -18,10 +18,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from pelap.io import digest, read_mapping, sha256, tensors_digest, write_json
-
-KEY_FILE = "made-of.json"
-"""In a folder of resume state: the parts of its key."""
+from pelap.io import digest, sha256, tensors_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,39 +65,6 @@ def code_of(module: str) -> str:
     return digest(_sources(module))
 
 
-def state_folder(parent: Path, label: str, made_of: Key) -> Path:
-    """Where the state of interrupted work is kept, so that the same work goes on from it.
-
-    Says on the terminal when there is such state of something else, which this work does not go on from.
-
-    Args:
-        parent: Folder of all states.
-        label: What the work is.
-        made_of: Everything that its result depends on.
-    """
-    folder = parent / f"{label}-{made_of.name}"
-    if not folder.is_dir():
-        for other in states(parent, label):
-            names = made_of.differences(_parts_in(other))
-            print(f"{label}: starts anew; what was interrupted had other {', '.join(names)} ({other})")
-    write_json(folder / KEY_FILE, dict(made_of.parts))
-    return folder
-
-
-def states(parent: Path, label: str) -> list[Path]:
-    """Folders of state of the work called `label`, whatever it was made of."""
-    width = len(digest(None))
-    return sorted(
-        path
-        for path in parent.glob(f"{label}-*")
-        if path.is_dir() and len(path.name) == len(label) + 1 + width and (path / KEY_FILE).is_file()
-    )
-
-
-def _parts_in(folder: Path) -> Mapping[str, Any]:
-    return read_mapping(folder / KEY_FILE)
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON that says all that matters of it."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -134,6 +98,12 @@ def _of_torch(value: Any) -> Any:
         levels = getattr(value, "alphas_cumprod", None)
         return [type(value).__qualname__, settings, None if levels is None else _plain(levels)]
     raise TypeError(f"{type(value).__name__} has no value that a key could be made of")
+
+
+def _settings(config: Any) -> dict[str, str]:
+    """Of diffusers a mapping, of transformers an object; where it came from does not count."""
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    return {name: str(setting) for name, setting in config.items() if not name.startswith("_")}
 
 
 def _content(path: Path) -> Any:

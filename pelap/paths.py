@@ -68,12 +68,10 @@ class RunPaths:
     def train(self, variant: str) -> TrainPaths:
         return TrainPaths(self.root / "train" / variant)
 
-    def checkpoint(self, stage: str, key: str) -> Path:
-        """Resume state, keyed by a digest of the configuration and removed on success.
-
-        It is undeclared to DVC and Snakemake, which both delete declared outputs before a rerun.
-        """
-        return self.root / ".resume" / f"{stage}-{key}"
+    @property
+    def resume(self) -> Path:
+        """State of work that is going on, for `pelap.training.checkpoint.ResumeState`."""
+        return self.root / ".resume"
 
     @property
     def collapse(self) -> Path:

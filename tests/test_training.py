@@ -12,10 +12,11 @@ from tiny import set_logits, tiny_dataset, tiny_model, tiny_params
 
 from pelap.diffusion import add_noise, alphas_cumprod
 from pelap.errors import TrainingError
+from pelap.keys import key
 from pelap.models.ldm import Encoded, LatentDiffusion, apply_mask
 from pelap.params import VariantParams
 from pelap.training import joint
-from pelap.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
+from pelap.training.checkpoint import ResumeState, load_checkpoint, save_checkpoint
 from pelap.training.joint import draw, joint_losses, train_jointly
 from pelap.training.loop import Losses, Optimisation, Progress, Trainer, cosine
 from pelap.training.together import train_alone
@@ -264,8 +265,27 @@ def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     assert torch.equal(empty.weight, before)
     (tmp_path / "c" / "progress.json").write_text("{")
     assert not load_checkpoint(tmp_path / "c", {"model": model}, Progress())
-    drop_checkpoint(tmp_path / "c")
-    assert not (tmp_path / "c").exists()
+
+
+def test_work_that_starts_anew_says_what_is_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def begin(label: str = "train-a", **parts: Any) -> ResumeState:
+        return ResumeState(tmp_path / "resume", label, key(**parts))
+
+    first = begin(lr=1, data=2, code=3)
+    assert begin(lr=5, data=2, code=3).folder != first.folder  # nothing was saved: nothing is said
+    save_checkpoint(begin(lr=1, data=2, code=3).folder, {"model": torch.nn.Linear(2, 2)}, Progress())
+    assert begin(lr=1, data=2, code=3).folder == first.folder
+    begin("train-a-b", lr=1, data=2, code=3)  # other work, whose name begins alike
+    assert capsys.readouterr().out == ""
+    other = begin(lr=1, data=4, code=6)
+    assert other.folder != first.folder
+    assert capsys.readouterr().out == (
+        "train-a: starts anew; the run that was interrupted has another data, code\n"
+    )
+    begin("train-a-b", lr=1).drop()
+    assert first.folder.is_dir()
+    other.drop()  # the state of other parameters goes too
+    assert not (tmp_path / "resume").exists()
 
 
 def test_compiled_training_translates_the_losses_of_each_phase_once(

@@ -15,6 +15,7 @@ from pelap.data.media import medium_of
 from pelap.errors import DataError, ModelError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
+from pelap.keys import code_of, key
 from pelap.loading import model_plan, save_model
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import StudentParams
@@ -25,7 +26,7 @@ from pelap.sampling import ModelSource, sample_from
 from pelap.seeding import generator
 from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
-from pelap.training.checkpoint import drop_checkpoint, weights_digest
+from pelap.training.checkpoint import ResumeState
 from pelap.training.distill import Distilled, Quality, distill
 from pelap.training.loop import Progress
 from pelap.training.model_batches import ModelBatches
@@ -63,7 +64,7 @@ def run(context: Context) -> None:
             result = {row: report.result for row, report in reports.items()}
             io.write_json(partial / paths.distill_result.name, result)
         for report in reports.values():
-            drop_checkpoint(report.checkpoint)
+            report.state.drop()
 
 
 def _plans(prune_result: Path) -> list[str]:
@@ -79,7 +80,7 @@ class _Report(NamedTuple):
 
     progress: Progress
     result: dict[str, Any]
-    checkpoint: Path
+    state: ResumeState
 
 
 class _Distillation:
@@ -90,6 +91,7 @@ class _Distillation:
         self.params = context.params.distill
         self.seed = context.params.seed
         self.dataset = context.dataset()
+        self._data = key(data=self.dataset)  # once: it reads every pixel
         variant = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
         self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset)
         self.quality = _quality(context, self.teacher, self.dataset)
@@ -102,7 +104,7 @@ class _Distillation:
     def train(self, row: str, how: StudentParams, plan_name: str | None, folder: Path) -> _Report:
         """Train a student and save it below `folder`, which becomes that of the stage."""
         student, plan = self._student(how, plan_name)
-        checkpoint = self._checkpoint(row, student, plan, how)
+        state = self._state(row, student, plan, how)
         trained = distill(
             student,
             self.teacher.unet,
@@ -110,7 +112,7 @@ class _Distillation:
             self.params,
             how,
             self.context.device,
-            checkpoint,
+            state.folder,
             self.quality,
             f"distill {row}",
         )
@@ -118,7 +120,7 @@ class _Distillation:
         model = self.teacher.with_unet(trained.network, row, self.params.ema_decay)
         save_model(model, folder / paths.distilled_model(row).relative_to(paths.distill), plan)
         _show(row, trained, self.params.steps)
-        return _Report(trained.progress, self._result(row, how, plan_name, trained.kept_step), checkpoint)
+        return _Report(trained.progress, self._result(row, how, plan_name, trained.kept_step), state)
 
     def _student(self, how: StudentParams, plan_name: str | None) -> tuple[nn.Module, Plan | None]:
         """A network before its first step, with its plan; a dense one has none."""
@@ -133,17 +135,19 @@ class _Distillation:
             return untrained(self.teacher.unet, plan, self.seed), plan
         return trained_model(self.context, folder, self.dataset).unet, plan
 
-    def _checkpoint(self, row: str, student: nn.Module, plan: Plan | None, how: StudentParams) -> Path:
-        """Where a student's resume state is: other weights, data or numbers have another one."""
-        configuration = [
-            [weights_digest(network) for network in (student, self.teacher)],
-            plan.to_json() if plan is not None else None,
-            self.params.model_dump(exclude={"students", "execution"}),
-            how.model_dump(exclude={"skip"}),
-            self.seed,
-            self.dataset.checksum,
-        ]
-        return self.context.paths.checkpoint(f"distill-{row}", io.digest(configuration))
+    def _state(self, row: str, student: nn.Module, plan: Plan | None, how: StudentParams) -> ResumeState:
+        made_of = key(
+            student=student,
+            teacher=self.teacher,
+            plan=plan,
+            diffusion=self.teacher.info.diffusion,
+            training=self.params.model_dump(exclude={"students", "execution"}),
+            losses=how.model_dump(exclude={"skip"}),
+            seed=self.seed,
+            data=self._data,
+            code=code_of(__name__),
+        )
+        return ResumeState(self.context.paths.resume, f"distill-{row}", made_of)
 
     def _result(self, row: str, how: StudentParams, plan_name: str | None, kept_step: int) -> dict[str, Any]:
         weights = how.model_dump(exclude={"skip"})

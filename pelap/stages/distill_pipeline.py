@@ -1,6 +1,7 @@
 """distill, for a diffusers pipeline: bring the pruned denoiser back with the dense one as teacher."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -9,14 +10,18 @@ from torch import nn
 from pelap import io
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.errors import ConfigError, ModelError
+from pelap.keys import code_of, key
 from pelap.loading import load_pipeline, pipeline_plan, save_pipeline
 from pelap.params import DistillParams, LossWeights, Params
 from pelap.paths import packed_dataset
 from pelap.pruning.plan import Plan, fingerprint
 from pelap.stages.piped import demand_pictures_of
-from pelap.training.checkpoint import drop_checkpoint, weights_digest
+from pelap.training.checkpoint import ResumeState
 from pelap.training.distill import Distilled, distill
 from pelap.training.pipeline_batches import PipelineBatches
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def distill_pipeline(
@@ -56,14 +61,14 @@ def distill_pipeline(
         part, taught_by = batches.pipeline.part, batches.pipeline.denoiser
         pipe = load_pipeline(pruned, device)
         student = _demand_origin(plan, pruned, pipe.components.get(part), teacher, taught_by)
-        checkpoint = _checkpoint(params, student, taught_by, plan, dataset, out)
-        trained = distill(student, taught_by, batches, _plain(params.distill), weights, device, checkpoint)
+        state = _state(params, dense, batches, student, plan, dataset, out)
+        trained = distill(student, taught_by, batches, _plain(params.distill), weights, device, state.folder)
         setattr(pipe, part, trained.network)
         history, validation = trained.progress.history, trained.progress.validation
         io.write_csv(out.with_name(f"{out.name}.history.csv"), pd.DataFrame(history))
         io.write_csv(out.with_name(f"{out.name}.validation.csv"), pd.DataFrame(validation))
         save_pipeline(pipe, out, plan)
-        drop_checkpoint(checkpoint)
+        state.drop()
     _show(trained, params.distill.steps, out)
 
 
@@ -124,15 +129,25 @@ def _demand_origin(
     return student
 
 
-def _checkpoint(
-    params: Params, student: nn.Module, dense: nn.Module, plan: Plan, dataset: ImageDataset, out: Path
-) -> Path:
-    """Where the resume state is: other weights, data or numbers have another one."""
-    configuration = [
-        [weights_digest(network) for network in (student, dense)],
-        plan.to_json(),
-        params.distill.model_dump(exclude={"execution"}),
-        params.seed,
-        [dataset.checksum, *dataset.class_names],
-    ]
-    return out.with_name(f".{out.name}.resume-{io.digest(configuration)}")
+def _state(
+    params: Params,
+    pipe: "DiffusionPipeline",
+    batches: PipelineBatches,
+    student: nn.Module,
+    plan: Plan,
+    data: ImageDataset,
+    out: Path,
+) -> ResumeState:
+    """Of a training on what `pipe`, the teacher, makes of the data."""
+    made_of = key(
+        student=student,
+        teacher={name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)},
+        scheduler=pipe.scheduler,
+        conditions=batches.conditions,
+        plan=plan,
+        training=params.distill.model_dump(exclude={"execution"}),
+        seed=params.seed,
+        data=data,
+        code=code_of(__name__),
+    )
+    return ResumeState(out.parent, f".{out.name}.resume", made_of)

@@ -11,6 +11,7 @@ from torch import nn
 
 from pelap import io
 from pelap.device import full_precision
+from pelap.keys import Key, code_of, key
 from pelap.loading import load_model
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import measure_latency, measure_module_latencies
@@ -28,7 +29,7 @@ from pelap.stages.importance import demand_criteria, importances
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import environment, protocol_beside
 from pelap.stages.subject import Subject, model_subject, pipeline_subject
-from pelap.training.checkpoint import drop_checkpoint, weights_digest
+from pelap.training.checkpoint import ResumeState
 
 TRACE_ROWS = 3
 """Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
@@ -55,13 +56,13 @@ def run(context: Context, save_latents: Path | None = None) -> None:
     with io.exclusive(paths.score):
         model = load_model(paths.train(params.variant).model, context.device)
         subject = model_subject(model, params.sampler, seed, params.num_seeds)
-        resume = paths.checkpoint("score", _key(subject, params, seed))
-        table, scores = _score(subject, params, seed, resume)
+        state = ResumeState(paths.resume, "score", _key(subject, params, seed))
+        table, scores = _score(subject, params, seed, state)
         with io.atomic_dir(paths.score) as partial:
             io.write_csv(partial / paths.scores.name, table)
             protocol = _protocol(subject, params, seed, scores)
             io.write_json(partial / paths.score_protocol.name, protocol)
-        _finish(subject, params, seed, scores, save_latents, resume)
+        _finish(subject, params, seed, scores, save_latents, state)
     _show(table, scores)
 
 
@@ -92,11 +93,11 @@ def score_pipeline(
     with io.exclusive(out):
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
         subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
-        resume = out.with_name(f".{out.name}.resume-{_key(subject, score, seed)}")
-        table, scores = _score(subject, score, seed, resume)
+        state = ResumeState(out.parent, f".{out.name}.resume", _key(subject, score, seed))
+        table, scores = _score(subject, score, seed, state)
         io.write_csv(out, table)
         io.write_json(protocol_beside(out), _protocol(subject, score, seed, scores))
-        _finish(subject, score, seed, scores, save_latents, resume)
+        _finish(subject, score, seed, scores, save_latents, state)
     _show(table, scores)
     print(f"scores in {out}")
 
@@ -119,12 +120,14 @@ def fit(
     return make_stand_ins(subject.network, operators, run_through, params.start, seed)
 
 
-def _score(subject: Subject, params: ScoreParams, seed: int, resume: Path) -> tuple[pd.DataFrame, Scores]:
+def _score(
+    subject: Subject, params: ScoreParams, seed: int, state: ResumeState
+) -> tuple[pd.DataFrame, Scores]:
     demand_criteria(subject, params)
     operators = find(subject, params)
     stand_ins = fit(subject, operators, params, seed)
     start = subject.noise(params.num_latents, params.num_seeds, seed)
-    store = LatentStore(resume)
+    store = LatentStore(state.folder)
     with progress(f"score {subject.name}", len(operators) * len(start)) as report, full_precision():
         scoring = scoring_of(params, seed)
         scores = score_operators(
@@ -195,10 +198,15 @@ def _replacement_ms(
     return dict.fromkeys(stand_ins, 0.0) | {name: time.median_ms for name, time in times.items()}
 
 
-def _key(subject: Subject, params: ScoreParams, seed: int) -> str:
-    """Name of the state of an interrupted scoring: what gives other latents starts anew."""
-    weights = [weights_digest(network) for network in subject.networks]
-    return io.digest([weights, subject.protocol, seed, *(getattr(params, name) for name in SHAPING)])
+def _key(subject: Subject, params: ScoreParams, seed: int) -> Key:
+    """Of the latents of a scoring; what gives others starts anew."""
+    return key(
+        networks=subject.networks,
+        sampling=subject.protocol,
+        seed=seed,
+        score={name: getattr(params, name) for name in SHAPING},
+        code=code_of(__name__),
+    )
 
 
 def _protocol(subject: Subject, params: ScoreParams, seed: int, scores: Scores) -> dict[str, object]:
@@ -219,7 +227,7 @@ def _finish(
     seed: int,
     scores: Scores,
     save_latents: Path | None,
-    resume: Path,
+    state: ResumeState,
 ) -> None:
     """Save the latents for whoever wants to check, and drop the resume state."""
     if save_latents is not None:
@@ -233,8 +241,7 @@ def _finish(
         }
         texts = {name: str(value) for name, value in about.items()}
         io.save_tensors(save_latents, {"noise": start.cpu(), "original": scores.original}, texts)
-    for state in resume.parent.glob(f"{resume.name.rpartition('-')[0]}-*"):
-        drop_checkpoint(state)  # those of other parameters too, which nobody will ask for again
+    state.drop()
 
 
 def _show(table: pd.DataFrame, scores: Scores) -> None:

@@ -15,6 +15,7 @@ from pelap.data.media import medium_of
 from pelap.data.prompts import read_prompts
 from pelap.device import keep_freed_memory
 from pelap.errors import ConfigError
+from pelap.keys import code_of, key
 from pelap.loading import save_model
 from pelap.models.conditioning import TextConditioner, build_conditioner
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
@@ -22,7 +23,7 @@ from pelap.params import ConditioningParams, NoConditioning, VariantParams
 from pelap.paths import TrainPaths
 from pelap.sampling import sample_images
 from pelap.stages.context import Context
-from pelap.training.checkpoint import drop_checkpoint
+from pelap.training.checkpoint import ResumeState
 from pelap.training.joint import joint_training
 from pelap.training.loop import Progress
 from pelap.training.together import train_together
@@ -77,18 +78,27 @@ def _training(
     )
     numbers = params.train.model_dump(exclude={"execution", "at_once"})
     told = params.conditioning
-    configuration = [repr(info), vae_params, unet_params, told, _prompts(told), numbers, dataset.checksum]
-    checkpoint = context.paths.checkpoint(f"train-{name}", io.digest(configuration))
+    made_of = key(
+        model=info,
+        autoencoder=vae_params,
+        unet=unet_params,
+        conditioning=told,
+        prompts=_prompts(told),
+        training=numbers,
+        data=dataset,
+        code=code_of(__name__),
+    )
+    state = ResumeState(context.paths.resume, f"train-{name}", made_of)
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)
     vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
     model = build_model(info, vae, unet_params, _conditioner(context, dataset))
-    model, progress = yield from joint_training(model, dataset, params.train, context.device, checkpoint)
+    model, progress = yield from joint_training(model, dataset, params.train, context.device, state.folder)
     if variant.cut:
         model = _without_closed_channels(model, dataset, params.train.batch_size)
     with io.atomic_dir(paths.folder) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
-    drop_checkpoint(checkpoint)
+    state.drop()
 
 
 def _conditioner(context: Context, dataset: ImageDataset) -> TextConditioner | None:

@@ -1,6 +1,11 @@
-"""Resume state as a folder of safetensors and JSON: modules, optimiser, progress. No pickle."""
+"""Resume state as a folder of safetensors and JSON: modules, optimiser, progress. No pickle.
 
-import hashlib
+A state's folder is named by the key of everything that the work's result depends on, so that nothing is gone
+on from but the same work. Beside it stands what the key is made of, to say why work starts anew.
+"""
+
+import glob
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from torch import nn
 
 from pelap import io
 from pelap.errors import DataError
+from pelap.keys import Key
 
 TENSORS = "state.safetensors"
 PROGRESS = "progress.json"
@@ -34,16 +40,21 @@ def save_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> None:
 def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     """Fill parts and progress from `folder` in place; False where there is nothing to go on from.
 
-    A checkpoint that does not fit (written by another version) is dropped: starting over is right.
+    From a checkpoint that is damaged or does not fit nothing is gone on either, which is said.
     """
+    if not folder.is_dir():
+        return False
     try:
         tensors, _ = io.load_tensors(folder / TENSORS)
-        fields = io.read_json(folder / PROGRESS)
-    except DataError:
+        fields = io.read_mapping(folder / PROGRESS, vars(progress))
+    except DataError as error:
+        print(f"starts anew: {error}")
         return False
     owned = {name: _below(name, tensors) for name in parts}
     # All or nothing: a part that does not fit must not leave the others filled.
-    if not all(_fits(part, owned[name]) for name, part in parts.items()):
+    misfits = [name for name, part in parts.items() if not _fits(part, owned[name])]
+    if misfits:
+        print(f"starts anew: {folder} holds another {', '.join(misfits)}")
         return False
     for name, part in parts.items():
         _fill(part, owned[name])
@@ -52,20 +63,51 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     return True
 
 
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of a network's parameters and buffers with their names: whose state a checkpoint is."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+class ResumeState:
+    """Where the state of work is kept while it lasts; the same work, interrupted, goes on from there.
 
+    Where an interrupted run of the work was of something else, that is said on the terminal.
 
-def drop_checkpoint(folder: Path) -> None:
-    """Remove the resume state of work that is done, and its parent once that is empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
+    Args:
+        parent: Folder of states. Neither DVC nor Snakemake may know it: both delete outputs before a rerun.
+        label: What the work is.
+        made_of: Everything that its result depends on.
+
+    Attributes:
+        folder: For this work's state; it need not exist.
+    """
+
+    def __init__(self, parent: Path, label: str, made_of: Key) -> None:
+        self._parent = parent
+        self._label = label
+        self._note = parent / f"{label}.made-of.json"
+        self.folder = parent / f"{label}-{made_of.name}"
+        if not self.folder.is_dir() and self._folders():
+            differing = ", ".join(made_of.differences(self._noted())) or "nothing that was noted"
+            print(f"{label.strip('.')}: starts anew; the run that was interrupted has another {differing}")
+        io.write_json(self._note, dict(made_of.parts))
+
+    def drop(self) -> None:
+        """Remove the state, and those of other parameters too: nobody will ask for them again."""
+        for folder in self._folders():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._note.unlink(missing_ok=True)
+        if self._parent.is_dir() and not any(self._parent.iterdir()):
+            self._parent.rmdir()
+
+    def _folders(self) -> list[Path]:
+        """Those of states of the same label, whatever they are made of."""
+        name = re.compile(re.escape(self._label) + "-[0-9a-f]{12}")
+        return [
+            path for path in self._parent.glob(f"{glob.escape(self._label)}-*") if name.fullmatch(path.name)
+        ]
+
+    def _noted(self) -> dict[str, Any]:
+        """What the last run that began this work was made of."""
+        try:
+            return io.read_mapping(self._note)
+        except DataError:
+            return {}
 
 
 def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

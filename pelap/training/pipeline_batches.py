@@ -45,6 +45,8 @@ class PipelineBatches:
 
     Attributes:
         pipeline: The teacher as a function from noise to latents.
+        conditions: What its denoiser is given beside latents and time, by keyword; tensors have a row for
+            every class, and with guidance one more for none.
 
     Raises:
         ModelError: The pipeline is of no kind that is supported, its training is not known well enough to be
@@ -66,7 +68,7 @@ class PipelineBatches:
         self._images = dataset.train.images.to(self.device)
         self._labels = dataset.train.labels.to(self.device)
         self._unseen = Split(*(each[: params.num_validation] for each in vars(dataset.test).values()))
-        self._conditions = _conditions(self.pipeline, dataset)
+        self.conditions = _conditions(self.pipeline, dataset)
         self._none = len(dataset.class_names) if self.pipeline.copies == 2 else None
 
     def __call__(self, step: int) -> Iterator[NoisyBatch]:
@@ -100,7 +102,7 @@ class PipelineBatches:
             latents=add_noise(clean, noise, timesteps, self._alphas),
             timesteps=timesteps,
             target=self._target(clean, noise, timesteps),
-            conditions=tree_map(lambda rows: _rows(rows, labels), self._conditions),
+            conditions=tree_map(lambda rows: _rows(rows, labels), self.conditions),
         )
 
     def _target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
