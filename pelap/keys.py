@@ -89,9 +89,7 @@ def _of_torch(value: Any) -> Any:
 
     if isinstance(value, torch.Tensor):
         return tensors_digest({"": value})
-    settings = {
-        name: str(setting) for name, setting in getattr(value, "config", {}).items() if name[:1] != "_"
-    }
+    settings = _settings(getattr(value, "config", {}))
     if isinstance(value, torch.nn.Module):
         return [type(value).__qualname__, settings, tensors_digest(value.state_dict())]
     if hasattr(value, "set_timesteps"):  # a scheduler, whose noise levels may have been set by hand

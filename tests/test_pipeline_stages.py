@@ -474,7 +474,7 @@ def test_without_guidance_every_item_has_its_caption() -> None:
     pipe.__class__ = Unguided
     batches = batches_of(pipe)
     assert batches.pipeline.copies == 1
-    captions = batches._conditions["encoder_hidden_states"]
+    captions = batches.conditions["encoder_hidden_states"]
     assert len(captions) == 2
     for _, batch in zip(range(5), batches(0), strict=False):
         given = batch.conditions["encoder_hidden_states"][:, None]
@@ -740,7 +740,7 @@ def test_distillation_refuses_what_does_not_fit(tmp_path: Path) -> None:
         (pruned, dense, large, "out", ModelError, "8x8 pixels, those of tiny have 16x16"),
         (tmp_path / "named", other, small, "out", ModelError, "not the network that"),
         (pruned, dit[0], large, "out", ModelError, "not the network that"),
-        (dit[1], dit[0], more, "out", ModelError, "was made for 2 classes, three has 3"),
+        (dit[1], dit[0], more, "out", ModelError, "was made for 2 classes, the data have 3"),
         (pruned, edm, large, "out", ModelError, "no known training"),
         (pruned, dense, few, "out", DataError, "batch_size"),
         (pruned, dense, small, "full", ConfigError, "is not empty"),

@@ -1,5 +1,6 @@
 """distill, for a diffusers pipeline: bring the pruned denoiser back with the dense one as teacher."""
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pelap.keys import code_of, key
 from pelap.loading import load_pipeline, pipeline_plan, save_pipeline
 from pelap.params import DistillParams, LossWeights, Params
 from pelap.paths import packed_dataset
+from pelap.pipelines.agreement import OF_SCHEDULER, training_of
 from pelap.pruning.plan import Plan, fingerprint
 from pelap.stages.piped import demand_pictures_of
 from pelap.training.checkpoint import ResumeState
@@ -61,6 +63,7 @@ def distill_pipeline(
         part, taught_by = batches.pipeline.part, batches.pipeline.denoiser
         pipe = load_pipeline(pruned, device)
         student = _demand_origin(plan, pruned, pipe.components.get(part), teacher, taught_by)
+        _agree(pruned, pipe, teacher, dense)
         state = _state(params, dense, batches, student, plan, dataset, out)
         trained = distill(student, taught_by, batches, _plain(params.distill), weights, device, state.folder)
         setattr(pipe, part, trained.network)
@@ -127,6 +130,27 @@ def _demand_origin(
             "that one's pipeline as --teacher"
         )
     return student
+
+
+def _agree(pruned: Path, pipe: "DiffusionPipeline", teacher: Path, dense: "DiffusionPipeline") -> None:
+    """Have a student's pipeline use it for what it is taught here; refuse one that can't.
+
+    What is predicted, and at which noise levels, is up to the teacher's scheduler: if the student's says
+    otherwise, it is replaced.
+    """
+    differing = training_of(pipe).differences(training_of(dense).parts)
+    others = [part for part in differing if part not in OF_SCHEDULER]
+    if others:
+        raise ModelError(
+            f"{pruned}: has another {', '.join(others)} than {teacher}; give the pipeline that it was pruned "
+            "from as --teacher"
+        )
+    if differing:
+        pipe.register_modules(scheduler=copy.deepcopy(dense.scheduler))
+        print(
+            f"warning: {pruned} has another {', '.join(differing)} than {teacher}: it learns, and will be "
+            "saved, with the teacher's scheduler"
+        )
 
 
 def _state(

@@ -17,6 +17,7 @@ from pelap.diffusion import add_noise
 from pelap.graphs import to_device
 from pelap.params import DistillParams
 from pelap.pipelines import LatentPipeline, refuse
+from pelap.pipelines.agreement import class_numbers
 from pelap.seeding import generator
 from pelap.training.distill import NoisyBatch
 from pelap.training.loop import picks_from
@@ -174,10 +175,8 @@ def _conditions(pipeline: LatentPipeline, dataset: ImageDataset) -> dict[str, An
     config: Any = pipeline.denoiser.config
     if "num_embeds_ada_norm" not in config:
         return {}
-    if config.num_embeds_ada_norm != num_classes:
-        problem = f"was made for {config.num_embeds_ada_norm} classes, {dataset.name} has {num_classes}"
-        refuse(pipeline.pipe, problem, "use the data that it was trained on")
-    return {"class_labels": torch.arange(num_classes + 1, device=pipeline.device)}
+    numbers = class_numbers(pipeline.pipe, pipeline.denoiser, dataset.class_names)
+    return {"class_labels": torch.tensor([*numbers, config.num_embeds_ada_norm], device=pipeline.device)}
 
 
 def _text_conditions(pipeline: LatentPipeline, num_classes: int) -> dict[str, Any]:

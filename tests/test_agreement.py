@@ -1,0 +1,195 @@
+"""Pipelines and data that meet are compared by what they mean: names, noise levels, latents."""
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+)
+from test_pipeline_stages import (
+    CPU,
+    batches_of,
+    distillation_params,
+    dit_of_two_classes,
+    save_data,
+    save_pair,
+    student_of,
+)
+from tiny import tiny_dataset
+from tiny_pipelines import awake, tiny_ddim, tiny_stable_diffusion
+
+from pelap.data.dataset import ImageDataset
+from pelap.errors import ModelError
+from pelap.loading import load_pipeline, save_pipeline
+from pelap.pipelines.agreement import class_numbers, training_of
+from pelap.stages.distill_pipeline import distill_pipeline
+
+# diffusers' Euler schedulers with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
+def named(*names: str) -> DiffusionPipeline:
+    dit = dit_of_two_classes()
+    return DiTPipeline(dit.transformer, dit.vae, dit.scheduler, id2label=dict(enumerate(names)))
+
+
+def data(*class_names: str) -> ImageDataset:
+    plain = tiny_dataset(side=16)
+    return ImageDataset("named", plain.train, plain.test, class_names, "", "")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "classes", "numbers"),
+    [
+        (("zebra", "ant"), ("ant", "zebra"), [1, 0]),
+        (("zebra", "ant"), ("ant",), [1]),  # a part of what it knows
+        (("zebra, striped horse", "Army_Ant"), ("army ant", "striped horse"), [1, 0]),
+        (("caf\u00e9", "tea"), ("tea", unicodedata.normalize("NFD", "caf\u00e9")), [1, 0]),
+        ((), ("1", "0"), [1, 0]),
+        ((), ("001",), [1]),
+        ((), ("even", "odd"), [0, 1]),
+    ],
+)
+def test_classes_have_the_numbers_of_their_names(
+    pipeline: tuple[str, ...],
+    classes: tuple[str, ...],
+    numbers: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipe = named(*pipeline) if pipeline else dit_of_two_classes()
+    assert class_numbers(pipe, pipe.transformer, classes) == numbers
+    said = capsys.readouterr().out
+    assert ("by their order even" in said) == (classes == ("even", "odd"))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "classes", "words"),
+    [
+        (("zebra", "ant"), ("ant", "bee"), "no class called 'bee'"),
+        (("crane", "crane"), ("crane",), "2 classes called 'crane'"),
+        (("zebra", "ant"), ("0", "1"), "no class called '0'"),
+        ((), ("a", "b", "c"), "2 classes, the data have 3"),
+        ((), ("0", "2"), "the data 0, 2"),
+        ((), ("1", "01"), "the data 1, 01"),
+    ],
+)
+def test_classes_without_a_certain_number_are_refused(
+    pipeline: tuple[str, ...], classes: tuple[str, ...], words: str
+) -> None:
+    pipe = named(*pipeline) if pipeline else dit_of_two_classes()
+    if pipeline == ("crane", "crane"):
+        pipe.register_to_config(id2label={"0": "crane", "1": "crane"})  # as a folder has it
+    with pytest.raises(ModelError, match=words) as caught:
+        class_numbers(pipe, pipe.transformer, classes)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_are_taught_under_the_number_of_their_class() -> None:
+    pictures = data("ant", "zebra")
+    for split in (pictures.train, pictures.test):  # the first pixel says the label
+        split.images[:, :, 0, 0] = split.labels[:, None].to(torch.uint8) * 255
+    batches = batches_of(named("zebra", "ant"), pictures, distill__horizontal_flip=False)
+    seen: set[tuple[bool, int]] = set()
+    original = batches._noisy
+
+    def look(shown: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> Any:
+        batch = original(shown, labels, stream)
+        bright = (shown[:, 0, 0, 0] > 0).tolist()
+        seen.update(zip(bright, batch.conditions["class_labels"].tolist(), strict=True))
+        return batch
+
+    batches._noisy = look  # type: ignore[method-assign]
+    for _ in zip(range(20), batches(0), strict=False):
+        pass
+    assert seen == {(False, 1), (True, 0), (False, 2), (True, 2)}
+
+
+def test_schedulers_of_one_training_agree() -> None:
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    schedulers = (
+        DDIMScheduler(**betas, clip_sample=False),
+        DPMSolverMultistepScheduler(**betas),
+        EulerDiscreteScheduler(**betas),
+    )
+    keys = []
+    for scheduler in schedulers:
+        torch.manual_seed(0)
+        keys.append(training_of(tiny_stable_diffusion(scheduler)))
+    assert keys[0].differences(keys[1].parts) == keys[0].differences(keys[2].parts) == []
+
+
+def other_encoder(pipe: DiffusionPipeline) -> None:
+    awake(pipe.vae.encoder, seed=7)
+
+
+def other_decoder(pipe: DiffusionPipeline) -> None:
+    awake(pipe.vae.decoder, seed=7)
+
+
+def other_text_encoder(pipe: DiffusionPipeline) -> None:
+    awake(pipe.text_encoder, seed=7)
+
+
+def other_scale(pipe: DiffusionPipeline) -> None:
+    pipe.vae.register_to_config(scaling_factor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (other_encoder, ["latents"]),
+        (other_scale, ["latents"]),
+        (other_text_encoder, ["text encoders"]),
+        (other_decoder, []),
+    ],
+)
+def test_parts_of_a_training_are_compared_by_what_they_do(
+    change: Callable[[DiffusionPipeline], None], parts: list[str]
+) -> None:
+    torch.manual_seed(0)
+    pipe = tiny_stable_diffusion()
+    torch.manual_seed(0)
+    other = tiny_stable_diffusion()
+    assert training_of(other).differences(training_of(pipe).parts) == []
+    change(other)
+    assert training_of(other).differences(training_of(pipe).parts) == parts
+
+
+@pytest.mark.parametrize(
+    "scheduler", [{"prediction_type": "v_prediction"}, {"beta_end": 0.012}, {"num_train_timesteps": 500}]
+)
+def test_a_student_learns_and_is_saved_with_the_teachers_scheduler(
+    tmp_path: Path, scheduler: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    DDIMScheduler(**scheduler).save_pretrained(dense / "scheduler")
+    params = distillation_params(distill__students=student_of(task_weight=1.0), distill__steps=3)
+    store = save_data(tmp_path / "data", tiny_dataset(side=8))
+    distill_pipeline(params, pruned, dense, store, tmp_path / "out", CPU)
+    assert "with the teacher's scheduler" in capsys.readouterr().out
+    config = load_pipeline(tmp_path / "out").scheduler.config
+    assert {name: config[name] for name in scheduler} == scheduler
+
+
+def test_a_student_of_other_latents_is_refused(tmp_path: Path) -> None:
+    dense, pruned = save_pair(tmp_path, "stable_diffusion")
+    pipe = load_pipeline(dense)
+    other_encoder(pipe)
+    save_pipeline(pipe, dense)
+    store = save_data(tmp_path / "data", tiny_dataset(side=16))
+    with pytest.raises(ModelError, match="has another latents than") as caught:
+        distill_pipeline(distillation_params(), pruned, dense, store, tmp_path / "out", CPU)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pipelines_without_latents_agree_too() -> None:
+    assert training_of(tiny_ddim()).differences(training_of(tiny_ddim()).parts) == []
