@@ -13,7 +13,7 @@ from pelap.config import parse_params
 from pelap.data.dataset import ImageDataset
 from pelap.denoising import denoise
 from pelap.diffusion import sample_latents
-from pelap.errors import ConfigError, DataError
+from pelap.errors import ConfigError, DataError, ModelError
 from pelap.loading import load_model, save_model
 from pelap.models.conditioning import PADDING, UNKNOWN, Guidance, TextConditioner, build_conditioner
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
@@ -24,6 +24,7 @@ from pelap.sampling import ModelSource, sample_images
 from pelap.stages.sample import sample
 from pelap.stages.score import find, fit, scoring_of
 from pelap.stages.subject import model_subject
+from pelap.stages.trained import demand_trained_on
 from pelap.training import joint
 from pelap.training.joint import denoising_losses, draw, train_jointly
 from pelap.training.model_batches import ModelBatches
@@ -448,3 +449,20 @@ def test_a_file_of_prompts_that_cannot_be_used_is_refused(tmp_path: Path, text: 
     with pytest.raises(DataError, match=message):
         sample(tmp_path / "model", 1, 0, 4, tmp_path / "out", "cpu", tmp_path / "prompts.txt")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_meets_the_classes_and_pictures_that_it_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, learnt = told_model(), tiny_dataset()
+    model.info = replace(model.info, data=learnt.key.name)
+    demand_trained_on(model, tmp_path, learnt)
+    demand_trained_on(model, tmp_path, replace(learnt, source="elsewhere", checksum="1" * 64))
+    assert capsys.readouterr().out == ""
+    demand_trained_on(model, tmp_path, tiny_dataset(num_train=63))
+    assert "was trained on other pictures" in capsys.readouterr().out
+    with pytest.raises(ModelError, match="prompts of the classes even, odd, the data have odd, even"):
+        demand_trained_on(model, tmp_path, replace(learnt, class_names=("odd", "even")))
+    model.info = replace(model.info, data="")  # of an older version
+    demand_trained_on(model, tmp_path, tiny_dataset(num_train=63))
+    assert capsys.readouterr().out == ""

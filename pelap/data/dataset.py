@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 
 from pelap import io
 from pelap.errors import DataError
+from pelap.keys import Key, key
 from pelap.params import SoundParams
 
 
@@ -48,6 +50,11 @@ class ImageDataset:
     source: str
     checksum: str
     sound: SoundParams | None = None
+
+    @cached_property
+    def key(self) -> Key:
+        """Of what is learnt and measured from it: pixels, labels, and the names of the classes in order."""
+        return key(train=self.train, test=self.test, class_names=self.class_names)
 
 
 def pixel_checksum(train: Split, test: Split) -> str:

@@ -52,6 +52,8 @@ class ModelInfo:
     """How its pictures came from sounds; None where they are pictures."""
     cut_channels: tuple[int, ...] = ()
     """Latent channels it was trained with and has no longer, see `pelap.channels`."""
+    data: str = ""
+    """Key of the data set that it was trained on; empty: not known."""
 
 
 class Posterior(NamedTuple):

@@ -91,7 +91,6 @@ class _Distillation:
         self.params = context.params.distill
         self.seed = context.params.seed
         self.dataset = context.dataset()
-        self._data = key(data=self.dataset)  # once: it reads every pixel
         variant = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
         self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset)
         self.quality = _quality(context, self.teacher, self.dataset)
@@ -144,7 +143,7 @@ class _Distillation:
             training=self.params.model_dump(exclude={"students", "execution"}),
             losses=how.model_dump(exclude={"skip"}),
             seed=self.seed,
-            data=self._data,
+            data=self.dataset.key,
             code=code_of(__name__),
         )
         return ResumeState(self.context.paths.resume, f"distill-{row}", made_of)

@@ -171,7 +171,7 @@ def _state(
         plan=plan,
         training=params.distill.model_dump(exclude={"execution"}),
         seed=params.seed,
-        data=data,
+        data=data.key,
         code=code_of(__name__),
     )
     return ResumeState(out.parent, f".{out.name}.resume", made_of)

@@ -75,6 +75,7 @@ def _training(
         strength=variant.weight(params.lambda_),
         ema_decay=params.train.ema_decay,
         sound=dataset.sound,
+        data=dataset.key.name,
     )
     numbers = params.train.model_dump(exclude={"execution", "at_once"})
     told = params.conditioning
@@ -85,7 +86,7 @@ def _training(
         conditioning=told,
         prompts=_prompts(told),
         training=numbers,
-        data=dataset,
+        data=dataset.key,
         code=code_of(__name__),
     )
     state = ResumeState(context.paths.resume, f"train-{name}", made_of)

@@ -24,8 +24,10 @@ def trained_model(context: Context, folder: Path, dataset: ImageDataset) -> Late
 def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDataset) -> None:
     """Refuse a model, from `folder`, that was trained on other pictures.
 
+    Another draw, or version, of the same data set is said on the terminal.
+
     Raises:
-        ModelError: It was trained on another data set or at another size.
+        ModelError: It was trained on another data set, at another size, or with prompts of other classes.
     """
     trained_on = (model.info.dataset, model.info.image_size)
     given = (dataset.name, dataset.train.images.shape[-1])
@@ -38,6 +40,17 @@ def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDatase
         raise ModelError(
             f"{folder}: was trained on sounds analysed by {_analysis(model.info.sound)}, the data by "
             f"{_analysis(dataset.sound)}; train again, or download with the former download.sounds"
+        )
+    conditioner = model.conditioner
+    if conditioner is not None and tuple(conditioner.config.class_names) != dataset.class_names:
+        raise ModelError(
+            f"{folder}: was trained with prompts of the classes {', '.join(conditioner.config.class_names)}, "
+            f"the data have {', '.join(dataset.class_names)}; train again"
+        )
+    if model.info.data not in ("", dataset.key.name):
+        print(
+            f"warning: {folder} was trained on other pictures, labels or names of classes than the packed "
+            f"{dataset.name} has now; train again, unless that is what you want"
         )
 
 
