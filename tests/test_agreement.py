@@ -23,13 +23,14 @@ from test_pipeline_stages import (
     save_pair,
     student_of,
 )
-from tiny import tiny_dataset
-from tiny_pipelines import awake, tiny_ddim, tiny_stable_diffusion
+from tiny import tiny_dataset, tiny_params
+from tiny_pipelines import awake, same, tiny_ddim, tiny_stable_diffusion
 
 from pelap.data.dataset import ImageDataset
 from pelap.errors import ModelError
 from pelap.loading import load_pipeline, save_pipeline
 from pelap.pipelines.agreement import class_numbers, training_of
+from pelap.stages import evaluate_pipelines
 from pelap.stages.distill_pipeline import distill_pipeline
 
 # diffusers' Euler schedulers with NumPy 2.
@@ -193,3 +194,19 @@ def test_a_student_of_other_latents_is_refused(tmp_path: Path) -> None:
 
 def test_pipelines_without_latents_agree_too() -> None:
     assert training_of(tiny_ddim()).differences(training_of(tiny_ddim()).parts) == []
+
+
+def test_an_evaluation_asks_for_the_classes_of_the_data(tmp_path: Path) -> None:
+    dense, _ = save_pair(tmp_path, "dit")
+    index = dense / "model_index.json"
+    index.write_text(index.read_text().rstrip("}\n ") + ', "id2label": {"0": "zebra", "1": "ant"}}')
+    params = tiny_params(evaluate__num_images=4, evaluate__num_reference=8)
+    for names, classes in ((("ant", "zebra"), [1, 0]), (("ant",), [1])):
+        opened = evaluate_pipelines._open(params, {"dense": dense}, data(*names), CPU, None)
+        assert list(opened["dense"].classes) == classes
+    noise = torch.randn(2, *opened["dense"].latent_shape)
+    of_ants = opened["dense"].denoise(noise, [0, 1], seed=0)
+    opened["dense"].classes = [0, 1]
+    asked = opened["dense"].denoise(noise, [0, 1], seed=0)
+    assert same(of_ants[1:], asked[1:])
+    assert not same(of_ants[:1], asked[:1])

@@ -349,6 +349,7 @@ def test_a_settings_description_can_be_written_as_json(tmp_path: Path) -> None:
         "guidance_scale": 7.5,
         "num_prompts": 3,
         "prompts_digest": io.digest(PROMPTS),
+        "classes_digest": None,
     }
 
 

@@ -54,6 +54,7 @@ class LatentPipeline:
         prompts: For text-to-image pipelines: item i gets prompt i, from the first again after the last.
 
     Attributes:
+        classes: Of class-conditional pipelines, the numbers of those that items go through, at first all.
         part: Name of the denoiser among the pipeline's components: ``unet`` or ``transformer``.
         latent_shape: Shape of one latent, (C, H, W).
         copies: Rows of the denoiser's batch for a latent: 2 with classifier-free guidance. Those of a
@@ -73,6 +74,8 @@ class LatentPipeline:
         self.part = denoiser_of(pipe)
         self.latent_shape = latent_shape_of(pipe, self.denoiser)
         self._kind = kind_of(pipe, self.denoiser)
+        by_class = self._kind == "class"
+        self.classes: Sequence[int] = range(config_of(self.denoiser).num_embeds_ada_norm) if by_class else ()
         self._check_prompts()
         check_scheduler(pipe, self._kind, num_steps)
         self._encodings: dict[tuple[str, str], Any] = {}
@@ -104,7 +107,7 @@ class LatentPipeline:
         Args:
             noise: (B, *latent_shape), standard normal.
             indices: Which item each row is: its prompt is ``prompts[i % len(prompts)]``, its class
-                label ``i % num_classes``.
+                ``classes[i % len(classes)]``.
             seed: With an item's number it names the noise of its steps; one for all, or one each.
 
         Returns:
@@ -151,6 +154,7 @@ class LatentPipeline:
             "guidance_scale": default_of(self.pipe, "guidance_scale"),
             "num_prompts": len(self.prompts),
             "prompts_digest": digest(self.prompts) if self.prompts else None,
+            "classes_digest": digest(list(self.classes)) if self.classes else None,
         }
 
     def _check_prompts(self) -> None:
@@ -201,9 +205,9 @@ class LatentPipeline:
 
     def _predict_classes(self, indices: Sequence[int]) -> Predict:
         """Prediction for each item's class label, with classifier-free guidance."""
-        num_classes: int = config_of(self.denoiser).num_embeds_ada_norm
-        labels = torch.tensor([i % num_classes for i in indices], device=self.device)
-        with_null = torch.cat([labels, torch.full_like(labels, num_classes)])
+        labels = torch.tensor([self.classes[i % len(self.classes)] for i in indices], device=self.device)
+        null = config_of(self.denoiser).num_embeds_ada_norm
+        with_null = torch.cat([labels, torch.full_like(labels, null)])
         scale = default_of(self.pipe, "guidance_scale")
 
         def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

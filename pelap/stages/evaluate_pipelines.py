@@ -14,6 +14,7 @@ from pelap.evaluation.reference import FLOOR, Figures
 from pelap.params import Params
 from pelap.paths import packed_dataset, reference_cache
 from pelap.pipelines import LatentPipeline
+from pelap.pipelines.agreement import class_numbers
 from pelap.report import protocol as protocol_of
 from pelap.report.tables import metrics_frame, rich_table
 from pelap.stages.figures import (
@@ -103,6 +104,11 @@ def _open(
     for name, folder in named.items():
         pipelines[name] = open_pipeline(folder, params.evaluate.sampler.steps, device, prompts)
         demand_pictures_of(pipelines[name], folder, dataset)
+        if pipelines[name].classes:
+            # As the data have each of them about equally often, and others not at all.
+            pipelines[name].classes = class_numbers(
+                pipelines[name].pipe, pipelines[name].denoiser, dataset.class_names
+            )
     return pipelines
 
 
