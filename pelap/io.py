@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ TEXT_COLUMNS = (
     *("plan", "student", "model", "against", "mode", "metric"),
 )
 """Columns of our tables that hold names, whatever the names look like."""
+
+NETWORK_FILE = re.compile(
+    r"((diffusion_)?(pytorch|flax)_model|tf_model|model|pruned|cut)([.-].*)?"
+    r"\.(safetensors|bin|msgpack|h5|flashpack)(\..*json)?|plan\.json|kept_channels\.json"
+)
+"""Names that a network's weights have in its folder, by diffusers, transformers or us, and what goes with
+them: lists of shards, and what was done to a network. Not the configuration, which every one has."""
 
 
 @contextmanager
@@ -115,6 +123,18 @@ def exclusive(target: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def network_files(folder: Path) -> list[Path]:
+    """The files in a folder that are a network's, by their names; see `NETWORK_FILE`."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if NETWORK_FILE.fullmatch(file.name) and file.is_file()]
+
+
+def drop(paths: Iterable[Path]) -> None:
+    """Delete files, those of them that are there."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from pelap import io
 from pelap.config import explain
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError
-from pelap.loading.pruned import PLAN, load_plan, load_pruned, save_pruned
+from pelap.loading.pruned import PLAN, demand_plan, load_plan, load_pruned
 from pelap.models.conditioning import TextConditioner
 from pelap.models.cut import CutLightUNet
 from pelap.models.ldm import Autoencoder, LatentDiffusion, ModelInfo
@@ -33,9 +33,9 @@ from pelap.models.mask import ImportanceMask, LatentNormaliser
 from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read_config, save_part
 from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.vae import VAE
+from pelap.models.weight_files import demand_one_network
 from pelap.params import DiffusionParams, SoundParams, VariantParams
 from pelap.pruning.plan import Plan
-from pelap.pruning.surgery import removed_operators
 
 FORMAT = 2
 KEPT_CHANNELS = "kept_channels.json"
@@ -50,16 +50,20 @@ def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -
     Args:
         model: What to save.
         folder: Replaced if it exists.
-        plan: For a pruned UNet, how it came from the network that its configuration describes.
+        plan: For a pruned UNet, how it came from the network that its configuration describes, if it does
+            not know it.
+
+    Raises:
+        PlanError: That is not how it came about.
     """
-    assert plan is not None or not removed_operators(model.unet), "a pruned UNet is saved with its plan"
+    demand_plan(model.unet, plan)
     with io.atomic_dir(folder) as partial:
         _save_vae(model.vae, partial / "vae")
         for name in OPTIONAL_PARTS:
             part = getattr(model, name)
             if part is not None:
                 save_part(part, partial / name)
-        _save_unet(model.unet, partial / "unet", plan)
+        save_part(model.unet, partial / "unet")
         make_scheduler(model.info.diffusion).save_pretrained(partial / "scheduler")
         io.write_json(partial / CONFIG, _info_to_json(model))
 
@@ -108,6 +112,7 @@ def _load_vae(folder: Path) -> Autoencoder:
         return own
     if not (folder / KEPT_CHANNELS).exists():
         return PretrainedVAE(load_part(AutoencoderKL, folder))
+    demand_one_network(folder)
     whole = PretrainedVAE(build_part(AutoencoderKL, folder))
     vae = whole.keep(_kept_channels(folder / KEPT_CHANNELS, whole.latent_channels))
     load_weights(vae.vae, folder / CUT_WEIGHTS)
@@ -124,13 +129,6 @@ def _kept_channels(path: Path, channels: int) -> list[int]:
             f"{path}: expected a rising list of channels in 0..{channels - 1}; make the model again"
         )
     return kept
-
-
-def _save_unet(unet: nn.Module, folder: Path, plan: Plan | None) -> None:
-    if plan is None:
-        save_part(unet, folder)
-        return
-    save_pruned(unet, folder, plan)
 
 
 def _load_unet(folder: Path) -> nn.Module:

@@ -6,16 +6,17 @@
     pipeline/plan.json                                 when the denoiser is pruned
     pipeline/unet/config.json, pruned.safetensors      then, instead of the usual weights
 
-Plain diffusers loads the first kind and refuses the second. No pickle is read or written.
+Plain diffusers loads the first kind and refuses the second. No pickle is written, and no network is read from
+one.
 """
 
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from diffusers import ModelMixin
@@ -23,10 +24,11 @@ from torch import nn
 
 from pelap import io
 from pelap.errors import DataError, ModelError
-from pelap.loading.pruned import PLAN, keep_plan, load_plan, load_pruned
+from pelap.loading.pruned import PLAN, PRUNED_WEIGHTS, demand_plan, load_plan, load_pruned
 from pelap.models.parts import CONFIG, DENOISERS, read_config
+from pelap.models.weight_files import demand_one_network, variant_of
 from pelap.pruning.plan import Plan
-from pelap.pruning.surgery import removed_operators
+from pelap.pruning.saving import digest
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 """Whose networks are loaded here, to see that no tensor is missing; others are left to diffusers."""
+
+Parts: TypeAlias = dict[str, tuple[str | None, str | None]]
+"""Library and class of every part of a pipeline; None for one that it does without."""
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -45,11 +50,10 @@ def pipeline_plan(folder: Path) -> Plan | None:
     """The plan that a pruned pipeline's denoiser came by; None: it is not pruned.
 
     Raises:
+        ModelError: Not a pipeline folder, or it holds two networks, or plans, or weights without their plan.
         PlanError: The plan is damaged.
     """
-    # At the top where we wrote it; beside the weights where a loaded pipeline was saved again.
-    places = [folder / PLAN, *(folder / part / PLAN for part in DENOISERS)]
-    return next((load_plan(place) for place in places if place.exists()), None)
+    return _plan_of(folder, _denoiser(folder, _read_index(folder)))
 
 
 def save_pipeline(
@@ -63,17 +67,18 @@ def save_pipeline(
     Args:
         pipe: What to save.
         folder: Replaced if it exists.
-        plan: For a pruned denoiser, how it came from the network that its configuration describes.
+        plan: For a pruned denoiser, how it came from the network that its configuration describes, if it
+            does not know it.
         write_more: Called with the folder while it still has another name.
+
+    Raises:
+        PlanError: That is not how it came about.
     """
     part = next(name for name in DENOISERS if name in pipe.components)
-    network = getattr(pipe, part)
-    assert plan is not None or not removed_operators(network), "a pruned pipeline is saved with its plan"
-    if plan is not None:
-        keep_plan(network, plan)
+    demand_plan(getattr(pipe, part), plan)
     with io.atomic_dir(folder) as partial, _no_bars():
         pipe.save_pretrained(partial, safe_serialization=True)
-        if plan is not None:
+        if (partial / part / PLAN).exists():
             os.replace(partial / part / PLAN, partial / PLAN)
         write_more(partial)
 
@@ -96,7 +101,7 @@ def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "Di
                 str(folder),
                 local_files_only=True,
                 use_safetensors=True,
-                variant=_variant(folder),
+                variant=_variant_of_others(folder, parts, networks),
                 **networks,
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
@@ -121,8 +126,7 @@ def _no_bars() -> Iterator[None]:
             logger.enable_progress_bar()
 
 
-def _read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
-    """Library and class of every part of a pipeline; None for one that it does without."""
+def _read_index(folder: Path) -> Parts:
     if not folder.is_dir():
         raise ModelError(
             f"{folder}: no such pipeline folder; correct the path, and fetch what is on a hub first"
@@ -140,13 +144,6 @@ def _read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and not name.startswith("_")
     }
-    denoiser = next((part for part in DENOISERS if part in parts), None)
-    if denoiser is None:
-        raise ModelError(
-            f"{folder}: has neither a unet nor a transformer; give the folder of a pipeline that denoises"
-        )
-    if not (folder / denoiser).is_dir():
-        raise ModelError(f"{folder}: lacks its folder {denoiser}; fetch or save the whole pipeline")
     if importlib.util.find_spec("transformers") is None:
         for name, (library, kind) in parts.items():
             if library == "transformers":
@@ -157,18 +154,52 @@ def _read_index(folder: Path) -> dict[str, tuple[str | None, str | None]]:
     return parts
 
 
-def _load_networks(
-    folder: Path, parts: dict[str, tuple[str | None, str | None]]
-) -> dict[str, nn.Module | None]:
+def _denoiser(folder: Path, parts: Parts) -> str:
+    """The name of the part that denoises."""
+    denoiser = next((part for part in DENOISERS if part in parts), None)
+    if denoiser is None:
+        raise ModelError(
+            f"{folder}: has neither a unet nor a transformer; give the folder of a pipeline that denoises"
+        )
+    if not (folder / denoiser).is_dir():
+        raise ModelError(f"{folder}: lacks its folder {denoiser}; fetch or save the whole pipeline")
+    return denoiser
+
+
+def _plan_of(folder: Path, denoiser: str) -> Plan | None:
+    """The plan of the denoiser, whose weights are such as the plan says."""
+    part = folder / denoiser
+    demand_one_network(part)
+    # At the top where we wrote it; beside the weights where a loaded pipeline was saved again.
+    plans = {path: load_plan(path) for path in (folder / PLAN, part / PLAN) if path.exists()}
+    if len({digest(plan) for plan in plans.values()}) > 1:
+        raise ModelError(
+            f"{folder}: holds two plans, {PLAN} and {denoiser}/{PLAN}; delete the one that {denoiser}/"
+            f"{PRUNED_WEIGHTS} is not of"
+        )
+    weights = [file for file in io.network_files(part) if file.name != PLAN]
+    is_pruned = any(file.name == PRUNED_WEIGHTS for file in weights)
+    if plans and weights and not is_pruned:
+        raise ModelError(
+            f"{folder}: holds two networks, {next(iter(plans)).relative_to(folder)} is of a pruned one and "
+            f"{denoiser}/{weights[0].name} of a dense one; delete that plan to keep the dense one"
+        )
+    if is_pruned and not plans:
+        raise ModelError(f"{part}: cannot be loaded ({PRUNED_WEIGHTS} lost its {PLAN}); prune it again")
+    return next(iter(plans.values()), None)
+
+
+def _load_networks(folder: Path, parts: Parts) -> dict[str, nn.Module | None]:
     """The networks among the parts, with nothing filled in where a tensor is missing.
 
     A part that the pipeline does without is there as None: diffusers demands some to be named.
     """
-    plan = pipeline_plan(folder)
-    pruned = next((part for part in DENOISERS if part in parts), None)
+    denoiser = _denoiser(folder, parts)
+    plan = _plan_of(folder, denoiser)
+    _demand_class(folder / denoiser, parts[denoiser][1])
     networks: dict[str, nn.Module | None] = {}
     for name, (library, class_name) in parts.items():
-        if plan is not None and name == pruned:
+        if plan is not None and name == denoiser:
             networks[name] = load_pruned(_model_class(folder / name), folder / name, plan)
         elif library is None or class_name is None:
             networks[name] = None
@@ -177,6 +208,18 @@ def _load_networks(
             if isinstance(kind, type) and issubclass(kind, nn.Module):
                 networks[name] = _load_whole(kind, folder / name)
     return networks
+
+
+def _demand_class(folder: Path, indexed: str | None) -> None:
+    """Refuse a network that was put in the place of one of another class."""
+    found = read_config(folder).get("_class_name")
+    kinds = [getattr(importlib.import_module("diffusers"), str(name), None) for name in (found, indexed)]
+    are_models = all(isinstance(kind, type) and issubclass(kind, ModelMixin) for kind in kinds)
+    # What several classes were once, and diffusers reads as the one that it is now.
+    if are_models and found != indexed and "Transformer2DModel" not in (found, indexed):
+        raise ModelError(
+            f"{folder / CONFIG}: is a {found}, and {INDEX} has {indexed} here; save the whole pipeline again"
+        )
 
 
 def _model_class(folder: Path) -> type[ModelMixin]:
@@ -190,13 +233,14 @@ def _model_class(folder: Path) -> type[ModelMixin]:
 
 def _load_whole(kind: Any, folder: Path) -> nn.Module:
     """A network whose files hold all its tensors; the libraries themselves fill gaps with random numbers."""
+    demand_one_network(folder)
     try:
         network, found = kind.from_pretrained(
             str(folder),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            variant=_variant(folder),
+            variant=variant_of(folder),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise _unreadable(folder, error) from error
@@ -213,10 +257,15 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
     return whole
 
 
-def _variant(folder: Path) -> str | None:
-    """``fp16`` where that is all there is, as in many a download; the weights are float32 once loaded."""
-    names = [path.name for path in folder.rglob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+def _variant_of_others(folder: Path, parts: Parts, networks: Mapping[str, nn.Module | None]) -> str | None:
+    """Of the parts that are left to diffusers; it takes plain weights where there is no such variant."""
+    left = [name for name in parts if name not in networks]
+    for name in left:
+        demand_one_network(folder / name)
+    variants = {name: variant for name in left if (variant := variant_of(folder / name))}
+    if len(set(variants.values())) > 1:
+        raise ModelError(f"{folder}: variants differ, {variants}; fetch one variant of all parts")
+    return next(iter(variants.values()), None)
 
 
 def _unreadable(folder: Path, error: Exception) -> ModelError:

@@ -1,64 +1,58 @@
-"""A pruned network as a folder: its configuration, the plan it came by, and the weights that are left.
-
-The weights are under a name that is not diffusers' own: it then refuses the folder instead of loading
-it with fresh random weights where something is gone.
-"""
+"""Folders of pruned networks read back; how they are written is in `pelap.pruning.saving`."""
 
 from pathlib import Path
-from types import MethodType
 
 from diffusers import ModelMixin
+from safetensors import safe_open
 from torch import nn
 
 from pelap import io
 from pelap.errors import DataError, PlanError
 from pelap.models.parts import build_part, load_weights
+from pelap.models.weight_files import demand_one_network
 from pelap.pruning.plan import Plan, plan_from_json
+from pelap.pruning.saving import PLAN, PRUNED_WEIGHTS, digest, keep_plan, plan_kept, removed_operators
 from pelap.pruning.surgery import apply_plan
 
-PLAN = "plan.json"
-PRUNED_WEIGHTS = "pruned.safetensors"
+__all__ = ["PLAN", "PRUNED_WEIGHTS", "demand_plan", "load_plan", "load_pruned"]
 
 
-def keep_plan(network: nn.Module, plan: Plan) -> None:
-    """Make `network.save_pretrained` write the pruned form, for those who save a loaded pipeline again.
-
-    diffusers' own would write the dense network's configuration beside the weights that are left.
-    """
-    network.pelap_plan = plan  # type: ignore[assignment]
-    network.save_pretrained = MethodType(_save_pretrained, network)  # type: ignore[assignment]
-
-
-def _save_pretrained(network: ModelMixin, save_directory: str | Path, **_: object) -> None:
-    folder = Path(save_directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_pruned(network, folder, network.pelap_plan)
-
-
-def save_pruned(network: ModelMixin, folder: Path, plan: Plan) -> None:
-    """Write a pruned network.
+def demand_plan(network: nn.Module, plan: Plan | None) -> None:
+    """See that a network that is to be saved knows the plan it was pruned by, if it was.
 
     Args:
-        network: What `plan` made of the network that its configuration describes.
-        folder: For config.json, the plan and the weights.
-        plan: How it came about.
+        network: Pruned or not.
+        plan: If given, that plan.
+
+    Raises:
+        PlanError: The plan is another one.
     """
-    network.save_config(folder)
-    io.write_json(folder / PLAN, plan.to_json())
-    io.save_tensors(folder / PRUNED_WEIGHTS, network.state_dict())
+    if plan is not None:
+        keep_plan(network, plan)
+    assert plan_kept(network) or not removed_operators(network), "a pruned network is saved with its plan"
 
 
 def load_pruned(kind: type[ModelMixin], folder: Path, plan: Plan) -> nn.Module:
     """Rebuild a pruned network of class `kind`; unlike diffusers' own loader, nothing is filled in.
 
     Raises:
-        ModelError: A file or a tensor is missing, left over or of another shape.
-        PlanError: The plan does not fit the configuration.
+        ModelError: A file or a tensor is missing, left over or of another shape, or another network's files
+            are there too.
+        PlanError: The plan does not fit the configuration, or is not the one that the weights are of.
     """
+    demand_one_network(folder)
     network: nn.Module = apply_plan(build_part(kind, folder), plan)
     load_weights(network, folder / PRUNED_WEIGHTS)
-    keep_plan(network, plan)
+    _demand_plan_of_weights(folder / PRUNED_WEIGHTS, plan)
     return network
+
+
+def _demand_plan_of_weights(path: Path, plan: Plan) -> None:
+    """Weights say which plan they came by, since plans may leave tensors of equal names and shapes."""
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get("plan")
+    if written not in (None, digest(plan)):
+        raise PlanError(f"{path}: is of another plan than the {PLAN} there; save the pruned network again")
 
 
 def load_plan(path: Path) -> Plan:

@@ -9,6 +9,7 @@ from torch import nn
 
 from pelap import io
 from pelap.errors import DataError, ModelError
+from pelap.models.weight_files import demand_one_network
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -19,8 +20,9 @@ Part = TypeVar("Part", bound=ModelMixin)
 
 
 def save_part(part: ModelMixin, folder: Path) -> None:
-    """Write a part so that its class's ``from_pretrained`` reads it."""
-    part.save_pretrained(folder, safe_serialization=True)
+    """Write a part so that its class's ``from_pretrained`` reads it, in place of all that the folder held."""
+    with io.atomic_dir(folder) as partial:
+        part.save_pretrained(partial, safe_serialization=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -55,8 +57,10 @@ def load_part(kind: type[Part], folder: Path) -> Part:
     """Rebuild a part; unlike diffusers' own loader, nothing missing is filled in.
 
     Raises:
-        ModelError: A file or a tensor is missing, left over or of another shape.
+        ModelError: A file or a tensor is missing, left over or of another shape, or another network's files
+            are there too.
     """
+    demand_one_network(folder)
     part = build_part(kind, folder)
     load_weights(part, folder / WEIGHTS)
     return part

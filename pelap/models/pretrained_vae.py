@@ -14,6 +14,7 @@ from pelap import io
 from pelap.errors import ModelError
 from pelap.models.cut import ConvWithOnes, fold_inputs
 from pelap.models.parts import CONFIG, read_config
+from pelap.models.weight_files import demand_one_network, variant_of
 
 
 class PretrainedVAE(nn.Module):
@@ -112,7 +113,8 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
         folder = folder / "vae" if (folder / "vae" / CONFIG).is_file() else folder
         _demand_autoencoder(folder)
         where = str(folder)
-        options: dict[str, Any] = {"local_files_only": True}
+        demand_one_network(folder)
+        options: dict[str, Any] = {"local_files_only": True, "variant": variant_of(folder)}
     elif source[0] in "./~":
         raise ModelError(f"vae.source {source}: no such folder; correct the path, or give a name on the hub")
     else:

@@ -215,8 +215,13 @@ def argument_of(module: nn.Module) -> str:
 def output_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[int] | None:
     """The size that an upsampler of diffusers may be told to reach, as its second argument."""
     size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
-    is_size = isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(n, int) for n in size)
+    is_size = isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_number, size))
     return size if is_size else None
+
+
+def _is_number(n: object) -> bool:
+    """Whether this may be a side: while a network is traced, sides are symbols or tensors."""
+    return isinstance(n, int | torch.SymInt) or (isinstance(n, torch.Tensor) and n.ndim == 0)
 
 
 def residual_steps(module: nn.Module) -> list[nn.Module] | None:

@@ -1,15 +1,19 @@
 """Applying a plan: the modules are really gone, nothing of them is computed or stored."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
 from torch import nn
 
 from pelap.errors import PlanError
-from pelap.pruning.operators import keep_inputs, put
+from pelap.pruning.operators import is_inside, keep_inputs, put
 from pelap.pruning.plan import Plan, Removal, check_disjoint, demand_network
 from pelap.pruning.replace import Replacement, StandIn, build_stand_in
+from pelap.pruning.saving import keep_plan, plan_kept, removed_operators
+
+__all__ = ["apply_plan", "demand_operator", "removed_operators"]
 
 GIVE_TUPLES = ("MultiheadAttention", "Transformer2DModel")
 """Classes of operators whose callers take a part of what they give."""
@@ -21,6 +25,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | None = None) -> Network:
     """A copy of `unet` without the plan's operators; all other weights are kept.
+
+    The copy of a network of diffusers knows the plan, and is saved with it; see `pelap.pruning.saving`.
 
     Args:
         unet: The dense network.
@@ -49,7 +55,23 @@ def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | Non
             if given is not None
             else build_stand_in(removal.replacement or UNSPECIFIED, module, removal.operator, unet),
         )
+    if hasattr(pruned, "save_pretrained"):
+        keep_plan(pruned, _after(plan_kept(unet), plan))
     return pruned
+
+
+def _after(earlier: Plan | None, plan: Plan) -> Plan:
+    """What both plans do, one after the other."""
+    if earlier is None:
+        return plan
+    names = [removal.operator for removal in plan.operators]
+    left = [
+        removal
+        for removal in earlier.operators
+        if not any(removal.operator == name or is_inside(removal.operator, name) for name in names)
+    ]
+    saved = earlier.num_params + plan.num_params
+    return dataclasses.replace(earlier, operators=(*left, *plan.operators), num_params=saved)
 
 
 def demand_operator(unet: nn.Module, name: str) -> None:
@@ -70,8 +92,3 @@ def _demand_specified(unet: nn.Module, removal: Removal, stand_ins: Mapping[str,
     kind = type(unet.get_submodule(removal.operator)).__name__
     if kind in GIVE_TUPLES and removal.replacement is None and removal.operator not in stand_ins:
         raise PlanError(f"plan: {removal.operator}: a {kind} needs its replacement; use complete_plan first")
-
-
-def removed_operators(unet: nn.Module) -> list[str]:
-    """Names of the places where an operator was."""
-    return [name for name, module in unet.named_modules() if isinstance(module, StandIn)]

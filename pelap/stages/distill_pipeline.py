@@ -124,7 +124,7 @@ def _demand_origin(
     plan: Plan, pruned: Path, student: nn.Module | None, teacher: Path, dense: nn.Module
 ) -> nn.Module:
     """The student; refuses a teacher that is another network. A plan may not say what it was made for."""
-    if type(student) is not type(dense) or plan.network not in ("", fingerprint(dense)):
+    if not isinstance(student, type(dense)) or plan.network not in ("", fingerprint(dense)):
         raise ModelError(
             f"{teacher}: its {type(dense).__name__} is not the network that {pruned} was pruned from; give "
             "that one's pipeline as --teacher"

@@ -20,6 +20,7 @@ from pelap.graphs import WARMUP_CALLS, can_record
 from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
 from pelap.measure.latency import Latency, compiled, measure_latency
+from pelap.models.weight_files import weights_bytes
 from pelap.params import EvaluateParams
 from pelap.progress import progress
 from pelap.sampling import Source, sample_from
@@ -252,10 +253,8 @@ def _translate(name: str, forward: Callable[[], object]) -> None:
 
 
 def disk_mib(folder: Path) -> float:
-    """Size of a network's weights as saved in `folder`, in MiB."""
-    # Other people's folders may hold a copy of another kind beside: model.fp16.safetensors.
-    files = [file for file in folder.glob("*.safetensors") if "." not in file.stem] or folder.glob("*.bin")
-    return sum(file.stat().st_size for file in files) / _MIB
+    """Size of a network's weights as saved in `folder`, in MiB; of several copies the one that is loaded."""
+    return weights_bytes(folder) / _MIB
 
 
 def time_images(

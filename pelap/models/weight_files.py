@@ -1,0 +1,161 @@
+"""Which files in a part's folder are its weights: there may be shards, variants, pickles, other networks.
+
+Whoever saves with diffusers into a folder that holds something leaves that there; which network is loaded
+then is a matter of names, not of what was saved last. Here that is seen, and refused.
+"""
+
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pelap import io
+from pelap.errors import DataError, ModelError
+
+WEIGHTS_FILE = re.compile(
+    r"(?P<stem>(?:diffusion_)?pytorch_model|model|pruned|cut)"
+    r"(?:\.(?P<variant>[^.]+?))?(?:-\d{5}-of-(?P<total>\d{5}))?(?:\.(?P<late>[^.]+))?"
+    r"\.(?P<suffix>safetensors|bin)"
+)
+"""``model.fp16-00001-of-00002.safetensors``; the variant was last once."""
+OURS = {"pruned": "plan.json", "cut": "kept_channels.json"}
+"""Networks that are not as their configuration says, and the file that says what they are."""
+PRECISION = re.compile(r"b?(fp?|float)\d+")
+"""Names of variants that are a network's own weights, rounded."""
+UNREADABLE = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
+
+
+class Copy(NamedTuple):
+    """The weights of a network as they were saved once."""
+
+    variant: str
+    """Empty for the plain ones."""
+    total: int
+    """How many shards; 0 for one file."""
+    suffix: str
+    files: tuple[Path, ...]
+
+
+def copies(folder: Path) -> list[Copy]:
+    """All that lie in a folder; what diffusers prefers comes first: safetensors, plain, shards."""
+    found: dict[tuple[str, int, str], list[Path]] = {}
+    for file in io.network_files(folder):
+        match = WEIGHTS_FILE.fullmatch(file.name)
+        if match:
+            variant = match["variant"] or match["late"] or ""
+            found.setdefault((variant, int(match["total"] or 0), match["suffix"]), []).append(file)
+    order = sorted(found, key=lambda key: (key[2] != "safetensors", key[0], -key[1]))
+    return [Copy(*key, tuple(found[key])) for key in order]
+
+
+def loaded_copy(folder: Path) -> Copy | None:
+    """The weights that are loaded from a folder; None where there are none, or pickles alone.
+
+    Raises:
+        ModelError: There are several variants and no plain weights.
+    """
+    usable = [copy for copy in copies(folder) if copy.suffix == "safetensors"]
+    variants = sorted({copy.variant for copy in usable})
+    if len(variants) > 1 and "" not in variants:
+        raise ModelError(
+            f"{folder}: has the variants {', '.join(variants)} and no plain weights; leave the files of one"
+        )
+    return next(iter(usable), None)
+
+
+def variant_of(folder: Path) -> str | None:
+    """The name of the variant that is loaded, as in many a download; None for plain weights."""
+    copy = loaded_copy(folder)
+    return copy.variant or None if copy else None
+
+
+def weights_bytes(folder: Path) -> int:
+    """Size of the weights that are loaded from a folder, or that are pickled there."""
+    copy = loaded_copy(folder) or next(iter(copies(folder)), None)
+    return sum(file.stat().st_size for file in copy.files) if copy else 0
+
+
+def demand_one_network(folder: Path) -> None:
+    """Raise a `ModelError` where two things in a folder claim to be its network, and name both."""
+    kinds: dict[str, Path] = {}
+    for file in io.network_files(folder):
+        kinds.setdefault(_kind(file), file)
+    if len(kinds) > 1:
+        (one, first), (other, second) = sorted(kinds.items())[:2]
+        raise ModelError(
+            f"{folder}: holds two networks, {first.name} ({one}) and {second.name} ({other}); delete what "
+            f"is not meant: {_belongings(one)}; {_belongings(other)}"
+        )
+    loaded = loaded_copy(folder)
+    if loaded is None:
+        return
+    _demand_shards(folder, loaded.variant)
+    for copy in copies(folder):
+        alike = copy.variant == loaded.variant or PRECISION.fullmatch(copy.variant)
+        if copy != loaded and alike and not _agree(loaded, copy):
+            raise ModelError(
+                f"{folder}: holds two networks, {loaded.files[0].name} and {copy.files[0].name} have other "
+                "weights; delete the one that is not meant"
+            )
+
+
+def _kind(file: Path) -> str:
+    ours = (kind for kind, said in OURS.items() if file.name == said or file.name.startswith(f"{kind}."))
+    return next(ours, "dense")
+
+
+def _belongings(kind: str) -> str:
+    return f"{kind}.safetensors and {OURS[kind]}" if kind in OURS else "diffusion_pytorch_model*"
+
+
+def _demand_shards(folder: Path, variant: str) -> None:
+    """Refuse a list of shards that are gone: it is read first, and then nothing is found."""
+    pattern = f"*.safetensors*.{variant}.*json" if variant else "*.safetensors.index.json"
+    for index in folder.glob(pattern):
+        try:
+            named = sorted(set(io.read_mapping(index, ["weight_map"])["weight_map"].values()))
+        except (DataError, AttributeError, TypeError):
+            continue  # the libraries say what is wrong with it
+        gone = [name for name in named if not (folder / name).exists()]
+        if gone:
+            raise ModelError(
+                f"{folder}: {index.name} names {gone[0]}, which is not there; fetch all, or delete that list "
+                "if the network is in other files"
+            )
+
+
+def _agree(one: Copy, other: Copy) -> bool:
+    """Whether two copies may be of one network: the first rows of all tensors, up to rounding."""
+    try:
+        rows, others = (dict(_first_rows(copy)) for copy in (one, other))
+    except UNREADABLE as error:
+        print(f"{other.files[0]}: not compared with {one.files[0].name} ({io.one_line(error)})")
+        return True
+    return all(_close(rows[name], others[name]) for name in rows.keys() & others.keys())
+
+
+def _first_rows(copy: Copy) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in copy.files:
+        if copy.suffix == "bin":
+            # This reader makes numbers of a pickle, and runs nothing in it.
+            state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            yield from ((n, t[:1] if t.dim() > 1 else t) for n, t in state.items() if torch.is_tensor(t))
+            continue
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                part = tensors.get_slice(name)
+                yield name, part[:1] if len(part.get_shape()) > 1 else tensors.get_tensor(name)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    coarse = [torch.finfo(each.dtype) for each in (one, other) if each.is_floating_point()]
+    if len(coarse) < 2:
+        return True  # positions and the like
+    eps, tiny = (max(getattr(each, name) for each in coarse) for name in ("eps", "smallest_normal"))
+    return torch.allclose(one.double(), other.double(), rtol=2 * eps, atol=2 * eps * tiny, equal_nan=True)
