@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pelap import __version__
-from pelap.errors import ConfigError, PelapError
+from pelap.errors import ConfigError, PelapError, is_out_of_memory
 
 STAGES = {
     "download": "fetch or make the data set and pack it into one file",
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(
             "out of memory; lower batch_size (and at_once, latency_batch_sizes) of this stage's parameters"

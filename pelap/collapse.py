@@ -19,6 +19,7 @@ from torch import nn
 from pelap.data.dataset import to_float
 from pelap.denoising import add_noise_to, noise_error
 from pelap.diffusion import add_noise, alphas_cumprod
+from pelap.finite import finite
 from pelap.graphs import Graphed
 from pelap.models.ldm import LatentDiffusion, apply_mask
 from pelap.models.light_unet import LightUNet
@@ -28,6 +29,8 @@ HEALTHY = "healthy"
 PARTIAL_MASK = "partial mask"
 MASK_COLLAPSE = "mask collapse"
 SCALE_COLLAPSE = "latent scale collapse"
+
+MEND = "train it again with a lower lr, or in fp32"
 
 NUM_BINS = 10
 """Bins of time steps in the table of losses."""
@@ -97,14 +100,19 @@ class Observer:
 
     @torch.no_grad()
     def __call__(self, model: LatentDiffusion) -> Observations:
-        """What a model, in evaluation mode, makes of the pictures."""
+        """What a model, in evaluation mode, makes of the pictures.
+
+        Raises:
+            ModelError: Masks, latents or errors are not finite, which no verdict can be given of.
+        """
         drawn = self._drawn_as(model)
         look = self._look_through(model, drawn.alphas)
         batches = zip(*(tensor.split(self._batch_size) for tensor in drawn.of_pictures), strict=True)
         # Copied, as the next replay of a graph writes into the same tensors.
         parts = [tuple(tensor.clone() for tensor in look(batch)) for batch in batches]
         masks, inputs, kl, noise_errors, zero_errors, recon, masked_recon, hard_recon = (
-            torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True)
+            finite(torch.cat(tensors).cpu(), f"{model.info.name}: what it makes of pictures", MEND)
+            for tensors in zip(*parts, strict=True)
         )
         support = model.support()
         there = torch.ones(masks.shape[1]) if support is None else support[0, :, 0, 0].cpu()

@@ -9,6 +9,11 @@ class PelapError(Exception):
     """Base of every error that a user can mend; the message is one line."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch's, on whatever device, is that there is no memory left."""
+    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+
+
 class ConfigError(PelapError):
     """A parameter is unknown, missing, of the wrong type or out of range."""
 

@@ -10,6 +10,7 @@ import torch
 from pelap.data.dataset import to_uint8
 from pelap.device import autocast, normalise_in_fp32, synchronise, uses_bf16
 from pelap.diffusion import ReverseProcess
+from pelap.finite import finite
 from pelap.graphs import Graphed
 from pelap.models.conditioning import Guidance
 from pelap.models.deep_cache import DeepCache
@@ -22,9 +23,17 @@ PURPOSE = "sample"
 
 BATCH_SIZE = 128
 
+REMEDY = (
+    "mend its weights, remove less of it, or use other steps or another scheduler; a picture would be black"
+)
+
 
 class Source(Protocol):
     """Something that makes pictures from noise; a `LatentPipeline` is one."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -33,8 +42,11 @@ class Source(Protocol):
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
         """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
 
+    def paint(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures, float (B, 3 or 1, H, W) in [-1, 1] or a bit beyond, on the source's device."""
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures, uint8 (B, 3 or 1, H, W), on the source's device or the CPU."""
+        """The same as uint8, on its device or the CPU; a `ModelError` where they are not finite."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,10 @@ class ModelSource:
         return next(self.model.parameters()).device
 
     @property
+    def name(self) -> str:
+        return self.model.info.name
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.model.latent_shape
 
@@ -85,8 +101,11 @@ class ModelSource:
         conditioner = self.model.conditioner
         return None if conditioner is None else Guidance(conditions, conditioner.guidance_scale)
 
+    def paint(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.model.decode_sample(latents)
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return to_uint8(self.model.decode_sample(latents))
+        return to_uint8(finite(self.paint(latents), f"{self.name}: pictures", REMEDY))
 
     def forget(self) -> None:
         """Give back the memory of what was recorded; the next batches are recorded anew."""
@@ -134,18 +153,32 @@ def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZ
 
     Returns:
         uint8 (num, 3 or 1, H, W) on the CPU.
+
+    Raises:
+        ModelError: Latents or pictures are not finite; they would be black.
     """
-    pictures = torch.empty(0)
+    pictures, of_latents, of_pictures = torch.empty(0), [], []
     for start in range(0, num, batch_size):
         indices = range(start, min(start + batch_size, num))
         latents = source.denoise(noise(source.latent_shape, seed, PURPOSE, indices), indices, seed)
-        made = source.decode(latents)
+        painted = source.paint(latents)
+        of_latents.append(_zeros_or_nan(latents))
+        of_pictures.append(_zeros_or_nan(painted))
+        made = to_uint8(painted)
         if start == 0:
             pictures = torch.empty((num, *made.shape[1:]), dtype=made.dtype, pin_memory=made.is_cuda)
         # Waited for at the end alone, so that noise is drawn while the device computes.
         pictures[indices.start : indices.stop].copy_(made, non_blocking=True)
     synchronise(made.device)
+    finite(torch.cat(of_latents), f"{source.name}: latents", REMEDY)
+    finite(torch.cat(of_pictures), f"{source.name}: pictures", REMEDY)
     return pictures
+
+
+def _zeros_or_nan(items: torch.Tensor) -> torch.Tensor:
+    """(B, ...) to (B,), on the same device: 0 for an item that is finite. Nothing is waited for."""
+    least, most = items.reshape(len(items), -1).aminmax(dim=1)
+    return (most - least) * 0
 
 
 def sample_images(

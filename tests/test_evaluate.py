@@ -15,7 +15,7 @@ from tiny import LIGHT, tiny_dataset, tiny_model, tiny_params
 from torch import nn
 
 from pelap import io
-from pelap.data.dataset import save_dataset
+from pelap.data.dataset import save_dataset, to_float
 from pelap.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.quality import psnr, ssim
@@ -601,6 +601,7 @@ def test_too_few_pictures_are_told_of(context: Context) -> None:
 class Given:
     """A source of pictures that are there already."""
 
+    name = "given"
     latent_shape = (1, 2, 2)
 
     def __init__(self, images: torch.Tensor) -> None:
@@ -611,6 +612,9 @@ class Given:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.images[latents]
+
+    def paint(self, latents: torch.Tensor) -> torch.Tensor:
+        return to_float(self.decode(latents))
 
 
 CLASSIFIER = {"steps": 2, "batch_size": 8, "lr": 0.01, "width": 4, "horizontal_flip": False}

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from pelap.data.dataset import to_uint8
-from pelap.errors import ConfigError
+from pelap.errors import ConfigError, is_out_of_memory
+from pelap.finite import finite
 from pelap.io import digest, one_line
 from pelap.pipelines.support import (
     SUPPORTED,
@@ -30,6 +31,7 @@ from pelap.pipelines.support import (
     denoiser_of,
     kind_of,
     latent_shape_of,
+    options_of,
     refuse,
 )
 from pelap.pipelines.text import stack
@@ -112,31 +114,63 @@ class LatentPipeline:
 
         Returns:
             (B, *latent_shape) float32 on the denoiser's device. A row is the same in whatever batch
-            (up to rounding).
+            (up to rounding). Nothing says that they are finite: what makes pictures of them has to look.
+
+        Raises:
+            ModelError: The scheduler, the denoiser or the pipeline's own call fails.
         """
         assert noise.shape == (len(indices), *self.latent_shape), "one row of noise for every index"
         seeds = [seed] * len(indices) if isinstance(seed, int) else seed
         generators = [generator(s, STEP_NOISE, i) for s, i in zip(seeds, indices, strict=True)]
         noise = noise.to(self.device, torch.float32)
-        if self._kind == "text":
-            return self._call(noise, indices, generators)
-        predict = self._predict if self._kind == "unconditional" else self._predict_classes(indices)
-        return self._loop(noise, predict, generators)
+        with self._said_of("its own call fails"):
+            if self._kind == "text":
+                return self._call(noise, indices, generators)
+            predict = self._predict if self._kind == "unconditional" else self._predict_classes(indices)
+            return self._loop(noise, predict, generators)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures, uint8 (B, 3, H, W) on the CPU, of latents (B, *latent_shape).
 
         Raises:
-            ModelError: They have neither one colour nor three.
+            ModelError: The decoder fails, or the pictures have neither one colour nor three, or are not
+                finite.
         """
-        decoder = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None)
-        images = latents
+        images = self.paint(latents)
+        finite(images, f"{self.name}: pictures", "mend the weights of its decoder, or use other latents")
+        return to_uint8(images).cpu().expand(-1, 3, -1, -1)
+
+    @torch.no_grad()
+    def paint(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures, float (B, 3, H, W) in [-1, 1] or a bit beyond, on the device; see `decode`."""
+        decoder, images = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None), latents
         if decoder is not None:
-            images = decoder.decode(_unscaled(latents.to(self.device), decoder.config)).sample
+            with self._said_of(f"its {type(decoder).__name__} fails"):
+                images = decoder.decode(_unscaled(latents.to(self.device), decoder.config)).sample
         if images.shape[1] not in (1, 3):
             refuse(self.pipe, f"makes pictures of {images.shape[1]} channels", "use one for 1 or 3 colours")
-        return to_uint8(images).cpu().expand(-1, 3, -1, -1)
+        return images.expand(-1, 3, -1, -1)
+
+    @property
+    def name(self) -> str:
+        """What it is and where it came from, with its scheduler and steps, for messages."""
+        kind, folder = type(self.pipe).__name__, self.pipe.config.get("_name_or_path")
+        way = f"{kind} with {options_of(self.pipe.scheduler)} at {self.num_steps} steps"
+        return f"{folder}: {way}" if folder else way
+
+    @contextmanager
+    def _said_of(self, what: str) -> Iterator[None]:
+        """Say in one line what a stranger's code raises, which may be anything."""
+        try:
+            yield
+        except Exception as error:
+            ours = type(error).__module__.startswith("pelap.")  # among them what ends a run on purpose
+            if ours or is_out_of_memory(error):
+                raise
+            way = f"{options_of(self.pipe.scheduler)} at {self.num_steps} steps"
+            problem = f"{what} ({type(error).__name__}: {one_line(error)}) with {way}"
+            refuse(self.pipe, problem, "mend the folder, or use another scheduler or number of steps", error)
 
     def describe(self) -> dict[str, Any]:
         """How latents are made, as a JSON object."""
@@ -175,9 +209,6 @@ class LatentPipeline:
             self.denoise(torch.zeros(1, *self.latent_shape), [0], seed=0)
         except _ReachedError as reached:
             return reached.rows
-        except Exception as error:  # a stranger's code may raise anything
-            problem = f"its own call fails ({type(error).__name__}: {one_line(error)})"
-            refuse(self.pipe, problem, "mend the folder, or use another number of steps", error)
         finally:
             handle.remove()
         return refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {SUPPORTED}")

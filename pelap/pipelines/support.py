@@ -82,7 +82,7 @@ def check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> No
     """Refuse a scheduler whose latents depend on their batch, or that cannot take so many steps.
 
     Raises:
-        ModelError: It has no usual step, or draws one noise for a batch.
+        ModelError: It has no usual step, draws one noise for a batch, or goes the other way.
         ConfigError: `num_steps` is out of its range.
     """
     scheduler = pipe.scheduler
@@ -90,12 +90,34 @@ def check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> No
     if hasattr(scheduler, "noise_sampler"):
         remedy = "save the pipeline with another, for example EulerAncestralDiscreteScheduler"
         refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
-    needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
-    if kind != "text" and not all(hasattr(scheduler, method) for method in needed):
-        refuse(pipe, f"has {name}, which has no usual step", "save the pipeline with a DDIMScheduler")
+    usual = "save the pipeline with a DDIMScheduler"
+    if kind != "text" and not _has_usual_step(scheduler):
+        refuse(pipe, f"has {name}, which has no usual step", usual)
+    if "Inverse" in name:
+        refuse(pipe, f"has {name}, which goes from pictures to noise", usual)
     most = scheduler.config.get("num_train_timesteps", math.inf)
     if not 1 <= num_steps <= most:
         raise ConfigError(f"steps: {num_steps} is not in 1..{most} of the pipeline's {name}; use e.g. 50")
+
+
+def _has_usual_step(scheduler: Any) -> bool:
+    """Whether a scheduler goes from latents to latents by a prediction and a time step, and no more."""
+    needed = ("set_timesteps", "scale_model_input", "init_noise_sigma", "step")
+    if not all(hasattr(scheduler, method) for method in needed):
+        return False
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    return sum(each.default is each.empty and each.kind != each.VAR_KEYWORD for each in parameters) == 3
+
+
+def options_of(scheduler: Any) -> str:
+    """A scheduler with those of its options that are not its class's defaults, as one would write it."""
+    defaults = {name: each.default for name, each in inspect.signature(type(scheduler)).parameters.items()}
+    options = (
+        f"{name}={value}"
+        for name, value in scheduler.config.items()
+        if isinstance(value, str | int | float) and name in defaults and value != defaults[name]
+    )
+    return f"{type(scheduler).__name__}({', '.join(options)})"
 
 
 def config_of(network: nn.Module) -> Any:

@@ -100,7 +100,10 @@ def make_plan(
     }
     choice = SELECTIONS[selection](candidates, amount)
     if choice.saves < amount * (1 - _SLACK):
-        raise PlanError(_out_of_reach(target, amount, len(candidates), choice.saves, int(stopped.sum())))
+        never = int((~np.isfinite(importance) & ~stopped).sum())
+        raise PlanError(
+            _out_of_reach(target, amount, len(candidates), choice.saves, int(stopped.sum()), never)
+        )
     return _plan(scores, choice.operators, {target: amount})
 
 
@@ -215,12 +218,16 @@ def _outermost(names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(is_inside(name, other) for other in names)]
 
 
-def _out_of_reach(target: str, amount: float, num: int, furthest: float, num_stopped: int) -> str:
+def _out_of_reach(
+    target: str, amount: float, num: int, furthest: float, num_stopped: int, num_never: int
+) -> str:
     mend = "ask for less"
     if num_stopped:
         mend += f", or score the {num_stopped} that stopped early to the end (score.early_stop: null)"
+    without = f" without the {num_never} that are infinitely important" if num_never else ""
     return (
-        f"prune.{target}: {amount:g} is out of reach, the {num} operators give at most {furthest:.4g}; {mend}"
+        f"prune.{target}: {amount:g} is out of reach, the {num} operators give at most {furthest:.4g}"
+        f"{without}; {mend}"
     )
 
 

@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from pelap.errors import ModelError
+from pelap.finite import finite
 from pelap.pruning.operators import Operator, hooked, standing_in
 from pelap.pruning.replace import StandIn, argument_of, input_of, output_size
 from pelap.seeding import generator
+
+MEND = "train it longer, mend it, or leave the criterion out"
 
 
 class Call(NamedTuple):
@@ -92,7 +95,7 @@ def random(operators: Sequence[Operator], seed: int) -> dict[str, float]:
 @torch.no_grad()
 def magnitude(network: nn.Module, operators: Sequence[Operator]) -> dict[str, float]:
     """L2 norm of all of an operator's parameters; infinite, never to be taken, where it has none."""
-    return {operator.name: _norm(network.get_submodule(operator.name)) for operator in operators}
+    return {operator.name: _finite(_norm(network.get_submodule(operator.name))) for operator in operators}
 
 
 def _norm(module: nn.Module) -> float:
@@ -161,15 +164,21 @@ def output_error(
         operators: From `find_operators`.
         stand_ins: From `make_stand_ins`.
         rows_per_batch: Operators share a pass while the rows of all of them together are no more than this.
+
+    Raises:
+        ModelError: The output with nothing replaced is not finite, or all zero.
     """
     totals = {operator.name: 0.0 for operator in operators}
     for call in calls:
         rows, expected = _rows(network, call), call.repeat(network).double()
+        size = float(finite(expected.square().sum(), "output_error: the denoiser's output", MEND))
+        if size == 0:
+            raise ModelError(f"output_error: the denoiser gives zeros, which no error is relative to; {MEND}")
         for group in _groups(operators, max(1, rows_per_batch // rows)):
             with _replaced(network, group, stand_ins, rows):
                 made = call.repeat(network, len(group)).double()
             for operator, part in zip(group, made.chunk(len(group)), strict=True):
-                totals[operator.name] += float((part - expected).square().sum() / expected.square().sum())
+                totals[operator.name] += float((part - expected).square().sum()) / size
     return {name: _finite(total / len(calls) if calls else math.nan) for name, total in totals.items()}
 
 
@@ -225,7 +234,7 @@ def taylor(
         stand_ins: From `make_stand_ins`.
 
     Raises:
-        ModelError: A loss has no gradient with respect to the operators.
+        ModelError: A loss has no gradient with respect to the operators, or is not finite.
     """
     totals = {operator.name: 0.0 for operator in operators}
     gates: dict[tuple[str, int], torch.Tensor] = {}
@@ -244,6 +253,7 @@ def taylor(
         gates.clear()
         with torch.enable_grad(), _beside(network, operators, stand_ins, blend):
             value = loss()
+        finite(value.detach(), "taylor: the loss", MEND)
         for name, slope in _slopes(value, gates):
             totals[name] += float(slope.abs().sum())
     return {name: _finite(total / len(losses) if losses else math.nan) for name, total in totals.items()}

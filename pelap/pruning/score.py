@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from pelap.errors import ModelError
+from pelap.finite import finite
 from pelap.pruning.latents import LatentStore
 from pelap.pruning.operators import Operator, hooked, standing_in
 from pelap.pruning.replace import StandIn, input_of, output_size
@@ -26,6 +27,8 @@ Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Noise (B, ...) and the items that its rows are, to latents of the same shape, through the denoiser under
 examination. A row of the result depends on its noise and its item alone."""
 
+ORIGINALS = "score: the untouched model's latents are not finite"
+MEND = "train it longer, mend it, or use other steps or another scheduler"
 ORIGINAL = ".original"
 """Name of the untouched model's latents in a store, which no submodule can have."""
 
@@ -98,13 +101,14 @@ def score_operators(
         stopped_early.
 
     Raises:
-        ModelError: The same noise gives other latents the next time, or in another batch.
+        ModelError: The same noise gives other latents the next time, or in another batch, or the untouched
+            model's are not finite.
     """
     store = store or LatentStore()
     noise = _channels_last(unet, noise)
     _check_denoise(denoise, noise)
     _denoise_original(denoise, noise, scoring.rows_per_batch, store)
-    original = store.get(ORIGINAL)
+    original = finite(store.get(ORIGINAL), ORIGINALS, MEND)
     running, num_done = list(operators), sum(store.count(operator.name) for operator in operators)
     num_wanted = math.ceil((scoring.early_stop or 1.0) * len(operators))
     for end in _rungs(len(noise), scoring.early_stop):
@@ -132,8 +136,7 @@ def _check_denoise(denoise: Denoise, noise: torch.Tensor) -> None:
     """Refuse what would make scores of noise: chance between two calls, or between rows of a batch."""
     first, again = (denoise(noise[:2], range(2)) for _ in range(2))
     alone = denoise(noise[:1], range(1))
-    if not first.isfinite().all():
-        raise ModelError("score: the untouched model's latents are not finite; train it longer, or mend it")
+    finite(first, ORIGINALS, MEND)
     scale = float(first.std())
     change, mixing = float((first - again).abs().max()), float((first[:1] - alone).abs().max())
     if change > 1e-4 * scale:

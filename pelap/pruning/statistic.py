@@ -1,5 +1,6 @@
 """The score of one operator from two sets of latents, and how sure it is."""
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,8 +15,10 @@ def distances(original: torch.Tensor, modified: torch.Tensor) -> tuple[float, fl
     """avg_dist and std_dist of two sets of latents (N, ...), N >= 2, made from the same noise.
 
     Source: LD-Pruner, section 2.3; avg and std (N - 1 in the denominator) elementwise over the set, L2
-    norm over the elements.
+    norm over the elements. Both are infinite where an operator's absence makes values that are not finite.
     """
+    if not modified.isfinite().all():
+        return math.inf, math.inf
     original, modified = original.double(), modified.double()
     avg_dist = torch.linalg.vector_norm(original.mean(0) - modified.mean(0))
     std_dist = torch.linalg.vector_norm(original.std(0) - modified.std(0))
@@ -34,8 +37,6 @@ def combine(formula: Formula, avg_dist: torch.Tensor, std_dist: torch.Tensor) ->
 
 def score(formula: Formula, original: torch.Tensor, modified: torch.Tensor) -> float:
     """The score of two sets of latents; infinite where an operator's absence makes values that are not."""
-    if not modified.isfinite().all():
-        return float("inf")
     avg_dist, std_dist = distances(original, modified)
     return float(combine(formula, *torch.tensor([avg_dist, std_dist], dtype=torch.float64)))
 
@@ -64,7 +65,7 @@ class Bootstrap:
         just their spread is used.
         """
         value = score(formula, self._original, modified)
-        if value == float("inf"):
+        if value == math.inf:
             return torch.full((len(self._counts),), value, dtype=torch.float64)
         avg, std = self._moments(modified)
         resampled = combine(formula, (avg - self._avg).norm(dim=1), (std - self._std).norm(dim=1))

@@ -13,6 +13,7 @@ from torch import nn
 from pelap import io
 from pelap.device import full_precision
 from pelap.errors import PlanError
+from pelap.finite import finite
 from pelap.measure.cost import count_macs, count_params
 from pelap.measure.latency import Latency, measure_latency, measure_module_latencies
 from pelap.params import ScoreParams
@@ -21,7 +22,7 @@ from pelap.pruning.latents import LatentStore
 from pelap.pruning.operators import MISFITS, Operator, is_inside, standing_in
 from pelap.pruning.plan import Plan, complete_plan
 from pelap.pruning.replace import StandIn
-from pelap.pruning.score import ORIGINAL, score_operators
+from pelap.pruning.score import MEND, ORIGINAL, ORIGINALS, score_operators
 from pelap.pruning.statistic import score
 from pelap.pruning.surgery import apply_plan
 from pelap.stages.score import costs, find, fit, scoring_of
@@ -125,10 +126,13 @@ class Bench:
     @cached_property
     def original(self) -> torch.Tensor:
         """Latents of the untouched network (N, ...), which scores compare with."""
-        return self._latents()
+        return finite(self._latents(), ORIGINALS, MEND)
 
     def joint_score(self, prepared: Prepared) -> float:
-        """The score of a plan: as that of an operator, with all of its operators replaced at once."""
+        """The score of a plan: as that of an operator, with all of its operators replaced at once.
+
+        Infinite where latents without them are not finite.
+        """
         original = self.original
         with standing_in(self.subject.network, prepared.stand_ins):
             return score(self.params.formula, original, self._latents())

@@ -15,6 +15,7 @@ from pelap.device import uses_bf16
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.evaluation.quality import psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures
+from pelap.finite import finite
 from pelap.models.conditioning import UNKNOWN
 from pelap.models.deep_cache import DeepCache
 from pelap.models.ldm import LatentDiffusion
@@ -209,7 +210,8 @@ def _reconstructions(
     result = {}
     for name, model in models.items():
         batches = originals.to(context.device).split(params.batch_size)
-        decoded = torch.cat([to_uint8(model.reconstruct(to_float(batch))) for batch in batches]).cpu()
+        made = torch.cat([model.reconstruct(to_float(batch)) for batch in batches]).cpu()
+        decoded = to_uint8(finite(made, f"{name}: reconstructions", "train its autoencoder again"))
         medium.save_grid(decoded[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(name)))
         result[name] = {"psnr": psnr(decoded, originals), "ssim": ssim(decoded, originals)}
     return result

@@ -81,9 +81,7 @@ def measure_pictures(
                 _floor_alone(real, bool(asked)) if name == FLOOR else _agreement(real, heard, asked.get(name))
             )
             figures = replace(figures, metrics=figures.metrics | extra)
-            if all_equal(images):
-                figures = replace(figures, notes=(f"{name}: all {len(images)} pictures are the same",))
-                print(f"warning: {figures.notes[0]}")
+            figures = replace(figures, notes=tuple(said_if_alike(name, images)))
             if name == pairs.dense:
                 dense = images
             if name in pairs.others and dense is not None:
@@ -93,6 +91,15 @@ def measure_pictures(
     return result
 
 
+def said_if_alike(name: str, images: torch.Tensor) -> list[str]:
+    """A warning, printed and returned, where all of several pictures (N, C, H, W) are the same."""
+    if len(images) < 2 or not all_equal(images):
+        return []
+    line = f"{name}: all {len(images)} pictures are the same"
+    print(f"warning: {line}")
+    return [line]
+
+
 def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:
     """Samples (num_images, C, H, W) uint8; picture i depends on (seed, i) alone."""
     return sample_from(source, params.num_images, seed, params.batch_size)
@@ -100,8 +107,9 @@ def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Te
 
 def measure_distance(source: Source, real: Real, params: EvaluateParams, seed: int) -> Figures:
     """The Frechet distances of a source's samples alone; as those of `measure_pictures`."""
-    heard = real.medium.perceived(make_pictures(source, params, seed))
-    return real.reference.measure(heard, only_frechet=True)
+    images = make_pictures(source, params, seed)
+    said_if_alike(source.name, images)
+    return real.reference.measure(real.medium.perceived(images), only_frechet=True)
 
 
 def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:

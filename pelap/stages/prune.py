@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from pelap import io
-from pelap.errors import ConfigError, ModelError
+from pelap.errors import ConfigError, ModelError, PlanError
+from pelap.finite import finite
 from pelap.loading import load_model, load_plan, pipeline_plan, save_model, save_pipeline
 from pelap.measure.cost import count_params
 from pelap.params import Params, PruneParams, ScoreParams
@@ -66,7 +67,7 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, params, seed)
         plans = _plans(bench, context.params.prune, plan_file)
-        pruned = _timed(bench, {name: _prune(bench, plan) for name, plan in plans.items()})
+        pruned = _timed(bench, {name: _prune(bench, name, plan) for name, plan in plans.items()})
         with io.atomic_dir(paths.prune) as partial:
             for name, each in pruned.items():
                 io.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
@@ -104,7 +105,8 @@ def prune_pipeline(
 
     Raises:
         ConfigError: `out` holds something, or several amounts are given.
-        PlanError: The scores or the plan are another model's, or the target is out of reach.
+        PlanError: The scores or the plan are another model's, the target is out of reach, or what the plan
+            leaves makes latents that are not finite.
         ModelError: The pipeline cannot be used, or is pruned already.
     """
     if pipeline_plan(folder) is not None:
@@ -126,8 +128,8 @@ def prune_pipeline(
         subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, score, seed)
-        (plan,) = _plans(bench, params.prune, plan_file).values()
-        pruned = _timed(bench, {"pruned": _prune(bench, plan)})["pruned"]
+        ((name, plan),) = _plans(bench, params.prune, plan_file).items()
+        pruned = _timed(bench, {name: _prune(bench, name, plan)})[name]
         pipeline.denoiser = pruned.network
 
         def write_more(partial: Path) -> None:
@@ -164,26 +166,40 @@ def _plans(bench: Bench, params: PruneParams, plan_file: Path | None) -> dict[st
     return plans | {f"only-{name}": plan for name, plan in spread(bench.scores, params.singles).items()}
 
 
-def _prune(bench: Bench, plan: Plan) -> Pruned:
+def _prune(bench: Bench, name: str, plan: Plan) -> Pruned:
     prepared = bench.prepare(plan)
     network = bench.cut(prepared)
+    joint = _joint_score(bench, name, prepared)
     # A person may have chosen other replacements than those that were scored.
     saved = count_params(bench.subject.network) - count_params(network)
     plan = dataclasses.replace(prepared.plan, num_params=saved)
     changes = _changes(bench, network, plan)
     sizes = {"params_before": count_params(bench.subject.network), "params_after": count_params(network)}
-    return Pruned(network, plan, changes, _judged(bench, prepared) | sizes)
+    return Pruned(network, plan, changes, _judged(bench, prepared, joint) | sizes)
 
 
-def _judged(bench: Bench, prepared: Prepared) -> dict[str, Any]:
+def _joint_score(bench: Bench, name: str, prepared: Prepared) -> float:
+    """The score of a plan; one that breaks the network is refused, by the operators that do it alone."""
+    names = {removal.operator for removal in prepared.plan.operators}
+    scores = bench.scores[bench.scores["operator"].isin(names)]
+    alone = scores.loc[~np.isfinite(scores["score"]), "operator"].to_list()
+    return finite(
+        bench.joint_score(prepared),
+        f"plan {name}: without its {len(names)} operators latents are not finite (black pictures)",
+        f"leave out {', '.join(alone)}" if alone else "remove fewer of them",
+        PlanError,
+    )
+
+
+def _judged(bench: Bench, prepared: Prepared, joint: float) -> dict[str, Any]:
     """Promises of a plan: its joint score, and what that would be, were its operators independent.
 
-    None where a score is not finite.
+    None where the score of an operator is not finite.
     """
     names = [removal.operator for removal in prepared.plan.operators]
     single = bench.scores.set_index("operator")["score"].loc[names]
     values = {
-        "joint_score": bench.joint_score(prepared),
+        "joint_score": joint,
         "sum_of_scores": float(single.sum()),
         "norm_of_scores": float(np.linalg.norm(single)),
     }

@@ -13,6 +13,7 @@ from pelap.io import atomic_dir
 from pelap.loading import is_pipeline, load_model
 from pelap.params import SamplerParams
 from pelap.sampling import BATCH_SIZE, ModelSource, Source, sample_from
+from pelap.stages.figures import said_if_alike
 from pelap.stages.piped import open_pipeline
 
 GRID = "grid.png"
@@ -40,13 +41,15 @@ def sample(
     Raises:
         ConfigError: `out` holds something, `steps` does not suit the model, or prompts are missing or out of
             place.
-        ModelError: The folder cannot be loaded, or its pipeline is of no kind that is supported.
+        ModelError: The folder cannot be loaded, its pipeline is of no kind that is supported, or fails, or
+            what it makes is not finite.
         DataError: The file of prompts cannot be read, or a prompt is not in the vocabulary of a model.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
     maker = _maker(folder, steps, choose_device(device), prompts)
     images = sample_from(maker.source, num, seed, maker.batch_size)
+    said_if_alike(str(folder), images)
     with atomic_dir(out) as partial:
         for index in range(num):
             maker.medium.save(images[index : index + 1], partial / f"{index:05d}")

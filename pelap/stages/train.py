@@ -15,6 +15,7 @@ from pelap.data.media import medium_of
 from pelap.data.prompts import read_prompts
 from pelap.device import keep_freed_memory
 from pelap.errors import ConfigError
+from pelap.finite import finite
 from pelap.keys import code_of, key
 from pelap.loading import save_model
 from pelap.models.conditioning import TextConditioner, build_conditioner
@@ -23,6 +24,7 @@ from pelap.params import ConditioningParams, NoConditioning, VariantParams
 from pelap.paths import TrainPaths
 from pelap.sampling import sample_images
 from pelap.stages.context import Context
+from pelap.stages.figures import said_if_alike
 from pelap.training.checkpoint import ResumeState
 from pelap.training.joint import joint_training
 from pelap.training.loop import Progress
@@ -155,8 +157,10 @@ def _save(
     io.write_csv(paths.validation, pd.DataFrame(progress.validation))
     medium, originals = medium_of(dataset.sound), dataset.test.images[:NUM_PREVIEW]
     with torch.no_grad():
-        decoded = to_uint8(model.reconstruct(to_float(originals.to(context.device)))).cpu()
-    pairs = torch.stack([originals, decoded], dim=1).flatten(0, 1)  # each picture beside its copy
+        decoded = model.reconstruct(to_float(originals.to(context.device))).cpu()
+    finite(decoded, f"{model.info.name}: reconstructions", "train with a lower lr, or in fp32")
+    pairs = torch.stack([originals, to_uint8(decoded)], dim=1).flatten(0, 1)  # each picture beside its copy
     medium.save_grid(pairs, paths.reconstructions)
     samples = sample_images(model, context.params.train.preview, NUM_PREVIEW, context.params.seed)
+    said_if_alike(model.info.name, samples)
     medium.save_grid(samples, paths.samples)

@@ -314,9 +314,10 @@ class _Validation:
         network = self.trainer.current
         with autocast(self.trainer.device, self.params.precision):
             row = held_out_losses(network, self.objective, self.batches)
-        self.trainer.demand_finite(row["task"])
+        self.trainer.demand_finite(row)
         if self.quality is not None:
             row |= self.quality(network)
+            self.trainer.demand_finite(row)
         self.trainer.progress.validation.append({"step": step, **row})
         if self.kept_step() == step:
             self.trainer.keep_current()

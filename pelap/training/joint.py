@@ -421,9 +421,9 @@ class _Objective:
             calibrate(kept, self.images, self.params.batch_size)
         phase = self.schedule.at(self.trainer.progress.step - 1)
         losses = self._validation_losses(kept)
+        self.trainer.demand_finite(losses)
         seen = self.observer(kept)
         kept.train(training)
-        self.trainer.demand_finite(losses["loss"])
         row = {"epoch": epoch, "step": self.trainer.progress.step, "strength": phase.strength}
         history = self.trainer.progress.validation
         row |= losses | summarise(seen, Thresholds())

@@ -16,6 +16,7 @@ from torch import nn
 from pelap.data.dataset import Picks, epoch_picks
 from pelap.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
 from pelap.errors import TrainingError
+from pelap.finite import finite
 from pelap.graphs import Graphed, Tree
 from pelap.progress import progress
 from pelap.seeding import generator
@@ -195,22 +196,23 @@ class Trainer:
         """Write the checkpoint that the next `Trainer` of the same configuration goes on from."""
         save_checkpoint(self.checkpoint, self.state(), self.progress)
 
-    def demand_finite(self, loss: float) -> None:
+    def demand_finite(self, values: Mapping[str, float]) -> None:
         """Stop a run that has diverged.
 
+        Args:
+            values: Losses and other figures, by name.
+
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: One of them is not finite.
         """
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"{self.label}: the loss is not finite near step {self.progress.step}; "
-                "lower lr (or set precision to fp32) and run again"
-            )
+        for name, value in values.items():
+            what = f"{self.label}: the loss is not finite near step {self.progress.step}: {name}"
+            finite(value, what, "lower lr (or set precision to fp32) and run again", TrainingError)
 
     def _demand_finite_weights(self) -> None:
         # The losses were computed before the last update, which may have been the one too many.
         for tensor in self.kept.state_dict().values():
-            self.demand_finite(float(tensor.float().sum()))
+            self.demand_finite({"weights": float(tensor.float().sum())})
 
     def _step(self, losses: LossFunction, inputs: Tree) -> Losses:
         """Take a step; its losses stay where they are computed, for reading them waits for the device."""
@@ -247,7 +249,7 @@ class Trainer:
     def _log(self, totals: "_Totals", logged_at: float) -> dict[str, float]:
         """A row of `history.csv`: means over the steps since the last one."""
         means = totals.means()  # waits for the device: the clock is read afterwards
-        self.demand_finite(means["loss"])
+        self.demand_finite(means)
         row = {
             "step": self.progress.step,
             **means,
