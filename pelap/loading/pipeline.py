@@ -25,7 +25,7 @@ from torch import nn
 from pelap import io
 from pelap.errors import DataError, ModelError
 from pelap.loading.pruned import PLAN, PRUNED_WEIGHTS, demand_plan, load_plan, load_pruned
-from pelap.models.parts import CONFIG, DENOISERS, read_config
+from pelap.models.parts import CONFIG, DENOISERS, demand_kinds, demand_numbers, read_config
 from pelap.models.weight_files import demand_one_network, variant_of
 from pelap.pruning.plan import Plan
 from pelap.pruning.saving import digest
@@ -254,6 +254,8 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
             "give the config.json that belongs to it"
         )
     whole: nn.Module = network
+    demand_kinds(whole, folder)
+    demand_numbers(whole, folder)
     return whole
 
 

@@ -1,14 +1,17 @@
 """One part of a model as a folder in diffusers' own format: config.json and safetensors."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pelap import io
 from pelap.errors import DataError, ModelError
+from pelap.finite import finite
 from pelap.models.weight_files import demand_one_network
 
 CONFIG = "config.json"
@@ -70,7 +73,7 @@ def load_weights(part: nn.Module, path: Path) -> None:
     """Fill `part` from a safetensors file that holds exactly its tensors.
 
     Raises:
-        ModelError: A tensor is missing, left over or of another shape.
+        ModelError: A tensor is missing, left over, of another shape or kind, or not finite.
     """
     try:
         tensors, _ = io.load_tensors(path)
@@ -81,7 +84,42 @@ def load_weights(part: nn.Module, path: Path) -> None:
     _demand(path, "has the unknown", [name for name in tensors if name not in wanted])
     for name, tensor in wanted.items():
         _same_shape(path, name, tensor, tensors[name])
+        _same_kind(path, name, tensor, tensors[name].dtype.is_floating_point)
     part.load_state_dict(tensors)
+    demand_numbers(part, path)
+
+
+def demand_numbers(part: nn.Module, path: Path) -> None:
+    """Refuse weights of which some are not finite: all that comes of them would be NaN.
+
+    Raises:
+        ModelError: Names the tensor, and `path` as where it is from.
+    """
+    for name, weight in part.named_parameters():
+        finite(weight.detach(), f"{path}: tensor {name}", "make the model again")
+
+
+def demand_kinds(part: nn.Module, folder: Path) -> None:
+    """Refuse files whose tensors are of another kind than the network's: booleans or whole numbers.
+
+    Libraries that load them turn them into floats. A file that cannot be read is none that was loaded.
+
+    Raises:
+        ModelError: Names the tensor.
+    """
+    wanted = part.state_dict()
+    for path in sorted(folder.glob("*.safetensors")):
+        with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
+            for name in wanted.keys() & file.keys():
+                kind = file.get_slice(name).get_dtype()
+                _same_kind(path, name, wanted[name], "F" in kind)
+
+
+def _same_kind(path: Path, name: str, wanted: torch.Tensor, is_float: bool) -> None:
+    if wanted.is_floating_point() != is_float:
+        raise ModelError(
+            f"{path}: tensor {name} holds numbers of another kind than {wanted.dtype}; make the model again"
+        )
 
 
 def _demand(path: Path, what: str, names: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from pelap import io
 from pelap.errors import ModelError
 from pelap.models.cut import ConvWithOnes, fold_inputs
-from pelap.models.parts import CONFIG, read_config
+from pelap.models.parts import CONFIG, demand_kinds, demand_numbers, read_config
 from pelap.models.weight_files import demand_one_network, variant_of
 
 
@@ -106,7 +106,7 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
             or a name on the hub, ``owner/name`` or ``owner/name/subfolder``.
 
     Raises:
-        ModelError: It cannot be read or is no `AutoencoderKL`.
+        ModelError: It cannot be read, is no `AutoencoderKL`, or its weights are not finite numbers.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -138,6 +138,9 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
         raise ModelError(
             f"vae.source {source}: is not for pictures of three colours; give another AutoencoderKL"
         )
+    demand_numbers(vae, Path(where))
+    if folder.is_dir():
+        demand_kinds(vae, folder)
     return PretrainedVAE(vae)
 
 

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -255,7 +256,7 @@ class LatentPipeline:
         self, noise: torch.Tensor, indices: Sequence[int], generators: list[torch.Generator]
     ) -> torch.Tensor:
         """The pipeline's own call, from noise (B, C, H, W) to latents of the same shape."""
-        with self._each_prompt_encoded_once():
+        with self._each_prompt_encoded_once(), self._steps_drawing_from(generators):
             latents = self.pipe(
                 prompt=[self.prompts[i % len(self.prompts)] for i in indices],
                 latents=noise,
@@ -293,6 +294,30 @@ class LatentPipeline:
             yield
         finally:
             del self.pipe.encode_prompt  # uncovers the method
+
+    @contextmanager
+    def _steps_drawing_from(self, generators: list[torch.Generator]) -> Iterator[None]:
+        """Give the scheduler's steps the generators that a pipeline's own call may keep from them.
+
+        Those for flow matching do: their schedulers draw no noise by default, but some can.
+        """
+        scheduler = self.pipe.scheduler
+        step = scheduler.step
+        signature = inspect.signature(step)
+
+        @wraps(step)  # with its signature, which pipelines look at
+        def drawing(*args: Any, **kwargs: Any) -> Any:
+            call = signature.bind(*args, **kwargs)
+            if call.arguments.get("generator") is None:
+                call.arguments["generator"] = generators
+            return step(*call.args, **call.kwargs)
+
+        if "generator" in signature.parameters:
+            scheduler.step = drawing
+        try:
+            yield
+        finally:
+            vars(scheduler).pop("step", None)  # uncovers the method
 
 
 class _ReachedError(Exception):
