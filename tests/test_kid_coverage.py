@@ -139,6 +139,32 @@ def test_few_pictures_have_fewer_neighbours() -> None:
     assert coverage(made, real).keys() == {"precision", "recall", "density", "coverage"}
 
 
+def lattice(num: int, seed: int, dim: int = 5) -> Tensor:
+    """Rows with few values: many are equal, and many are equally far."""
+    return torch.randint(0, 3, (num, dim), generator=torch.Generator().manual_seed(seed)).float()
+
+
+@pytest.mark.parametrize("chunk", [1024, 7, 1])
+@pytest.mark.parametrize("moved", [0.0, 0.1, 1000.0])
+def test_what_is_equally_far_is_inside(chunk: int, moved: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage_module, "_CHUNK", chunk)
+    made, real = lattice(60, 0), lattice(90, 1)
+    expected = coverage_by_hand(made, real, 5)  # of whole numbers, without rounding
+    assert coverage(made.double() + moved, real.double() + moved) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 2e-6], ids=["equal", "of two batches"])
+def test_many_equal_pictures_are_in_each_others_balls(rounding: float) -> None:
+    # More than there are neighbours: their balls have no size, and rounding must not say who is inside.
+    kinds = 3 + rows(12, dim=64)
+    made, real = kinds.repeat_interleave(7, 0), kinds.repeat(9, 1)
+    made, real = (each + rounding * rows(len(each), seed, 64) for seed, each in enumerate((made, real), 5))
+    values = coverage(made, real)
+    assert values["precision"] == values["recall"] == values["coverage"] == 1
+    assert values["density"] == pytest.approx(9 / 5)
+    assert (radii(real) == 0).all()
+
+
 @pytest.mark.parametrize("measure", [kid, coverage])
 def test_one_picture_is_too_few(measure: object) -> None:
     for one, other in ((rows(1), rows(9)), (rows(9), rows(1))):
