@@ -111,7 +111,6 @@ def _content(path: Path) -> Any:
     return sha256(path) if path.is_file() else None
 
 
-@cache
 def _sources(module: str) -> dict[str, str]:
     """What a module and all that it imports are, by their names; of a package its version."""
     found: dict[str, str] = {}
@@ -125,10 +124,17 @@ def _sources(module: str) -> dict[str, str]:
         if file is None:
             found[name] = _version_of(top)
             continue
-        tree = ast.parse(file.read_bytes())
-        found[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        stamp = file.stat()
+        found[name], tree = _parsed(file, stamp.st_mtime_ns, stamp.st_size)
         waiting += _imports(tree, name, file)
     return found
+
+
+@cache
+def _parsed(file: Path, modified_ns: int, size: int) -> tuple[str, ast.Module]:
+    """Digest and tree of a source file, read anew when it was edited since."""
+    tree = _without_docstrings(ast.parse(file.read_bytes()))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tree
 
 
 def _own_file(module: str) -> Path | None:

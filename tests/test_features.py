@@ -423,6 +423,22 @@ def test_the_checksum_tells_weights_and_code_apart(own: str, tmp_path: Path) -> 
     assert checksum() != first
 
 
+@pytest.mark.parametrize("place", ["", "    "], ids=["at the top", "when called"])
+def test_the_checksum_knows_what_the_module_imports(own: str, place: str, tmp_path: Path) -> None:
+    helper = tmp_path / f"{own}_prepare.py"
+    imported = f"from {own}_prepare import prepare"
+    body = OWN.replace("def forward(self, images):", f"def forward(self, images):\n        {imported}")
+    (tmp_path / f"{own}.py").write_text(body if place else f"{imported}\n{OWN}")
+    checksums = []
+    for text in ("x / 255", "x / 127.5 - 1", "x / 127.5  -  1  # the same"):
+        helper.write_text(f"def prepare(x):\n    return {text}\n")
+        for module in (own, helper.stem):
+            sys.modules.pop(module, None)
+        torch.manual_seed(0)
+        checksums.append(make_extractor(f"{own}:Means", CPU).checksum)
+    assert checksums[0] != checksums[1] == checksums[2]
+
+
 @pytest.mark.parametrize(
     ("target", "reason"),
     [

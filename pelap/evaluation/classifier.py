@@ -6,7 +6,7 @@ network gives; and a distance in its features is no FID. Both compare models of 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pelap.data.dataset import ImageDataset, epoch_picks, pick, pixel_checksum, to_float
+from pelap.data.dataset import ImageDataset, epoch_picks, pick, to_float
 from pelap.device import autocast
 from pelap.errors import ConfigError, DataError, TrainingError
 from pelap.evaluation.features import CLASSIFIER, ChunkedExtractor
-from pelap.io import digest, exclusive, load_tensors, save_tensors, tensors_digest
+from pelap.io import exclusive, load_tensors, save_tensors, tensors_digest
+from pelap.keys import Key, code_of, key
 from pelap.params import ClassifierParams
 from pelap.progress import progress
 from pelap.seeding import generator
 
-_VERSION = 1
-"""Of what is cached; goes up when equal data and numbers give another network."""
 _FIRST_SIDE = 16
 """Positions on a side of the first feature map, about: the first layer brings larger pictures down to it."""
 _WARMUP = 0.15
@@ -109,7 +108,7 @@ def trained_classifier(
             "set it to null"
         )
     made_of = _made_of(dataset, params, seed)
-    path = cache / f"{CLASSIFIER}-{digest(made_of)}.safetensors"
+    path = cache / f"{CLASSIFIER}-{made_of.name}.safetensors"
     with exclusive(path, wait=True):
         network = _untrained(dataset, params, seed)
         accuracy = _read(path, network, made_of)
@@ -291,25 +290,25 @@ def _classifier(
     return classifier
 
 
-def _made_of(dataset: ImageDataset, params: ClassifierParams, seed: int) -> dict[str, str]:
-    """What decides the network, to name its file by."""
-    return {
-        "version": str(_VERSION),
-        "pixels": pixel_checksum(dataset.train, dataset.test),
-        "shapes": str([tuple(split.images.shape) for split in (dataset.train, dataset.test)]),
-        "num_classes": str(len(dataset.class_names)),
-        "params": params.model_dump_json(),
-        "seed": str(seed),
-    }
+def _made_of(dataset: ImageDataset, params: ClassifierParams, seed: int) -> Key:
+    """What decides the network."""
+    return key(
+        train=dataset.train,
+        test=dataset.test,
+        num_classes=len(dataset.class_names),
+        parameters=params,
+        seed=seed,
+        code=code_of(__name__),
+    )
 
 
-def _write(path: Path, network: _Network, made_of: Mapping[str, str], accuracy: float) -> None:
+def _write(path: Path, network: _Network, made_of: Key, accuracy: float) -> None:
     state = network.state_dict()
-    says = {**made_of, "sha256": tensors_digest(state), "test_accuracy": repr(accuracy)}
+    says = {**made_of.parts, "sha256": tensors_digest(state), "test_accuracy": repr(accuracy)}
     save_tensors(path, {name: tensor.cpu() for name, tensor in state.items()}, says)
 
 
-def _read(path: Path, network: _Network, made_of: Mapping[str, str]) -> float | None:
+def _read(path: Path, network: _Network, made_of: Key) -> float | None:
     """Fill the network with what `_write` wrote; its accuracy, None where there is no such file."""
     try:
         tensors, said = load_tensors(path)
@@ -318,7 +317,7 @@ def _read(path: Path, network: _Network, made_of: Mapping[str, str]) -> float | 
         return None
     order = network.state_dict().keys()
     whole = tensors.keys() == order and said == {
-        **made_of, "sha256": tensors_digest({name: tensors[name] for name in order})
+        **made_of.parts, "sha256": tensors_digest({name: tensors[name] for name in order})
     }  # fmt: skip
     if not whole:
         return None

@@ -1,8 +1,6 @@
 """Pictures to features: the networks that Frechet distances are measured in."""
 
-import hashlib
 import importlib
-import inspect
 import io
 import re
 import sys
@@ -19,7 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pelap.errors import ConfigError, DataError
 from pelap.evaluation.weights import demand_inception, inception_path, load_weights
-from pelap.io import one_line, sha256, tensors_digest
+from pelap.io import one_line, sha256
+from pelap.keys import code_of, key
 
 CLASSIFIER = "classifier"
 """Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""
@@ -36,7 +35,7 @@ class Extractor(Protocol):
 
     name: str
     checksum: str
-    """SHA-256 of the weights."""
+    """Digest of the weights, and of code that is not PeLAP's own."""
 
     @property
     def input_size(self) -> int | None:
@@ -261,8 +260,9 @@ def _resize(images: Tensor, dim: int, size: int) -> Tensor:
 class ModuleExtractor(ChunkedExtractor):
     """A network of the user's own.
 
-    Its name is the attribute's in lower case, its checksum the digest of its weights and of the file that
-    `target` is in, so that nothing computed by an earlier version of either is taken for this one's.
+    Its name is the attribute's in lower case. Its checksum is that of its weights and of its module's code
+    with all that this imports, so that nothing computed by an earlier version of either is taken for this
+    one's. What it reads from other files is not seen, unless it keeps that as parameters or buffers.
 
     Args:
         target: ``package.module:attribute``, found as Python finds it or in the working folder.
@@ -279,10 +279,10 @@ class ModuleExtractor(ChunkedExtractor):
         self.name = _slug(target.rpartition(":")[2])
         if self.name in {_slug(name) for name in (EffNetLite0.name, Inception2015.name, CLASSIFIER)}:
             raise ConfigError(f"extractors: {target} has the name of a packaged one; rename the attribute")
-        network = _import_network(target).eval().requires_grad_(False)
-        source = inspect.getsourcefile(sys.modules[target.rpartition(":")[0]])
-        code = Path(source).read_bytes() if source else b""
-        self.checksum = hashlib.sha256(code + tensors_digest(network.state_dict()).encode()).hexdigest()
+        with _working_folder_on_path():
+            network = _import_network(target).eval().requires_grad_(False)
+            made_of = key(network=network.state_dict(), code=code_of(target.rpartition(":")[0]))
+        self.checksum = made_of.name
         self._target = target
         self._network = network.to(device)
 
@@ -297,19 +297,26 @@ class ModuleExtractor(ChunkedExtractor):
         return features
 
 
+@contextmanager
+def _working_folder_on_path() -> Iterator[None]:
+    """An installed command does not look for modules there."""
+    path = list(sys.path)
+    sys.path.append(str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
 def _import_network(target: str) -> nn.Module:
     module, _, attribute = target.rpartition(":")
-    here, path = str(Path.cwd()), list(sys.path)
     try:
-        sys.path.append(here)  # an installed command does not look there
         with torch.random.fork_rng(devices=[]):
             network = getattr(importlib.import_module(module), attribute)()
     except Exception as error:  # it is the user's code, which may raise anything
         raise ConfigError(
             f"extractors: {target} cannot be made ({type(error).__name__}: {one_line(error)}); use {_FORMS}"
         ) from error
-    finally:
-        sys.path[:] = path
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"extractors: {target} gives {type(network).__name__}; it has to give a torch.nn.Module"
