@@ -39,6 +39,10 @@ class Source(Protocol):
     def latent_shape(self) -> tuple[int, ...]:
         """(C, h, w)."""
 
+    @property
+    def num_asked(self) -> int:
+        """How many prompts or classes items ask for in turn: item i for number i % num_asked; 1 for none."""
+
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
         """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
 
@@ -81,6 +85,10 @@ class ModelSource:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.model.latent_shape
+
+    @property
+    def num_asked(self) -> int:
+        return 1 if self.model.conditioner is None else len(self.model.conditioner.prompts)
 
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
         conditions = self._conditions(indices)

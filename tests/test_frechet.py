@@ -14,6 +14,7 @@ from pelap.evaluation.frechet import (
     FeatureStatistics,
     frechet_distance,
     jackknife,
+    random_groups,
     standard_error,
 )
 
@@ -264,19 +265,20 @@ def test_standard_error_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("num", "dim"), [(205, 16), (60, 100), (105, 100)])
-def test_replicates_leave_every_tenth_picture_out(num: int, dim: int) -> None:
+def test_replicates_leave_a_tenth_of_the_pictures_out(num: int, dim: int) -> None:
     rows, reference = sample(num, dim), statistics(sample(300, dim, seed=1))
     replicates = jackknife(rows, reference)
     assert len(replicates) == NUM_GROUPS == 10
+    groups = random_groups(num)
     for group, distance in enumerate(replicates):
-        left = [index for index in range(num) if index % 10 != group]
-        assert distance == pytest.approx(frechet_distance(statistics(rows[left]), reference), rel=1e-6)
+        left = rows[groups != group]
+        assert distance == pytest.approx(frechet_distance(statistics(left), reference), rel=1e-6)
 
 
 def test_replicates_agree_with_the_exact_distance_at_full_rank() -> None:
     rows, reference = well(700, 64, 1), statistics(well(500, 64, 0))
     for group, distance in enumerate(jackknife(rows, reference)):
-        rest = statistics(rows[torch.arange(700) % 10 != group])
+        rest = statistics(rows[random_groups(700) != group])
         apart = (rest.mean - reference.mean).square().sum().item() + rest.variance + reference.variance
         exact = apart - 2 * frechet_module._root_trace(rest, reference)
         assert distance == pytest.approx(exact, rel=1e-6)
@@ -294,6 +296,47 @@ def test_the_error_is_the_spread_over_independent_draws(num: int, dim: int) -> N
     spread = np.std([frechet_distance(statistics(rows), reference) for rows in draws], ddof=1)
     errors = [standard_error(jackknife(rows, reference)) for rows in draws]
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=1 / 3)
+
+
+IN_TURN = torch.arange(1000) % 10
+SORTED = torch.arange(1000) // 100
+UNEVEN = torch.cat([torch.full((num,), label) for label, num in enumerate((700, 203, 90, 5, 2))])
+PROMPTS = torch.arange(1000) % 300
+
+
+@pytest.mark.parametrize(
+    "strata", [None, IN_TURN, SORTED, UNEVEN, PROMPTS], ids=["none", "turns", "sorted", "uneven", "prompts"]
+)
+def test_groups_are_even_and_hold_their_share_of_every_class(strata: Tensor | None) -> None:
+    groups = random_groups(1000, strata)
+    assert torch.equal(groups, random_groups(1000, strata))
+    for part in [slice(None)] if strata is None else [strata == label for label in strata.unique()]:
+        sizes = groups[part].bincount(minlength=NUM_GROUPS)
+        assert len(sizes) == NUM_GROUPS
+        assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize("num", [1000, 1003])
+@pytest.mark.parametrize("strata", [None, torch.arange(1003)], ids=["none", "single pictures"])
+def test_no_period_of_the_pictures_is_one_of_the_groups(num: int, strata: Tensor | None) -> None:
+    groups = random_groups(num, None if strata is None else strata[:num])
+    for period in (2, 5, 8, 10, 20):
+        for place in range(period):
+            held = groups[place::period].bincount(minlength=NUM_GROUPS) / len(groups[place::period])
+            assert held.max() < 0.1 + 5 * (0.09 / len(groups[place::period])) ** 0.5
+
+
+@pytest.mark.parametrize("order", ["turns", "sorted"])
+def test_the_error_is_that_of_pictures_with_a_quota_of_every_class(order: str) -> None:
+    labels = IN_TURN if order == "turns" else SORTED
+    centres = 3 * well(10, 4, 7, spread=0)
+    reference = statistics(centres[IN_TURN] + well(1000, 4, 0, spread=0))
+    draws = [centres[labels] + well(1000, 4, seed, spread=0) - 0.05 * seed for seed in range(1, 41)]
+    spread = np.std([frechet_distance(statistics(rows), reference) for rows in draws], ddof=1)
+    errors = [standard_error(jackknife(rows, reference, labels)) for rows in draws]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=1 / 3)
+    # Not knowing the classes it is too large, but no group is a class.
+    assert standard_error(jackknife(draws[0], reference)) < 6 * spread
 
 
 def test_the_bootstrap_is_off_by_more_than_the_error() -> None:

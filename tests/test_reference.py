@@ -83,16 +83,52 @@ def test_pictures_are_given_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pieces.metrics == pytest.approx(whole.metrics, rel=1e-9)
 
 
-def test_what_compares_one_by_one_takes_the_first_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_compares_one_by_one_draws_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_module, "NUM_KEPT", 20)
     monkeypatch.setattr(reference_module, "_CHUNK", 8)
     real, made, extractor = pictures(57), pictures(33, seed=1), Means()
     figures = Reference(real, [extractor]).measure(made)
     x, y = extractor(made), extractor(real)
-    assert figures.metrics["kid_means"] == pytest.approx(kid(x[:20], y[:20])[0], rel=1e-9)
-    assert figures.metrics["recall_means"] == coverage(x[:20], y[:20])["recall"]
+    drawn, others = (reference_module._drawn(len(rows)) for rows in (x, y))
+    assert drawn.sum() == others.sum() == 20
+    assert not drawn[:20].all()
+    assert not others[:20].all()
+    assert figures.metrics["kid_means"] == pytest.approx(kid(x[drawn], y[others])[0], rel=1e-9)
+    assert figures.metrics["recall_means"] == coverage(x[drawn], y[others])["recall"]
     expected = frechet_distance(FeatureStatistics.of(x), FeatureStatistics.of(y))
     assert figures.metrics["fd_means"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_pictures_one_by_one_do_not_depend_on_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_module, "NUM_KEPT", 60)
+    real = (
+        pictures(90, high=20).view(3, 30, 3, 8, 8) + torch.tensor([0, 90, 180])[:, None, None, None, None]
+    ).flatten(0, 1)
+    real = real.to(torch.uint8)  # one class after the other
+    made = real[::3]
+    metrics = Reference(real, [Means()]).measure(made).metrics
+    assert metrics["precision_means"] > 0.9  # each lies in the balls of its own class
+    assert metrics["recall_means"] > 0.9
+
+
+def test_the_number_that_was_drawn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_module, "NUM_KEPT", 40)
+    monkeypatch.setattr(reference_module, "SUBSET_SIZE", 10)
+    reference = Reference(pictures(50), [Means()])
+    assert reference.notes(40) == [
+        "KID, precision, recall, density, coverage: of 40 of 50 reference pictures, drawn at random"
+    ]
+    (note,) = reference.notes(41)
+    assert "of 40 of 41 pictures and 40 of 50 reference pictures" in note
+    assert reference.describe(41)["most_compared_one_by_one"] == 40
+
+
+def test_errors_are_those_of_what_was_asked_for_in_turn() -> None:
+    real, extractor, asked = pictures(120), Means(), torch.arange(90) % 10
+    made = pictures(90, seed=1, high=20) + (20 * asked[:, None, None, None]).to(torch.uint8)
+    figures = Reference(real, [extractor]).measure(made, only_frechet=True, strata=asked)
+    expected = jackknife(extractor(made), FeatureStatistics.of(extractor(real)), asked)
+    assert figures.replicates["fd_means"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_two_pictures_have_a_distance_without_an_error() -> None:
@@ -147,6 +183,25 @@ def test_nothing_else_is_taken_for_it(real: Tensor, extractor: Means, tmp_path: 
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_features_of_other_code_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, made, code = pictures(50), pictures(30, seed=1), reference_module.code_of
+    Reference(real, [Means()], tmp_path).measure(made)
+    Reference(pictures(40), [Means()], tmp_path).measure(made)
+    assert not capsys.readouterr().err  # of other pictures there may be features too
+    for changed in ("pelap.evaluation.reference", __name__):
+
+        def edited(module: str, changed: str = changed) -> str:
+            return f"edited {changed}" if module == changed else code(module)
+
+        monkeypatch.setattr(reference_module, "code_of", edited)
+        extractor = Means()
+        Reference(real, [extractor], tmp_path).measure(made)
+        assert 50 in extractor.seen
+        assert "fd_means: features anew; those kept are of other code" in capsys.readouterr().err
+
+
 def broken_files(good: Path, folder: Path) -> dict[str, bytes]:
     """Bytes of files that are not what was written, by what is wrong with them."""
     from pelap.io import load_tensors, save_tensors
@@ -155,7 +210,7 @@ def broken_files(good: Path, folder: Path) -> dict[str, bytes]:
     other = folder / "other.safetensors"
     result = {"half": good.read_bytes()[:-100], "empty": b"", "text": b"404: not found"}
     for name, (changed, says) in {
-        "foreign": (tensors, {**metadata, "pixels": "0" * 64}),
+        "foreign": (tensors, {**metadata, "pictures": "0" * 12}),
         "missing": ({k: v for k, v in tensors.items() if k != "features"}, metadata),
         "shape": ({**tensors, "covariance": tensors["covariance"][:5, :5]}, metadata),
         "nan": ({**tensors, "mean": tensors["mean"] * float("nan")}, metadata),

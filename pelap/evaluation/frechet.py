@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from pelap.errors import DataError
+from pelap.seeding import generator
 
 NUM_GROUPS = 10
-"""Groups of the jackknife; picture i is in group i % NUM_GROUPS."""
+"""Groups of the jackknife."""
 
 _TOLERANCE = 1e-7
 """Relative error that the quick way may have at worst; what it has is far less."""
@@ -223,7 +224,35 @@ def _factor(covariance: Tensor) -> Tensor:
     return factor
 
 
-def jackknife(features: Tensor, reference: FeatureStatistics) -> tuple[float, ...]:
+def random_groups(num: int, strata: Tensor | None = None) -> Tensor:
+    """The jackknife's group of each of `num` pictures, (num,) int64: one of min(num, NUM_GROUPS).
+
+    Drawn at random, as the order of pictures may be that of their classes; the same at every call, so that
+    two models' pictures made from the same noise are in the same groups.
+
+    Args:
+        num: How many pictures.
+        strata: What each is of (num,), where each has its share by design, such as classes that were asked
+            for in turn. Groups then differ by no share of chance that the pictures do not have.
+
+    Returns:
+        Sizes of groups differ by at most one, and so do the numbers of a stratum's pictures in them.
+    """
+    stream = generator(0, "jackknife")
+    shuffled = torch.randperm(num, generator=stream)
+    if strata is not None:
+        _, stratum = strata.unique(return_inverse=True)
+        # In random order too: that of prompts may have a period, as that of classes has.
+        place = torch.randperm(int(stratum.max()) + 1, generator=stream)[stratum]
+        shuffled = shuffled[place[shuffled].argsort(stable=True)]
+    groups = torch.empty(num, dtype=torch.int64)
+    groups[shuffled] = torch.arange(num) % NUM_GROUPS
+    return groups
+
+
+def jackknife(
+    features: Tensor, reference: FeatureStatistics, strata: Tensor | None = None
+) -> tuple[float, ...]:
     """Frechet distance to `reference` with one group of the pictures left out after the other.
 
     The standard error that they give is that of drawing these pictures; the reference is taken as it is,
@@ -235,9 +264,9 @@ def jackknife(features: Tensor, reference: FeatureStatistics) -> tuple[float, ..
     replicates by the same small amount, which falls out of their spread.
 
     Args:
-        features: One row a picture (N, num_features). Picture i is in group i % NUM_GROUPS, so that two
-            models' pictures made from the same noise are in the same group.
+        features: One row a picture (N, num_features).
         reference: The other set.
+        strata: What each picture is of (N,); see `random_groups`, which draws the groups.
 
     Returns:
         A distance a group, min(N, NUM_GROUPS) of them; none where a single picture would be left.
@@ -249,7 +278,7 @@ def jackknife(features: Tensor, reference: FeatureStatistics) -> tuple[float, ..
     """
     if len(features) < 3:
         return ()
-    groups = torch.arange(len(features)) % NUM_GROUPS
+    groups = random_groups(len(features), strata)
     whole = FeatureStatistics.of(features)
     distances = []
     for group in range(min(len(features), NUM_GROUPS)):

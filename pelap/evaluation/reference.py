@@ -1,7 +1,8 @@
 """What made pictures are compared with, and every figure of the comparison."""
 
-import hashlib
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,19 +23,18 @@ from pelap.evaluation.frechet import (
     standard_error,
 )
 from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
-from pelap.io import digest, load_tensors, save_tensors
+from pelap.io import load_tensors, save_tensors
+from pelap.keys import Key, code_of, key
+from pelap.seeding import generator
 
 FLOOR = "real"
 """Row of another draw of real pictures: what no model can be expected to go below."""
 
 NUM_KEPT = 10_000
-"""Pictures of a set whose features are kept for what compares pictures one by one."""
+"""Pictures of a set, drawn at random, whose features are kept for what compares pictures one by one."""
 
 _CHUNK = 1000
 """Pictures that an extractor is given at once."""
-
-_VERSION = 2
-"""Of what is cached; goes up when equal weights give other features."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,23 @@ class Reference:
     @cached_property
     def _sides(self) -> list["_Side"]:
         """One an extractor, in their order; computed or read when first asked for."""
-        # The pixels themselves name the file, so that no other set of pictures can be taken for them.
-        pixels = hashlib.sha256(self._images.contiguous().cpu().numpy().data).hexdigest()
-        return [self._side(extractor, pixels) for extractor in self._extractors]
+        return [self._side(extractor) for extractor in self._extractors]
 
-    def measure(self, images: Tensor, only_frechet: bool = False) -> Figures:
+    def measure(self, images: Tensor, only_frechet: bool = False, strata: Tensor | None = None) -> Figures:
         """Every figure of a set of pictures.
 
         Args:
             images: uint8 pictures (N, C, H, W) of the reference's channels and size, N at least 2.
             only_frechet: Leave out what compares pictures one by one.
+            strata: What each picture is of (N,), where each has its share by design: classes or prompts that
+                were asked for in turn. It makes the standard errors those of such pictures.
 
         Returns:
             Of each extractor the Frechet distance, its standard error (left out where there are two
             pictures alone) and the part of it that is a shift of the means, and unless `only_frechet` the
             kernel distance and its deviation, precision,
-            recall, density and coverage of the first `NUM_KEPT` pictures. See `metric_name` for names.
+            recall, density and coverage of at most `NUM_KEPT` pictures of either side, drawn at random, the
+            same at every call. See `metric_name` for names.
 
         Raises:
             DataError: Other pictures than these, or features that are no numbers.
@@ -108,11 +109,11 @@ class Reference:
             figures.metrics[name] = frechet_distance(statistics, side.statistics)
             shift = mean_distance(statistics, side.statistics)
             figures.metrics[metric_name("shift", extractor.name)] = shift
-            replicates = figures.replicates[name] = jackknife(features, side.statistics)
+            replicates = figures.replicates[name] = jackknife(features, side.statistics, strata)
             if len(replicates) > 1:
                 figures.metrics[f"{name}_se"] = standard_error(replicates)
             if not only_frechet:
-                figures.metrics.update(_one_by_one(features[:NUM_KEPT], side, extractor.name))
+                figures.metrics.update(_one_by_one(features[_drawn(len(features))], side, extractor.name))
         return figures
 
     def describe(self, num_images: int) -> dict[str, Any]:
@@ -153,22 +154,30 @@ class Reference:
                 f"KID: a subset of {SUBSET_SIZE} holds all of the smaller side, so that its deviation says "
                 "nothing of that side"
             )
+        sides = {"pictures": num_images, "reference pictures": num_reference}
+        drawn = [f"{NUM_KEPT} of {num} {noun}" for noun, num in sides.items() if num > NUM_KEPT]
+        if drawn:
+            lines.append(
+                f"KID, precision, recall, density, coverage: of {' and '.join(drawn)}, drawn at random"
+            )
         return lines
 
-    def _side(self, extractor: Extractor, pixels: str) -> "_Side":
-        made_of = {
-            "version": str(_VERSION),
-            "pixels": pixels,
-            "shape": str(tuple(self._images.shape)),
-            "extractor": extractor.name,
-            "sha256": extractor.checksum,
-            "input_size": str(extractor.input_size),
-        }
+    def _side(self, extractor: Extractor) -> "_Side":
         if self._cache is None:
             return _compute(extractor, self._images)
-        path = self._cache / f"{metric_name('fd', extractor.name)}-{digest(made_of)}.safetensors"
+        made_of = key(
+            pictures=self._images,
+            extractor=extractor.name,
+            weights=extractor.checksum,
+            input_size=extractor.input_size,
+            kept=NUM_KEPT,
+            code=[code_of(__name__), code_of(type(extractor).__module__)],
+        )
+        stem = metric_name("fd", extractor.name)
+        path = self._cache / f"{stem}-{made_of.name}.safetensors"
         side = _read(path, made_of, len(self._images))
         if side is None:
+            _say_anew(self._cache, stem, made_of)
             side = _compute(extractor, self._images)
             _write(path, side, made_of)
         return side
@@ -200,23 +209,30 @@ class _Side:
         self.statistics = statistics
         """Of all pictures."""
         self.features = features
-        """Of the first `NUM_KEPT` (n, num_features) float32."""
+        """Of those that are kept (n, num_features) float32."""
 
     @cached_property
     def radii(self) -> Tensor:
         return radii(self.features)
 
 
+def _drawn(num: int) -> Tensor:
+    """Which of `num` pictures are compared one by one, (num,) bool; the same at every call.
+
+    At random: the first ones of a sorted list are of the first classes.
+    """
+    return torch.randperm(num, generator=generator(0, "one by one")) < NUM_KEPT
+
+
 def _compute(extractor: Extractor, images: Tensor) -> _Side:
     statistics, kept = FeatureStatistics(), []
-    for start in range(0, len(images), _CHUNK):
-        features = extractor(images[start : start + _CHUNK])
+    for chunk, drawn in zip(images.split(_CHUNK), _drawn(len(images)).split(_CHUNK), strict=True):
+        features = extractor(chunk)
         statistics.update(features)
-        if start < NUM_KEPT:
-            kept.append(features)
+        kept.append(features[drawn])
     # As it is read from a file, so that a cached reference gives the same figures to the last digit.
     moments = (statistics.count, statistics.mean, statistics.covariance)
-    return _Side(FeatureStatistics.from_moments(*moments), torch.cat(kept)[:NUM_KEPT])
+    return _Side(FeatureStatistics.from_moments(*moments), torch.cat(kept))
 
 
 def _one_by_one(features: Tensor, side: _Side, extractor: str) -> dict[str, float]:
@@ -225,22 +241,32 @@ def _one_by_one(features: Tensor, side: _Side, extractor: str) -> dict[str, floa
     return {metric_name(quantity, extractor): value for quantity, value in values.items()}
 
 
-def _write(path: Path, side: _Side, made_of: Mapping[str, str]) -> None:
+def _say_anew(cache: Path, stem: str, made_of: Key) -> None:
+    """Where features of the same pictures are kept that are no longer right, in a line why."""
+    for path in sorted(cache.glob(f"{stem}-*.safetensors")):
+        with suppress(DataError):
+            differing = made_of.differences(load_tensors(path)[1])
+            if "pictures" not in differing and "extractor" not in differing:
+                others = ", ".join(differing)
+                print(f"{stem}: features anew; those kept are of other {others} ({path})", file=sys.stderr)
+
+
+def _write(path: Path, side: _Side, made_of: Key) -> None:
     tensors = {
         "mean": side.statistics.mean,
         "covariance": side.statistics.covariance,
         "features": side.features,
     }
-    save_tensors(path, tensors, {**made_of, "count": str(side.statistics.count)})
+    save_tensors(path, tensors, dict(made_of.parts))
 
 
-def _read(path: Path, made_of: Mapping[str, str], count: int) -> _Side | None:
+def _read(path: Path, made_of: Key, count: int) -> _Side | None:
     """What `_write` wrote of the same; None where there is nothing or anything else."""
     try:
         tensors, metadata = load_tensors(path)
     except DataError:
         return None
-    if metadata != {**made_of, "count": str(count)} or not _fit(tensors, count):
+    if metadata != made_of.parts or not _fit(tensors, count):
         return None
     statistics = FeatureStatistics.from_moments(count, tensors["mean"], tensors["covariance"])
     return _Side(statistics, tensors["features"])

@@ -100,6 +100,11 @@ class LatentPipeline:
         setattr(self.pipe, self.part, network.eval())
 
     @property
+    def num_asked(self) -> int:
+        """How many prompts or classes items ask for in turn; 1 for none."""
+        return len(self.prompts) or len(self.classes) or 1
+
+    @property
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 

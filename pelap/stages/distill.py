@@ -25,7 +25,7 @@ from pelap.pruning.surgery import apply_plan
 from pelap.sampling import ModelSource, sample_from
 from pelap.seeding import generator
 from pelap.stages.context import Context
-from pelap.stages.figures import said_if_alike
+from pelap.stages.figures import in_turn, said_if_alike
 from pelap.stages.trained import trained_model
 from pelap.training.checkpoint import ResumeState
 from pelap.training.distill import Distilled, Quality, distill
@@ -200,7 +200,8 @@ def _quality(context: Context, teacher: LatentDiffusion, dataset: ImageDataset) 
         source = ModelSource(model, params.sampler, record=False)  # for so few batches it does not pay
         pictures = sample_from(source, params.num_images, seed)
         said_if_alike("distill.quality", pictures)
-        return reference.measure(medium.perceived(pictures), only_frechet=True).metrics
+        asked = in_turn(params.num_images, [source])
+        return reference.measure(medium.perceived(pictures), only_frechet=True, strata=asked).metrics
 
     return measure
 

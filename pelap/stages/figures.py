@@ -1,6 +1,7 @@
 """What models and pipelines are compared by: their pictures, what they cost, and what both were made with."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+import math
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,8 @@ def measure_pictures(
             images = real.floor if name == FLOOR else make_pictures(sources[name], params, seed)
             show(name, images)
             heard = images if name == FLOOR else real.medium.perceived(images)
-            figures = real.reference.measure(heard, params.only_frechet)
+            strata = real.floor_labels if name == FLOOR else in_turn(params.num_images, sources.values())
+            figures = real.reference.measure(heard, params.only_frechet, strata)
             extra = (
                 _floor_alone(real, bool(asked)) if name == FLOOR else _agreement(real, heard, asked.get(name))
             )
@@ -109,7 +111,17 @@ def measure_distance(source: Source, real: Real, params: EvaluateParams, seed: i
     """The Frechet distances of a source's samples alone; as those of `measure_pictures`."""
     images = make_pictures(source, params, seed)
     said_if_alike(source.name, images)
-    return real.reference.measure(real.medium.perceived(images), only_frechet=True)
+    asked = in_turn(params.num_images, [source])
+    return real.reference.measure(real.medium.perceived(images), only_frechet=True, strata=asked)
+
+
+def in_turn(num_images: int, sources: Iterable[Source]) -> torch.Tensor:
+    """What each of so many pictures is asked to be, (num_images,) int64 without meaning but for equality.
+
+    One answer for all sources, as pictures of theirs from the same noise are compared: where they ask for
+    different numbers of things in turn, for each pair of these.
+    """
+    return torch.arange(num_images) % math.lcm(*(source.num_asked for source in sources))
 
 
 def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:
@@ -129,7 +141,9 @@ def _floor_alone(real: Real, prompted: bool) -> Metrics:
     if real.classifier is not None and prompted:
         metrics |= share(real.classifier.test_accuracy, real.classifier.num_test)
     if not real.medium.lossless:
-        vocoded = real.reference.measure(real.medium.perceived(real.floor), only_frechet=True)
+        vocoded = real.reference.measure(
+            real.medium.perceived(real.floor), only_frechet=True, strata=real.floor_labels
+        )
         metrics |= {f"{name}_vocoded": vocoded.metrics[name] for name in vocoded.replicates}
     return metrics
 

@@ -28,6 +28,7 @@ class Real:
     """What samples are compared with."""
     floor: torch.Tensor  # (num_images, C, H, W) uint8
     """Others, for the row `FLOOR`: what no model can be expected to go below."""
+    floor_labels: torch.Tensor  # (num_images,) int64
     lpips: nn.Module | None
     """Where its weights are given."""
     medium: Medium
@@ -107,5 +108,6 @@ def real_pictures(dataset: ImageDataset, params: EvaluateParams, cache: Path, de
         for name in params.extractors
     ]
     reference = Reference(images[: params.num_reference], extractors, cache)
-    floor = images[params.num_reference : wanted]
-    return Real(reference, floor, network, medium_of(dataset.sound), classifier)
+    floor = slice(params.num_reference, wanted)
+    labels = dataset.train.labels[floor]
+    return Real(reference, images[floor], labels, network, medium_of(dataset.sound), classifier)
