@@ -1,6 +1,7 @@
 """Pictures from a model or a pipeline."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -181,6 +182,15 @@ def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZ
     finite(torch.cat(of_latents), f"{source.name}: latents", REMEDY)
     finite(torch.cat(of_pictures), f"{source.name}: pictures", REMEDY)
     return pictures
+
+
+def in_turn(num_images: int, sources: Iterable[Source]) -> torch.Tensor:
+    """What each of so many pictures is asked to be, (num_images,) int64 without meaning but for equality.
+
+    One answer for all sources, as pictures of theirs from the same noise are compared: where they ask for
+    different numbers of things in turn, for each pair of these.
+    """
+    return torch.arange(num_images) % math.lcm(*(source.num_asked for source in sources))
 
 
 def _zeros_or_nan(items: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Data sets: photographs, the packed file, batches, the stage."""
 
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_every_prefix_of_a_split_is_balanced() -> None:
     split = make_split([torch.full((3, 1, 1), i) for i in range(12)], labels)
     assert split.labels[:6].bincount().tolist() == [4, 2]
     assert split.images[:, 0, 0, 0][split.labels == 1].tolist() == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("order", [range(200), range(199, -1, -1)], ids=["by class", "backwards"])
+def test_a_prefix_of_a_drawn_split_says_nothing_of_where_a_picture_stood(order: Iterable[int]) -> None:
+    images = [torch.full((1, 1, 1), i) for i in order]
+    labels = [i // 2 for i in order]  # a hundred classes of two
+    split = make_split(images, labels, generator(0, "test"))
+    assert sorted(split.images.flatten().tolist()) == list(range(200))
+    assert split.labels.tolist() == [i // 2 for i in split.images.flatten().tolist()]
+    assert split.labels[:100].bincount(minlength=100).tolist() == [1] * 100
+    few = split.labels[:25].float()  # not the first of the classes, nor the last
+    assert abs(few.mean() - 49.5) < 4 * 29 / 25**0.5
+    assert few.std() > 15
+    again = make_split(images, labels, generator(0, "test"))
+    assert torch.equal(again.images, split.images)
 
 
 def test_packed_file_round_trip(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import expect_error
 
@@ -76,11 +77,13 @@ def test_cifar10_is_read_from_wherever_it_is(
         folder.mkdir(parents=True)
         (folder / name).write_bytes(archive)
     dataset = build_dataset("cifar10", params(image_size=32), 0, data)
-    assert dataset.train.labels.tolist() == [3, 1, 2, 0]
+    assert sorted(dataset.train.labels.tolist()) == [0, 1, 2, 3]
     assert dataset.class_names[1] == "c1"
-    assert dataset.train.images[0, :, 0, :2].tolist() == [[0, 1], [0, 1], [0, 1]]
-    assert dataset.test.labels.tolist() == [4, 5]
-    assert dataset.test.images[0, :, 0, :2].tolist() == [[5, 6], [5, 6], [5, 6]]
+    third = dataset.train.images[dataset.train.labels == 3]
+    assert third[0, :, 0, :2].tolist() == [[0, 1], [0, 1], [0, 1]]
+    assert sorted(dataset.test.labels.tolist()) == [4, 5]
+    fourth = dataset.test.images[dataset.test.labels == 4]
+    assert fourth[0, :, 0, :2].tolist() == [[5, 6], [5, 6], [5, 6]]
     assert dataset.checksum == hashlib.sha256(archive).hexdigest()
     if place != "PELAP_DATA_DIR":
         assert [path.name for path in (data / "downloads").iterdir()] == [name]
@@ -103,9 +106,10 @@ def test_svhn_is_read_from_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         stored[split] = [f"http://example.invalid/{file.name}", file.name, md5]
     monkeypatch.setattr(SVHN, "split_list", stored)
     dataset = build_dataset("svhn", params(image_size=32), 0, tmp_path)
-    assert dataset.test.labels.tolist() == [0, 1, 9]
+    assert sorted(dataset.test.labels.tolist()) == [0, 1, 9]
     assert len(dataset.class_names) == 10
-    assert dataset.train.images.nonzero().tolist() == [[2, 1, 0, 5]]
+    (place,) = (dataset.train.labels == 9).nonzero().flatten().tolist()
+    assert dataset.train.images.nonzero().tolist() == [[place, 1, 0, 5]]
 
 
 def test_damaged_archive_and_lack_of_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +199,32 @@ def test_folder_and_archives_hold_the_same(name: str, wrapper: str, tmp_path: Pa
     assert dataset.train.labels.tolist() == [1, 0, 1, 0, 1]
     assert dataset.train.images.shape == (5, 3, 8, 8)
     assert dataset.test.images.shape == (2, 3, 8, 8)
-    centres = dataset.train.images[:, :, 4, 4].tolist()
-    assert centres[0] == [7, 7, 7]
-    assert centres[2] == [1, 2, 3]
-    assert centres[4] == [156] * 3
-    assert centres[1] == [255, 0, 0]
-    assert centres[3][1] > 250
-    assert (dataset.train.images[1, 2] == 0).all()  # nothing of the blue sides
+    cats, dogs = (dataset.train.images[dataset.train.labels == label] for label in (0, 1))
+    assert sorted(dogs[:, :, 4, 4].tolist()) == [[1, 2, 3], [7, 7, 7], [156] * 3]
+    (striped,) = (cat for cat in cats if cat[:, 4, 4].tolist() == [255, 0, 0])
+    assert (striped[2] == 0).all()  # nothing of the blue sides
+    assert cats[:, 1, 4, 4].max() > 250
     archive = tmp_path / name
     expected = io.sha256(archive) if archive.is_file() else pixel_checksum(dataset.train, dataset.test)
     assert dataset.checksum == expected
+
+
+def test_the_first_pictures_of_a_folder_stand_for_all(tmp_path: Path) -> None:
+    # Sorted by time, and named by it: the first ones are the darkest.
+    files = {
+        f"{split}/{label}/{i:03}.png": picture((i, i, i))
+        for split in ("train", "test")
+        for label in "ab"
+        for i in range(200)
+    }
+    first, again = (read(store(files, tmp_path / name)) for name in ("dir", "a.zip"))
+    assert torch.equal(first.train.images, again.train.images)
+    for split in (first.train, first.test):
+        assert split.labels[:40].bincount().tolist() == [20, 20]
+        values = split.images[:40, 0, 0, 0].float()
+        assert abs(values.mean() - 99.5) < 4 * 58 / 40**0.5
+        assert values.std() > 40
+    assert not torch.equal(first.train.images, first.test.images)
 
 
 def test_a_moved_archive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,12 +332,13 @@ def test_a_folder_of_wavs_is_a_data_set_of_sounds(tmp_path: Path) -> None:
     assert dataset.sound == SOUNDS
     assert dataset.class_names == ("high", "low")
     assert dataset.train.labels.bincount().tolist() == [3, 2]
-    assert dataset.test.labels.tolist() == [0, 1]
+    assert sorted(dataset.test.labels.tolist()) == [0, 1]
     high = dataset.train.images[dataset.train.labels == 0]
+    rising = high[:, 0].float().mean(2).argmax(1).argsort(descending=True)
+    high = high[rising]
     expected = torch.stack([tone(frequency) for frequency in (2000, 2500, 3000)])
     difference = high.float() - to_spectrograms(expected, SOUNDS).float()
-    assert difference.abs().mean() < 10  # cut at the windows, in order
-    assert high[0, 0].float().mean(1).argmax() > high[2, 0].float().mean(1).argmax()
+    assert difference.abs().mean() < 10  # cut at the windows
 
 
 @pytest.mark.parametrize(

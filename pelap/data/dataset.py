@@ -65,25 +65,36 @@ def pixel_checksum(train: Split, test: Split) -> str:
     return sha.hexdigest()
 
 
-def make_split(images: Sequence[torch.Tensor], labels: Sequence[int]) -> Split:
+def make_split(
+    images: Sequence[torch.Tensor] | torch.Tensor, labels: Sequence[int], drawn: torch.Generator | None = None
+) -> Split:
     """Stack pictures (3, H, W) into a split, classes evenly mixed.
 
     Every prefix then holds the classes in the proportions of the whole, so that "the first 1,000
-    pictures" stand for all. Within a class the order stays.
+    pictures" stand for all.
+
+    Args:
+        images: One after the other, or as one tensor.
+        labels: Of each.
+        drawn: Draws the order within classes, and that of classes within a round. None leaves it as it is:
+            for pictures that were drawn at random themselves, which sorted paths are not.
     """
-    order = _mixed(labels)
+    given = list(range(len(labels)))
+    if drawn is not None:
+        given = torch.randperm(len(labels), generator=drawn).tolist()
+    order = [given[place] for place in _mixed([labels[i] for i in given])]
     return Split(torch.stack([images[i] for i in order]), torch.tensor([labels[i] for i in order]))
 
 
 def _mixed(labels: Sequence[int]) -> list[int]:
-    """Positions, by how far into its own class each item lies (ties: by label)."""
+    """Positions, by how far into its own class each item lies (ties: as they come)."""
     totals = torch.tensor(labels).bincount().tolist()
     seen = [0] * len(totals)
     places = []
     for position, label in enumerate(labels):
-        places.append(((seen[label] + 0.5) / totals[label], label, position))
+        places.append(((seen[label] + 0.5) / totals[label], position))
         seen[label] += 1
-    return [position for _, _, position in sorted(places)]
+    return [position for _, position in sorted(places)]
 
 
 def save_dataset(dataset: ImageDataset, path: Path) -> None:

@@ -20,6 +20,7 @@ from pelap.data.wav import read_wav
 from pelap.errors import DataError
 from pelap.io import one_line, sha256
 from pelap.params import SoundParams
+from pelap.seeding import generator
 
 SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -187,7 +188,7 @@ def _check_layout(source: Path, found: Found) -> None:
 
 
 def _split(found: Found, split: str, class_names: tuple[str, ...]) -> Split:
-    """The items of a split, sorted by path within their class; the windows of a sound stay in order."""
+    """The items of a split in an order that is drawn: paths, and the windows of a sound, may have one."""
     label_of = {name: label for label, name in enumerate(class_names)}
     items = [
         (image, label_of[key[1]])
@@ -195,7 +196,8 @@ def _split(found: Found, split: str, class_names: tuple[str, ...]) -> Split:
         if key[0] == split
         for image in found.images[key]
     ]
-    return make_split([image for image, _ in items], [label for _, label in items])
+    drawn = generator(0, f"folder/{split}")
+    return make_split([image for image, _ in items], [label for _, label in items], drawn)
 
 
 def _entries(source: Path) -> Iterator[Entry]:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pelap.data.dataset import ImageDataset, Split
+from pelap.data.dataset import ImageDataset, Split, make_split
 from pelap.data.locate import find_file, where_to_put
 from pelap.data.pictures import resize_all
 from pelap.errors import DataError
 from pelap.io import one_line
 from pelap.paths import DOWNLOADS
+from pelap.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -119,5 +120,6 @@ def _download(remote: Remote, data_dir: Path) -> Path:
 
 
 def _split(pixels: Any, labels: Any, image_size: int) -> Split:
-    """A split from an array (N, H, W, 3) uint8 and its labels (N,)."""
-    return Split(resize_all(pixels, image_size), torch.as_tensor(labels, dtype=torch.int64))
+    """A split from an array (N, H, W, 3) uint8 and its labels (N,), in an order that is drawn."""
+    images = resize_all(pixels, image_size)
+    return make_split(images, [int(label) for label in labels], generator(0, "torchvision"))

@@ -1,7 +1,6 @@
 """What models and pipelines are compared by: their pictures, what they cost, and what both were made with."""
 
-import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from pelap.measure.latency import Latency, compiled, measure_latency
 from pelap.models.weight_files import weights_bytes
 from pelap.params import EvaluateParams
 from pelap.progress import progress
-from pelap.sampling import Source, sample_from
+from pelap.sampling import Source, in_turn, sample_from
 from pelap.seeding import noise
 from pelap.stages.protocol import environment
 from pelap.stages.real import Real
@@ -113,15 +112,6 @@ def measure_distance(source: Source, real: Real, params: EvaluateParams, seed: i
     said_if_alike(source.name, images)
     asked = in_turn(params.num_images, [source])
     return real.reference.measure(real.medium.perceived(images), only_frechet=True, strata=asked)
-
-
-def in_turn(num_images: int, sources: Iterable[Source]) -> torch.Tensor:
-    """What each of so many pictures is asked to be, (num_images,) int64 without meaning but for equality.
-
-    One answer for all sources, as pictures of theirs from the same noise are compared: where they ask for
-    different numbers of things in turn, for each pair of these.
-    """
-    return torch.arange(num_images) % math.lcm(*(source.num_asked for source in sources))
 
 
 def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:
