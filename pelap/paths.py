@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+GRID = "grid.png"
+"""Overview of the others in a folder of pictures that `pelap sample` writes."""
 DOWNLOADS = "downloads"
 """Folder below the data folder where archives are looked for and put."""
 

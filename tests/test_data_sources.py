@@ -2,16 +2,20 @@
 
 import hashlib
 import io as bytes_io
+import os
 import pickle
+import re
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from tiny import expect_error
 
 from pelap import io
@@ -20,6 +24,7 @@ from pelap.data.dataset import (
     pixel_checksum,
 )
 from pelap.data.folder import parse
+from pelap.data.pictures import decode
 from pelap.data.sources import build_dataset
 from pelap.params import DownloadParams, PhotoCrops, SoundParams
 
@@ -230,13 +235,271 @@ def test_the_first_pictures_of_a_folder_stand_for_all(tmp_path: Path) -> None:
 def test_a_moved_archive_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shared").mkdir()
     store(tree(), tmp_path / "shared" / "a.zip")
+
+
+@pytest.mark.parametrize("written", ["a.zip", "data/downloads/a.zip", "{data}/downloads/a.zip"])
+def test_an_archive_in_the_downloads_is_found_where_downloads_are(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, shared = tmp_path / "data of a grid", tmp_path / "shared"
+    location = Path(written.format(data=data))
+    shared.mkdir()
+    store(tree(), shared / "a.zip")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PELAP_DATA_DIR", raising=False)
-    expect_error(lambda: read(Path("gone/a.zip")), "gone/a.zip", "download.folders.mine", "PELAP_DATA_DIR")
+    where = (str(location), "download.folders.mine", "PELAP_DATA_DIR", str(data / "downloads"))
+    expect_error(lambda: read(location, data_dir=data), *where)
+    monkeypatch.setenv("PELAP_DATA_DIR", str(shared))
+    assert len(read(location, data_dir=data).train) == 5
+    assert f"mine: {location} is read from {shared / 'a.zip'}" in capsys.readouterr().out
+    (data / "downloads").mkdir(parents=True)
+    store({**tree(), "train/cat/3.png": picture(3, mode="L")}, data / "downloads" / "a.zip")
+    assert len(read(location, data_dir=data).train) == 6
+
+
+def test_a_path_that_leads_nowhere_is_not_searched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another folder may have the same last name: pictures of 2023 in the place of those of 2024."""
+    store(tree(), tmp_path / "shared" / "pictures")
+    store(tree(), tmp_path / "downloads" / "pictures")
     monkeypatch.setenv("PELAP_DATA_DIR", str(tmp_path / "shared"))
-    assert len(read(Path("gone/a.zip")).train) == 5
-    (tmp_path / "downloads").mkdir()
-    store({**tree(), "train/cat/3.png": picture(3, mode="L")}, tmp_path / "downloads" / "a.zip")
-    assert len(read(Path("gone/a.zip"), data_dir=tmp_path).train) == 6
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("mine/pictures"), tmp_path / "2024" / "pictures", Path("../pictures")):
+        expect_error(
+            lambda path=path: read(path, data_dir=tmp_path), str(path), "folders.mine", "absolute path"
+        )  # type: ignore[misc]
+    assert len(read(Path("pictures"), data_dir=tmp_path / "none").train) == 5
+
+
+def noise(mode: str = "RGB", side: int = 16, seed: int = 0) -> Image.Image:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(seed).integers(0, 256, (side, side, channels), dtype=np.uint8)
+    return (
+        Image.fromarray(values.squeeze(), mode)
+        if channels < 4
+        else Image.merge(mode, [Image.fromarray(values[..., index]) for index in range(channels)])
+    )
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = bytes_io.BytesIO()
+    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def with_alpha(mode: str, hidden: int) -> bytes:
+    """A picture whose left half is transparent, with `hidden` colours there, and 100 at the right."""
+    image = Image.new("L", (16, 16), 100)
+    image.paste(hidden, (0, 0, 8, 16))
+    if mode == "L;16":
+        wide = Image.fromarray(np.asarray(image).astype(np.uint16) * 256 + 7)
+        return encoded(wide, transparency=hidden * 256 + 7)
+    if mode in ("L", "P"):
+        return encoded(image.convert(mode), transparency=hidden)
+    if mode == "RGB":
+        return encoded(image.convert("RGB"), transparency=(hidden,) * 3)
+    alpha = Image.new("L", (16, 16), 255)
+    alpha.paste(0, (0, 0, 8, 16))
+    image = image.convert(mode)
+    image.putalpha(alpha)
+    return encoded(image)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "L", "P", "L;16"])
+def test_colours_under_transparency_do_not_matter(mode: str) -> None:
+    heard: list[str] = []
+    pictures = [decode(with_alpha(mode, hidden), 16, heard.append) for hidden in (3, 200)]
+    assert torch.equal(*pictures)
+    assert (pictures[0][..., :8] == 255).all()
+    assert (pictures[0][..., 8:] == 100).all()
+    assert heard.count("transparent pictures laid on white") == 2
+
+
+def test_half_transparent_is_half_white_and_opaque_is_as_it_was() -> None:
+    heard: list[str] = []
+    image = noise()
+    image.putalpha(255)
+    assert torch.equal(decode(encoded(image), 16, heard.append), decode(encoded(noise()), 16))
+    assert heard == []
+    assert decode(picture((0, 0, 0, 128), (8, 8), "RGBA"), 8).unique().tolist() == [127]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_transparent_grey_of_few_bits_is_found(bits: int) -> None:
+    """Written by hand: Pillow writes greys of 8 bits alone."""
+    rows = b"".join(b"\0" + bytes([0x0F] * bits) for _ in range(8))  # 8 pixels a row
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    key = 2**bits - 1  # white; black is seen
+    header = struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0)
+    parts = [
+        (b"IHDR", header),
+        (b"tRNS", struct.pack(">H", key)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    heard: list[str] = []
+    assert decode(png, 8, heard.append).unique().tolist() == [0, 255]
+    assert "transparent pictures laid on white" in heard
+
+
+def turned(how: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = how
+    return exif
+
+
+CHANGES = {
+    "16 bits": encoded(Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 250)),
+    "CMYK": encoded(noise("CMYK"), "JPEG"),
+    "grey": encoded(noise("L")),
+    "several frames": encoded(noise(), save_all=True, append_images=[noise(seed=1)]),
+    "upright": encoded(noise(), "JPEG", exif=turned(6)),
+    "profiles other than sRGB": encoded(noise(), icc_profile=b"Adobe RGB (1998)"),
+    "central square": encoded(noise().crop((0, 0, 16, 8)).resize((32, 16))),
+    "enlarged": encoded(noise(side=8)),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_becomes_of_a_picture_is_said(what: str) -> None:
+    heard: list[str] = []
+    decode(CHANGES[what], 16, heard.append)
+    assert [words for words in heard if what in words]
+    decode(
+        encoded(noise(), icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()), 16
+    )
+    assert decode(encoded(noise()), 16, pytest.fail).shape == (3, 16, 16)
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {
+        "train/cat/9.webp": b"x",
+        "train/cat/10.webp": b"x",
+        "train/cat/grid.png": b"x",
+        "val/cat/1.png": b"x",
+        "train/lost.png": b"x",
+        "train/.git/a/1.png": b"x",
+    }
+    for target in ("a.zip", "dir"):
+        dataset = read(store({**tree(), **more}, tmp_path / target))
+        assert len(dataset.train) == 5
+        said = capsys.readouterr().out.splitlines()
+        outside = "mine: pictures and sounds outside train/<class>/ and test/<class>/ passed over: 2, first "
+        assert any(line.startswith(outside) for line in said)
+        assert any(
+            line.startswith("mine: files named .webp passed over: 2, first train/cat/") for line in said
+        )
+        assert any("grid.png left out: 1" in line for line in said)
+        assert any("hidden" in line for line in said)
+        assert any("central squares: 6, first " in line for line in said)
+
+
+def test_links_are_followed_but_not_round_and_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store({"pool/1.png": encoded(noise()), "pool/2.png": encoded(noise(seed=1))}, tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / "mine" / split).mkdir(parents=True)
+        for label in ("a", "b"):  # all four are the same folder
+            (tmp_path / "mine" / split / label).symlink_to(tmp_path / "pool", target_is_directory=True)
+    (tmp_path / "pool" / "3.png").symlink_to(tmp_path / "pool" / "1.png")
+    (tmp_path / "pool" / "round").symlink_to(tmp_path / "mine", target_is_directory=True)
+    dataset = read(tmp_path / "mine")
+    assert (len(dataset.train), len(dataset.test), dataset.class_names) == (6, 6, ("a", "b"))
+    assert "links to a folder around themselves not followed" in capsys.readouterr().out
+    (tmp_path / "pool" / "4.png").symlink_to("nowhere")
+    expect_error(lambda: read(tmp_path / "mine"), "4.png", "leads nowhere")
+    (tmp_path / "pool" / "4.png").unlink()
+    os.mkfifo(tmp_path / "pool" / "4.png")
+    expect_error(lambda: read(tmp_path / "mine"), "4.png", "a pipe")
+
+
+def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tree(), tmp_path / "dir")
+    listed = os.listdir
+
+    def denied(folder: Path) -> list[str]:
+        if Path(folder).name == "dog":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", denied)  # whoever runs the tests may read everything
+    expect_error(lambda: read(tmp_path / "dir"), "dir/test/dog", "may not be read")
+
+
+def test_a_link_to_itself_and_links_to_folders_in_archives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, target in (("train/cat/1.png", "1.png"), ("train/cat", "../cats")):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            archive.addfile(link)
+        expect_error(lambda: read(tmp_path / "a.tar"), "a.tar", "train/")
+    store(tree(), tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as zipped:
+        info = zipfile.ZipInfo("train/bird")
+        info.external_attr = 0o120777 << 16
+        zipped.writestr(info, "../birds")
+    assert len(read(tmp_path / "b.zip").train) == 5
+    assert "links in the archive not followed" in capsys.readouterr().out
+
+
+# --- strangers' ways of writing
+
+
+def named(*labels: str, splits: tuple[str, ...] = ("train", "test")) -> Tree:
+    return {f"{split}/{label}/1.png": picture(9, (8, 8), "L") for label in labels for split in splits}
+
+
+@pytest.mark.parametrize("name", ["dir", "a.zip", "a.tar"])
+def test_accents_of_a_mac_are_the_same_names(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    composed, split = "caf\u00e9", "cafe\u0301"
+    files = {**named(composed, "th\u00e9", splits=("train",)), **named(split, "the\u0301", splits=("test",))}
+    dataset = read(store(files, tmp_path / name))
+    assert dataset.class_names == (composed, "th\u00e9")
+    assert "NFC, NFD" in capsys.readouterr().out
+    both = {**files, f"train/{split}/1.png": picture(7, (8, 8), "L")}  # nothing of the two is lost
+    assert len(read(store(both, tmp_path / f"both-{name}")).train) == 3
+
+
+def test_zips_of_other_systems_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train\\empty\\", b"")  # a folder
+        for name, data in named("empty", "caf\u00e9").items():
+            archive.writestr(name.replace("/", "\\"), data)
+    data = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):  # forget that the names are UTF-8
+        for match in re.finditer(re.escape(mark), bytes(data)):
+            data[match.start() + offset] &= ~8
+    path.write_bytes(data)
+    assert read(path).class_names == ("caf\u00e9", "empty")
+    assert "backslashes" in capsys.readouterr().out
+    path.write_bytes(data.replace("\u00e9".encode(), b"\xe9\xe9"))  # no UTF-8 at all
+    assert read(path).class_names == ("caf\u0398\u0398", "empty")
+    assert "code page 437" in capsys.readouterr().out
+
+
+def test_a_name_that_cannot_be_decoded_is_refused(tmp_path: Path) -> None:
+    files = {path.replace("bad", os.fsdecode(b"bad\xe9")): data for path, data in named("a", "bad").items()}
+    expect_error(lambda: read(store(files, tmp_path / "dir")), r"'bad\udce9'", "UTF-8")
+
+
+def test_classes_that_are_numbers_have_the_order_of_numbers(tmp_path: Path) -> None:
+    numbers = read(store(named(*map(str, range(12))), tmp_path / "numbers"))
+    assert numbers.class_names == tuple(map(str, range(12)))
+    assert sorted(numbers.train.labels.tolist()) == list(range(12))
+    assert read(store(named("002", "010", "1"), tmp_path / "padded")).class_names == ("1", "002", "010")
+    assert read(store(named("10", "9", "a"), tmp_path / "text")).class_names == ("10", "9", "a")
+    expect_error(lambda: read(store(named("1", "01", "2"), tmp_path / "twice")), "01 and 1", "same number")
 
 
 @pytest.mark.parametrize(

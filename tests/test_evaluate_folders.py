@@ -175,7 +175,56 @@ def test_what_is_no_picture_is_passed_over(folders: tuple[Path, Path]) -> None:
     (samples / ".hidden.png").write_text("no picture")
     (samples / ".folder").mkdir()
     (samples / ".folder" / "a.png").write_text("no picture")
-    assert compared(samples, real) == before
+    (samples / "sound.wav").write_text("no picture")
+    after = compared(samples, real)
+    notes = after["protocol"].pop("notes")
+    said = notes[len(before["protocol"].pop("notes")) :]
+    assert after == before
+    assert said == [
+        f"{samples}: hidden folders passed over: 1, first .folder",
+        f"{samples}: hidden files passed over: 1, first .hidden.png",
+        f"{samples}: files named .txt passed over: 1, first notes.txt",
+        f"{samples}: sounds passed over: 1, first sound.wav",
+    ]
+
+
+def test_linked_folders_are_measured_as_they_are_trained_on(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    samples, real = folders
+    before = compared(samples, real)
+    (real / "0").rename(tmp_path / "elsewhere")
+    (real / "0").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (real / "1" / "round").symlink_to(real, target_is_directory=True)
+    after = compared(samples, real)
+    assert after["num_reference"] == 40
+    assert after["protocol"]["reference_sha256"] == before["protocol"]["reference_sha256"]
+    assert "around themselves not followed: 1, first 1/round" in after["protocol"]["notes"][-1]
+
+
+def test_colours_under_full_transparency_are_not_measured(folders: tuple[Path, Path]) -> None:
+    samples, real = folders
+    random = np.random.default_rng(0)
+    for folder in folders:
+        for file in folder.rglob("*.png"):
+            pixels = np.array(Image.open(file).convert("RGBA"))
+            pixels[:8] = [*random.integers(0, 256, 3), 0]  # another colour in every picture, none to see
+            Image.fromarray(pixels).save(file)
+    figures = compared(samples, real)
+    assert (
+        f"{samples}: transparent pictures laid on white: 30, first 0/000.png" in figures["protocol"]["notes"]
+    )
+    measured, seen = in_order(30), in_order(40, 30)
+    measured[:, :, :8] = seen[:, :, :8] = 255
+    expected = Reference(seen, [make_extractor(COARSE, CPU)]).measure(measured).metrics
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+
+
+def test_pairs_are_found_however_accents_are_written(folders: tuple[Path, Path]) -> None:
+    for folder, name in zip(folders, ("caf\u00e9", "cafe\u0301"), strict=True):
+        replace(folder, pictures(6))
+        (folder / "0").rename(folder / name)
+    assert compared(*folders, "--paired")["psnr"] > 75
 
 
 def test_overviews_of_sample_are_left_out(

@@ -359,3 +359,17 @@ def test_pictures_and_sounds_do_not_mix(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     root = folder(tmp_path, tree() | {"train/low/3.png": buffer.getvalue()})
     expect_error(lambda: build("mine", mine=str(root)), str(root), "pictures and sounds", "3.png", "keep one")
+
+
+def test_what_is_left_out_of_a_sound_is_said() -> None:
+    heard: list[str] = []
+    whole = tone(1000)  # of whole periods: its mean is 0, silence stays silent
+    sound = torch.cat([whole, torch.zeros(WINDOW), torch.zeros(5)])
+    read_wav(wav(sound), "it.wav", SOUNDS, SIZE, heard.append)
+    assert len(heard) == 2
+    assert "silent windows" in heard[0]
+    assert "ends" in heard[1]
+    stereo = torch.stack([whole, whole], dim=1)
+    read_wav(wav(stereo), "it.wav", SOUNDS, SIZE, heard.append)
+    assert "several channels" in heard[2]
+    read_wav(wav(whole), "it.wav", SOUNDS, SIZE, pytest.fail)

@@ -41,6 +41,7 @@ WHOLE = (
 """Sections whose keys a user may change, or that depend on `kind`: they are listed as a whole."""
 PLUMBING = {
     "pelap.config",
+    "pelap.data.remarks",
     "pelap.errors",
     "pelap.finite",
     "pelap.keys",

@@ -7,9 +7,11 @@ from pelap.paths import DOWNLOADS
 
 DATA_DIR_VARIABLE = "PELAP_DATA_DIR"
 """Environment variable that names one more folder with archives, for example a shared one."""
+USUAL_DOWNLOADS = Path("data") / DOWNLOADS
+"""As parameter files write it, wherever the data of a run lie."""
 
 
-def find_file(filename: str, data_dir: Path) -> Path | None:
+def find_file(filename: str | Path, data_dir: Path) -> Path | None:
     """The file in the data folder's downloads, else in the folder that `PELAP_DATA_DIR` names."""
     folders = [data_dir / DOWNLOADS]
     if os.environ.get(DATA_DIR_VARIABLE):
@@ -17,6 +19,18 @@ def find_file(filename: str, data_dir: Path) -> Path | None:
     return next((folder / filename for folder in folders if (folder / filename).exists()), None)
 
 
-def where_to_put(filename: str, data_dir: Path) -> str:
+def download_name(path: Path, data_dir: Path) -> Path | None:
+    """What `find_file` may look for in the place of a path that leads nowhere; None for most.
+
+    A path that names a place means that place. Only a bare name, or a path in the downloads, says that
+    the file is wherever downloads are.
+    """
+    if path.parent == Path():
+        return path
+    folders = [folder for folder in (data_dir / DOWNLOADS, USUAL_DOWNLOADS) if path.is_relative_to(folder)]
+    return path.relative_to(folders[0]) if folders else None
+
+
+def where_to_put(filename: str | Path, data_dir: Path) -> str:
     """Advice for the end of an error message."""
     return f"put {filename} into {data_dir / DOWNLOADS} or into the folder named by {DATA_DIR_VARIABLE}"

@@ -1,5 +1,6 @@
 """One picture: decoding, squaring, resizing. Pillow's integer arithmetic gives the same on every machine."""
 
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -7,12 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pelap.data.remarks import Remark, unsaid
+
 if TYPE_CHECKING:
     from PIL import Image
 
+ON_WHITE = "transparent pictures laid on white"
+ORIENTATION, TURNED = 0x0112, range(2, 9)
+"""The entry of EXIF, and its values for pictures that are not upright."""
+PNG_BIT_DEPTH = 24
+"""Where a PNG has its bits a colour: the header is the first chunk, always."""
 
-def decode(data: bytes, image_size: int) -> torch.Tensor:
-    """A PNG or JPEG as RGB (transparency dropped), upright, its central square resized.
+
+def decode(data: bytes, image_size: int, remark: Remark = unsaid) -> torch.Tensor:
+    """A PNG or JPEG as `read_picture` reads it, its central square resized.
 
     Returns:
         (3, image_size, image_size) uint8.
@@ -20,16 +29,53 @@ def decode(data: bytes, image_size: int) -> torch.Tensor:
     Raises:
         ValueError: The bytes are not a complete picture.
     """
+    image = read_picture(data, remark)
+    if image.width != image.height:
+        remark("pictures that are not square cut to their central squares")
+    if min(image.size) < image_size:
+        remark(f"pictures of fewer than {image_size}x{image_size} pixels enlarged")
+    return from_pillow(_central_square(image), image_size)
+
+
+def read_picture(data: bytes, remark: Remark = unsaid) -> "Image.Image":
+    """A PNG or JPEG as RGB, whole and upright, what is transparent in it laid on white.
+
+    Args:
+        data: Content of the file.
+        remark: Called with everything that the picture loses or gains in this.
+
+    Raises:
+        ValueError: The bytes are not a complete picture, or its transparency cannot be told.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
-            upright = ImageOps.exif_transpose(image)
-            return from_pillow(_central_square(to_rgb(upright)), image_size)
+            bits = data[PNG_BIT_DEPTH] if image.format == "PNG" else 8
+            for what in _changes(image, bits):
+                remark(what)
+            return _on_white(ImageOps.exif_transpose(image), bits, remark)
     except UnidentifiedImageError:
         raise ValueError("its content is of another kind") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
+
+
+def _changes(image: "Image.Image", bits: int) -> Iterator[str]:
+    """What becoming upright RGB of 8 bits changes in a picture, transparency aside."""
+    profile = image.info.get("icc_profile", b"")
+    if bits > 8:
+        yield "pictures of 16 bits a colour brought to 8"
+    if image.mode == "CMYK":
+        yield "CMYK pictures brought to RGB by the plain formula"
+    if profile and b"sRGB" not in profile.replace(b"\0", b""):
+        yield "colour profiles other than sRGB not applied"
+    if getattr(image, "n_frames", 1) > 1:
+        yield "pictures of several frames read as their first"
+    if image.getexif().get(ORIENTATION) in TURNED:
+        yield "pictures turned upright as their EXIF says"
+    if image.mode[0] in "1LI":
+        yield "grey pictures read as RGB"
 
 
 def from_pillow(image: "Image.Image", image_size: int) -> torch.Tensor:
@@ -51,11 +97,39 @@ def resize_all(pixels: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor:
     return torch.stack([from_pillow(Image.fromarray(picture), image_size) for picture in pixels])
 
 
-def to_rgb(image: "Image.Image") -> "Image.Image":
-    """A picture of any mode in colour, 8 bits a channel; 16-bit grey keeps its range."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    return image.convert("RGB")
+def _on_white(image: "Image.Image", bits: int, remark: Remark) -> "Image.Image":
+    """RGB; the hidden colours of transparent pixels do not count."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return _to_8_bits(image).convert("RGB")
+    rgba = _with_alpha(image, bits)
+    if rgba.getchannel("A").getextrema()[0] != 255:
+        remark(ON_WHITE)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _with_alpha(image: "Image.Image", bits: int) -> "Image.Image":
+    """RGBA. Pillow compares a transparent grey of 2, 4 or 16 bits with pixels of 8 bits."""
+    from PIL import Image
+
+    key = image.info.get("transparency")
+    if key is not None and image.mode == "RGB" and bits > 8:
+        raise ValueError("16 bits a colour, one of them transparent: save it with 8 bits")
+    if key is None or image.mode[0] not in "1LI":
+        return image.convert("RGBA")
+    scale = 255 // (2**bits - 1) if 1 < bits < 8 else 1
+    opaque = np.asarray(image.convert("I")) != key * scale
+    rgba = _to_8_bits(image).convert("RGBA")
+    rgba.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    return rgba
+
+
+def _to_8_bits(image: "Image.Image") -> "Image.Image":
+    """16-bit grey keeps its range: Pillow would clip it at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
 
 
 def _central_square(image: "Image.Image") -> "Image.Image":

@@ -1,5 +1,6 @@
 """Prompts from their file."""
 
+import unicodedata
 from pathlib import Path
 
 from pelap.errors import DataError
@@ -7,6 +8,8 @@ from pelap.errors import DataError
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts from a UTF-8 file, one a line; blank lines do not count.
+
+    Accents take the form NFC, so that a file from a Mac has the prompts of one from elsewhere.
 
     Raises:
         DataError: It is missing, unreadable, no text, or holds no prompt.
@@ -19,7 +22,7 @@ def read_prompts(path: Path) -> list[str]:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}); give one prompt a line") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of prompts") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()]
     if not prompts:
         raise DataError(f"{path}: holds no prompt; give one a line")
     return prompts

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from pelap import io
+from pelap.data.remarks import Remark, unsaid
 from pelap.errors import DataError
 from pelap.io import one_line
 from pelap.params import SoundParams
@@ -22,7 +23,9 @@ SILENCE = 0.001
 """Peak, as a share of full scale (-60 dB), below which a sound counts as silent."""
 
 
-def read_wav(data: bytes, name: str, params: SoundParams, image_size: int) -> torch.Tensor:
+def read_wav(
+    data: bytes, name: str, params: SoundParams, image_size: int, remark: Remark = unsaid
+) -> torch.Tensor:
     """The windows of a WAV file that sound, one after the other from its start.
 
     Channels are averaged and the mean is taken away; what is left after the last whole window is dropped.
@@ -32,6 +35,7 @@ def read_wav(data: bytes, name: str, params: SoundParams, image_size: int) -> to
         name: Names it in errors.
         params: With the sample rate that it must have.
         image_size: Frames of a window.
+        remark: Called with what is left out of the sound.
 
     Returns:
         float32 (N, image_size * hop_length), full scale is 1; N at least 1.
@@ -40,7 +44,7 @@ def read_wav(data: bytes, name: str, params: SoundParams, image_size: int) -> to
         DataError: It is no WAV or cut short, has another rate, lasts less than a window, or is silent.
     """
     length = image_size * params.hop_length
-    rate, samples = _decoded(data, name)
+    rate, samples = _decoded(data, name, remark)
     if rate != params.sample_rate:
         raise DataError(
             f"{name}: has {rate} samples a second, not {params.sample_rate}; resample it, or set "
@@ -58,6 +62,10 @@ def read_wav(data: bytes, name: str, params: SoundParams, image_size: int) -> to
         raise DataError(
             f"{name}: is silent (no window reaches -60 dB of full scale); remove it, or make it louder"
         )
+    if len(sounding) < len(windows):
+        remark("sounds with silent windows, which are left out")
+    if len(samples) % length:
+        remark("sounds whose ends, shorter than a window, are left out")
     return sounding
 
 
@@ -70,7 +78,7 @@ def write_wav(path: Path, sounds: torch.Tensor, rate: int) -> None:
         wavfile.write(partial, rate, samples.cpu().numpy())
 
 
-def _decoded(data: bytes, name: str) -> tuple[int, Samples]:
+def _decoded(data: bytes, name: str, remark: Remark) -> tuple[int, Samples]:
     """Samples a second and (samples,), full scale is 1."""
     from scipy.io import wavfile
 
@@ -82,7 +90,10 @@ def _decoded(data: bytes, name: str) -> tuple[int, Samples]:
         values = _of_full_scale_1(samples)
     except Exception as error:  # scipy raises what comes: struct.error, UnboundLocalError, ...
         raise DataError(f"{name}: not a complete WAV file ({one_line(error)}); repair or remove it") from None
-    return rate, values if values.ndim == 1 else values.mean(axis=1)
+    if values.ndim == 1:
+        return rate, values
+    remark("sounds of several channels averaged")
+    return rate, values.mean(axis=1)
 
 
 def _of_full_scale_1(samples: npt.NDArray[Any]) -> Samples:

@@ -1,7 +1,7 @@
 """evaluate, for any two folders of pictures: no model, no parameters."""
 
 import hashlib
-import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pelap import io
-from pelap.data.folder import SUFFIXES
-from pelap.data.pictures import to_rgb
+from pelap.data.folder import Entry, entries, kind_of, passed_over, reading
+from pelap.data.pictures import read_picture
+from pelap.data.remarks import Remarks
 from pelap.errors import DataError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.quality import SSIM_SIDE, psnr, ssim
 from pelap.evaluation.reference import Reference, all_equal
 from pelap.stages.protocol import environment
-from pelap.stages.sample import GRID
 
 DEFAULT_EXTRACTORS = ("effnet-lite0",)
 SPREADS = ("_se", "_std")
@@ -35,8 +35,8 @@ class Pictures:
     paths: tuple[str, ...]
     """Inside the folder, sorted."""
     images: torch.Tensor  # (N, 3, H, W) uint8
-    num_grids: int
-    """Files left out, being an overview of the others as `pelap sample` writes one."""
+    notes: tuple[str, ...]
+    """What was passed over or changed in reading them."""
 
     @property
     def size(self) -> str:
@@ -44,14 +44,18 @@ class Pictures:
         return "{2}x{1}".format(*self.images.shape[1:])
 
     def by_name(self) -> dict[str, torch.Tensor]:
-        """Pictures by their paths without endings, so that a PNG can be the pair of a JPEG."""
+        """Pictures by their paths without endings, so that a PNG can be the pair of a JPEG.
+
+        However accents are written: those of a Mac are two characters each.
+        """
         named = {
-            str(Path(path).with_suffix("")): image
+            unicodedata.normalize("NFC", str(Path(path).with_suffix(""))): image
             for path, image in zip(self.paths, self.images, strict=True)
         }
         if len(named) < len(self.paths):
             raise DataError(
-                f"{self.folder}: pictures that differ by their endings alone; --paired needs other names"
+                f"{self.folder}: pictures that differ by their endings alone, or by the form of accents; "
+                "--paired needs other names"
             )
         return named
 
@@ -99,7 +103,7 @@ def evaluate_folders(
         pairs = _pairs(ours, theirs) if paired else {}
         real = Reference(theirs.images, made)
         metrics = real.measure(ours.images).metrics | pairs
-        notes = [*real.notes(len(ours.images)), *_grid_notes(ours), *_grid_notes(theirs)]
+        notes = [*real.notes(len(ours.images)), *dict.fromkeys((*ours.notes, *theirs.notes))]
         counts = {"num_images": len(ours.images), "num_reference": len(theirs.images)}
         protocol = {
             **real.describe(len(ours.images)),
@@ -122,46 +126,52 @@ def _read(folder: Path) -> Pictures:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; correct the path")
-    files = sorted(_files(folder))
-    paths = tuple(path for path in files if Path(path).name != GRID)
+    remarks = Remarks()
+    with reading(folder):
+        found = {entry.path: _decode(folder, entry, remarks) for entry in _pictures_in(folder, remarks)}
+    paths = tuple(sorted(found))
     if len(paths) < 2:
         there = "just one picture" if paths else "no pictures"
         raise DataError(f"{folder}: {there}; give a folder with PNG or JPEG files")
-    images = [_decode(folder, path) for path in paths]
+    images = [found[path] for path in paths]
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             sizes = ["{2}x{1}".format(*each.shape) for each in (images[0], image)]
             raise DataError(
                 f"{folder}: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}; bring all to one size"
             )
-    pictures = Pictures(folder, paths, torch.stack(images), len(files) - len(paths))
+    notes = tuple(f"{folder}: {line}" for line in remarks.lines())
+    pictures = Pictures(folder, paths, torch.stack(images), notes)
     if all_equal(pictures.images):
         raise DataError(f"{folder}: all {len(paths)} pictures are the same; there is nothing to compare")
     return pictures
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Paths inside `folder` of all PNG and JPEG files below it, but for hidden ones."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield (Path(parent) / name).relative_to(folder).as_posix()
+def _pictures_in(folder: Path, remarks: Remarks) -> Iterator[Entry]:
+    """All PNG and JPEG files below a folder that training would read, too."""
+    for entry in entries(folder, remarks):
+        if entry.read is None:
+            continue
+        reason = passed_over(entry.path)
+        if reason is None and kind_of(entry.path) != "pictures":
+            reason = "sounds passed over"
+        if reason is None:
+            yield entry
+        else:
+            remarks.add(reason, entry.path)
 
 
-def _decode(folder: Path, path: str) -> torch.Tensor:
+def _decode(folder: Path, entry: Entry, remarks: Remarks) -> torch.Tensor:
     """A picture as RGB, upright and whole, (3, H, W) uint8."""
-    from PIL import Image, ImageOps
-
+    assert entry.read is not None
     try:
-        with Image.open(folder / path, formats=("PNG", "JPEG")) as image:
-            upright = to_rgb(ImageOps.exif_transpose(image))
-            pixels = torch.from_numpy(np.array(upright, dtype=np.uint8))  # (H, W, 3)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        picture = read_picture(entry.read(), remarks.about(entry.path))
+    except ValueError as error:
         raise DataError(
-            f"{folder}: {path} is not a readable PNG or JPEG ({io.one_line(error)}); repair or remove it"
+            f"{folder}: {entry.path} is not a readable PNG or JPEG ({io.one_line(error)}); "
+            "repair or remove it"
         ) from None
-    return pixels.permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
 def _pairs(ours: Pictures, theirs: Pictures) -> dict[str, float]:
@@ -179,12 +189,6 @@ def _pairs(ours: Pictures, theirs: Pictures) -> dict[str, float]:
     if min(originals.shape[-2:]) >= SSIM_SIDE:
         metrics["ssim"] = ssim(ours.images, originals)
     return metrics
-
-
-def _grid_notes(pictures: Pictures) -> list[str]:
-    if not pictures.num_grids:
-        return []
-    return [f"{pictures.folder}: {GRID} left out, the overview that `pelap sample` writes"]
 
 
 def _show(metrics: Mapping[str, float], counts: Mapping[str, int], notes: Sequence[str]) -> None:

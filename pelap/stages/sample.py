@@ -12,11 +12,11 @@ from pelap.errors import ConfigError
 from pelap.io import atomic_dir
 from pelap.loading import is_pipeline, load_model
 from pelap.params import SamplerParams
+from pelap.paths import GRID
 from pelap.sampling import BATCH_SIZE, ModelSource, Source, sample_from
 from pelap.stages.figures import said_if_alike
 from pelap.stages.piped import open_pipeline
 
-GRID = "grid.png"
 PIPELINE_BATCH_SIZE = 8
 """Pictures at a time: a stranger's network may be a thousand times larger than ours."""
 
