@@ -65,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     choosing.add_argument("--root", type=Path, default=Path("results/choosing"), metavar="DIR")
     tasks = commands.add_parser("tasks", help="summarise the tasks over their seeds")
     tasks.add_argument("--root", type=Path, default=Path("results/tasks"), metavar="DIR")
+    for summary in (compare, study, choosing, tasks):
+        cell = "TASK/DATASET/seedN" if summary is tasks else "DATASET/seedN"
+        summary.add_argument("--cells", nargs="+", metavar=cell, help="these alone [all finished ones]")
     _add_paper(commands)
     return parser
 
@@ -274,19 +277,19 @@ def _run(args: argparse.Namespace) -> None:
     elif args.command == "study":
         from pelap.stages.study import study
 
-        study(args.root)
+        study(args.root, args.cells)
     elif args.command == "choosing":
         from pelap.stages.choosing import choosing
 
-        choosing(args.root)
+        choosing(args.root, args.cells)
     elif args.command == "tasks":
         from pelap.stages.tasks import tasks
 
-        tasks(args.root)
+        tasks(args.root, args.cells)
     else:
         from pelap.stages.compare import compare
 
-        compare(args.sweep)
+        compare(args.sweep, args.cells)
 
 
 def _run_paper(args: argparse.Namespace, started: float) -> int:

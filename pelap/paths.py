@@ -59,6 +59,11 @@ class RunPaths:
         """The parameters of this run, where `paper` resolved them."""
         return self.root / "params.yaml"
 
+    @property
+    def stage_params(self) -> Path:
+        """Folder of what each stage was run with, where a sweep resolved it: ``STAGE.yaml``."""
+        return self.root / "params"
+
     def stage(self, stage: str) -> Path:
         """The folder of a stage; each writes nowhere else, but `download`."""
         return self.root / stage

@@ -24,10 +24,10 @@ OPTIONS = {
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
     "cut": {"--model", "--data", "--out", "--device", "--help"},
     "show": {"--run", "--help"},
-    "compare": {"--sweep", "--help"},
-    "study": {"--root", "--help"},
-    "choosing": {"--root", "--help"},
-    "tasks": {"--root", "--help"},
+    "compare": {"--sweep", "--cells", "--help"},
+    "study": {"--root", "--cells", "--help"},
+    "choosing": {"--root", "--cells", "--help"},
+    "tasks": {"--root", "--cells", "--help"},
     "paper": {"--study", "--root", "--data", "--dataset", "--minutes", "--device", "--help"},
 }
 

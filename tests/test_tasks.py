@@ -253,13 +253,13 @@ def test_cells_that_lack_something_are_named_and_left_out(
     (tmp_path / "logs" / "old").mkdir(parents=True)
     tasks(tmp_path)
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("left out audio/sounds/seed0: ")
-    assert said[1] == (
+    assert said[0] == "not finished: text/photos/seed1"
+    assert said[1].startswith("left out audio/sounds/seed0: ")
+    assert said[2] == (
         f"left out audio/sounds/seed1: {broken}: 20: lacks measured_time_reduction, params_before, "
         "params_after; prune again"
     )
-    assert said[2:] == [
-        "not finished: text/photos/seed1",
+    assert said[3:] == [
         "missing: image/photos/seed10",
         f"5 cells of 3 tasks summarised in {tmp_path / 'tasks.md'}",
     ]

@@ -1,13 +1,20 @@
-"""The cells of a grid: run folders ``DATASET/seedN`` below one root."""
+"""The cells of a grid: run folders ``DATASET/seedN`` below one root, of tasks ``TASK/DATASET/seedN``."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pelap import io
+from pelap.config import read_yaml
 from pelap.errors import DataError
 from pelap.paths import RunPaths
 
 SEED = re.compile(r"seed(\d+)")
+PATTERN = "*/seed*"
+TASK_PATTERN = "*/*/seed*"
+OWN = ("dataset", "seed")
+"""Parameters in which the cells of a grid differ."""
 
 
 def place_of(run: RunPaths) -> tuple[str, int]:
@@ -15,23 +22,78 @@ def place_of(run: RunPaths) -> tuple[str, int]:
     return run.root.parent.name, int(run.root.name.removeprefix("seed"))
 
 
-def finished_cells(root: Path, needed: Callable[[RunPaths], Iterable[Path]], target: str) -> list[RunPaths]:
-    """The finished cells by data set and seed; the others are named on the terminal.
+def finished_cells(
+    root: Path,
+    needed: Callable[[RunPaths], Iterable[Path]],
+    target: str,
+    asked: Sequence[str] | None = None,
+    pattern: str = PATTERN,
+) -> list[RunPaths]:
+    """The cells that a summary is of, by data set and seed: those asked for, or all that are finished.
+
+    Of all, those that are not finished are named on the terminal.
 
     Args:
         root: Of the grid.
         needed: Files that a finished cell has.
         target: Of Snakemake, which makes the cells.
+        asked: Paths of cells from `root`.
+        pattern: Where cells are without being asked for.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, one that was asked for is not finished, or cells of one data set were made
+            with different parameters.
     """
-    folders = [folder for folder in root.glob("*/seed*") if SEED.fullmatch(folder.name)]
-    runs = sorted((RunPaths(folder) for folder in folders), key=place_of)
+    wanted = [root / name for name in asked] if asked else root.glob(pattern)
+    folders = [folder for folder in wanted if asked or (folder.is_dir() and SEED.fullmatch(folder.name))]
+    runs = sorted(map(RunPaths, dict.fromkeys(folders)), key=lambda run: (run.root.parent, place_of(run)))
     done = [run for run in runs if all(file.is_file() for file in needed(run))]
-    if not done:
-        raise DataError(f"{root}: no finished DATASET/seedN here; run `snakemake --cores 4 {target}` first")
     unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
+    if asked and unfinished:
+        raise DataError(f"--cells: not finished in {root}: {', '.join(unfinished)}; make or leave out these")
     if unfinished:
         print(f"not finished: {', '.join(unfinished)}")
+    if not done:
+        where = pattern.replace("*/*", "TASK/*").replace("seed*", "seedN").replace("*", "DATASET")
+        raise DataError(f"{root}: no finished {where} here; run `snakemake --cores 4 {target}` first")
+    _demand_same_parameters(root, done)
     return done
+
+
+def _demand_same_parameters(root: Path, runs: Iterable[RunPaths]) -> None:
+    """Refuse to average what was made differently; each data set may have parameters of its own."""
+    first: dict[Path, RunPaths] = {}
+    others: dict[str, set[str]] = {}
+    for run in runs:
+        base = first.setdefault(run.root.parent, run)
+        keys = _differing(_parameters(base), _parameters(run))
+        if keys:
+            others[f"{run.root.relative_to(root)} than {base.root.relative_to(root)}"] = keys
+    if others:
+        keys = set[str]().union(*others.values())
+        raise DataError(
+            f"{root}: {', '.join(others)} was made with other parameters ({', '.join(sorted(keys))}); name "
+            "the cells that belong together with --cells, or make them anew"
+        )
+
+
+def _parameters(run: RunPaths) -> dict[str, Mapping[str, Any]]:
+    """What the stages of a cell were run with, by the stage's file; nothing where nobody wrote it down."""
+    files = [*sorted(run.stage_params.glob("*.yaml")), *filter(Path.is_file, [run.params])]
+    found = {file.stem: _parsed(file) for file in files}
+    return {stage: given for stage, given in found.items() if isinstance(given, Mapping)}
+
+
+def _parsed(file: Path) -> Any:
+    """JSON, as sweeps write it, is read many times faster as such."""
+    try:
+        return io.read_json(file)
+    except DataError:
+        return read_yaml(file)
+
+
+def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
+    """Keys that stages of both cells read, and that have other values."""
+    pairs = [(ours[stage], theirs[stage]) for stage in ours if stage in theirs]
+    keys = {key for pair in pairs for given in pair for key in given if key not in OWN}
+    return {key for key in keys if any(one.get(key) != other.get(key) for one, other in pairs)}

@@ -42,15 +42,19 @@ _WIDTH = 80
 """Characters of a line in the terminal."""
 
 
-def choosing(root: Path) -> None:
-    """Write tables and figures from every finished cell under `root`; see `ChoosingPaths`.
+def choosing(root: Path, asked: Sequence[str] | None = None) -> None:
+    """Write tables and figures from the finished cells under `root`; see `ChoosingPaths`.
+
+    Args:
+        root: The grid's folder.
+        asked: The cells; see `finished_cells`.
 
     Raises:
-        DataError: There is none, or a file of one cannot be read.
+        DataError: As `finished_cells`, or a file of one cannot be read.
         PlanError: A plan of one cannot be read.
     """
     paths = ChoosingPaths(root)
-    runs = finished_cells(root, _needed, "choosing")
+    runs = finished_cells(root, _needed, "choosing", asked)
     metric = _metric(runs[0])
     _demand_alike(runs)
     cells = [_cell(run, metric) for run in runs]

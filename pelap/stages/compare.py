@@ -6,33 +6,33 @@ from pathlib import Path
 import pandas as pd
 
 from pelap import io
-from pelap.errors import DataError
 from pelap.paths import RunPaths, SweepPaths
 from pelap.report.style import to_png
 from pelap.report.sweep import budget_figure, summarise, summarise_budget, sweep_figure
-from pelap.stages.cells import SEED, place_of
+from pelap.stages.cells import finished_cells, place_of
 
-PATTERN = "*/seed*/evaluate/metrics.json"
 _BUDGET = ("model", "steps", "image_ms")
 
 
-def compare(sweep: Path) -> None:
-    """Write tables and figures from every finished cell under `sweep`: of all metrics, and of the budget.
+def compare(sweep: Path, asked: Sequence[str] | None = None) -> None:
+    """Write tables and figures from the finished cells under `sweep`: of all metrics, and of the budget.
+
+    Args:
+        sweep: The grid's folder.
+        asked: The cells; see `finished_cells`.
 
     Raises:
-        DataError: There is none, or a file of one cannot be read.
+        DataError: As `finished_cells`, or a file of one cannot be read.
     """
-    files = [file for file in sorted(sweep.glob(PATTERN)) if SEED.fullmatch(file.parts[-3])]
-    if not files:
-        raise DataError(f"{sweep}: no {PATTERN} here; run `snakemake --cores 4 all_seeds` first")
-    runs, paths = [RunPaths(file.parent.parent) for file in files], SweepPaths(sweep)
+    runs = finished_cells(sweep, lambda run: [run.metrics], "all_seeds", asked)
+    paths = SweepPaths(sweep)
     cells = pd.concat([_cell(run) for run in runs], ignore_index=True)
     summary = summarise(cells, _control(runs))
     io.write_csv(paths.summary, summary)
     with io.atomic_path(paths.figure) as partial:
         partial.write_bytes(to_png(sweep_figure(summary, cells)))
     _compare_budgets([run for run in runs if run.budget.is_file()], paths, cells)
-    print(f"{len(files)} cells summarised in {paths.summary}")
+    print(f"{len(runs)} cells summarised in {paths.summary}")
 
 
 def _compare_budgets(runs: Sequence[RunPaths], paths: SweepPaths, cells: pd.DataFrame) -> None:

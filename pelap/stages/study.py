@@ -1,6 +1,7 @@
 """study: the controls of the collapse study over seeds, as tables and a figure."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,13 +32,17 @@ DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name
 FLOOR = "real"
 
 
-def study(root: Path) -> None:
-    """Write `summary.csv`, `cells.csv` and `summary.png` from every finished cell under `root`.
+def study(root: Path, asked: Sequence[str] | None = None) -> None:
+    """Write `summary.csv`, `cells.csv` and `summary.png` from the finished cells under `root`.
+
+    Args:
+        root: The grid's folder.
+        asked: The cells; see `finished_cells`.
 
     Raises:
-        DataError: There is none, or a file of one cannot be read.
+        DataError: As `finished_cells`, or a file of one cannot be read.
     """
-    runs = finished_cells(root, _needed, "collapse_study")
+    runs = finished_cells(root, _needed, "collapse_study", asked)
     paths = StudyPaths(root)
     tables = [_table(run) for run in runs]
     cells = pd.concat([_cell(run, table) for run, table in zip(runs, tables, strict=True)], ignore_index=True)

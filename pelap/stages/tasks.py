@@ -1,7 +1,7 @@
 """tasks: what pruning saved and cost in every task, over seeds."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +14,8 @@ from pelap.report.medium import nouns, rows_per_latent
 from pelap.report.style import to_png
 from pelap.report.tables import is_distance
 from pelap.report.tasks import TaskCell, cell_values, first_cells, page, summarise
-from pelap.stages.cells import SEED, place_of
+from pelap.stages.cells import TASK_PATTERN, finished_cells, place_of
 
-PATTERN = "*/*/seed*"
 ALIKE = ("item", "metric", "dense", "control", "students", "plan_names", "rows_per_latent")
 """What has to be the same in every seed of a task, by its cell."""
 ALIKE_PROTOCOL = ("num_images", "num_reference", "sampler", "prompts", "medium", "sound")
@@ -27,20 +26,23 @@ _RESULT = ("measured_time_reduction", "num_operators", "params_before", "params_
 _DIFFERENCES = ("model", "against", "metric", "difference", "se")
 
 
-def tasks(root: Path) -> None:
-    """Write tables, page and figure from every finished cell ``TASK/DATASET/seedN`` under `root`.
+def tasks(root: Path, asked: Sequence[str] | None = None) -> None:
+    """Write tables, page and figure from the finished cells ``TASK/DATASET/seedN`` under `root`.
 
-    Cells that are not finished, or have a file that cannot be read, are named on the terminal and left out.
+    Unless they were asked for, cells that have a file that cannot be read are named on the terminal and left
+    out.
+
+    Args:
+        root: Folder of all tasks.
+        asked: The cells; see `finished_cells`.
 
     Raises:
-        DataError: There is none left, or the seeds of a task were not measured alike.
+        DataError: As `finished_cells`, or the seeds of a task were not measured alike.
     """
-    found = {run: cell for run in _runs(root) for cell in _cells(run, root)}
-    if not found:
-        raise DataError(
-            f"{root}: no finished TASK/DATASET/seedN here; run `snakemake --cores 4 all_tasks` first"
-        )
-    _name_missing(list(found.values()), root)
+    runs = finished_cells(root, _needed, "all_tasks", asked, TASK_PATTERN)
+    found = {run: _cell(run) for run in runs} if asked else _readable(runs, root)
+    if not asked:
+        _name_missing(list(found.values()), root)
     _demand_alike(found)
     cells, paths = list(found.values()), TasksPaths(root)
     values = pd.concat([cell_values(cell) for cell in cells], ignore_index=True)
@@ -53,12 +55,6 @@ def tasks(root: Path) -> None:
     print(f"{len(cells)} cells of {len(first_cells(cells))} tasks summarised in {paths.page}")
 
 
-def _runs(root: Path) -> list[RunPaths]:
-    """The folders of cells by task, data set and seed."""
-    folders = [folder for folder in root.glob(PATTERN) if folder.is_dir() and SEED.fullmatch(folder.name)]
-    return sorted((RunPaths(folder) for folder in folders), key=lambda run: (_task(run), *place_of(run)))
-
-
 def _task(run: RunPaths) -> str:
     return run.root.parents[1].name
 
@@ -67,16 +63,17 @@ def _needed(run: RunPaths) -> tuple[Path, ...]:
     return run.metrics, run.differences, run.prune_result, run.evaluate_protocol
 
 
-def _cells(run: RunPaths, root: Path) -> Iterator[TaskCell]:
-    """The cell of a folder, or none and a line on the terminal that says why."""
-    where = run.root.relative_to(root)
-    if not all(file.is_file() for file in _needed(run)):
-        print(f"not finished: {where}")
-        return
-    try:
-        yield _cell(run)
-    except DataError as error:
-        print(f"left out {where}: {error}")
+def _readable(runs: Iterable[RunPaths], root: Path) -> dict[RunPaths, TaskCell]:
+    """The cells that can be read; of the others a line on the terminal says why."""
+    found = {}
+    for run in runs:
+        try:
+            found[run] = _cell(run)
+        except DataError as error:
+            print(f"left out {run.root.relative_to(root)}: {error}")
+    if not found:
+        raise DataError(f"{root}: no cell can be read; run `snakemake --cores 4 all_tasks` again")
+    return found
 
 
 def _cell(run: RunPaths) -> TaskCell:
