@@ -1,23 +1,16 @@
 """A user's own pictures or sounds: a folder or archive with ``train/<class>/*`` and ``test/<class>/*``."""
 
-import lzma
-import os
 import re
-import stat
-import tarfile
 import unicodedata
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
 
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
-from pelap.data.locate import DATA_DIR_VARIABLE, download_name, find_file, where_to_put
+from pelap.data.entries import KINDS, entries, is_hidden, parts_of, passed_over, reading
+from pelap.data.locate import locate
 from pelap.data.pictures import decode
 from pelap.data.remarks import Remark, Remarks
 from pelap.data.spectrogram import to_spectrograms
@@ -25,28 +18,11 @@ from pelap.data.wav import read_wav
 from pelap.errors import DataError
 from pelap.io import one_line, sha256
 from pelap.params import SoundParams
-from pelap.paths import GRID
 from pelap.seeding import generator
 
 SPLITS = ("train", "test")
-KINDS = {**dict.fromkeys((".png", ".jpg", ".jpeg"), "pictures"), ".wav": "sounds"}
-"""What a file holds, by the end of its name in small letters."""
 NUMBER = re.compile(r"[0-9]+")
-UTF8_NAME = 0x800
-"""Flag of a zip's entry: its name is UTF-8; without it old tools mean the code page 437, newer ones anything."""
 LAYOUT = "lay it out as train/<class>/* and test/<class>/*, with PNG or JPEG pictures, or WAV sounds"
-LINKED = "links in the archive not followed (pack it with `tar --dereference`, or with `zip` without -y)"
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file or folder of the source: its path inside, and how to read it (None for a folder)."""
-
-    path: str
-    read: Callable[[], bytes] | None
-
-
 @dataclass(frozen=True)
 class Place:
     """A path of the layout taken apart; `rest` is empty for what lies directly in the split."""
@@ -106,7 +82,7 @@ def build_folder(
         DataError: It is missing or damaged, has another layout, holds both pictures and sounds, or one of
             them cannot be read.
     """
-    source = _locate(name, location, data_dir)
+    source = locate(name, location, data_dir)
     with reading(source):
         found = _read(source, _decoders(image_size, sounds))
     _check_layout(source, found)
@@ -121,7 +97,7 @@ def build_folder(
 
 def parse(path: str) -> Place | None:
     """Take a path inside the source apart; None for hidden files and what lies outside the layout."""
-    parts = _parts(path)
+    parts = parts_of(path)
     if is_hidden(path):
         return None
     for depth in (0, 1):
@@ -129,72 +105,6 @@ def parse(path: str) -> Place | None:
             split, label, *rest = parts[depth:]
             return Place("/".join(parts[:depth]), split, label, "/".join(rest))
     return None
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a path inside a source is of a hidden file or folder, or of what a Mac adds to archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in _parts(path))
-
-
-def kind_of(path: str) -> str | None:
-    """What a file holds by its name; None for what is no picture and no sound."""
-    return KINDS.get(PurePosixPath(path.lower()).suffix)
-
-
-def passed_over(path: str) -> str | None:
-    """Why a file is not read, by its name alone; None for pictures and sounds."""
-    if is_hidden(path):
-        return "hidden files passed over"
-    if kind_of(path) is None:
-        return f"files named {PurePosixPath(path).suffix or 'without an ending'} passed over"
-    if PurePosixPath(path).name == GRID:
-        return f"overviews that `pelap sample` writes, {GRID} left out"
-    return None
-
-
-@contextmanager
-def reading(source: Path) -> Iterator[None]:
-    """Say in one line that `source`, or something in it, could not be read.
-
-    Raises:
-        DataError: In the place of what Python raises.
-    """
-    try:
-        yield
-    except PermissionError as error:
-        where = error.filename or source
-        raise DataError(f"{where}: may not be read; give yourself the right, or remove it") from None
-    except UNREADABLE as error:
-        raise DataError(
-            f"{source}: cannot be read to its end ({one_line(error)}); copy or download it again"
-        ) from None
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part not in ("", ".")]
-
-
-def _locate(name: str, location: str, data_dir: Path) -> Path:
-    path = Path(location).expanduser()
-    if path.exists():
-        return path
-    wanted = download_name(path, data_dir)
-    found = find_file(wanted, data_dir) if wanted is not None else None
-    if found is None:
-        raise DataError(
-            f"{path}: no such file or folder{_seen_from(path)}; correct download.folders.{name}, or "
-            + (where_to_put(wanted, data_dir) if wanted is not None else _how_to_name(path))
-        )
-    print(f"{name}: {path} is read from {found}")
-    return found
-
-
-def _seen_from(path: Path) -> str:
-    return "" if path.is_absolute() else f" in {Path.cwd()}"
-
-
-def _how_to_name(path: Path) -> str:
-    return f"give its absolute path, or the bare name {path.name} and its folder in {DATA_DIR_VARIABLE}"
 
 
 def _in_order(source: Path, names: Iterable[str]) -> tuple[str, ...]:
@@ -314,97 +224,3 @@ def _split(found: Found, split: str, class_names: tuple[str, ...]) -> Split:
     ]
     drawn = generator(0, f"folder/{split}")
     return make_split([image for image, _ in items], [label for _, label in items], drawn)
-
-
-def entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
-    """Everything in a folder or archive, at all depths; links in a folder are followed.
-
-    Args:
-        source: The folder or archive.
-        remarks: Told what cannot be followed or read as it is written.
-
-    Raises:
-        OSError: Something may not be read, or, as others of `UNREADABLE`, an archive is damaged.
-        DataError: What should be a file is none, once it is read.
-    """
-    if source.is_dir():
-        return _folder_entries(source, remarks)
-    if source.suffix.lower() == ".zip":
-        return _zip_entries(source, remarks)
-    return _tar_entries(source, remarks)
-
-
-def _folder_entries(
-    source: Path, remarks: Remarks, inside: str = "", around: tuple[str, ...] = ()
-) -> Iterator[Entry]:
-    real = os.path.realpath(source / inside)
-    if real in around:  # it would go round for ever
-        remarks.add("links to a folder around themselves not followed", inside)
-        return
-    for name in sorted(os.listdir(source / inside)):
-        path = f"{inside}/{name}" if inside else name
-        if not os.path.isdir(source / path):
-            yield Entry(path, partial(_file_bytes, source, path))
-        elif is_hidden(name):
-            remarks.add("hidden folders passed over", path)
-        else:
-            yield Entry(path, None)
-            yield from _folder_entries(source, remarks, path, (*around, real))
-
-
-def _file_bytes(source: Path, path: str) -> bytes:
-    if not os.path.isfile(source / path):
-        raise DataError(f"{source}: {path} is no file: a link that leads nowhere, or a pipe; remove it")
-    return (source / path).read_bytes()
-
-
-def _zip_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
-    with zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
-            path = _zip_path(info, remarks)
-            if stat.S_ISLNK(info.external_attr >> 16) and kind_of(path) is None:
-                remarks.add(LINKED, path)
-            else:
-                yield Entry(path, None if path.endswith("/") else partial(_zip_bytes, archive, info))
-
-
-def _zip_path(info: zipfile.ZipInfo, remarks: Remarks) -> str:
-    """Its name, with the separators and the encoding that its writer meant."""
-    path = info.filename
-    if not info.flag_bits & UTF8_NAME and not path.isascii():
-        try:
-            path = path.encode("cp437").decode()  # as a Mac writes it, and does not say so
-        except UnicodeDecodeError:
-            remarks.add("names that are not UTF-8 read in code page 437", path)
-    if "\\" in path:
-        path = path.replace("\\", "/")
-        remarks.add("names with backslashes read as paths", path)
-    return path
-
-
-def _zip_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    try:
-        return archive.read(info)
-    except RuntimeError as error:  # encrypted, or a compression that Python lacks
-        raise zipfile.BadZipFile(str(error)) from None
-
-
-def _tar_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
-    """Members in the order of the archive: reading on and on decompresses it once."""
-    with tarfile.open(source) as archive:
-        for member in archive:
-            if member.issym() and kind_of(member.name) is None:
-                remarks.add(LINKED, member.name)
-            else:
-                yield Entry(member.name, None if member.isdir() else partial(_tar_bytes, archive, member))
-        if archive.fileobj is None or archive.fileobj.tell() == archive.offset:
-            # Python takes a tar cut between two members for a whole one; the end mark tells.
-            raise tarfile.ReadError("the end mark is missing")
-
-
-def _tar_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    try:
-        file = archive.extractfile(member)
-    except (KeyError, RecursionError) as error:  # a link to what the archive does not hold, or to itself
-        raise tarfile.ReadError(f"{member.name}: {one_line(error)}") from None
-    return b"" if file is None else file.read()

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from pelap.errors import DataError
 from pelap.paths import DOWNLOADS
 
 DATA_DIR_VARIABLE = "PELAP_DATA_DIR"
@@ -19,7 +20,7 @@ def find_file(filename: str | Path, data_dir: Path) -> Path | None:
     return next((folder / filename for folder in folders if (folder / filename).exists()), None)
 
 
-def download_name(path: Path, data_dir: Path) -> Path | None:
+def _download_name(path: Path, data_dir: Path) -> Path | None:
     """What `find_file` may look for in the place of a path that leads nowhere; None for most.
 
     A path that names a place means that place. Only a bare name, or a path in the downloads, says that
@@ -29,6 +30,39 @@ def download_name(path: Path, data_dir: Path) -> Path | None:
         return path
     folders = [folder for folder in (data_dir / DOWNLOADS, USUAL_DOWNLOADS) if path.is_relative_to(folder)]
     return path.relative_to(folders[0]) if folders else None
+
+
+def locate(name: str, location: str, data_dir: Path) -> Path:
+    """Where a user's folder or archive is; says so if it is not where it was said to be.
+
+    Args:
+        name: Of the data set.
+        location: From `download.folders`; a bare name, or a path in the downloads, is wherever downloads are.
+        data_dir: The data folder.
+
+    Raises:
+        DataError: It leads nowhere.
+    """
+    path = Path(location).expanduser()
+    if path.exists():
+        return path
+    wanted = _download_name(path, data_dir)
+    found = find_file(wanted, data_dir) if wanted is not None else None
+    if found is None:
+        raise DataError(
+            f"{path}: no such file or folder{_seen_from(path)}; correct download.folders.{name}, or "
+            + (where_to_put(wanted, data_dir) if wanted is not None else _how_to_name(path))
+        )
+    print(f"{name}: {path} is read from {found}")
+    return found
+
+
+def _seen_from(path: Path) -> str:
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
+
+
+def _how_to_name(path: Path) -> str:
+    return f"give its absolute path, or the bare name {path.name} and its folder in {DATA_DIR_VARIABLE}"
 
 
 def where_to_put(filename: str | Path, data_dir: Path) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pelap import io
-from pelap.data.folder import Entry, entries, kind_of, passed_over, reading
+from pelap.data.entries import Entry, entries, kind_of, passed_over, reading
 from pelap.data.pictures import read_picture
 from pelap.data.remarks import Remarks
 from pelap.errors import DataError

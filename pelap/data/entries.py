@@ -1,0 +1,171 @@
+"""The files in a folder or archive, the same for everything that reads one."""
+
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from pelap.data.remarks import Remarks
+from pelap.errors import DataError
+from pelap.io import one_line
+from pelap.paths import GRID
+
+KINDS = {**dict.fromkeys((".png", ".jpg", ".jpeg"), "pictures"), ".wav": "sounds"}
+"""What a file holds, by the end of its name in small letters."""
+UTF8_NAME = 0x800
+"""Flag of a zip's entry: its name is UTF-8; without it old tools mean the code page 437, newer ones anything."""
+LINKED = "links in the archive not followed (pack it with `tar --dereference`, or with `zip` without -y)"
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder of the source: its path inside, and how to read it (None for a folder)."""
+
+    path: str
+    read: Callable[[], bytes] | None
+
+
+def entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
+    """Everything in a folder or archive, at all depths; links in a folder are followed.
+
+    Args:
+        source: The folder or archive.
+        remarks: Told what cannot be followed or read as it is written.
+
+    Raises:
+        OSError: Something may not be read, or, as others of `UNREADABLE`, an archive is damaged.
+        DataError: What should be a file is none, once it is read.
+    """
+    if source.is_dir():
+        return _folder_entries(source, remarks)
+    if source.suffix.lower() == ".zip":
+        return _zip_entries(source, remarks)
+    return _tar_entries(source, remarks)
+
+
+def _folder_entries(
+    source: Path, remarks: Remarks, inside: str = "", around: tuple[str, ...] = ()
+) -> Iterator[Entry]:
+    real = os.path.realpath(source / inside)
+    if real in around:  # it would go round for ever
+        remarks.add("links to a folder around themselves not followed", inside)
+        return
+    for name in sorted(os.listdir(source / inside)):
+        path = f"{inside}/{name}" if inside else name
+        if not os.path.isdir(source / path):
+            yield Entry(path, partial(_file_bytes, source, path))
+        elif is_hidden(name):
+            remarks.add("hidden folders passed over", path)
+        else:
+            yield Entry(path, None)
+            yield from _folder_entries(source, remarks, path, (*around, real))
+
+
+def _file_bytes(source: Path, path: str) -> bytes:
+    if not os.path.isfile(source / path):
+        raise DataError(f"{source}: {path} is no file: a link that leads nowhere, or a pipe; remove it")
+    return (source / path).read_bytes()
+
+
+def _zip_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            path = _zip_path(info, remarks)
+            if stat.S_ISLNK(info.external_attr >> 16) and kind_of(path) is None:
+                remarks.add(LINKED, path)
+            else:
+                yield Entry(path, None if path.endswith("/") else partial(_zip_bytes, archive, info))
+
+
+def _zip_path(info: zipfile.ZipInfo, remarks: Remarks) -> str:
+    """Its name, with the separators and the encoding that its writer meant."""
+    path = info.filename
+    if not info.flag_bits & UTF8_NAME and not path.isascii():
+        try:
+            path = path.encode("cp437").decode()  # as a Mac writes it, and does not say so
+        except UnicodeDecodeError:
+            remarks.add("names that are not UTF-8 read in code page 437", path)
+    if "\\" in path:
+        path = path.replace("\\", "/")
+        remarks.add("names with backslashes read as paths", path)
+    return path
+
+
+def _zip_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(info)
+    except RuntimeError as error:  # encrypted, or a compression that Python lacks
+        raise zipfile.BadZipFile(str(error)) from None
+
+
+def _tar_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
+    """Members in the order of the archive: reading on and on decompresses it once."""
+    with tarfile.open(source) as archive:
+        for member in archive:
+            if member.issym() and kind_of(member.name) is None:
+                remarks.add(LINKED, member.name)
+            else:
+                yield Entry(member.name, None if member.isdir() else partial(_tar_bytes, archive, member))
+        if archive.fileobj is None or archive.fileobj.tell() == archive.offset:
+            # Python takes a tar cut between two members for a whole one; the end mark tells.
+            raise tarfile.ReadError("the end mark is missing")
+
+
+def _tar_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    try:
+        file = archive.extractfile(member)
+    except (KeyError, RecursionError) as error:  # a link to what the archive does not hold, or to itself
+        raise tarfile.ReadError(f"{member.name}: {one_line(error)}") from None
+    return b"" if file is None else file.read()
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path inside a source is of a hidden file or folder, or of what a Mac adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts_of(path))
+
+
+def kind_of(path: str) -> str | None:
+    """What a file holds by its name; None for what is no picture and no sound."""
+    return KINDS.get(PurePosixPath(path.lower()).suffix)
+
+
+def passed_over(path: str) -> str | None:
+    """Why a file is not read, by its name alone; None for pictures and sounds."""
+    if is_hidden(path):
+        return "hidden files passed over"
+    if kind_of(path) is None:
+        return f"files named {PurePosixPath(path).suffix or 'without an ending'} passed over"
+    if PurePosixPath(path).name == GRID:
+        return f"overviews that `pelap sample` writes, {GRID} left out"
+    return None
+
+
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Say in one line that `source`, or something in it, could not be read.
+
+    Raises:
+        DataError: In the place of what Python raises.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        where = error.filename or source
+        raise DataError(f"{where}: may not be read; give yourself the right, or remove it") from None
+    except UNREADABLE as error:
+        raise DataError(
+            f"{source}: cannot be read to its end ({one_line(error)}); copy or download it again"
+        ) from None
+
+
+def parts_of(path: str) -> list[str]:
+    """The names in a path inside a source."""
+    return [part for part in path.split("/") if part not in ("", ".")]
