@@ -99,7 +99,6 @@ def own_data(folder: Path, source: Path) -> list[object]:
     return ["download", "--params", params, "--run", folder / "r", "--data", folder / "d"]
 
 
-@later
 def test_a_tar_with_a_link_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         link = tarfile.TarInfo("train/a/l.png")
@@ -108,7 +107,6 @@ def test_a_tar_with_a_link_to_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
     expect_one_line(capsys, *own_data(tmp_path, tmp_path / "x.tar"))
 
 
-@later
 def test_a_pipe_that_is_called_a_picture(tmp_path: Path) -> None:
     (tmp_path / "c" / "train" / "a").mkdir(parents=True)
     os.mkfifo(tmp_path / "c" / "train" / "a" / "z.png")
