@@ -1,5 +1,6 @@
 """Pipelines and data that meet are compared by what they mean: names, noise levels, latents."""
 
+import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from tiny_pipelines import awake, same, tiny_ddim, tiny_stable_diffusion
 from pelap.data.dataset import ImageDataset
 from pelap.errors import ModelError
 from pelap.loading import load_pipeline, save_pipeline
+from pelap.models.parts import labels_of_classes
 from pelap.pipelines.agreement import class_numbers, training_of
 from pelap.stages import evaluate_pipelines
 from pelap.stages.distill_pipeline import distill_pipeline
@@ -210,3 +212,17 @@ def test_an_evaluation_asks_for_the_classes_of_the_data(tmp_path: Path) -> None:
     asked = opened["dense"].denoise(noise, [0, 1], seed=0)
     assert same(of_ants[1:], asked[1:])
     assert not same(of_ants[:1], asked[:1])
+
+
+def test_names_of_classes_stay_with_a_pipeline(tmp_path: Path) -> None:
+    labels = {0: "crane", 1: "crane, bird"}
+    pipe = named("zebra, striped horse", "ant")
+    save_pipeline(pipe, tmp_path / "made")
+    assert load_pipeline(tmp_path / "made").labels == pipe.labels
+    index = tmp_path / "made" / "model_index.json"
+    content = json.loads(index.read_text()) | {"id2label": labels}  # two of one name: diffusers keeps one
+    index.write_text(json.dumps(content))
+    save_pipeline(load_pipeline(tmp_path / "made"), tmp_path / "ours")
+    load_pipeline(tmp_path / "made").save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        assert labels_of_classes(load_pipeline(tmp_path / folder)) == labels

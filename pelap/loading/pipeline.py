@@ -25,7 +25,14 @@ from torch import nn
 from pelap import io
 from pelap.errors import DataError, ModelError
 from pelap.loading.pruned import PLAN, PRUNED_WEIGHTS, demand_plan, load_plan, load_pruned
-from pelap.models.parts import CONFIG, DENOISERS, demand_kinds, demand_numbers, read_config
+from pelap.models.parts import (
+    CONFIG,
+    DENOISERS,
+    demand_kinds,
+    demand_numbers,
+    labels_of_classes,
+    read_config,
+)
 from pelap.models.weight_files import demand_one_network, variant_of
 from pelap.pruning.plan import Plan
 from pelap.pruning.saving import digest
@@ -76,6 +83,8 @@ def save_pipeline(
     """
     part = next(name for name in DENOISERS if name in pipe.components)
     demand_plan(getattr(pipe, part), plan)
+    if labels := labels_of_classes(pipe):
+        pipe.register_to_config(id2label=labels)
     with io.atomic_dir(folder) as partial, _no_bars():
         pipe.save_pretrained(partial, safe_serialization=True)
         if (partial / part / PLAN).exists():
@@ -109,6 +118,8 @@ def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "Di
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
             network.float().eval()
+    if labels := io.read_json(folder / INDEX).get("id2label"):
+        pipe.register_to_config(id2label=labels)
     return pipe.to(device)
 
 

@@ -1,8 +1,9 @@
 """One part of a model as a folder in diffusers' own format: config.json and safetensors."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers import ModelMixin
@@ -13,6 +14,9 @@ from pelap import io
 from pelap.errors import DataError, ModelError
 from pelap.finite import finite
 from pelap.models.weight_files import demand_one_network
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -136,3 +140,16 @@ def _same_shape(path: Path, name: str, wanted: torch.Tensor, found: torch.Tensor
             f"{path}: tensor {name} has shape {tuple(found.shape)}, the configuration wants "
             f"{tuple(wanted.shape)}; make the model again"
         )
+
+
+def labels_of_classes(pipe: "DiffusionPipeline") -> dict[int, str]:
+    """What a class-conditional pipeline calls each class, ``name`` or ``name, other name``; empty: nothing.
+
+    diffusers reads it from the pipeline's folder, looks names up in it, and leaves it out when it saves.
+    """
+    texts: Mapping[Any, str] = pipe.config.get("id2label") or {}
+    names = {int(number): [text] for number, text in texts.items()}
+    if not names:
+        for name, number in getattr(pipe, "labels", {}).items():
+            names.setdefault(number, []).append(name)
+    return {number: ", ".join(names[number]) for number in sorted(names)}

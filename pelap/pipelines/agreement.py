@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pelap.keys import Key, key
+from pelap.models.parts import labels_of_classes
 from pelap.pipelines.support import config_of, refuse
 
 if TYPE_CHECKING:
@@ -40,13 +41,9 @@ def training_of(pipe: "DiffusionPipeline") -> Key:
 
 
 def names_of_classes(pipe: "DiffusionPipeline") -> dict[int, list[str]]:
-    """The names that a class-conditional pipeline has for each class, by its number; empty: it has none."""
-    texts: Mapping[Any, str] = pipe.config.get("id2label") or {}
-    names = {int(number): text.split(",") for number, text in texts.items()}
-    if not names:
-        for name, number in getattr(pipe, "labels", {}).items():
-            names.setdefault(number, []).append(name)
-    return {number: sorted(map(_plain, names[number])) for number in sorted(names)}
+    """The names that a class-conditional pipeline has for each class, by its number, as they are compared."""
+    labels = labels_of_classes(pipe)
+    return {number: sorted(map(_plain, text.split(","))) for number, text in labels.items()}
 
 
 def class_numbers(pipe: "DiffusionPipeline", denoiser: nn.Module, class_names: Sequence[str]) -> list[int]:
