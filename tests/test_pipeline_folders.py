@@ -1,22 +1,27 @@
 """Pipeline folders: a round trip changes nothing, pruned or not; nothing is ever filled in by chance."""
 
+import copy
 import importlib.util
 import json
+import pickle
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import DDIMPipeline, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
 from tiny_pipelines import BUILDERS, prompts_for, same, tiny_ddim, tiny_ddpm, tiny_dit, tiny_stable_diffusion
 from torch import nn
 
 import pelap
 from pelap import io
+from pelap.device import normalise_in_fp32
 from pelap.errors import ModelError, PlanError
 from pelap.loading import is_pipeline, load_pipeline, pipeline_plan, save_pipeline
 from pelap.loading.pipeline import LIBRARIES
@@ -24,7 +29,9 @@ from pelap.loading.pruned import PRUNED_WEIGHTS
 from pelap.models.parts import WEIGHTS
 from pelap.pipelines import LatentPipeline
 from pelap.pruning.plan import Plan, plan_from_json
+from pelap.pruning.replace import StandIn
 from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.stages.figures import disk_mib
 
 KINDS = pytest.mark.parametrize("kind", BUILDERS)
 RESIDUAL = ["mid_block.resnets.0", "down_blocks.0.resnets.0.norm1"]
@@ -246,8 +253,345 @@ def _fail(*_: Any) -> None:
 def test_a_pruned_pipeline_is_not_saved_without_its_plan(tmp_path: Path) -> None:
     pipe = tiny_ddim()
     prune(pipe)
+    save_pipeline(pipe, tmp_path / "pipe")  # it knows its plan
+    assert pipeline_plan(tmp_path / "pipe") == plan_for(tiny_ddim())
+    with pytest.raises(PlanError, match="give the plan that it was pruned with"):
+        save_pipeline(pipe, tmp_path / "pipe", plan_from_json({"operators": RESIDUAL}, "test"))
+    pipe = tiny_ddim()
+    pipe.unet.mid_block.resnets[0] = StandIn("x", [])
     with pytest.raises(AssertionError, match="saved with its plan"):
         save_pipeline(pipe, tmp_path / "pipe")
+
+
+# A folder that holds something already
+
+PLANS = {"a": RESIDUAL, "b": ["mid_block.resnets.0", "down_blocks.1.attentions.0"]}
+
+
+def dense_pipe(seed: float) -> DiffusionPipeline:
+    """Every seed has other weights, by more than half precision rounds off."""
+    pipe = tiny_ddim()
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight.add_(0.1 * seed)
+    return pipe
+
+
+def pruned_pipe(seed: float, plan: str) -> DiffusionPipeline:
+    pipe = dense_pipe(seed)
+    pipe.unet = apply_plan(pipe.unet, plan_from_json({"operators": PLANS[plan]}, "test"))
+    return pipe
+
+
+def _save_again(pipe: DiffusionPipeline, folder: Path, **options: Any) -> None:
+    """As a user does who tuned a pruned pipeline."""
+    elsewhere = folder.with_name("elsewhere")
+    save_pipeline(pipe, elsewhere)
+    load_pipeline(elsewhere).save_pretrained(folder, **options)
+
+
+Save = Callable[[Path], DiffusionPipeline]
+
+
+def _kept(pipe: DiffusionPipeline, save: Callable[[DiffusionPipeline], Any]) -> DiffusionPipeline:
+    save(pipe)
+    return pipe
+
+
+OURS: dict[str, Save] = {
+    "dense, ours": lambda f: _kept(dense_pipe(1), lambda pipe: save_pipeline(pipe, f)),
+    "pruned a": lambda f: _kept(pruned_pipe(2, "a"), lambda pipe: save_pipeline(pipe, f)),
+    "pruned b": lambda f: _kept(pruned_pipe(3, "b"), lambda pipe: pipe.save_pretrained(f)),
+    "pruned a again": lambda f: _kept(pruned_pipe(4, "a"), lambda pipe: _save_again(pipe, f)),
+    "pruned b as a variant": lambda f: _kept(
+        pruned_pipe(5, "b"), lambda pipe: _save_again(pipe, f, variant="fp16")
+    ),
+}
+THEIRS: dict[str, Save] = {
+    "dense": lambda f: _kept(dense_pipe(6), lambda pipe: pipe.save_pretrained(f)),
+    "variant": lambda f: _kept(dense_pipe(7), lambda pipe: pipe.save_pretrained(f, variant="fp16")),
+    "shards": lambda f: _kept(dense_pipe(8), lambda pipe: pipe.save_pretrained(f, max_shard_size="60KB")),
+    "more shards": lambda f: _kept(
+        dense_pipe(9), lambda pipe: pipe.save_pretrained(f, max_shard_size="30KB")
+    ),
+    "pickle": lambda f: _kept(dense_pipe(10), lambda pipe: pipe.save_pretrained(f, safe_serialization=False)),
+}
+
+
+def same_network(network: nn.Module, expected: nn.Module) -> bool:
+    tensors, others = network.state_dict(), expected.state_dict()
+    return tensors.keys() == others.keys() and all(torch.equal(tensors[n], others[n]) for n in tensors)
+
+
+@pytest.mark.parametrize("second", [*OURS, *THEIRS])
+@pytest.mark.parametrize("first", [*OURS, *THEIRS])
+def test_what_was_saved_last_is_loaded_or_the_folder_is_refused(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    folder = tmp_path / "pipe"
+    (OURS | THEIRS)[first](folder)
+    pipe = (OURS | THEIRS)[second](folder)
+    refused = ""
+    try:
+        assert same_network(load_pipeline(folder).unet, pipe.unet)
+    except ModelError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    if refused and second != "pickle":
+        assert sum(f"{path.name} " in refused for path in (folder / "unet").iterdir()) >= 1
+    if first == second and second != "pickle":
+        assert not refused
+    if second in OURS:
+        assert not refused
+        dense = set(io.network_files(folder / "unet")) - {
+            folder / "unet" / name for name in (PRUNED_WEIGHTS, "plan.json")
+        }
+        assert bool(dense) == (second == "dense, ours")
+        if second != "dense, ours":
+            with pytest.raises(OSError, match="diffusion_pytorch_model"):
+                DiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_description_of_another_pruning_does_not_stay(tmp_path: Path) -> None:
+    def describe(partial: Path) -> None:
+        (partial / "changes.csv").touch()
+        (partial / "result.json").touch()
+
+    save_pipeline(pruned_pipe(1, "a"), tmp_path / "pipe", write_more=describe)
+    mine = pruned_pipe(2, "b")
+    mine.unet.save_pretrained(tmp_path / "pipe" / "another-unet")
+    assert (tmp_path / "pipe" / "plan.json").exists()
+    mine.save_pretrained(tmp_path / "pipe")
+    assert {path.name for path in (tmp_path / "pipe").iterdir() if path.is_file()} == {"model_index.json"}
+
+
+def test_two_that_contradict_each_other_are_both_named(tmp_path: Path) -> None:
+    folder = tmp_path / "pipe"
+    pruned = pruned_pipe(1, "a")
+    save_pipeline(pruned, folder)
+    refusals = []
+
+    def refused() -> None:
+        for read in (load_pipeline, pipeline_plan):
+            with pytest.raises(ModelError) as caught:
+                read(folder)
+        assert "\n" not in str(caught.value)
+        refusals.append(str(caught.value).removeprefix(f"{folder}"))
+
+    dense = dense_pipe(2)
+    dense.save_pretrained(folder)
+    refused()
+    (folder / "unet" / PRUNED_WEIGHTS).unlink()
+    refused()
+    (folder / "plan.json").unlink()
+    assert pipeline_plan(folder) is None
+    assert same_network(load_pipeline(folder).unet, dense.unet)
+    save_pipeline(pruned, folder)
+    plan = io.read_json(folder / "plan.json")
+    io.write_json(folder / "unet" / "plan.json", plan)
+    assert load_pipeline(folder) is not None
+    io.write_json(folder / "unet" / "plan.json", plan | {"operators": PLANS["b"]})
+    refused()
+    both = [
+        ("model.safetensors (dense)", "pruned.safetensors"),
+        ("plan.json", "unet/diffusion_pytorch_model"),
+    ]
+    for message, names in zip(refusals, [*both, ("plan.json", "unet/plan.json")], strict=True):
+        assert "two" in message
+        assert all(name in message for name in names), message
+
+
+def test_weights_know_their_plan(tmp_path: Path) -> None:
+    # Neither has weights: the tensors that are left are the same.
+    names = ["mid_block.resnets.0.nonlinearity", "down_blocks.0.resnets.0.nonlinearity"]
+    pipe = tiny_ddim()
+    pipe.unet = apply_plan(pipe.unet, plan_from_json({"operators": names[:1]}, "test"))
+    save_pipeline(pipe, tmp_path / "pipe")
+    edit_json(tmp_path / "pipe" / "plan.json", operators=names[1:])
+    with pytest.raises(PlanError, match=r"pruned\.safetensors: is of another plan"):
+        load_pipeline(tmp_path / "pipe")
+    # Those of before did not say it.
+    weights = tmp_path / "pipe" / "unet" / PRUNED_WEIGHTS
+    io.save_tensors(weights, io.load_tensors(weights)[0])
+    assert removed_operators(load_pipeline(tmp_path / "pipe").unet) == names[1:]
+
+
+def test_copies_of_one_network_are_no_contradiction(tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion()
+    pipe.save_pretrained(tmp_path / "pipe")
+    pipe.save_pretrained(tmp_path / "pipe", safe_serialization=False)
+    for variant, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        half = copy.deepcopy(pipe)
+        for name in ("unet", "vae", "text_encoder"):
+            getattr(half, name).to(dtype)
+        half.save_pretrained(tmp_path / "pipe", variant=variant)
+    with torch.no_grad():
+        for weight in half.unet.parameters():
+            weight.add_(1.0)
+    half.unet.save_pretrained(tmp_path / "pipe" / "unet", variant="non_ema")
+    assert same_network(load_pipeline(tmp_path / "pipe").unet, pipe.unet)
+    half.unet.save_pretrained(tmp_path / "pipe" / "unet", variant="fp16", safe_serialization=False)
+    with pytest.raises(ModelError, match=r"unet: holds two networks, .*model\.safetensors and .*fp16\.bin"):
+        load_pipeline(tmp_path / "pipe")
+
+
+def test_a_list_of_shards_that_are_gone_is_named(tmp_path: Path) -> None:
+    THEIRS["shards"](tmp_path / "pipe")
+    THEIRS["dense"](tmp_path / "pipe")
+    with pytest.raises(ModelError, match=r"index\.json names .*00001-of-.*not there"):
+        load_pipeline(tmp_path / "pipe")
+    (tmp_path / "pipe" / "unet" / f"{WEIGHTS}.index.json").unlink()
+    assert load_pipeline(tmp_path / "pipe") is not None
+
+
+def test_a_network_of_another_class_than_the_index_says_is_refused(tmp_path: Path) -> None:
+    save_pipeline(tiny_ddim(), tmp_path / "pipe")
+    tiny_stable_diffusion().unet.save_pretrained(tmp_path / "pipe" / "unet")
+    with pytest.raises(ModelError, match=r"is a UNet2DConditionModel, and .* has UNet2DModel"):
+        load_pipeline(tmp_path / "pipe")
+
+
+def test_what_another_pipeline_left_is_not_looked_at(tmp_path: Path) -> None:
+    tiny_dit().save_pretrained(tmp_path / "pipe")
+    pruned_pipe(1, "b").save_pretrained(tmp_path / "pipe")
+    tiny_dit().save_pretrained(tmp_path / "pipe")
+    assert pipeline_plan(tmp_path / "pipe") is None
+    assert type(load_pipeline(tmp_path / "pipe").transformer) is DiTTransformer2DModel
+
+
+# Strangers' ways of writing
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["one file", "shards"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+def test_the_only_variant_is_loaded(tmp_path: Path, variant: str, options: dict[str, Any]) -> None:
+    pipe = tiny_stable_diffusion()
+    pipe.save_pretrained(tmp_path / "pipe", variant=variant, **options)
+    assert all(variant in path.name for path in (tmp_path / "pipe").rglob("*.safetensors"))
+    loaded = load_pipeline(tmp_path / "pipe")
+    for name in ("unet", "vae", "text_encoder"):
+        assert same_network(getattr(loaded, name), getattr(pipe, name))
+    weights = list((tmp_path / "pipe" / "unet").glob("*.safetensors"))
+    assert (len(weights) > 1) == bool(options)
+    expected = sum(path.stat().st_size for path in weights)
+    assert disk_mib(tmp_path / "pipe" / "unet") == expected / 2**20
+    # Beside plain weights it is a copy of them, and counted once.
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert same_network(load_pipeline(tmp_path / "pipe").unet, pipe.unet)
+    plain = (tmp_path / "pipe" / "unet" / WEIGHTS).stat().st_size
+    assert disk_mib(tmp_path / "pipe" / "unet") == plain / 2**20
+
+
+def _old_name(text: str) -> str:
+    return re.sub(r"\.fp16(-\d+-of-\d+)", r"\1.fp16", text).replace("index.fp16", "fp16.index")
+
+
+def test_the_name_that_shards_of_a_variant_once_had(tmp_path: Path) -> None:
+    pipe = tiny_ddim()
+    pipe.save_pretrained(tmp_path / "pipe", variant="fp16", max_shard_size="60KB")
+    unet = tmp_path / "pipe" / "unet"
+    for path in unet.glob("*.safetensors*"):
+        path.rename(path.with_name(_old_name(path.name)))
+    index = unet / f"{WEIGHTS}.fp16.index.json"
+    index.write_text(_old_name(index.read_text()))
+    assert same_network(load_pipeline(tmp_path / "pipe").unet, pipe.unet)
+
+
+def test_parts_may_be_of_several_kinds(tmp_path: Path) -> None:
+    pipe = tiny_stable_diffusion()
+    pipe.save_pretrained(tmp_path / "pipe", variant="bf16")
+    for name, options in {"unet": {"variant": "fp16"}, "vae": {}}.items():
+        shutil.rmtree(tmp_path / "pipe" / name)
+        getattr(pipe, name).save_pretrained(tmp_path / "pipe" / name, **options)
+    loaded = load_pipeline(tmp_path / "pipe")
+    for name in ("unet", "vae", "text_encoder"):
+        assert same_network(getattr(loaded, name), getattr(pipe, name))
+
+
+def test_several_variants_without_plain_weights_are_named(tmp_path: Path) -> None:
+    for variant in ("fp16", "non_ema"):
+        tiny_ddim().save_pretrained(tmp_path / "pipe", variant=variant)
+    with pytest.raises(ModelError, match="unet: has the variants fp16, non_ema and no plain weights"):
+        load_pipeline(tmp_path / "pipe")
+
+
+# Other tools hold a pruned network
+
+
+def _through_torch(network: Any) -> Any:
+    file = BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+HANDED: dict[str, Callable[[Any], Any]] = {
+    "torch.save": _through_torch,
+    "pickle": lambda network: pickle.loads(pickle.dumps(network)),
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("how", HANDED)
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_pruned_network_is_handed_over_whole(tmp_path: Path, how: str, loaded: bool) -> None:
+    pipe = pruned_pipe(1, "b")
+    if loaded:
+        save_pipeline(pipe, tmp_path / "pipe")
+        pipe = load_pipeline(tmp_path / "pipe")
+    normalise_in_fp32(pipe.unet)  # its hooks go along
+    for other in (HANDED[how](pipe.unet), HANDED[how](pipe).unet):
+        assert isinstance(other, UNet2DModel)
+        assert type(other) is type(pipe.unet)
+        assert type(other).__name__ == "UNet2DModel"
+        assert same_network(other, pipe.unet)
+        noise = torch.randn(1, 3, 8, 8)
+        assert torch.equal(other(noise, 3).sample, pipe.unet(noise, 3).sample)
+        DDIMPipeline(other, pipe.scheduler).save_pretrained(tmp_path / "again")
+        assert pipeline_plan(tmp_path / "again") == plan_from_json({"operators": PLANS["b"]}, "test")
+        assert same_network(load_pipeline(tmp_path / "again").unet, pipe.unet)
+
+
+def test_nothing_is_bound_to_a_pruned_network(tmp_path: Path) -> None:
+    pipe = pruned_pipe(1, "b")
+    assert not [name for name, value in vars(pipe.unet).items() if callable(value)]
+    twin = type(pipe.unet).from_config(pipe.unet.config)  # a dense one, however it is called for
+    twin.save_pretrained(tmp_path / "dense")
+    assert UNet2DModel.from_pretrained(tmp_path / "dense") is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"variant": "fp16"}, {"safe_serialization": False}, {"max_shard_size": "20KB"}, {"push_to_hub": True}],
+    ids=str,
+)
+def test_an_option_that_a_pruned_network_cannot_follow_is_said(
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = pruned_pipe(1, "a")
+    pipe.unet.save_pretrained(tmp_path / "pipe" / "unet", **options)
+    assert f"unused: {next(iter(options))}" in capsys.readouterr().out
+    if "push_to_hub" not in options:
+        pipe.save_pretrained(tmp_path / "pipe", **options)
+        assert f"unused: {next(iter(options))}" in capsys.readouterr().out
+        assert same_network(load_pipeline(tmp_path / "pipe").unet, pipe.unet)
+    pipe.unet.save_pretrained(tmp_path / "nothing", is_main_process=False)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_compiled_pruned_network_is_saved_as_such(tmp_path: Path) -> None:
+    pipe = pruned_pipe(1, "a")
+    pruned, pipe.unet = pipe.unet, torch.compile(pipe.unet)
+    save_pipeline(pipe, tmp_path / "pipe")
+    assert same_network(load_pipeline(tmp_path / "pipe").unet, pruned)
+
+
+def test_a_network_that_was_pruned_twice_is_saved_with_both_plans(tmp_path: Path) -> None:
+    pipe = pruned_pipe(1, "a")
+    pipe.unet = apply_plan(pipe.unet, plan_from_json({"operators": ["down_blocks.0.resnets.0"]}, "test"))
+    save_pipeline(pipe, tmp_path / "pipe")
+    assert removed_operators(load_pipeline(tmp_path / "pipe").unet) == removed_operators(pipe.unet)
+    assert same_network(load_pipeline(tmp_path / "pipe").unet, pipe.unet)
 
 
 def test_the_packages_own_function_takes_text_and_imports_nothing_before(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pelap import io
 from pelap.config import explain
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError
+from pelap.loading.pipeline import INDEX, is_pipeline
 from pelap.loading.pruned import PLAN, demand_plan, load_plan, load_pruned
 from pelap.models.conditioning import TextConditioner
 from pelap.models.cut import CutLightUNet
@@ -77,6 +78,11 @@ def load_model(folder: Path, device: torch.device | None = None) -> LatentDiffus
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder; train one first, or correct the path")
     config = read_config(folder)
+    if is_pipeline(folder):
+        raise ModelError(
+            f"{folder}: holds two networks, a model ({CONFIG}) and a pipeline ({INDEX}) that was saved over "
+            "it; make the model again in another folder"
+        )
     info = _info_from_json(config, folder / CONFIG)
     optional = {
         name: load_part(kind, folder / name) if name in config["parts"] else None

@@ -95,7 +95,7 @@ def demand_one_network(folder: Path) -> None:
         return
     _demand_shards(folder, loaded.variant)
     for copy in copies(folder):
-        alike = copy.variant == loaded.variant or PRECISION.fullmatch(copy.variant)
+        alike = copy.variant in ("", loaded.variant) or PRECISION.fullmatch(copy.variant)
         if copy != loaded and alike and not _agree(loaded, copy):
             raise ModelError(
                 f"{folder}: holds two networks, {loaded.files[0].name} and {copy.files[0].name} have other "
