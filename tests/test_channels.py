@@ -407,6 +407,19 @@ def test_cut_pretrained_autoencoder_is_refused_by_plain_diffusers(tmp_path: Path
         load_pretrained_vae(str(tmp_path / "cut" / "vae"))
 
 
+def test_a_whole_autoencoder_saved_over_a_cut_one_is_seen(tmp_path: Path) -> None:
+    save_model(cut_channels(trained_like(vae=autoencoder_kl(True, None)), CLOSED), tmp_path / "model")
+    autoencoder_kl(True, None).vae.save_pretrained(tmp_path / "model" / "vae")
+    for load in (load_model, lambda folder: load_pretrained_vae(str(folder / "vae"))):
+        with pytest.raises(
+            ModelError, match=r"vae: holds two networks, cut\.safetensors \(cut\) and diffusion"
+        ):
+            load(tmp_path / "model")
+    save_model(trained_like(vae=autoencoder_kl(True, None)), tmp_path / "model")
+    assert not (tmp_path / "model" / "vae" / "cut.safetensors").exists()
+    assert load_pretrained_vae(str(tmp_path / "model" / "vae")) is not None
+
+
 @pytest.mark.parametrize("kept", [[], [0, 0], [3, 2], [0, CHANNELS], [-1], "0", [0, "1"], None])
 def test_damaged_list_of_kept_channels(tmp_path: Path, kept: object) -> None:
     save_model(cut_channels(trained_like(vae=autoencoder_kl(True, None)), CLOSED), tmp_path / "cut")

@@ -1,6 +1,9 @@
 """Model folders: a round trip changes nothing, a damaged folder is refused in one line."""
 
+import copy
 import json
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +11,20 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from tiny import LIGHT, set_logits, tiny_model
+from tiny_pipelines import tiny_ddim
 
 from pelap import io
 from pelap.errors import ModelError, PlanError
-from pelap.loading import load_model, load_plan, save_model
+from pelap.loading import is_pipeline, load_model, load_pipeline, load_plan, save_model
 from pelap.models.ldm import LatentDiffusion
+from pelap.models.parts import save_part
 from pelap.params import VariantParams
-from pelap.pruning.plan import plan_from_json
+from pelap.pruning.plan import Plan, plan_from_json
 from pelap.pruning.surgery import apply_plan
 
 PLAN = plan_from_json({"operators": ["mid_block.attentions.0", "down_blocks.0.resnets.0.norm1"]}, "test")
+
+OTHER = plan_from_json({"operators": ["mid_block.resnets.0", "down_blocks.0.resnets.0.norm1"]}, "test")
 
 
 def _same(model: LatentDiffusion, other: LatentDiffusion) -> None:
@@ -177,3 +184,81 @@ def test_plan_in_a_model_folder_that_names_an_unknown_operator(tmp_path: Path) -
         load_model(tmp_path / "model")
     with pytest.raises(PlanError, match="no such file"):
         load_plan(tmp_path / "plan.json")
+
+
+# A folder that holds something already
+
+
+def with_plan(plan: Plan | None, shift: float) -> LatentDiffusion:
+    """Every shift is another network."""
+    model = tiny_model()
+    with torch.no_grad():
+        for weight in model.unet.parameters():
+            weight.add_(shift)
+    if plan is not None:
+        model.unet = apply_plan(model.unet, plan)
+    return model
+
+
+NETWORKS: dict[str, Callable[[], LatentDiffusion]] = {
+    "dense": lambda: with_plan(None, 0.1),
+    "dense otherwise": lambda: with_plan(None, 0.4),
+    "pruned": lambda: with_plan(PLAN, 0.2),
+    "pruned otherwise": lambda: with_plan(OTHER, 0.3),
+}
+WRITERS: dict[str, Callable[[LatentDiffusion, Path], None]] = {
+    "save_model": lambda model, folder: save_model(model, folder),
+    "save_part": lambda model, folder: save_part(model.unet, folder / "unet"),
+    "save_pretrained": lambda model, folder: model.unet.save_pretrained(folder / "unet"),
+    "in shards": lambda model, folder: model.unet.save_pretrained(folder / "unet", max_shard_size="60KB"),
+    "a variant": lambda model, folder: model.unet.save_pretrained(folder / "unet", variant="fp16"),
+    "a pickle": lambda model, folder: model.unet.save_pretrained(folder / "unet", safe_serialization=False),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("second", NETWORKS)
+@pytest.mark.parametrize("first", NETWORKS)
+def test_what_was_saved_last_is_loaded_or_the_folder_is_refused(
+    tmp_path: Path, first: str, second: str, writer: str
+) -> None:
+    save_model(NETWORKS[first](), tmp_path / "model")
+    model = NETWORKS[second]()
+    WRITERS[writer](model, tmp_path / "model")
+    is_dense, over_pruned = second.startswith("dense"), first.startswith("pruned")
+    by_us = writer in ("save_model", "save_part")
+    refused = is_dense and first != second and not by_us and (over_pruned or writer != "save_pretrained")
+    if refused:
+        with pytest.raises(ModelError, match=r"unet: holds two networks, \S+ .*and \S+ ") as caught:
+            load_model(tmp_path / "model")
+        assert "\n" not in str(caught.value)
+        return
+    loaded = load_model(tmp_path / "model").unet
+    assert loaded.state_dict().keys() == model.unet.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], t) for name, t in model.unet.state_dict().items())
+    if not is_dense:
+        with pytest.raises(OSError, match="diffusion_pytorch_model"):
+            UNet2DModel.from_pretrained(tmp_path / "model" / "unet")
+
+
+def test_a_pipeline_that_was_saved_over_a_model_is_not_taken_for_it(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    tiny_ddim().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"two networks, a model .* and a pipeline"):
+        load_model(tmp_path / "model")
+    assert is_pipeline(tmp_path / "model")
+    assert load_pipeline(tmp_path / "model").unet.config.in_channels == 3
+    save_model(tiny_model(), tmp_path / "model")
+    assert load_model(tmp_path / "model") is not None
+
+
+def test_a_whole_pruned_model_is_handed_over(tmp_path: Path) -> None:
+    save_model(with_plan(PLAN, 0.0), tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(model)):
+        _same(model, other)
+        save_model(other, tmp_path / "again")
+        _same(model, load_model(tmp_path / "again"))

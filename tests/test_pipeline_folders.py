@@ -486,6 +486,7 @@ def _old_name(text: str) -> str:
     return re.sub(r"\.fp16(-\d+-of-\d+)", r"\1.fp16", text).replace("index.fp16", "fp16.index")
 
 
+@pytest.mark.filterwarnings("ignore:This serialization format is now deprecated:FutureWarning")
 def test_the_name_that_shards_of_a_variant_once_had(tmp_path: Path) -> None:
     pipe = tiny_ddim()
     pipe.save_pretrained(tmp_path / "pipe", variant="fp16", max_shard_size="60KB")

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tiny_pipelines import (
 
 import pelap
 from pelap import io, seeding
+from pelap.cli import main
 from pelap.data.dataset import ImageDataset, save_dataset, to_float
 from pelap.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import EffNetLite0
@@ -123,6 +125,51 @@ def pictures_in(folder: Path) -> torch.Tensor:
     """(N, 3, H, W) uint8."""
     files = sorted(folder.glob("0*.png"))
     return torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+
+
+# --- a folder that holds something already ---------------------------------------------------------
+
+HELD: dict[str, Callable[[Path], object]] = {
+    "dense pipeline": lambda folder: save_pipeline(tiny_ddim(), folder),
+    "pruned pipeline": lambda folder: save_pair(folder.parent, "ddim")[1].rename(folder),
+    "variant": lambda folder: tiny_ddim().save_pretrained(folder, variant="fp16"),
+    "shards": lambda folder: tiny_ddim().save_pretrained(folder, max_shard_size="30KB"),
+    "pickle": lambda folder: tiny_ddim().save_pretrained(folder, safe_serialization=False),
+    "model": lambda folder: save_model(tiny_model(), folder),
+    "pictures": lambda folder: (folder.mkdir(), Image.new("RGB", (2, 2)).save(folder / "00000.png")),
+    "a file": lambda folder: folder.write_text("mine"),
+}
+COMMANDS = {
+    "prune": ["prune", "--pipeline", "dense", "--scores", "none.csv"],
+    "distill": ["distill", "--pipeline", "pruned", "--teacher", "dense"],
+    "cut": ["cut", "--model", "model"],
+    "sample": ["sample", "--model", "dense", "--num", "1"],
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_writes_where_something_is(
+    tmp_path: Path,
+    command: str,
+    held: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    params = Path("params.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    save_pair(tmp_path, "ddim")
+    save_model(tiny_model(), tmp_path / "model")
+    (tmp_path / "other").mkdir()
+    HELD[held](tmp_path / "other" / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+    options = ["--params", str(params)] if command in ("prune", "distill") else []
+    assert main([*COMMANDS[command], "--out", "other/out", "--device", "cpu", *options]) == 2
+    said = capsys.readouterr().err
+    assert "other/out" in said
+    assert held == "a file" or "is not empty" in said
+    after = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+    assert {path: text for path, text in after.items() if not path.name.endswith(".lock")} == before
 
 
 # --- sample -----------------------------------------------------------------------------------------

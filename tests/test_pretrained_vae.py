@@ -117,6 +117,15 @@ def test_it_survives_a_round_trip_without_its_source(source: Path, tmp_path: Pat
     assert torch.equal(loaded.reconstruct(images), model.reconstruct(images))
 
 
+@pytest.mark.parametrize(
+    "options", [{"variant": "fp16"}, {"variant": "bf16", "max_shard_size": "20KB"}], ids=str
+)
+def test_its_only_variant_is_read(tmp_path: Path, options: dict[str, str]) -> None:
+    vae = _autoencoder()
+    vae.save_pretrained(tmp_path / "vae", **options)
+    _same(PretrainedVAE(vae), load_pretrained_vae(str(tmp_path / "vae")))
+
+
 def _refused(source: object) -> str:
     with pytest.raises(ModelError) as caught:
         load_pretrained_vae(str(source))

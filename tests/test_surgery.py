@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny_networks import CASES, Case, InPlace, awake
+from tiny_networks import CASES, TOKENS, WIDTH, Case, InPlace, awake, conditional
 from torch import nn
 
 from pelap.errors import PlanError
@@ -17,7 +17,7 @@ from pelap.measure.cost import count_params
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.operators import Operator, is_inside
 from pelap.pruning.plan import Plan, Removal, complete_plan, plan_from_json
-from pelap.pruning.replace import StandIn, input_of, output_size
+from pelap.pruning.replace import Nearest, StandIn, input_of, output_size
 from pelap.pruning.surgery import apply_plan, removed_operators
 
 
@@ -238,3 +238,41 @@ def test_activations_of_a_pruned_network_do_not_write_over_what_is_still_read() 
     given = network.conv_in(x)
     torch.testing.assert_close(pruned(x), given + given.relu())
     assert network.activation.inplace
+
+
+class Repeated(nn.Module):
+    """What a network of diffusers does with an upsampler: it is told what size its input once had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stand_in = StandIn("x", [Nearest(2)])
+
+    def forward(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.stand_in(x, like.shape[2:])
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+def test_a_size_is_what_a_tracer_says_it_is() -> None:
+    def inputs(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(2, 3, (height + 1) // 2, (width + 1) // 2), torch.randn(2, 3, height, width)
+
+    sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    exported = torch.export.export(Repeated(), inputs(9, 7), dynamic_shapes=(sides, sides)).module()
+    traced = torch.jit.trace(Repeated(), inputs(9, 7))
+    for height, width in ((9, 7), (11, 13), (10, 14)):
+        given = inputs(height, width)
+        assert torch.equal(exported(*given), Repeated()(*given))
+        assert torch.equal(traced(*given), Repeated()(*given))
+
+
+@pytest.mark.parametrize("sides", [(9, 9), (10, 14)], ids=str)
+@torch.no_grad()
+def test_a_pruned_network_is_exported_at_odd_sizes(sides: tuple[int, int]) -> None:
+    case = conditional()
+    names = ["up_blocks.0.upsamplers.0", "down_blocks.0.downsamplers.0", "mid_block.resnets.0"]
+    plan = complete_plan(plan_from_json({"operators": names}, "test"), case.network, case.find())
+    given = (torch.randn(2, 4, *sides), torch.tensor(3), torch.randn(2, TOKENS, WIDTH))
+    for network in (case.network, apply_plan(case.network, plan)):
+        exported = torch.export.export(network, given).module()
+        torch.testing.assert_close(exported(*given).sample, network(*given).sample)
