@@ -1,5 +1,6 @@
 """Noising and sampling."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from tiny import tiny_model, tiny_params
 from torch import nn
 
 from pelap.denoising import denoise
+from pelap.device import full_precision
 from pelap.diffusion import ReverseProcess, add_noise, alphas_cumprod, make_scheduler, sample_latents
 from pelap.errors import ConfigError
 from pelap.models.deep_cache import DeepCache
@@ -167,13 +169,25 @@ def test_bf16_is_that_of_the_unet_alone() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recorded_loop_samples_as_the_plain_one_does(precision: str) -> None:
     model = tiny_model(fields=VariantParams(**CUT)).to("cuda")
-    sources = [ModelSource(model, DDIM, precision, record) for record in (True, False)]
-    # Of six whole batches the last three are replayed, the last one is of another size.
-    recorded, plain = (sample_from(source, 50, 3, batch_size=8) for source in sources)
-    assert torch.equal(recorded, plain)
-    sources[0].forget()
-    assert torch.equal(sample_from(sources[0], 50, 3, batch_size=8), plain)
-    assert sources[0]._denoise._replay is not None
+    source = ModelSource(model, DDIM, precision)
+    exact, plain = ModelSource(model, DDIM, record=False), replace(source, record=False)
+    with full_precision():
+        # Of six whole batches the last three are replayed, the last one is of another size.
+        expected, rounded, recorded = (
+            sample_from(each, 50, 3, batch_size=8).float() for each in (exact, plain, source)
+        )
+        source.forget()
+        anew = sample_from(source, 50, 3, batch_size=8).float()
+    assert source._denoise._replay is not None
+    # Two ways to round alike lie about as far apart as each lies from what is exact, twice as far at most.
+    # In float32 only the order of sums differs: one value in a hundred may go to the next of 256 levels.
+    for found in (recorded, anew):
+        assert rms(found - rounded) <= 0.1 + 2 * rms(rounded - expected)
+    assert rms(expected - expected.mean(0)) > 10  # the pictures of another batch would be noticed
+
+
+def rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
 
 
 @pytest.mark.gpu
@@ -181,5 +195,9 @@ def test_a_recorded_loop_samples_as_the_plain_one_does(precision: str) -> None:
 def test_a_deep_cache_is_sampled_from_without_a_recording() -> None:
     model = tiny_model().to("cuda")
     cached = model.with_unet(DeepCache(model.unet, 2), "cached-2", 0.9)
-    recorded, plain = (sample_from(ModelSource(cached, DDIM, record=r), 10, 3, 2) for r in (True, False))
-    assert torch.equal(recorded, plain)
+    sources = [ModelSource(cached, DDIM, record=record) for record in (True, False)]
+    with full_precision():
+        found, plain = (sample_from(source, 10, 3, 2).int() for source in sources)
+    # Both are plain loops, but the decoder's transposed convolutions add in another order at each call.
+    assert (found - plain).abs().max() <= 1
+    assert sources[0]._denoise._replay is None

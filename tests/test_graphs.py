@@ -1,5 +1,6 @@
 """Recorded functions do what they do when they are called."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -147,5 +148,11 @@ def test_a_recorded_training_is_the_plain_one(
 def test_a_training_on_a_gpu_is_the_plain_one(name: str, execution: str, tmp_path: Path) -> None:
     cuda = torch.device("cuda")
     plain = _trained(tmp_path, VARIANTS[name], "eager", cuda)
-    recorded = _trained(tmp_path, VARIANTS[name], execution, cuda)
-    _assert_same(recorded[1], plain[1], rel=0.02)
+    with warnings.catch_warnings():
+        # What PyTorch's own modules tell each other while they translate: deprecated parts, TF32 not used.
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        recorded = _trained(tmp_path, VARIANTS[name], execution, cuda)
+    # Convolutions in TF32 round to 10 bits, each way to compute in its own way: rounding all of them so on a
+    # CPU moved the losses of these runs by 0.1 %.
+    for found, expected in zip(recorded[1:], plain[1:], strict=True):
+        _assert_same(found, expected, rel=0.02)
