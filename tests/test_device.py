@@ -58,7 +58,7 @@ def test_norms_asked_for_gradients_give_the_same_ones() -> None:
     for model in (plain, asked):
         model[1:](inputs).square().sum().backward()
     for one, other in zip(plain[1:].parameters(), asked[1:].parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad)
+        torch.testing.assert_close(one.grad, other.grad)  # a backward pass of more may add in another order
     with torch.no_grad():
         asked[1:](inputs)
     assert seen == [True, False]

@@ -46,7 +46,8 @@ def test_sounds_are_perceived_through_the_way_back() -> None:
     assert heard.dtype == torch.uint8
     assert heard.shape == images.shape
     assert torch.equal(heard, to_spectrograms(to_sounds(images, SOUND), SOUND))
-    assert torch.equal(medium.perceived(images[1:2]), heard[1:2])
+    # Transforms of several frames are taken at once, which may round otherwise: to the next level.
+    assert (medium.perceived(images[1:2]).int() - heard[1:2].int()).abs().max() <= 1
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
     kept, lost = ((medium.perceived(it).float() - it.float()).abs().mean() for it in (images, noise))
     assert lost > 3 * kept  # no sound has just any picture

@@ -151,7 +151,8 @@ def test_levels_are_decibels_below_the_top() -> None:
     fall = picture[:, 4].max() - picture[:, -4].max()
     assert abs(fall * DB_PER_STEP - 40) < 0.5
     assert 255 - to_spectrograms(loud[None], SOUNDS).max() < 6 / DB_PER_STEP
-    assert torch.equal(to_spectrograms(0.1 * loud[None], SOUNDS), to_spectrograms(loud[None], SOUNDS))
+    faint, full = (to_spectrograms(sound[None], SOUNDS).int() for sound in (0.1 * loud, loud))
+    assert (faint - full).abs().max() <= 1  # 0.1 times a float is rounded: a value may go to the next level
 
 
 @pytest.mark.parametrize(("num_fft", "hop_length"), [(512, 128), (512, 100), (300, 125), (256, 128)])
@@ -193,12 +194,13 @@ def test_a_sound_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -
     sounds = real_sounds()
     pictures = to_spectrograms(sounds, SOUNDS)
     back = to_sounds(pictures, SOUNDS)
-    assert torch.equal(to_spectrograms(sounds[3:4], SOUNDS), pictures[3:4])
     torch.manual_seed(5)
     np.random.seed(5)
-    assert torch.equal(to_sounds(pictures[[5, 3]], SOUNDS), back[[5, 3]])
+    assert torch.equal(to_sounds(pictures[[5, 3]], SOUNDS), back[[5, 3]])  # made one by one
+    # Fourier transforms of several frames are taken at once, which may round otherwise: to the next level.
     monkeypatch.setattr(spectrogram, "BATCH_SIZE", 3)
-    assert torch.equal(to_spectrograms(sounds, SOUNDS), pictures)
+    for found, rows in ((to_spectrograms(sounds[3:4], SOUNDS), [3]), (to_spectrograms(sounds, SOUNDS), ...)):
+        assert (found.int() - pictures[rows].int()).abs().max() <= 1
 
 
 def test_silence_stays_silent() -> None:
