@@ -21,6 +21,21 @@ STAGES = {
     "evaluate": "quality and cost of every model",
     "report": "one HTML page with tables, figures and pictures",
 }
+DEFAULTS = {
+    "run": Path("results/default"),
+    "params": Path("params.yaml"),
+    "data": Path("data"),
+    "device": "auto",
+}
+UNUSED_BY_RUN = {
+    "download": ("device",),
+    "score": ("data",),
+    "prune": ("data",),
+    "report": ("data", "device"),
+}
+UNUSED_BY_PIPELINE = {"score": ("run", "data"), "prune": ("run", "data")}
+UNUSED_BY_FOLDERS = ("run", "params", "data")
+"""Options with a default that a command takes, for it takes them from all stages, and makes no use of."""
 RESUMING = ("train", "score", "distill", "paper")
 PIPELINE_OPTIONS = {
     "score": {"out": "FILE", "prompts": "FILE"},
@@ -79,10 +94,10 @@ def _sentence(text: str) -> str:
 def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
     parser.set_defaults(stage=stage)
     parser.add_argument(
-        "--run", type=Path, default=Path("results/default"), metavar="DIR", help="run folder [%(default)s]"
+        "--run", type=Path, default=DEFAULTS["run"], metavar="DIR", help="run folder [%(default)s]"
     )
     parser.add_argument(
-        "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters [%(default)s]"
+        "--params", type=Path, default=DEFAULTS["params"], metavar="FILE", help="parameters [%(default)s]"
     )
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
@@ -306,6 +321,7 @@ def _run_on_folders(args: argparse.Namespace) -> None:
     if args.prompts is not None:
         raise ConfigError("--prompts: goes with --pipeline DIR; leave it out")
     _check_out(args.out)
+    _say_unused("for folders", args, UNUSED_BY_FOLDERS)
     from pelap.device import choose_device
     from pelap.stages.evaluate_folders import DEFAULT_EXTRACTORS, evaluate_folders
 
@@ -334,8 +350,17 @@ def _given(args: argparse.Namespace, options: Iterable[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in options if getattr(args, name, None) is not None]
 
 
+def _say_unused(
+    what: str, args: argparse.Namespace, options: Sequence[str], keys: Sequence[str] = ()
+) -> None:
+    """Say what was given on the command line or in the parameters and changes nothing."""
+    given = [f"--{name}" for name in options if getattr(args, name) != DEFAULTS[name]]
+    if given or keys:
+        print(f"not used {what}: {', '.join([*given, *keys])}")
+
+
 def _run_on_pipeline(args: argparse.Namespace) -> None:
-    from pelap.config import load_pipeline_params
+    from pelap.config import load_pipeline_params, unused_by_pipeline
 
     mixed = _given(args, FOLDER_OPTIONS)
     if mixed:
@@ -349,6 +374,7 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
     params = load_pipeline_params(args.params, args.command)
     from pelap.device import choose_device
     from pelap.io import check_writable
+    from pelap.stages.protocol import protocol_beside
 
     if getattr(args, "save_latents", None) is not None:
         check_writable(args.save_latents.parent)
@@ -356,6 +382,9 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
         _check_out(args.out)
     check_writable(args.out.parent)
     device = choose_device(args.device)
+    scored = args.command == "prune" and protocol_beside(args.scores).exists()
+    unused = unused_by_pipeline(args.command, params, scored, getattr(args, "plan", None) is not None)
+    _say_unused("for a pipeline", args, UNUSED_BY_PIPELINE.get(args.command, ("run",)), unused)
     if args.command == "score":
         from pelap.stages.score import score_pipeline
 
@@ -375,7 +404,7 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
 
 
 def _run_stage(args: argparse.Namespace) -> None:
-    from pelap.config import load_params
+    from pelap.config import load_params, unused_by_run
 
     only_with = {"--samples": FOLDER_OPTIONS, "--pipeline": PIPELINE_OPTIONS.get(args.stage, ())}
     for needed, options in only_with.items():
@@ -390,6 +419,9 @@ def _run_stage(args: argparse.Namespace) -> None:
 
     check_writable(args.run)
     context = Context(params, RunPaths(args.run), args.data, choose_device(args.device))
+    plan, variant = getattr(args, "plan", None), getattr(args, "variant", None)
+    unused = unused_by_run(args.stage, params, plan is not None, variant)
+    _say_unused("here", args, UNUSED_BY_RUN.get(args.stage, ()), unused)
     stage = importlib.import_module(f"pelap.stages.{args.stage}")
     if args.stage == "train":
         stage.run(context, args.variant)

@@ -52,6 +52,20 @@ PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
 }
 """The keys that a stage reads for a diffusers pipeline, which brings a model and settings of its own."""
 
+PIPELINE_UNUSED: dict[str, tuple[str, ...]] = {
+    "score": ("score.variant", "score.sampler.kind"),
+    "prune": ("score.variant", "score.sampler.kind", "score.criteria"),
+    "distill": ("distill.quality",),
+    "evaluate": (
+        "evaluate.models",
+        "evaluate.num_reconstructions",
+        "evaluate.sampler.kind",
+        "evaluate.dense_steps",
+        "evaluate.cache_intervals",
+    ),
+}
+"""What of these sections is for models of this project alone: a pipeline is one network, with a scheduler."""
+
 
 def read_yaml(path: Path) -> Any:
     """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused).
@@ -131,6 +145,69 @@ def parse_params(
     if problems:
         raise ConfigError(f"{source}: {'; '.join(problems)}")
     return params
+
+
+def unused_by_pipeline(stage: str, params: Params, scored: bool = False, planned: bool = False) -> list[str]:
+    """Keys whose values change nothing of what a stage does for a diffusers pipeline, for the user to know.
+
+    Args:
+        stage: One of `PIPELINE_KEYS`.
+        params: Of which what is null, empty or false asks for nothing.
+        scored: Whether `prune` finds the protocol of the scores, which says how they were made.
+        planned: Whether `prune` is given a plan.
+    """
+    keys = list(PIPELINE_UNUSED[stage])
+    if stage == "prune":
+        rescores = not planned and any(method.rescore for method in params.prune.methods.values())
+        keys += [] if rescores else ["score.early_stop", "score.num_resamples"]
+        keys = (["seed", "score"] if scored else keys) + ["prune"] * planned
+    if stage == "distill":
+        keys += [f"distill.students.{name}.skip" for name in params.distill.students]
+    if stage == "evaluate":
+        keys += _unused_by_figures(params)
+        keys += [] if "classifier" in params.evaluate.extractors else ["evaluate.classifier"]
+    return [key for key in keys if _asks(_at(params, key))]
+
+
+def unused_by_run(stage: str, params: Params, planned: bool = False, variant: str | None = None) -> list[str]:
+    """The same of a stage of a run; see `unused_by_pipeline`.
+
+    Args:
+        stage: One of `STAGES`.
+        params: At least its keys.
+        planned: Whether `prune` is given a plan.
+        variant: The only one that `train` is to train.
+    """
+    keys: list[str] = ["prune"] * planned
+    if stage == "train" and params.train.at_once > 1 and (variant or len(params.variants) == 1):
+        keys.append("train.at_once")
+    if stage == "evaluate":
+        keys += _unused_by_figures(params)
+        if params.evaluate.models == "variants":
+            keys += ["evaluate.dense_steps", "evaluate.cache_intervals", "evaluate.lpips_weights"]
+    return [key for key in keys if _asks(_at(params, key))]
+
+
+TIMED = ("evaluate.latency_compiled", "evaluate.latency_batch_sizes", "evaluate.sampler_repeats")
+
+
+def _unused_by_figures(params: Params) -> list[str]:
+    evaluate = params.evaluate
+    inception = any(name.startswith("inception") for name in evaluate.extractors)
+    keys = [] if inception else ["evaluate.inception_weights"]
+    return keys if evaluate.latency_repeats else [*keys, *TIMED]
+
+
+def _at(params: Params, key: str) -> Any:
+    value: Any = params
+    for name in key.split("."):
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return value
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value asks for something: null, false and what is empty do not."""
+    return value is not None and value is not False and value != ()
 
 
 def key_of(field_name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from pelap.data.dataset import to_uint8
+from pelap.data.dataset import all_equal, to_uint8
 from pelap.device import autocast, normalise_in_fp32, synchronise, uses_bf16
 from pelap.diffusion import ReverseProcess
 from pelap.finite import finite
@@ -204,3 +204,12 @@ def sample_images(
 ) -> torch.Tensor:
     """Generate pictures with a model of this project; see `sample_from`."""
     return sample_from(ModelSource(model, sampler), num, seed, batch_size)
+
+
+def said_if_alike(name: str, images: torch.Tensor) -> list[str]:
+    """A warning, printed and returned, where all of several pictures (N, C, H, W) are the same."""
+    if len(images) < 2 or not all_equal(images):
+        return []
+    line = f"{name}: all {len(images)} pictures are the same"
+    print(f"warning: {line}")
+    return [line]

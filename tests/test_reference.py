@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from pelap.data.dataset import all_equal
 from pelap.errors import ConfigError, DataError
 from pelap.evaluation import reference as reference_module
 from pelap.evaluation.coverage import coverage
 from pelap.evaluation.features import check_images
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance, jackknife, standard_error
 from pelap.evaluation.kid import kid
-from pelap.evaluation.reference import Figures, Reference, all_equal
+from pelap.evaluation.reference import Figures, Reference
 
 FIGURES = {"kid", "kid_std", "precision", "recall", "density", "coverage"}
 

@@ -14,8 +14,8 @@ from diffusers.utils import logging
 from tiny_pipelines import PROMPTS, same, tiny_stable_diffusion, tiny_stable_diffusion_3
 from torch import nn
 
+from pelap.data.dataset import all_equal
 from pelap.errors import ModelError, PelapError
-from pelap.evaluation.reference import all_equal
 from pelap.pipelines import LatentPipeline
 from pelap.sampling import PURPOSE, sample_from
 from pelap.seeding import noise

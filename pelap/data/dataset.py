@@ -182,6 +182,11 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
+def all_equal(images: torch.Tensor) -> bool:
+    """Whether every picture (N, C, H, W) is the same as the first, as of a model that has collapsed."""
+    return bool((images == images[:1]).all())
+
+
 class Picks(NamedTuple):
     """Which pictures make a batch."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pelap.data.dataset import all_equal
 from pelap.errors import ConfigError, DataError
 from pelap.evaluation.coverage import NUM_NEIGHBOURS, coverage, radii
 from pelap.evaluation.features import Extractor, check_images, metric_name
@@ -195,11 +196,6 @@ class Reference:
 def _shape(images: Tensor) -> str:
     channels, height, width = images.shape[1:]
     return f"{height}x{width} pixels" + " of one channel" * (channels == 1)
-
-
-def all_equal(images: Tensor) -> bool:
-    """Whether every picture (N, C, H, W) is the same as the first, as of a model that has collapsed."""
-    return bool((images == images[:1]).all())
 
 
 class _Side:

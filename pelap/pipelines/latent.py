@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from pelap.data.dataset import to_uint8
+from pelap.device import autocast, normalise_in_fp32, uses_bf16
 from pelap.errors import ConfigError, is_out_of_memory
 from pelap.finite import finite
 from pelap.io import digest, one_line
@@ -55,6 +56,7 @@ class LatentPipeline:
         pipe: Its modules are set to float32 and evaluation mode, its progress bar is turned off.
         num_steps: Steps of its scheduler.
         prompts: For text-to-image pipelines: item i gets prompt i, from the first again after the last.
+        precision: Of the denoiser alone, see `pelap.device.autocast`.
 
     Attributes:
         classes: Of class-conditional pipelines, the numbers of those that items go through, at first all.
@@ -69,10 +71,15 @@ class LatentPipeline:
     """
 
     def __init__(
-        self, pipe: "DiffusionPipeline", num_steps: int, prompts: Sequence[str] | None = None
+        self,
+        pipe: "DiffusionPipeline",
+        num_steps: int,
+        prompts: Sequence[str] | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.pipe = pipe
         self.num_steps = num_steps
+        self.precision = precision
         self.prompts = tuple(prompts or ())
         self.part = denoiser_of(pipe)
         self.latent_shape = latent_shape_of(pipe, self.denoiser)
@@ -129,7 +136,7 @@ class LatentPipeline:
         seeds = [seed] * len(indices) if isinstance(seed, int) else seed
         generators = [generator(s, STEP_NOISE, i) for s, i in zip(seeds, indices, strict=True)]
         noise = noise.to(self.device, torch.float32)
-        with self._said_of("its own call fails"):
+        with self._said_of("its own call fails"), self._in_precision():
             if self._kind == "text":
                 return self._call(noise, indices, generators)
             predict = self._predict if self._kind == "unconditional" else self._predict_classes(indices)
@@ -294,11 +301,8 @@ class LatentPipeline:
                 rows.append(self._encodings[prompt, way])
             return stack(rows)
 
-        self.pipe.encode_prompt = encode_once
-        try:
+        with _in_place(self.pipe, "encode_prompt", encode_once):
             yield
-        finally:
-            del self.pipe.encode_prompt  # uncovers the method
 
     @contextmanager
     def _steps_drawing_from(self, generators: list[torch.Generator]) -> Iterator[None]:
@@ -317,12 +321,44 @@ class LatentPipeline:
                 call.arguments["generator"] = generators
             return step(*call.args, **call.kwargs)
 
-        if "generator" in signature.parameters:
-            scheduler.step = drawing
-        try:
+        with _in_place(scheduler, "step", drawing if "generator" in signature.parameters else step):
             yield
-        finally:
-            vars(scheduler).pop("step", None)  # uncovers the method
+
+    @contextmanager
+    def _in_precision(self) -> Iterator[None]:
+        """Let the denoiser compute in less than float32, where that is asked for; it gives float32."""
+        if not uses_bf16(self.device, self.precision):
+            yield
+            return
+        network = self.denoiser
+        forward = network.forward
+        if self.device.type == "cpu":
+            normalise_in_fp32(network)
+
+        @wraps(forward)
+        def mixed(*args: Any, **kwargs: Any) -> Any:
+            with autocast(self.device, self.precision):
+                output = forward(*args, **kwargs)
+            if isinstance(output, tuple):
+                return (output[0].float(), *output[1:])
+            output.sample = output.sample.float()
+            return output
+
+        with _in_place(network, "forward", mixed):
+            yield
+
+
+@contextmanager
+def _in_place(of: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
+    """For the block, an object has another function in the place of a method."""
+    before = vars(of).get(method)
+    setattr(of, method, function)
+    try:
+        yield
+    finally:
+        delattr(of, method)  # uncovers that of its class
+        if before is not None:
+            setattr(of, method, before)
 
 
 class _ReachedError(Exception):

@@ -22,10 +22,9 @@ from pelap.params import StudentParams
 from pelap.paths import reference_cache
 from pelap.pruning.plan import Plan, demand_network
 from pelap.pruning.surgery import apply_plan
-from pelap.sampling import ModelSource, in_turn, sample_from
+from pelap.sampling import ModelSource, in_turn, said_if_alike, sample_from
 from pelap.seeding import generator
 from pelap.stages.context import Context
-from pelap.stages.figures import said_if_alike
 from pelap.stages.trained import trained_model
 from pelap.training.checkpoint import ResumeState
 from pelap.training.distill import Distilled, Quality, distill

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pelap import io
+from pelap.data.dataset import all_equal
 from pelap.data.entries import Entry, entries, kind_of, passed_over, reading
 from pelap.data.pictures import read_picture
 from pelap.data.remarks import Remarks
 from pelap.errors import DataError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.quality import SSIM_SIDE, psnr, ssim
-from pelap.evaluation.reference import Reference, all_equal
+from pelap.evaluation.reference import Reference
 from pelap.stages.protocol import environment
 
 DEFAULT_EXTRACTORS = ("effnet-lite0",)

@@ -9,9 +9,11 @@ from rich.console import Console
 
 from pelap import io
 from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.device import uses_bf16
 from pelap.errors import ConfigError
+from pelap.evaluation.features import CLASSIFIER
 from pelap.evaluation.reference import FLOOR, Figures
-from pelap.params import Params
+from pelap.params import EvaluateParams, Params
 from pelap.paths import packed_dataset, reference_cache
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import class_numbers
@@ -62,12 +64,14 @@ def evaluate_pipelines(
     with io.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
         pipelines = _open(params, named, dataset, device, prompts)
-        real = real_pictures(dataset, params.evaluate, reference_cache(data), device)
+        evaluate = _without_idle_classifier(params.evaluate)
+        real = real_pictures(dataset, evaluate, reference_cache(data), device)
         figures = _figures(params, pipelines, real)
         metrics, latencies = _measure(params, named, pipelines, figures, device)
         first, *others = named
         extra = {
             "pipelines": {name: _describe(pipeline) for name, pipeline in pipelines.items()},
+            "precision": "bf16" if uses_bf16(device, params.evaluate.precision) else "fp32",
             "dense": first,
             "differences": differences(figures, others, [first]).to_dict("records"),
             "latencies": latencies.to_dict("records"),
@@ -93,6 +97,12 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
+def _without_idle_classifier(params: EvaluateParams) -> EvaluateParams:
+    """A pipeline's pictures are not asked to be of a class: as an extractor or not at all."""
+    idle = CLASSIFIER not in params.extractors
+    return params.model_copy(update={"classifier": None}) if idle else params
+
+
 def _open(
     params: Params,
     named: Mapping[str, Path],
@@ -102,7 +112,8 @@ def _open(
 ) -> dict[str, LatentPipeline]:
     pipelines = {}
     for name, folder in named.items():
-        pipelines[name] = open_pipeline(folder, params.evaluate.sampler.steps, device, prompts)
+        steps, precision = params.evaluate.sampler.steps, params.evaluate.precision
+        pipelines[name] = open_pipeline(folder, steps, device, prompts, precision)
         demand_pictures_of(pipelines[name], folder, dataset)
         if pipelines[name].classes:
             # As the data have each of them about equally often, and others not at all.
@@ -126,7 +137,10 @@ def _measure(
     device: torch.device,
 ) -> tuple[dict[str, Metrics], pd.DataFrame]:
     """All metrics by name, and the table of latencies."""
-    subjects = {name: pipeline_subject(pipe, name, params.seed) for name, pipe in pipelines.items()}
+    seed, precision = params.seed, params.evaluate.precision
+    subjects = {
+        name: pipeline_subject(pipe, name, seed, precision=precision) for name, pipe in pipelines.items()
+    }
     weights = {name: folders[name] / pipeline.part for name, pipeline in pipelines.items()}
     costs, latencies = compare_costs(subjects, weights, params.evaluate, device)
     times = time_images(pipelines, params.evaluate, device)

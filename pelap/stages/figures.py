@@ -15,7 +15,7 @@ from pelap.errors import ConfigError
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.frechet import standard_error
 from pelap.evaluation.quality import SSIM_SIDE, lpips, psnr, ssim
-from pelap.evaluation.reference import FLOOR, Figures, all_equal
+from pelap.evaluation.reference import FLOOR, Figures
 from pelap.graphs import WARMUP_CALLS, can_record
 from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
@@ -23,7 +23,7 @@ from pelap.measure.latency import Latency, compiled, measure_latency
 from pelap.models.weight_files import weights_bytes
 from pelap.params import EvaluateParams
 from pelap.progress import progress
-from pelap.sampling import Source, in_turn, sample_from
+from pelap.sampling import Source, in_turn, said_if_alike, sample_from
 from pelap.seeding import noise
 from pelap.stages.protocol import environment
 from pelap.stages.real import Real
@@ -90,15 +90,6 @@ def measure_pictures(
             result[name] = figures
             report(done, name)
     return result
-
-
-def said_if_alike(name: str, images: torch.Tensor) -> list[str]:
-    """A warning, printed and returned, where all of several pictures (N, C, H, W) are the same."""
-    if len(images) < 2 or not all_equal(images):
-        return []
-    line = f"{name}: all {len(images)} pictures are the same"
-    print(f"warning: {line}")
-    return [line]
 
 
 def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:

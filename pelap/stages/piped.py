@@ -12,7 +12,11 @@ from pelap.pipelines import LatentPipeline
 
 
 def open_pipeline(
-    folder: Path, num_steps: int, device: torch.device, prompts: Path | None = None
+    folder: Path,
+    num_steps: int,
+    device: torch.device,
+    prompts: Path | None = None,
+    precision: str = "fp32",
 ) -> LatentPipeline:
     """A pipeline folder, pruned or not, ready to make latents and pictures.
 
@@ -22,7 +26,7 @@ def open_pipeline(
         DataError: The file of prompts cannot be read.
     """
     texts = read_prompts(prompts) if prompts is not None else None
-    return LatentPipeline(load_pipeline(folder, device), num_steps, texts)
+    return LatentPipeline(load_pipeline(folder, device), num_steps, texts, precision)
 
 
 def demand_pictures_of(pipeline: LatentPipeline, folder: Path, dataset: ImageDataset) -> None:

@@ -13,8 +13,7 @@ from pelap.io import atomic_dir
 from pelap.loading import is_pipeline, load_model
 from pelap.params import SamplerParams
 from pelap.paths import GRID
-from pelap.sampling import BATCH_SIZE, ModelSource, Source, sample_from
-from pelap.stages.figures import said_if_alike
+from pelap.sampling import BATCH_SIZE, ModelSource, Source, said_if_alike, sample_from
 from pelap.stages.piped import open_pipeline
 
 PIPELINE_BATCH_SIZE = 8

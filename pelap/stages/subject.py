@@ -119,7 +119,9 @@ def model_subject(
     )
 
 
-def pipeline_subject(pipeline: LatentPipeline, name: str, seed: int, num_seeds: int = 1) -> Subject:
+def pipeline_subject(
+    pipeline: LatentPipeline, name: str, seed: int, num_seeds: int = 1, precision: str = "fp32"
+) -> Subject:
     """A stranger's pipeline, with its own scheduler and settings.
 
     Every seed goes through the prompts from the first, so that seeds can be compared.
@@ -138,6 +140,7 @@ def pipeline_subject(pipeline: LatentPipeline, name: str, seed: int, num_seeds: 
         networks=tuple(part for part in pipeline.pipe.components.values() if isinstance(part, nn.Module)),
         protocol=(protocol := pipeline.describe()),
         spacing=str(protocol["timestep_spacing"]),
+        precision=precision,
     )
 
 

@@ -22,9 +22,8 @@ from pelap.models.conditioning import TextConditioner, build_conditioner
 from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.params import ConditioningParams, NoConditioning, VariantParams
 from pelap.paths import TrainPaths
-from pelap.sampling import sample_images
+from pelap.sampling import said_if_alike, sample_images
 from pelap.stages.context import Context
-from pelap.stages.figures import said_if_alike
 from pelap.training.checkpoint import ResumeState
 from pelap.training.joint import joint_training
 from pelap.training.loop import Progress
