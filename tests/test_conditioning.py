@@ -371,7 +371,7 @@ def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> Non
     torch.testing.assert_close(latents[0], latents[1])  # item 0 of either seed: the first prompt
     assert not torch.allclose(latents[1], latents[2], atol=1e-4)
     assert subject.task_loss is not None
-    loss = subject.task_loss(latents, torch.Generator().manual_seed(0))
+    loss = subject.task_loss(latents, range(len(latents)), torch.Generator().manual_seed(0))
     assert loss.isfinite()
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from pelap.device import full_precision
 from pelap.errors import ModelError
 from pelap.params import SamplerParams
+from pelap.pruning import score as score_module
 from pelap.pruning.fit import make_stand_ins
 from pelap.pruning.latents import LatentStore
 from pelap.pruning.operators import Operator, find_operators
@@ -418,6 +419,18 @@ def test_early_stop_finds_the_lowest_share_and_says_what_was_stopped(share: floa
     assert scores.num_rows == scores.table["num_latents"].sum() < full.num_rows
     assert done == sorted(done)
     assert done[-1] == 32 * len(subject.operators)
+
+
+@pytest.mark.parametrize("num_sets", [1, 2, 4])
+def test_operators_are_compared_on_items_that_were_drawn(num_sets: int) -> None:
+    scoring = Scoring(early_stop=0.1, num_sets=num_sets)
+    order = score_module._order(64, scoring)
+    assert sorted(order.tolist()) == list(range(64))
+    together = order.view(-1, num_sets)  # the same number of every set
+    assert torch.equal(together % num_sets, torch.arange(num_sets).expand_as(together))
+    assert torch.equal(together // num_sets, (together[:, :1] // num_sets).expand_as(together))
+    assert order[:16].max() >= 32
+    assert torch.equal(score_module._order(64, Scoring(num_sets=num_sets)), torch.arange(64))
 
 
 def test_nothing_is_stopped_unless_asked_for() -> None:

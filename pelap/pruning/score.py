@@ -22,6 +22,7 @@ from pelap.pruning.latents import LatentStore
 from pelap.pruning.operators import Operator, hooked, standing_in
 from pelap.pruning.replace import StandIn, input_of, output_size
 from pelap.pruning.statistic import Bootstrap, Formula, distances, score
+from pelap.seeding import generator
 
 Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Noise (B, ...) and the items that its rows are, to latents of the same shape, through the denoiser under
@@ -105,7 +106,8 @@ def score_operators(
             model's are not finite.
     """
     store = store or LatentStore()
-    noise = _channels_last(unet, noise)
+    order = _order(len(noise), scoring)
+    noise, denoise = _channels_last(unet, noise[order]), _of_items(denoise, order)
     _check_denoise(denoise, noise)
     _denoise_original(denoise, noise, scoring.rows_per_batch, store)
     original = finite(store.get(ORIGINAL), ORIGINALS, MEND)
@@ -121,7 +123,26 @@ def score_operators(
             running = _still_running(running, num_wanted, original[:end], scoring, store)
     if num_done < len(operators) * len(noise):
         report(len(operators) * len(noise))
-    return _scores(operators, original, scoring, store)
+    return _scores(operators, original, order.argsort(), scoring, store)
+
+
+def _order(num: int, scoring: Scoring) -> torch.Tensor:
+    """Which item is looked at when, (num,) int64.
+
+    Where operators are compared after a part of the items, that part has to stand for all: it is drawn, the
+    same of every set, as items go through prompts or classes in their order.
+    """
+    items = torch.arange(num)
+    if scoring.early_stop is None:
+        return items
+    place = torch.randperm(num, generator=generator(0, "score order"))
+    return place[items // scoring.num_sets].argsort(stable=True)
+
+
+def _of_items(denoise: Denoise, order: torch.Tensor) -> Denoise:
+    """The same, called with places in an order instead of items."""
+    items = order.tolist()
+    return lambda noise, places: denoise(noise, [items[place] for place in places])
 
 
 def _channels_last(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
@@ -249,19 +270,27 @@ def _still_running(
 
 
 def _scores(
-    operators: Sequence[Operator], original: torch.Tensor, scoring: Scoring, store: LatentStore
+    operators: Sequence[Operator],
+    original: torch.Tensor,
+    place_of: torch.Tensor,
+    scoring: Scoring,
+    store: LatentStore,
 ) -> Scores:
+    """Scores of latents in the order that they were looked at; `place_of` (N,) says where an item is."""
     bootstraps: dict[int, Bootstrap] = {}
     rows, by_set, num_rows = [], [], 0
+    first, original = original, original[place_of]
     for operator in operators:
         latents = store.get(operator.name)
         num = len(latents)
+        whole = num == len(original)
+        untouched, latents = (original, latents[place_of]) if whole else (first[:num], latents)
         if num not in bootstraps:
-            bootstraps[num] = Bootstrap(original[:num], scoring.num_resamples, scoring.seed)
-        rows.append(_row(operator, original[:num], latents, bootstraps[num], scoring.formula))
-        rows[-1]["stopped_early"] = num < len(original)
+            bootstraps[num] = Bootstrap(untouched, scoring.num_resamples, scoring.seed)
+        rows.append(_row(operator, untouched, latents, bootstraps[num], scoring.formula))
+        rows[-1]["stopped_early"] = not whole
         num_rows += num
-        if num == len(original):
+        if whole:
             sets = range(scoring.num_sets)
             step = scoring.num_sets
             by_set.append([score(scoring.formula, original[i::step], latents[i::step]) for i in sets])

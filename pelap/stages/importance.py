@@ -50,19 +50,20 @@ def importances(
         seed: Names random numbers.
     """
     network = subject.network
-    start = subject.noise(params.num_latents, params.num_seeds, seed)[: params.batch_size]
+    # One batch says enough, and needs no more memory than scoring does. It is drawn, as items go through
+    # prompts in their order.
+    drawn = torch.randperm(params.num_latents, generator=generator(seed, "criteria"))
+    items = drawn[: params.batch_size].sort().values
+    start = subject.noise(params.num_latents, params.num_seeds, seed)[items]
 
     def denoise() -> object:
-        return subject.denoise(start, range(len(start)))
+        return subject.denoise(start, items.tolist())
 
     def losses() -> list[Callable[[], torch.Tensor]]:
         assert subject.task_loss is not None
-        given = latents[: params.batch_size].to(subject.device)
-        return [
-            partial(subject.task_loss, given, generator(seed, "taylor", draw)) for draw in range(NUM_CALLS)
-        ]
+        loss = partial(subject.task_loss, latents[items].to(subject.device), items.tolist())
+        return [partial(loss, generator(seed, "taylor", draw)) for draw in range(NUM_CALLS)]
 
-    # One batch says enough, and needs no more memory than scoring does.
     calls: list[criteria.Call] = []
     if {"output_error", "block_similarity"} & set(params.criteria):
         with full_precision():

@@ -36,9 +36,9 @@ class Subject:
     """What its latents are made with."""
     spacing: str
     """Of the time steps, as diffusers calls it."""
-    task_loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
-    """The loss of training on latents (B, *latent_shape), noise and time steps drawn from the stream; None
-    where the training is not known."""
+    task_loss: Callable[[torch.Tensor, Sequence[int], torch.Generator], torch.Tensor] | None = None
+    """The loss of training on latents (B, *latent_shape) of these items, noise and time steps drawn from the
+    stream; None where the training is not known."""
     precision: str = "fp32"
     """Of `forward` alone, see `pelap.device.autocast`; fp32 leaves the network to its own."""
 
@@ -91,12 +91,12 @@ def model_subject(
 
     alphas = alphas_cumprod(model.info.diffusion)
 
-    def task_loss(latents: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def task_loss(latents: torch.Tensor, items: Sequence[int], stream: torch.Generator) -> torch.Tensor:
         place, support = latents.device, model.support()
         timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(place)
         error = torch.randn(latents.shape, generator=stream).to(place)
         noisy = add_noise(latents, error, timesteps, alphas.to(place))
-        prompts = model.tokens_of([i // num_seeds for i in range(len(latents))])
+        prompts = model.tokens_of([i // num_seeds for i in items])
         seen, conditions = noisy if support is None else noisy * support, model.conditions(prompts.to(place))
         predicted = model.unet(seen, timesteps, **conditions).sample
         return noise_error(predicted, error, support).mean()
