@@ -70,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         _add_stage(commands.add_parser(stage, help=help_text, description=_sentence(help_text)), stage)
     _add_sample(commands)
     _add_cut(commands)
+    inputs = commands.add_parser("inputs", help="note the state of what the parameters name")
+    inputs.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    inputs.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     show = commands.add_parser("show", help="print the table of a finished run and where its report is")
     show.add_argument("--run", type=Path, default=Path("results/default"), metavar="DIR", help="run folder")
     compare = commands.add_parser("compare", help="summarise a sweep over seeds and data sets")
@@ -289,6 +292,10 @@ def _run(args: argparse.Namespace) -> None:
         from pelap.stages.report import show
 
         show(RunPaths(args.run))
+    elif args.command == "inputs":
+        from pelap.stages.inputs import inputs
+
+        inputs(args.params, args.data)
     elif args.command == "study":
         from pelap.stages.study import study
 

@@ -14,6 +14,11 @@ def packed_dataset(data: Path, dataset: str) -> Path:
     return data / f"{dataset}.safetensors"
 
 
+def input_file(data: Path, stage: str) -> Path:
+    """What a stage reads outside of the run, as `inputs` found it."""
+    return data / "inputs" / f"{stage}.json"
+
+
 def reference_cache(data: Path) -> Path:
     """Folder of the features of real pictures, computed once."""
     return data / ".features"

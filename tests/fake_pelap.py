@@ -9,7 +9,15 @@ import os
 import re
 from pathlib import Path
 
-from pelap.paths import ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
+from pelap.paths import (
+    ChoosingPaths,
+    RunPaths,
+    StudyPaths,
+    SweepPaths,
+    TasksPaths,
+    input_file,
+    packed_dataset,
+)
 
 
 def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
@@ -52,22 +60,32 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path)
     parser.add_argument("--root", type=Path)
     parser.add_argument("--variant", default="")
+    parser.add_argument("--cells", nargs="+", default=[])
     args = parser.parse_args()
+    if args.stage == "inputs":  # always run, and no stage
+        for stage in ("download", "train", "evaluate"):
+            file = input_file(args.data, stage)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(os.environ.get("PELAP_INPUTS", "as they were"))
+        return
     with Path(os.environ["PELAP_CALLS"]).open("a") as calls:
         print(f"{args.stage}@{args.variant}" if args.variant else args.stage, file=calls)
     if args.stage == "compare":
         sweep = SweepPaths(args.sweep)
-        files, content = [sweep.summary, sweep.figure, sweep.budget, sweep.budget_figure], ""
+        files, content = (
+            [sweep.summary, sweep.figure, sweep.budget, sweep.budget_figure],
+            " ".join(args.cells),
+        )
     elif args.stage == "study":
         study = StudyPaths(args.root)
-        files, content = [study.summary, study.cells, study.figure], ""
+        files, content = [study.summary, study.cells, study.figure], " ".join(args.cells)
     elif args.stage == "choosing":
         choosing = ChoosingPaths(args.root)
         names = ("plans", "methods", "additivity", "prediction", "rivals")
         figures = ("threshold_figure", "methods_figure", "additivity_figure", "prediction_figure")
-        files, content = [getattr(choosing, name) for name in (*names, *figures)], ""
+        files, content = [getattr(choosing, name) for name in (*names, *figures)], " ".join(args.cells)
     elif args.stage == "tasks":
-        files, content = TasksPaths(args.root).files, ""
+        files, content = TasksPaths(args.root).files, " ".join(args.cells)
     else:
         content = args.params.read_text()
         dataset = re.search(r'^ *"?dataset"?: "?([a-z0-9_-]+)', content, re.MULTILINE)

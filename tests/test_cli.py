@@ -23,6 +23,7 @@ OPTIONS = {
     | {"--samples", "--reference", "--extractor", "--inception-weights", "--paired"},
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
     "cut": {"--model", "--data", "--out", "--device", "--help"},
+    "inputs": {"--params", "--data", "--help"},
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--cells", "--help"},
     "study": {"--root", "--cells", "--help"},

@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 import pelap
 from pelap.config import STAGE_KEYS, STAGES, load_params, read_yaml
-from pelap.paths import RunPaths, packed_dataset
+from pelap.paths import RunPaths, input_file, packed_dataset
+from pelap.stages.inputs import READING
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -102,6 +103,8 @@ def dvc_stages() -> dict[str, dict[str, Any]]:
 
 
 DVC = dvc_stages()
+INPUTS = DVC.pop("inputs")
+"""Not a stage of a run: looks at what is outside of it."""
 
 
 def paths(stage: Mapping[str, Any], *kinds: str) -> set[str]:
@@ -143,6 +146,14 @@ def expected_outputs(name: str) -> set[str]:
     return {str(path) for path in found}
 
 
+def test_dvc_looks_at_what_the_parameters_name_outside() -> None:
+    assert INPUTS["always_changed"]
+    assert outputs(INPUTS) == {str(input_file(Path("data"), stage)) for stage in READING}
+    for name, stage in DVC.items():
+        file = str(input_file(Path("data"), name.partition("@")[0]))
+        assert (file in paths(stage, "deps")) == (file in outputs(INPUTS))
+
+
 def test_dvc_has_the_stages_in_order() -> None:
     assert tuple(dict.fromkeys(name.partition("@")[0] for name in DVC)) == STAGES
 
@@ -166,6 +177,8 @@ def test_dvc_outputs_are_the_run_paths(name: str) -> None:
 def test_dvc_reads_what_earlier_stages_wrote(name: str) -> None:
     names = list(DVC)
     written = {path for before in names[: names.index(name)] for path in outputs(DVC[before])}
+    stage = name.partition("@")[0]
+    written |= {str(input_file(Path("data"), stage))} & outputs(INPUTS)
     read = {path for path in paths(DVC[name], "deps") if not path.startswith("pelap/")}
     orphans = {path for path in read if not any(f"{out}/".startswith(f"{path}/") for out in written)}
     assert orphans == set()
@@ -300,9 +313,14 @@ SHARE = (f"time_reduction: {RAW['prune']['time_reduction']}", "time_reduction: 0
 
 
 @pytest.mark.slow
-def test_dvc_reruns_what_a_change_affects_and_nothing_else(project: Path) -> None:
+def test_dvc_reruns_what_a_change_affects_and_nothing_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert calls(project, "dvc", "repro") == {"download", *TRAINED, *AFTER_TRAIN}
     assert calls(project, "dvc", "repro") == set()
+    monkeypatch.setenv("PELAP_INPUTS", "pictures, prompts and weights are others now")
+    again = calls(project, "dvc", "repro")
+    assert {"download", *TRAINED, "evaluate"} <= again
     edit(project, *SHARE)
     assert calls(project, "dvc", "repro") == AFTER_PRUNE
     edit(project, *LAMBDA)
@@ -327,6 +345,40 @@ def test_snakemake_reruns_what_a_change_affects_and_nothing_else(project: Path) 
     assert calls(project, *sweep) == {"collapse", "report"}
     assert calls(project, *sweep) == set()
     shutil.copy(ROOT / "params.yaml", project)
+
+
+@pytest.mark.slow
+def test_snakemake_notices_changes_without_its_own_memory(project: Path, tmp_path: Path) -> None:
+    """What was in .snakemake is lost with it: a clone, a copy, a folder that somebody tidied up."""
+    pictures = tmp_path / "my pictures"
+    for split in ("train", "test"):
+        (pictures / split / "a").mkdir(parents=True)
+        (pictures / split / "a" / "1.png").write_text("x")
+    edit(project, "  folders: ", f"  folders:\n    mine: {pictures}\n    # ")
+    sweep = ("snakemake", "--cores", "4", "all_seeds", "--config", "datasets=[mine]", "seeds=[3,4]")
+
+    def forgetful() -> set[str]:
+        shutil.rmtree(project / ".snakemake")
+        return calls(project, *sweep)
+
+    try:
+        assert calls(project, *sweep) == {"download", *TRAINED, *AFTER_TRAIN, "compare"}
+        assert (project / "results/sweep/summary.csv").read_text() == "mine/seed3 mine/seed4"
+        assert forgetful() == set()
+        edit(project, *LAMBDA)
+        assert forgetful() == {*PENALISED, *AFTER_TRAIN, "compare"}
+        assert forgetful() == set()
+        with (project / "pelap" / "stages" / "report.py").open("a") as module:
+            module.write("# edited\n")
+        assert forgetful() == {"report"}
+        (pictures / "train" / "a" / "1.png").write_text("another")
+        assert forgetful() == {"download", *TRAINED, *AFTER_TRAIN, "compare"}
+        sweep = (*sweep[:-1], "seeds=[3]")
+        assert forgetful() == {"compare"}
+        assert (project / "results/sweep/summary.csv").read_text() == "mine/seed3"
+        assert forgetful() == set()
+    finally:
+        shutil.copy(ROOT / "params.yaml", project)
 
 
 def planned(result: subprocess.CompletedProcess[str]) -> dict[str, int]:

@@ -43,18 +43,25 @@ def locate(name: str, location: str, data_dir: Path) -> Path:
     Raises:
         DataError: It leads nowhere.
     """
-    path = Path(location).expanduser()
-    if path.exists():
-        return path
-    wanted = _download_name(path, data_dir)
-    found = find_file(wanted, data_dir) if wanted is not None else None
+    path, found = Path(location).expanduser(), find_source(location, data_dir)
     if found is None:
+        wanted = _download_name(path, data_dir)
         raise DataError(
             f"{path}: no such file or folder{_seen_from(path)}; correct download.folders.{name}, or "
             + (where_to_put(wanted, data_dir) if wanted is not None else _how_to_name(path))
         )
-    print(f"{name}: {path} is read from {found}")
+    if found != path:
+        print(f"{name}: {path} is read from {found}")
     return found
+
+
+def find_source(location: str, data_dir: Path) -> Path | None:
+    """As `locate`, without a word; None for what leads nowhere."""
+    path = Path(location).expanduser()
+    if path.exists():
+        return path
+    wanted = _download_name(path, data_dir)
+    return None if wanted is None else find_file(wanted, data_dir)
 
 
 def _seen_from(path: Path) -> str:

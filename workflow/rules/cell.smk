@@ -5,6 +5,8 @@ RECONSTRUCTIONS = CELL.reconstructions("").parent
 
 
 rule download:
+    input:
+        made_of=made_of("download", DATA / "{place}" / "params" / "{dataset}.yaml"),
     output:
         data=packed_dataset(DATA / "{place}", "{dataset}"),
         parameters=DATA / "{place}" / "params" / "{dataset}.yaml",
@@ -14,9 +16,8 @@ rule download:
         DATA / "{place}" / "benchmarks" / "{dataset}.tsv"
     params:
         folder=subpath(output.data, parent=True),
-        archives=Path("data") / DOWNLOADS,
+        archives=ARCHIVES,
         parameters=resolved("download"),
-        code=stage_code("download"),
     threads: 1
     resources:
         mem_mb=4000,
@@ -32,6 +33,7 @@ rule download:
 rule train:
     input:
         data=packed,
+        made_of=made_of("train", parameter_file("train-{variant}")),
     output:
         directory(MODEL.model),
         MODEL.history,
@@ -46,7 +48,6 @@ rule train:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("train"),
-        code=stage_code("train"),
     threads: 2
     resources:
         gpu=1,
@@ -63,6 +64,7 @@ rule collapse:
     input:
         data=packed,
         models=every_variant("model"),
+        made_of=made_of("collapse", parameter_file("collapse")),
     output:
         CELL.collapse_tables.values(),
         CELL.collapse_metrics,
@@ -74,7 +76,6 @@ rule collapse:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("collapse"),
-        code=stage_code("collapse"),
     threads: 2
     resources:
         gpu=1,
@@ -90,6 +91,7 @@ rule collapse:
 rule score:
     input:
         model=scored_model,
+        made_of=made_of("score", parameter_file("score")),
     output:
         CELL.scores,
         CELL.score_protocol,
@@ -101,7 +103,6 @@ rule score:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("score"),
-        code=stage_code("score"),
     threads: all_cores
     resources:
         gpu=1,
@@ -119,6 +120,7 @@ rule prune:
         model=scored_model,
         scores=CELL.scores,
         protocol=CELL.score_protocol,
+        made_of=made_of("prune", parameter_file("prune")),
     output:
         CELL.prune_result,
         CELL.changes,
@@ -132,7 +134,6 @@ rule prune:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("prune"),
-        code=stage_code("prune"),
     threads: all_cores
     resources:
         gpu=1,
@@ -152,6 +153,7 @@ rule distill:
         protocol=CELL.score_protocol,
         plans=CELL.prune_result,
         pruned=CELL.pruned_models,
+        made_of=made_of("distill", parameter_file("distill")),
     output:
         CELL.distill_history,
         CELL.distill_validation,
@@ -165,7 +167,6 @@ rule distill:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("distill"),
-        code=stage_code("distill"),
     threads: 2
     resources:
         gpu=1,
@@ -183,6 +184,7 @@ rule evaluate:
         data=packed,
         models=every_variant("model"),
         shrunk=shrunk_models,
+        made_of=made_of("evaluate", parameter_file("evaluate")),
     output:
         CELL.metrics,
         CELL.budget,
@@ -199,7 +201,6 @@ rule evaluate:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("evaluate"),
-        code=stage_code("evaluate"),
     threads: evaluate_cores
     resources:
         gpu=1,
@@ -234,6 +235,7 @@ rule report:
         CELL.evaluate_protocol,
         SAMPLES,
         RECONSTRUCTIONS,
+        made_of=made_of("report", parameter_file("report")),
     output:
         CELL.report_page,
         CELL.report_table,
@@ -251,7 +253,6 @@ rule report:
     params:
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("report"),
-        code=stage_code("report"),
     threads: 1
     resources:
         mem_mb=2000,

@@ -15,8 +15,11 @@ sys.path.insert(0, str(workflow.basedir))
 
 from pelap import io
 from pelap.config import parse_params, read_yaml, select_keys
+from pelap.data.locate import DATA_DIR_VARIABLE
 from pelap.errors import PelapError
+from pelap.keys import key
 from pelap.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
+from pelap.stages.inputs import inputs_of
 
 RESULTS = Path("results")
 SUMMARY = SweepPaths(RESULTS / "{grid}")
@@ -27,6 +30,8 @@ CELL = RunPaths(RESULTS / "{grid}" / "{dataset}" / "seed{seed}")
 MODEL = CELL.train("{variant}")
 DATA = Path("data") / "{grid}"
 """Each grid has its own: their parameters may ask for other pictures."""
+ARCHIVES = Path("data") / DOWNLOADS
+os.environ.setdefault(DATA_DIR_VARIABLE, str(ARCHIVES))
 SEEDED_DATASETS = ("photos", "sounds")
 """Data sets that differ from seed to seed; the others are packed once."""
 CLUSTER_CORES = 8
@@ -138,7 +143,7 @@ def shrunk_models(wildcards):
 
 def parameter_file(stage):
     """Where a cell's parameters for one stage are; one file for all would rerun everything."""
-    return CELL.root / "params" / f"{stage}.yaml"
+    return CELL.stage_params / f"{stage}.yaml"
 
 
 def log_file(stage):
@@ -147,6 +152,22 @@ def log_file(stage):
 
 def benchmark_file(stage):
     return CELL.root / "benchmarks" / f"{stage}.tsv"
+
+
+def summary_made_of(command, root, cells, *report):
+    """The key of a summary: its cells and its code."""
+    sources = (f"pelap/stages/{command}.py", "pelap/stages/cells.py", *report)
+    return written(root / "params" / f"{command}.key", key(cells=cells, code=code(*sources)))
+
+
+def cells_asked(*grids):
+    """Cells as a summary is told which to take, from the folder that holds them."""
+    above = {grid: f"{Path(grid).name}/" if grid.startswith("tasks/") else "" for grid in grids}
+    return [
+        f"{above[grid]}{dataset}/seed{seed}"
+        for grid in grids
+        for dataset, seed in product(GRIDS[grid].datasets, GRIDS[grid].seeds)
+    ]
 
 
 def place_of(dataset, seed):
@@ -159,20 +180,55 @@ def packed(wildcards):
     return packed_dataset(Path(str(DATA).format(grid=wildcards.grid)) / place, wildcards.dataset)
 
 
-def resolved(stage):
-    """The parameters of one stage in a cell: the job writes them down, a change reruns it.
+def raw_parameters(wildcards):
+    """All parameters of a cell."""
+    given, seed = parameters(wildcards.grid), wildcards.get("seed")
+    if seed is None:
+        seed = wildcards.place.removeprefix("seed").replace("shared", str(given["seed"]))
+    return {**given, "dataset": wildcards.dataset, "seed": int(seed)}
 
-    JSON, hence YAML.
+
+def chosen_parameters(stage, wildcards):
+    """What one stage reads of them."""
+    return select_keys(raw_parameters(wildcards), stage, wildcards.get("variant"))
+
+
+def resolved(stage):
+    """The parameters of one stage in a cell: the job writes them down. JSON, hence YAML."""
+
+    def of(wildcards):
+        return json.dumps(chosen_parameters(stage, wildcards), indent=2)
+
+    return of
+
+
+def made_of(stage, parameter_file):
+    """The key of all that a stage is made of besides its other inputs, in a file beside its parameters.
+
+    It is written when it differs from what it was, and only then, so that its time says when something
+    changed last. Snakemake's own memory of parameters and code is in .snakemake, and may be lost.
     """
 
     def of(wildcards):
-        given, seed = parameters(wildcards.grid), wildcards.get("seed")
-        if seed is None:
-            seed = wildcards.place.removeprefix("seed").replace("shared", str(given["seed"]))
-        raw = {**given, "dataset": wildcards.dataset, "seed": int(seed)}
-        return json.dumps(select_keys(raw, stage, wildcards.get("variant")), indent=2)
+        file = Path(str(parameter_file).format(**dict(wildcards.items()))).with_suffix(".key")
+        chosen, inside = chosen_parameters(stage, wildcards), inputs_here(stage, wildcards)
+        return written(file, key(**chosen, code=stage_code(stage), inputs=inside))
 
     return of
+
+
+def inputs_here(stage, wildcards):
+    """What the parameters name outside of the run."""
+    data = Path(str(DATA).format(grid=wildcards.grid)) / wildcards.get("place", "")
+    return inputs_of(stage, raw_parameters(wildcards), data, wildcards.get("variant"))
+
+
+def written(file, made_of):
+    """A file that holds a key; it is older than what was made of the same."""
+    text = json.dumps(dict(made_of.parts), indent=2) + "\n"
+    if not file.is_file() or file.read_text() != text:
+        io.write_text(file, text)
+    return str(file)
 
 
 @cache

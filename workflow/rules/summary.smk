@@ -1,9 +1,16 @@
 """What the cells say together."""
 
+STUDY_CELLS = cells_asked("collapse_study")
+CHOOSING_CELLS = cells_asked("choosing")
+TASKS_CELLS = cells_asked(*(f"tasks/{name}" for name in config["tasks"]))
+
 
 rule compare:
     input:
         lambda wildcards: cell_files(wildcards.grid, CELL.metrics, CELL.budget),
+        made_of=lambda wildcards: summary_made_of(
+            "compare", RESULTS / wildcards.grid, cells_asked(wildcards.grid), "pelap/report"
+        ),
     output:
         report(SUMMARY.summary, caption="../report/summary.rst", category="Summary"),
         report(SUMMARY.figure, caption="../report/summary.rst", category="Summary"),
@@ -15,18 +22,21 @@ rule compare:
         SUMMARY.root / "benchmarks" / "compare.tsv"
     params:
         sweep=subpath(output[0], parent=True),
-        code=code("pelap/stages/compare.py", "pelap/stages/cells.py", "pelap/report"),
+        cells=lambda wildcards: cells_asked(wildcards.grid),
     threads: 1
     resources:
         mem_mb=2000,
         runtime=15,
     shell:
-        "pelap compare --sweep {params.sweep} > {log} 2>&1"
+        "pelap compare --sweep {params.sweep} --cells {params.cells} > {log} 2>&1"
 
 
 rule study:
     input:
         cell_files("collapse_study", CELL.collapse_table, CELL.metrics),
+        made_of=lambda wildcards: summary_made_of(
+            "study", STUDY.root, STUDY_CELLS, *(f"pelap/report/{name}.py" for name in ("rows", "study", "style"))
+        ),
     output:
         report(STUDY.summary, caption="../report/study.rst", category="Collapse study"),
         STUDY.cells,
@@ -37,13 +47,13 @@ rule study:
         STUDY.root / "benchmarks" / "study.tsv"
     params:
         root=subpath(output[0], parent=True),
-        code=code("pelap/stages/study.py", "pelap/stages/cells.py", *(f"pelap/report/{name}.py" for name in ("rows", "study", "style"))),
+        cells=STUDY_CELLS,
     threads: 1
     resources:
         mem_mb=2000,
         runtime=15,
     shell:
-        "pelap study --root {params.root} > {log} 2>&1"
+        "pelap study --root {params.root} --cells {params.cells} > {log} 2>&1"
 
 
 rule choosing:
@@ -59,6 +69,7 @@ rule choosing:
             CELL.differences,
             CELL.evaluate_protocol,
         ),
+        made_of=lambda wildcards: summary_made_of("choosing", CHOOSING.root, CHOOSING_CELLS, "pelap/report"),
     output:
         CHOOSING.plans,
         CHOOSING.methods,
@@ -75,13 +86,13 @@ rule choosing:
         CHOOSING.root / "benchmarks" / "choosing.tsv"
     params:
         root=subpath(output[0], parent=True),
-        code=code("pelap/stages/choosing.py", "pelap/stages/cells.py", "pelap/report"),
+        cells=CHOOSING_CELLS,
     threads: 1
     resources:
         mem_mb=2000,
         runtime=15,
     shell:
-        "pelap choosing --root {params.root} > {log} 2>&1"
+        "pelap choosing --root {params.root} --cells {params.cells} > {log} 2>&1"
 
 
 rule tasks:
@@ -92,6 +103,7 @@ rule tasks:
             CELL.evaluate_protocol,
             CELL.prune_result,
         ),
+        made_of=lambda wildcards: summary_made_of("tasks", TASKS.root, TASKS_CELLS, "pelap/report"),
     output:
         TASKS.summary,
         TASKS.cells,
@@ -103,10 +115,10 @@ rule tasks:
         TASKS.root / "benchmarks" / "tasks.tsv"
     params:
         root=subpath(output[0], parent=True),
-        code=code("pelap/stages/tasks.py", "pelap/stages/cells.py", "pelap/report"),
+        cells=TASKS_CELLS,
     threads: 1
     resources:
         mem_mb=2000,
         runtime=15,
     shell:
-        "pelap tasks --root {params.root} > {log} 2>&1"
+        "pelap tasks --root {params.root} --cells {params.cells} > {log} 2>&1"

@@ -1,0 +1,77 @@
+"""inputs: what the parameters name outside of a run, as it is now, so that a change of it is seen."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pelap import io
+from pelap.config import read_yaml, select_keys
+from pelap.data.entries import entries
+from pelap.data.locate import find_source
+from pelap.data.remarks import Remarks
+from pelap.keys import code_of, key
+from pelap.paths import input_file
+
+READING = ("download", "train", "evaluate")
+"""The stages that read something outside."""
+NAMING_FILES = ("source", "prompts", "inception_weights", "lpips_weights")
+"""Keys of the parameters whose values may be paths."""
+
+
+def inputs(params: Path, data: Path) -> None:
+    """Write what each stage reads outside of the run, the same text for the same state."""
+    raw = read_yaml(params)
+    for stage in READING:
+        io.write_json(input_file(data, stage), inputs_of(stage, raw, data))
+
+
+def inputs_of(stage: str, raw: Mapping[str, Any], data: Path, variant: str | None = None) -> dict[str, str]:
+    """The digest of everything that a stage reads and its parameters only name.
+
+    Args:
+        stage: Any.
+        raw: All parameters, as parsed.
+        data: The data folder.
+        variant: The one that is trained, where it is one.
+
+    Returns:
+        By the parameter that names it: of files and folders the content, of a user's pictures the names,
+        sizes and times of the files, of extractors the code.
+    """
+    if stage not in READING:
+        return {}
+    found: dict[str, Any] = dict(_named_files(select_keys(raw, stage, variant)))
+    if stage == "download":
+        found |= _pictures(raw, data)
+    if stage == "evaluate":
+        modules = [name.partition(":")[0] for name in raw["evaluate"]["extractors"] if ":" in name]
+        found |= {module: code_of(module) for module in modules}
+    return dict(key(**found).parts)
+
+
+def _named_files(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Path]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _named_files(value, f"{above}{name}.")
+        elif name in NAMING_FILES and isinstance(value, str):
+            yield f"{above}{name}", Path(value).expanduser()
+
+
+def _pictures(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
+    """The state of the user's own pictures or sounds, None where `download` will say what is wrong."""
+    name = raw["dataset"]
+    location = raw["download"]["folders"].get(name)
+    if location is None:
+        return {}
+    source = find_source(location, data)
+    try:
+        return {f"download.folders.{name}": None if source is None else _state(source)}
+    except OSError:
+        return {f"download.folders.{name}": None}
+
+
+def _state(source: Path) -> Any:
+    """Names, sizes and times: to read thousands of pictures at every look would take minutes."""
+    paths = [entry.path for entry in entries(source, Remarks())] if source.is_dir() else [""]
+    files = [source / path for path in paths if (source / path).is_file()]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
