@@ -13,6 +13,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -60,9 +61,21 @@ def code_of(module: str) -> str:
     docstrings and layout. A module that is imported under a name that is computed is not seen.
 
     Args:
-        module: Dotted name, found as Python finds it.
+        module: Dotted name, found as Python finds it, or in the working folder.
     """
-    return digest(_sources(module))
+    with working_folder_on_path():
+        return digest(_sources(module))
+
+
+@contextmanager
+def working_folder_on_path() -> Iterator[None]:
+    """Modules of the user's are found: an installed command does not look in the working folder."""
+    path = list(sys.path)
+    sys.path.append(str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from ruamel.yaml import YAML
 from tiny import tiny_params, tiny_raw
 from tiny_pipelines import BUILDERS, prompts_for, same
@@ -320,6 +321,23 @@ def test_scores_of_another_model(ddim: Case, tmp_path: Path, capsys: pytest.Capt
     io.write_csv(tmp_path / "s.csv", table.assign(operator="x." + table["operator"]))
     assert "another model's" in fails(capsys, ddim.prune(scores=tmp_path / "s.csv"))
     assert not ddim.small.exists()
+
+
+def test_scores_of_another_sampling_or_of_other_weights(
+    ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = ddim.pipeline().pipe
+    pipe.unet.conv_out.bias.data += 0.1
+    pipe.save_pretrained(tmp_path / "tuned")
+    assert ddim.prune(pipeline=tmp_path / "tuned", out=tmp_path / "a") == 0
+    assert "made with other weights than tuned has now" in capsys.readouterr().out
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "tuned" / "scheduler")
+    error = fails(capsys, ddim.prune(pipeline=tmp_path / "tuned", out=tmp_path / "b"))
+    assert "made with another scheduler_config than tuned has now" in error
+    assert not (tmp_path / "b").exists()
+    io.write_csv(tmp_path / "alone.csv", io.read_csv(ddim.scores))
+    assert ddim.prune(scores=tmp_path / "alone.csv", out=tmp_path / "c") == 0
+    assert "warning: no " in capsys.readouterr().out
 
 
 def test_targets_out_of_reach_say_how_far_it_goes(ddim: Case, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 import importlib
 import io
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pelap.errors import ConfigError, DataError
 from pelap.evaluation.weights import demand_inception, inception_path, load_weights
 from pelap.io import one_line, sha256
-from pelap.keys import code_of, key
+from pelap.keys import code_of, key, working_folder_on_path
 
 CLASSIFIER = "classifier"
 """Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""
@@ -279,10 +278,9 @@ class ModuleExtractor(ChunkedExtractor):
         self.name = _slug(target.rpartition(":")[2])
         if self.name in {_slug(name) for name in (EffNetLite0.name, Inception2015.name, CLASSIFIER)}:
             raise ConfigError(f"extractors: {target} has the name of a packaged one; rename the attribute")
-        with _working_folder_on_path():
+        with working_folder_on_path():
             network = _import_network(target).eval().requires_grad_(False)
-            made_of = key(network=network.state_dict(), code=code_of(target.rpartition(":")[0]))
-        self.checksum = made_of.name
+        self.checksum = key(network=network.state_dict(), code=code_of(target.rpartition(":")[0])).name
         self._target = target
         self._network = network.to(device)
 
@@ -295,17 +293,6 @@ class ModuleExtractor(ChunkedExtractor):
                 "(pictures, num_features)"
             )
         return features
-
-
-@contextmanager
-def _working_folder_on_path() -> Iterator[None]:
-    """An installed command does not look for modules there."""
-    path = list(sys.path)
-    sys.path.append(str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = path
 
 
 def _import_network(target: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """prune: scores to a plan, the plan to a smaller denoiser, and the time that it really saves."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +21,14 @@ from pelap.params import Params, PruneParams, ScoreParams
 from pelap.progress import progress
 from pelap.pruning.choose import check_scores, plan_of, spread
 from pelap.pruning.operators import is_inside
-from pelap.pruning.plan import Plan
+from pelap.pruning.plan import Plan, fingerprint
 from pelap.pruning.rounds import Chooser, Method
 from pelap.report.changes import listing
 from pelap.stages.bench import Bench, ModuleCost, Prepared
 from pelap.stages.context import Context
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import protocol_beside
-from pelap.stages.subject import model_subject, pipeline_subject
+from pelap.stages.subject import Subject, model_subject, pipeline_subject
 
 WHOLE = "(whole denoiser)"
 """Row of the listing that holds the totals."""
@@ -37,6 +38,8 @@ RESULT = "result.json"
 NO_COST = ModuleCost(0, 0, 0.0)
 SHORT = 0.05
 """Share of the time that a plan may fall short by before that is said."""
+MAY_DIFFER = ("weights", "prompts", "num_prompts", "prompts_digest", "classes_digest")
+"""What scores may be of and still say something of a model: it was tuned, or is asked for other things."""
 PLAN_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 
 
@@ -63,6 +66,7 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         params, seed = _scored_with(paths.score_protocol)
         dense = load_model(paths.train(params.variant).model, context.device)
         subject = model_subject(dense, params.sampler, seed, params.num_seeds)
+        _demand_scored_like(paths.score_protocol, subject)
         scores = io.read_csv(paths.scores)
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, params, seed)
@@ -126,6 +130,10 @@ def prune_pipeline(
         score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
         subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
+        if protocol.exists():
+            _demand_scored_like(protocol, subject)
+        else:
+            print(f"warning: no {protocol} says what the scores were made with; taken for parameters of now")
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, score, seed)
         ((name, plan),) = _plans(bench, params.prune, plan_file).items()
@@ -145,6 +153,34 @@ def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     """The parameters and the seed of a scoring: fits and times are to be the same."""
     protocol = io.read_mapping(protocol_file, ("seed", *ScoreParams.model_fields))
     return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
+
+
+def _demand_scored_like(protocol_file: Path, subject: Subject) -> None:
+    """Refuse scores of another sampling than the subject has now; say where prompts or weights are others."""
+    scored = io.read_mapping(protocol_file)
+    now = {"network": fingerprint(subject.network), **subject.protocol, "weights": subject.weights}
+    differing = [
+        name for name, value in now.items() if name in scored and _meant(scored[name]) != _meant(value)
+    ]
+    others = [name for name in differing if name not in MAY_DIFFER]
+    if others:
+        raise PlanError(
+            f"{protocol_file}: the scores were made with another {', '.join(others)} than {subject.name} has "
+            "now; score it again"
+        )
+    if differing:
+        print(
+            f"warning: the scores were made with other {', '.join(differing)} than {subject.name} has now; "
+            "score it again, unless that is what you want"
+        )
+
+
+def _meant(value: Any) -> Any:
+    """As JSON, without the notes that diffusers makes on where settings came from."""
+    value = json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        return {name: inner for name, inner in value.items() if not name.startswith("_")}
+    return value
 
 
 def _plans(bench: Bench, params: PruneParams, plan_file: Path | None) -> dict[str, Plan]:

@@ -201,7 +201,7 @@ def _replacement_ms(
 def _key(subject: Subject, params: ScoreParams, seed: int) -> Key:
     """Of the latents of a scoring; what gives others starts anew."""
     return key(
-        networks=subject.networks,
+        networks=subject.weights,
         sampling=subject.protocol,
         seed=seed,
         score={name: getattr(params, name) for name in SHAPING},
@@ -215,6 +215,7 @@ def _protocol(subject: Subject, params: ScoreParams, seed: int, scores: Scores) 
         **params.model_dump(),
         **subject.protocol,
         "network": fingerprint(subject.network),
+        "weights": subject.weights,
         "rank_correlation": scores.rank_correlation,
         "num_rows": scores.num_rows,
         **environment(subject.device),

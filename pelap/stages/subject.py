@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from pelap.denoising import denoise, noise_error
 from pelap.device import autocast, normalise_in_fp32, uses_bf16
 from pelap.diffusion import SPACING, add_noise, alphas_cumprod
+from pelap.keys import key
 from pelap.models.ldm import LatentDiffusion
 from pelap.params import SamplerParams
 from pelap.pipelines import LatentPipeline
@@ -41,6 +43,11 @@ class Subject:
     stream; None where the training is not known."""
     precision: str = "fp32"
     """Of `forward` alone, see `pelap.device.autocast`; fp32 leaves the network to its own."""
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of all that its latents depend on."""
+        return key(networks=self.networks).parts["networks"]
 
     def forward(self, batch_size: int, network: nn.Module | None = None) -> Callable[[], object]:
         """The first call of the denoising of a batch, to be repeated without gradient.
