@@ -683,12 +683,40 @@ def test_samples_are_measured_as_they_are_heard(tmp_path: Path) -> None:
     vocoded = real.reference.measure(real.floor // 2).metrics[METRIC]
     assert floor[f"{METRIC}_vocoded"] == pytest.approx(vocoded) != floor[METRIC]
     assert f"{METRIC}_vocoded" not in found["a"].metrics
+    assert not found["a"].notes
     protocol = figures.protocol_of_figures(dataset, real, params, 0, CPU, found, {})
     assert protocol["medium"] == "sounds"
     assert protocol["sound"] == {
         key: SOUND[key] for key in ("sample_rate", "num_fft", "hop_length", "range_db")
     }
     assert any("Griffin-Lim" in note for note in protocol["notes"])
+
+
+def test_pictures_are_grouped_by_what_they_were_asked_to_be(tmp_path: Path) -> None:
+    params, dataset = params_of().evaluate, tiny_dataset(100)
+    real = real_pictures(dataset, params, tmp_path, CPU)
+    made = tiny_dataset(60).train.images[:24]
+    sources = {"a": Given(made), "b": Given(made)}
+    sources["a"].num_asked, sources["b"].num_asked = 2, 3
+    found = measure_pictures(sources, real, params, 0, Pairs(None, []))
+    # Six in turn for both: what they are compared by has to leave out the same pictures of each.
+    expected = real.reference.measure(made, strata=torch.arange(24) % 6).replicates
+    assert found["a"].replicates == found["b"].replicates == expected
+    alone = figures.measure_distance(sources["b"], real, params, 0).replicates
+    assert alone == real.reference.measure(made, strata=torch.arange(24) % 3).replicates
+
+
+def test_prompts_that_nothing_is_asked_of_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = params_of().evaluate
+    real = real_pictures(tiny_dataset(100), params, tmp_path, CPU)
+    source = Given(tiny_dataset(60).train.images[:24])
+    for source.num_asked in (24, 25):
+        found = measure_pictures({"a": source}, real, params, 0, Pairs(None, []))
+    (note,) = found["a"].notes
+    assert note.startswith("a: 24 pictures ask for the first of 25 prompts or classes alone")
+    assert capsys.readouterr().out.count(note) == 1
 
 
 def test_prompts_are_told() -> None:

@@ -87,9 +87,25 @@ def measure_pictures(
                 dense = images
             if name in pairs.others and dense is not None:
                 figures = replace(figures, metrics=figures.metrics | _to_dense(images, dense, real.lpips))
+            if name != FLOOR:
+                figures = replace(
+                    figures, notes=(*figures.notes, *_asks_for_a_part(name, sources[name], params))
+                )
             result[name] = figures
             report(done, name)
     return result
+
+
+def _asks_for_a_part(name: str, source: Source, params: EvaluateParams) -> list[str]:
+    """A warning, printed and returned, where prompts or classes are left over: the first are no fair part."""
+    if source.num_asked <= params.num_images:
+        return []
+    line = (
+        f"{name}: {params.num_images} pictures ask for the first of {source.num_asked} prompts or classes "
+        "alone; raise evaluate.num_images, or mix their order"
+    )
+    print(f"warning: {line}")
+    return [line]
 
 
 def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:
