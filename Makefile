@@ -6,7 +6,7 @@ SHELL := bash
 
 BIN := $(CURDIR)/.venv/bin
 VENV_PATH := PATH="$(BIN):$$PATH"
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements.lock
+PIP := "$(BIN)/python" -m pip --disable-pip-version-check install --quiet -c requirements.lock
 CORES ?= 4
 STUDY ?= workflow/paper.yaml
 PAPER ?= results/paper
@@ -55,12 +55,12 @@ tasks: .venv/.installed ## Run the tasks of workflow/config.yaml, three seeds ea
 
 .PHONY: paper
 paper: .venv/.installed ## Run STUDY=workflow/paper.yaml in pieces of MINUTES (docs/paper.md, results/paper)
-	$(BIN)/python -m pelap paper --study $(STUDY) --root $(PAPER) \
+	"$(BIN)/python" -m pelap paper --study "$(STUDY)" --root "$(PAPER)" \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(DATASET),--dataset $(DATASET))
 
 .PHONY: bench
 bench: .venv/.installed ## Run every benchmark, side by side with its reference (results/bench)
-	$(BIN)/python benchmarks $(if $(DEVICE),--device $(DEVICE))
+	"$(BIN)/python" benchmarks $(if $(DEVICE),--device $(DEVICE))
 
 .PHONY: ablation
 ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)
@@ -102,9 +102,9 @@ clean: ## Remove caches and build products; results, data and .venv stay
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml requirements.lock
-	@$(if $(PYTHON),$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null,false) \
+	@$(if $(PYTHON),"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null,false) \
 		|| { echo "PeLAP needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x "$(BIN)/python" || "$(PYTHON)" -m venv .venv
 	$(PIP) --editable .
 	@touch $@
 

@@ -95,10 +95,15 @@ def test_autoencoders_of_other_variants_do_not_count(tmp_path: Path) -> None:
 
 
 def test_the_code_of_extractors_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_extractor.py").write_text("SIZE = 1\n")
-    raw = {**RAW, "evaluate": {**RAW["evaluate"], "extractors": ["effnet-lite0", "my_extractor:Mine"]}}
-    assert set(inputs_of("evaluate", raw, tmp_path)) == {"my_extractor"}
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for number in (1, 2):
+        name = f"extractor_of_mine_{number}"  # what is known of a module is looked up once a process
+        (tmp_path / f"{name}.py").write_text(f"SIZE = {number}\n")
+        raw = {**RAW, "evaluate": {**RAW["evaluate"], "extractors": ["effnet-lite0", f"{name}:Mine"]}}
+        (digest,) = inputs_of("evaluate", raw, tmp_path).values()
+        found.append(digest)
+    assert found[0] != found[1]
     assert inputs_of("score", raw, tmp_path) == {}
 
 

@@ -546,3 +546,27 @@ def test_jobs_set_both_numbers_of_threads_that_torch_looks_at() -> None:
     prepare = (ROOT / "workflow" / "rules" / "common.smk").read_text().partition("PREPARE = ")[2]
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         assert f"{name}={{resources.torch_threads}}" in prepare
+
+
+TARGETS = re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+TOOLS = ("python", "dvc", "pelap", "snakemake", "pytest", "ruff", "lint-imports", "mypy")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_work_in_a_folder_with_a_space(target: str, tmp_path: Path) -> None:
+    """Stand-ins for the tools note that they were called; nothing is installed."""
+    clone = tmp_path / "my projects" / "pelap"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, clone)
+    for tool in TOOLS:
+        stand_in = clone / ".venv" / "bin" / tool
+        stand_in.write_text(f'#!/bin/sh\necho "{tool} $*" >> "{tmp_path}/calls"\n')
+        stand_in.chmod(0o755)
+    result = run(tmp_path, "make", "-C", str(clone), target, f"PYTHON={sys.executable}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    if target not in ("help", "clean"):
+        noted = (tmp_path / "calls").read_text()
+        assert "python -m pip" in noted
+        assert noted.count("\n") > 1
+        assert (clone / ".venv" / ".installed").is_file()

@@ -45,10 +45,10 @@ def locate(name: str, location: str, data_dir: Path) -> Path:
     """
     path, found = Path(location).expanduser(), find_source(location, data_dir)
     if found is None:
-        wanted = _download_name(path, data_dir)
         raise DataError(
             f"{path}: no such file or folder{_seen_from(path)}; correct download.folders.{name}, or "
-            + (where_to_put(wanted, data_dir) if wanted is not None else _how_to_name(path))
+            + where_to_put(_download_name(path, data_dir) or path.name, data_dir)
+            + ("" if _download_name(path, data_dir) else f" and name it {path.name}")
         )
     if found != path:
         print(f"{name}: {path} is read from {found}")
@@ -65,11 +65,8 @@ def find_source(location: str, data_dir: Path) -> Path | None:
 
 
 def _seen_from(path: Path) -> str:
-    return "" if path.is_absolute() else f" in {Path.cwd()}"
-
-
-def _how_to_name(path: Path) -> str:
-    return f"give its absolute path, or the bare name {path.name} and its folder in {DATA_DIR_VARIABLE}"
+    """A relative path means another place in each folder: DVC runs some experiments in a copy of the project."""
+    return "" if path.is_absolute() else f" in {Path.cwd()} (an absolute path is the same everywhere)"
 
 
 def where_to_put(filename: str | Path, data_dir: Path) -> str:

@@ -1,5 +1,6 @@
 """inputs: what the parameters name outside of a run, as it is now, so that a change of it is seen."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def inputs_of(stage: str, raw: Mapping[str, Any], data: Path, variant: str | Non
         found |= _pictures(raw, data)
     if stage == "evaluate":
         modules = [name.partition(":")[0] for name in raw["evaluate"]["extractors"] if ":" in name]
-        found |= {module: code_of(module) for module in modules}
+        found |= {module: _code(module) for module in modules}
     return dict(key(**found).parts)
 
 
@@ -55,6 +56,14 @@ def _named_files(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
             yield from _named_files(value, f"{above}{name}.")
         elif name in NAMING_FILES and isinstance(value, str):
             yield f"{above}{name}", Path(value).expanduser()
+
+
+def _code(module: str) -> str:
+    sys.path.append(str(Path.cwd()))  # where `evaluate` finds extractors, too
+    try:
+        return code_of(module)
+    finally:
+        sys.path.pop()
 
 
 def _pictures(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
