@@ -435,6 +435,13 @@ def test_copies_of_one_network_are_no_contradiction(tmp_path: Path) -> None:
         load_pipeline(tmp_path / "pipe")
 
 
+def test_a_pickle_that_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_ddim().save_pretrained(tmp_path / "pipe")
+    (tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(print))
+    assert load_pipeline(tmp_path / "pipe") is not None
+    assert "diffusion_pytorch_model.bin: not compared with" in capsys.readouterr().out
+
+
 def test_a_list_of_shards_that_are_gone_is_named(tmp_path: Path) -> None:
     THEIRS["shards"](tmp_path / "pipe")
     THEIRS["dense"](tmp_path / "pipe")
@@ -583,7 +590,7 @@ def test_an_option_that_a_pruned_network_cannot_follow_is_said(
 def test_a_compiled_pruned_network_is_saved_as_such(tmp_path: Path) -> None:
     pipe = pruned_pipe(1, "a")
     pruned, pipe.unet = pipe.unet, torch.compile(pipe.unet)
-    save_pipeline(pipe, tmp_path / "pipe")
+    save_pipeline(pipe, tmp_path / "pipe", plan_from_json({"operators": PLANS["a"]}, "test"))
     assert same_network(load_pipeline(tmp_path / "pipe").unet, pruned)
 
 

@@ -33,7 +33,7 @@ from pelap.models.parts import (
     labels_of_classes,
     read_config,
 )
-from pelap.models.weight_files import demand_one_network, variant_of
+from pelap.models.weight_files import demand_one_kind, demand_one_network, variant_of
 from pelap.pruning.plan import Plan
 from pelap.pruning.saving import digest
 
@@ -113,7 +113,7 @@ def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "Di
                 variant=_variant_of_others(folder, parts, networks),
                 **networks,
             )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         raise _unreadable(folder, error) from error
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
@@ -180,7 +180,7 @@ def _denoiser(folder: Path, parts: Parts) -> str:
 def _plan_of(folder: Path, denoiser: str) -> Plan | None:
     """The plan of the denoiser, whose weights are such as the plan says."""
     part = folder / denoiser
-    demand_one_network(part)
+    demand_one_kind(part)
     # At the top where we wrote it; beside the weights where a loaded pipeline was saved again.
     plans = {path: load_plan(path) for path in (folder / PLAN, part / PLAN) if path.exists()}
     if len({digest(plan) for plan in plans.values()}) > 1:

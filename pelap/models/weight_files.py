@@ -79,10 +79,10 @@ def weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in copy.files) if copy else 0
 
 
-def demand_one_network(folder: Path) -> None:
-    """Raise a `ModelError` where two things in a folder claim to be its network, and name both."""
+def demand_one_kind(folder: Path) -> None:
+    """Raise a `ModelError` where a dense network and one that is not lie in one folder, and name both."""
     kinds: dict[str, Path] = {}
-    for file in io.network_files(folder):
+    for file in sorted(io.network_files(folder), key=lambda file: not WEIGHTS_FILE.fullmatch(file.name)):
         kinds.setdefault(_kind(file), file)
     if len(kinds) > 1:
         (one, first), (other, second) = sorted(kinds.items())[:2]
@@ -90,6 +90,11 @@ def demand_one_network(folder: Path) -> None:
             f"{folder}: holds two networks, {first.name} ({one}) and {second.name} ({other}); delete what "
             f"is not meant: {_belongings(one)}; {_belongings(other)}"
         )
+
+
+def demand_one_network(folder: Path) -> None:
+    """Raise a `ModelError` where two things in a folder claim to be its network, and name both."""
+    demand_one_kind(folder)
     loaded = loaded_copy(folder)
     if loaded is None:
         return

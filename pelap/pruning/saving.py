@@ -7,9 +7,8 @@ A pruned network knows its plan and is of a class of its own, by which its `save
 in a pipeline of diffusers too. That class differs from the dense one in nothing else, its name included.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -26,13 +25,6 @@ ABOVE = (PLAN, "changes.csv", "result.json")
 beside the weights, and no more."""
 
 _CLASSES: dict[Any, type[nn.Module]] = {}
-
-
-class Saved(Protocol):
-    """A network with a configuration, as all of diffusers are."""
-
-    def save_config(self, save_directory: str | Path) -> None: ...
-    def state_dict(self) -> Mapping[str, Any]: ...
 
 
 class Pruned:
@@ -77,9 +69,13 @@ class Pruned:
                     f"{save_directory}: {PRUNED_WEIGHTS} is one file, no variant; unused: {', '.join(given)}"
                 )
 
-    def _save_pruned(self, folder: Path, plan: Plan) -> None:
+    def _save_pruned(self: Any, folder: Path, plan: Plan) -> None:
         is_described_above = (folder / PRUNED_WEIGHTS).exists() and not (folder / PLAN).exists()
-        save_pruned(self, folder, plan)  # type: ignore[arg-type]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_config(folder)
+        io.write_json(folder / PLAN, plan.to_json())
+        io.save_tensors(folder / PRUNED_WEIGHTS, self.state_dict(), {"plan": digest(plan)})
+        io.drop(file for file in io.network_files(folder) if file.name not in (PLAN, PRUNED_WEIGHTS))
         if is_described_above and (folder.parent / PLAN).exists():
             io.drop(folder.parent / name for name in ABOVE)
 
@@ -107,26 +103,10 @@ def plan_kept(network: nn.Module) -> Plan | None:
     return getattr(plain(network), "pelap_plan", None)
 
 
-def save_pruned(network: Saved, folder: Path, plan: Plan) -> None:
-    """Write a pruned network, in place of any other in that folder.
-
-    Args:
-        network: What `plan` made of the network that its configuration describes.
-        folder: For config.json, the plan and the weights.
-        plan: How it came about.
-    """
-    network.save_config(folder)
-    io.write_json(folder / PLAN, plan.to_json())
-    io.save_tensors(folder / PRUNED_WEIGHTS, network.state_dict(), {"plan": digest(plan)})
-    io.drop(file for file in io.network_files(folder) if file.name not in (PLAN, PRUNED_WEIGHTS))
-
-
 def digest(plan: Plan) -> str:
     """Names what a plan does; two may leave weights of the same names and shapes."""
-    steps = [
-        (removal.operator, removal.replacement and removal.replacement.given()) for removal in plan.operators
-    ]
-    return io.digest(steps)
+    replaced = {each.operator: each.replacement and each.replacement.given() for each in plan.operators}
+    return io.digest(replaced)
 
 
 def plain(network: nn.Module) -> nn.Module:
