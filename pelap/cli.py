@@ -428,7 +428,7 @@ def _run_stage(args: argparse.Namespace) -> None:
     context = Context(params, RunPaths(args.run), args.data, choose_device(args.device))
     plan, variant = getattr(args, "plan", None), getattr(args, "variant", None)
     unused = unused_by_run(args.stage, params, plan is not None, variant)
-    _say_unused("here", args, UNUSED_BY_RUN.get(args.stage, ()), unused)
+    _say_unused(f"by {args.stage}", args, UNUSED_BY_RUN.get(args.stage, ()), unused)
     stage = importlib.import_module(f"pelap.stages.{args.stage}")
     if args.stage == "train":
         stage.run(context, args.variant)

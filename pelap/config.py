@@ -1,6 +1,6 @@
 """Reading `params.yaml`: every number of a run is checked before anything else happens."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -179,13 +179,25 @@ def unused_by_run(stage: str, params: Params, planned: bool = False, variant: st
         variant: The only one that `train` is to train.
     """
     keys: list[str] = ["prune"] * planned
-    if stage == "train" and params.train.at_once > 1 and (variant or len(params.variants) == 1):
-        keys.append("train.at_once")
+    if stage == "train":
+        trained = [each for name, each in params.variants.items() if variant in (None, name)]
+        keys += _unused_by_training(params, trained) if trained else []
     if stage == "evaluate":
         keys += _unused_by_figures(params)
         if params.evaluate.models == "variants":
             keys += ["evaluate.dense_steps", "evaluate.cache_intervals", "evaluate.lpips_weights"]
     return [key for key in keys if _asks(_at(params, key))]
+
+
+def _unused_by_training(params: Params, variants: Sequence[VariantParams]) -> list[str]:
+    used = {
+        "lambda": not params.lambda_ or any(each.strength == "lambda" for each in variants),
+        "vae": any(each.vae is None for each in variants),
+        "unet": any(each.unet is None for each in variants),
+        "train.vae_epochs": any(each.vae_training == "first" for each in variants),
+        "train.at_once": params.train.at_once == 1 or len(variants) > 1,
+    }
+    return [key for key, is_used in used.items() if not is_used]
 
 
 TIMED = ("evaluate.latency_compiled", "evaluate.latency_batch_sizes", "evaluate.sampler_repeats")
@@ -201,7 +213,8 @@ def _unused_by_figures(params: Params) -> list[str]:
 def _at(params: Params, key: str) -> Any:
     value: Any = params
     for name in key.split("."):
-        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+        field = {"lambda": "lambda_"}.get(name, name)
+        value = value[name] if isinstance(value, Mapping) else getattr(value, field)
     return value
 
 
