@@ -226,12 +226,26 @@ def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically; `metadata` is a flat mapping of strings."""
+    """Write a safetensors file atomically, the same bytes for the same; `metadata` maps strings to strings."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as partial:
         save_file(contiguous, partial, metadata=dict(metadata or {}))
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """The library writes metadata in an order that chance decides; DVC compares bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # what is spelled otherwise stays as it is
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:

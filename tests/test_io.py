@@ -126,3 +126,20 @@ def test_names_of_plans_stay_as_they_are_written(tmp_path: Path) -> None:
     table = io.read_csv(path)
     assert list(table["plan"]) == ["25", "12.5", "007"]
     assert table["value"].sum() == 6
+
+
+def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in the order of a table that it seeds by chance."""
+    metadata = {name: f'{name} "caf\u00e9"\n\u0001' for name in "hgfedcba"}
+    tensors = {"b": torch.arange(4), "a": torch.ones(2, 3)}
+    written = set()
+    for index in range(8):
+        path = tmp_path / f"{index}.safetensors"
+        io.save_tensors(path, tensors, metadata)
+        written.add(path.read_bytes())
+        loaded, found = io.load_tensors(path)
+        assert found == metadata
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert len(written) == 1
+    io.save_tensors(path, {"a": torch.ones(1)})
+    assert io.load_tensors(path) == ({"a": torch.ones(1)}, {})

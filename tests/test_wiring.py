@@ -254,7 +254,7 @@ def test_imports_go_one_way() -> None:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project without results, in a Git repository of its own."""
-    folder = tmp_path_factory.mktemp("project")
+    folder = tmp_path_factory.mktemp("my project")
     for name in ("dvc.yaml", "params.yaml", "Snakefile", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     for name in ("pelap", "workflow", "profiles", "presets"):

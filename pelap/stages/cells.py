@@ -44,9 +44,13 @@ def finished_cells(
         DataError: There is none, one that was asked for is not finished, or cells of one data set were made
             with different parameters.
     """
-    wanted = [root / name for name in asked] if asked else root.glob(pattern)
-    folders = [folder for folder in wanted if asked or (folder.is_dir() and SEED.fullmatch(folder.name))]
-    runs = sorted(map(RunPaths, dict.fromkeys(folders)), key=lambda run: (run.root.parent, place_of(run)))
+    where = pattern.replace("*/*", "TASK/*").replace("seed*", "seedN").replace("*", "DATASET")
+    for name in asked or ():
+        if Path(name).is_absolute() or not _is_cell(Path(name), pattern):
+            raise DataError(f"--cells: {name} is no {where} below {root}; correct it")
+    folders = {root / name for name in asked} if asked else set(filter(Path.is_dir, root.glob(pattern)))
+    runs = [RunPaths(folder) for folder in folders if _is_cell(folder.relative_to(root), pattern)]
+    runs.sort(key=lambda run: (run.root.parent, place_of(run)))
     done = [run for run in runs if all(file.is_file() for file in needed(run))]
     unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
     if asked and unfinished:
@@ -54,10 +58,13 @@ def finished_cells(
     if unfinished:
         print(f"not finished: {', '.join(unfinished)}")
     if not done:
-        where = pattern.replace("*/*", "TASK/*").replace("seed*", "seedN").replace("*", "DATASET")
         raise DataError(f"{root}: no finished {where} here; run `snakemake --cores 4 {target}` first")
     _demand_same_parameters(root, done)
     return done
+
+
+def _is_cell(path: Path, pattern: str) -> bool:
+    return len(path.parts) == len(Path(pattern).parts) and SEED.fullmatch(path.name) is not None
 
 
 def _demand_same_parameters(root: Path, runs: Iterable[RunPaths]) -> None:

@@ -1,0 +1,99 @@
+"""Summaries take the cells that were asked for, and never mix what was made differently."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pelap import io
+from pelap.cli import main
+from pelap.errors import DataError
+from pelap.paths import RunPaths
+from pelap.stages.cells import TASK_PATTERN, finished_cells
+from pelap.stages.compare import compare
+
+
+def cell(root: Path, name: str, loss: float = 1.0, **params: Any) -> RunPaths:
+    """A finished cell whose stages noted what they were run with, if anything."""
+    run = RunPaths(root / name)
+    io.write_json(run.metrics, {"pelap": {"loss": loss}})
+    noted = {"dataset": run.root.parent.name, "seed": int(name.rpartition("seed")[2]), **params}
+    if params:
+        io.write_text(run.stage_params / "train-pelap.yaml", json.dumps(noted))
+        io.write_text(run.stage_params / "evaluate.yaml", json.dumps({"evaluate": {"num_images": 8}}))
+    return run
+
+
+def needed(run: RunPaths) -> Iterable[Path]:
+    return [run.metrics]
+
+
+def found(root: Path, *asked: str, pattern: str = "*/seed*") -> list[str]:
+    runs = finished_cells(root, needed, "all_seeds", asked, pattern)
+    return [str(run.root.relative_to(root)) for run in runs]
+
+
+def test_cells_have_the_order_of_their_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("photos/seed10", "photos/seed2", "cifar10/seed0"):
+        cell(tmp_path, name)
+    (tmp_path / "photos" / "seed3").mkdir()
+    (tmp_path / "photos" / "seedling").mkdir()
+    assert found(tmp_path) == ["cifar10/seed0", "photos/seed2", "photos/seed10"]
+    assert capsys.readouterr().out == "not finished: photos/seed3\n"
+    assert found(tmp_path, "photos/seed10", "photos/seed2", "photos/seed2") == [
+        "photos/seed2",
+        "photos/seed10",
+    ]
+
+
+def test_what_was_asked_for_has_to_be_there(tmp_path: Path) -> None:
+    cell(tmp_path, "photos/seed0")
+    with pytest.raises(DataError, match=r"--cells: not finished in .*: cifar/seed0, photos/seed1"):
+        found(tmp_path, "photos/seed0", "photos/seed1", "cifar/seed0")
+    absolute = str(tmp_path / "photos/seed0")
+    for name in ("photos", "seed0", "photos/seed", "text/photos/seed0", absolute, "../seed0"):
+        with pytest.raises(DataError, match=f"--cells: {name} is no DATASET/seedN|not finished"):
+            found(tmp_path, name)
+
+
+def test_other_parameters_are_not_averaged(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, f"photos/seed{seed}", **{"lambda": 0.001, "train": {"epochs": 6}})
+    cell(tmp_path, "photos/seed2", loss=7.0, **{"lambda": 0.02, "train": {"epochs": 6}})
+    with pytest.raises(DataError, match=r"photos/seed2 than photos/seed0 .*\(lambda\).*--cells"):
+        compare(tmp_path)
+    assert not (tmp_path / "summary.csv").exists()
+    assert main(["compare", "--sweep", str(tmp_path), "--cells", "photos/seed0", "photos/seed1"]) == 0
+    assert io.read_csv(tmp_path / "summary.csv")[["mean", "n"]].to_numpy().tolist() == [[1.0, 2.0]]
+
+
+def test_other_parameters_are_found_wherever_they_are_written(tmp_path: Path) -> None:
+    """`paper` keeps one file a run, in YAML; a stage that one cell has not run says nothing."""
+    first, second = cell(tmp_path, "a/seed0"), cell(tmp_path, "a/seed1")
+    first.params.write_text("seed: 0\ntrain:\n  epochs: 6\n")
+    second.params.write_text("seed: 1\ntrain: {epochs: 6}\n")
+    io.write_text(second.stage_params / "score.yaml", json.dumps({"score": 1}))
+    assert len(found(tmp_path)) == 2
+    second.params.write_text("seed: 1\ntrain: {epochs: 7}\n")
+    with pytest.raises(DataError, match=r"\(train\)"):
+        found(tmp_path)
+
+
+def test_each_data_set_and_task_may_have_its_own(tmp_path: Path) -> None:
+    cell(tmp_path, "text/photos/seed0", train=1)
+    cell(tmp_path, "text/cifar/seed0", train=2)
+    cell(tmp_path, "image/photos/seed0", train=3)
+    assert len(found(tmp_path, pattern=TASK_PATTERN)) == 3
+    cell(tmp_path, "image/photos/seed1", train=4)
+    with pytest.raises(DataError, match="image/photos/seed1 than image/photos/seed0"):
+        found(tmp_path, pattern=TASK_PATTERN)
+
+
+def test_all_summaries_take_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("compare", "study", "choosing", "tasks"):
+        option = "--sweep" if command == "compare" else "--root"
+        asked = "text/photos/seed7" if command == "tasks" else "photos/seed7"
+        assert main([command, option, str(tmp_path), "--cells", asked]) == 2
+        assert "not finished" in capsys.readouterr().err
