@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import expect_error
+from tiny import expect_error, tiny_params
 
 from pelap import io
 from pelap.data.dataset import (
@@ -227,3 +228,22 @@ def test_the_stage_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     expect_error(lambda: build_dataset("stl", params(), 0, tmp_path), "'stl'", "download.folders")
+
+
+def test_packed_data_know_the_parameters_that_they_were_made_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def context(**overrides: Any) -> Context:
+        return Context(tiny_params(**overrides), RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+
+    small = {"train_per_photo": 2, "test_per_photo": 1, "min_crop": 48, "max_crop": 96}
+    same = {"download__photos": small, "evaluate__num_images": 4, "evaluate__num_reference": 8}
+    same |= {"evaluate__classifier": None}
+    download.run(context(**same))
+    capsys.readouterr()
+    context(**same).dataset()
+    context(**same, download__folders={"mine": "somewhere"}).dataset()
+    assert capsys.readouterr().out == ""
+    changed = small | {"max_crop": 80}
+    context(**(same | {"download__photos": changed, "seed": 7})).dataset()
+    assert "made with another seed, photos than the parameters have now" in capsys.readouterr().out

@@ -132,18 +132,19 @@ def test_a_variants_name_is_no_command(tmp_path: Path) -> None:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     text = (ROOT / "params.yaml").read_text()
-    name = "pelap; touch RAN #"
-    changed = text.replace("  pelap: {strength: lambda}", f"  '{name}': {{strength: lambda}}")
+    variant = "pelap; touch RAN #"
+    changed = text.replace("  pelap: {strength: lambda}", f"  '{variant}': {{strength: lambda}}")
     assert changed != text
     (tmp_path / "params.yaml").write_text(changed)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pelap").write_text("#!/bin/sh\nexit 2\n")
     (tmp_path / "bin" / "pelap").chmod(0o755)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "photos.safetensors").touch()
+    (tmp_path / "data" / "inputs").mkdir(parents=True)
+    for name in ("photos.safetensors", "inputs/train.json"):
+        (tmp_path / "data" / name).touch()
     path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run(
-        ["dvc", "repro", "-s", f"train@{name}"],
+        ["dvc", "repro", "-s", f"train@{variant}"],
         cwd=tmp_path,
         env=os.environ | {"PATH": path},
         capture_output=True,

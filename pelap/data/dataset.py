@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import torch
 from pelap import io
 from pelap.errors import DataError
 from pelap.keys import Key, key
-from pelap.params import SoundParams
+from pelap.params import DownloadParams, SoundParams
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class ImageDataset:
             where there are several). Photographs, and a folder that is no archive, have none: theirs
             is `pixel_checksum`.
         sound: How its spectrograms came from sounds; None for pictures.
+        made_by: Digests of the parameters that it was made by, by name; empty: not known.
     """
 
     name: str
@@ -50,11 +51,22 @@ class ImageDataset:
     source: str
     checksum: str
     sound: SoundParams | None = None
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> Key:
         """Of what is learnt and measured from it: pixels, labels, and the names of the classes in order."""
         return key(train=self.train, test=self.test, class_names=self.class_names)
+
+
+def made_by(name: str, params: DownloadParams, seed: int) -> Key:
+    """The parameters that decide what is in a data set; where the user's own lie does not count."""
+    return key(
+        image_size=params.image_size,
+        seed=seed if name in ("photos", "sounds") else None,
+        photos=params.photos if name == "photos" else None,
+        sounds=params.sounds if name == "sounds" else None,
+    )
 
 
 def pixel_checksum(train: Split, test: Split) -> str:
@@ -111,6 +123,8 @@ def save_dataset(dataset: ImageDataset, path: Path) -> None:
         "source": dataset.source,
         "checksum": dataset.checksum,
     }
+    if dataset.made_by:
+        metadata["made_by"] = json.dumps(dict(dataset.made_by))
     if dataset.sound is not None:
         metadata["sound"] = dataset.sound.model_dump_json()
     io.save_tensors(path, tensors, metadata)
@@ -135,6 +149,7 @@ def load_dataset(path: Path) -> ImageDataset:
             source=metadata["source"],
             checksum=metadata["checksum"],
             sound=_sound(metadata.get("sound")),
+            made_by=dict(json.loads(metadata.get("made_by", "{}"))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _not_packed(path, f"no usable {io.one_line(error)}") from None

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from pelap.config import backwards
-from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.data.dataset import ImageDataset, load_dataset, made_by
 from pelap.errors import ConfigError
-from pelap.params import Params
+from pelap.params import DownloadParams, Params
 from pelap.paths import RunPaths, packed_dataset
 
 
@@ -22,14 +22,28 @@ class Context:
     device: torch.device
 
     def dataset(self) -> ImageDataset:
-        """The packed data set that `download` made.
+        """The packed data set that `download` made; what it was made by otherwise than now is said.
 
         Raises:
             DataError: It is missing or damaged.
             ConfigError: It holds sounds, and the parameters mirror pictures.
         """
-        dataset = load_dataset(packed_dataset(self.data, self.params.dataset))
+        path = packed_dataset(self.data, self.params.dataset)
+        dataset = load_dataset(path)
+        self._compare(path, dataset)
         problems = backwards(self.params) if dataset.sound is not None else []
         if problems:
             raise ConfigError("; ".join(problems))
         return dataset
+
+    def _compare(self, path: Path, dataset: ImageDataset) -> None:
+        """Say where the parameters, if they have that section, would make another data set."""
+        download: DownloadParams | None = getattr(self.params, "download", None)
+        if download is None or not dataset.made_by:
+            return
+        differing = made_by(self.params.dataset, download, self.params.seed).differences(dataset.made_by)
+        if differing:
+            print(
+                f"warning: {path} was made with another {', '.join(differing)} than the parameters have now; "
+                "run `pelap download`, unless that is what you want"
+            )

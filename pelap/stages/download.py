@@ -1,7 +1,9 @@
 """Stage `download`: make the packed data set that every other stage reads."""
 
+from dataclasses import replace
+
 from pelap import io
-from pelap.data.dataset import ImageDataset, save_dataset
+from pelap.data.dataset import ImageDataset, made_by, save_dataset
 from pelap.data.media import medium_of
 from pelap.data.sources import build_dataset
 from pelap.paths import packed_dataset
@@ -19,7 +21,8 @@ def run(context: Context) -> None:
     path = packed_dataset(context.data, params.dataset)
     with io.exclusive(path):
         dataset = build_dataset(params.dataset, params.download, params.seed, context.data)
-        save_dataset(dataset, path)
+        parts = made_by(params.dataset, params.download, params.seed).parts
+        save_dataset(replace(dataset, made_by=parts), path)
     print(f"{describe(dataset)} -> {path}")
 
 
