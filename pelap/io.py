@@ -226,7 +226,7 @@ def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
 def save_tensors(
     path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically, the same bytes for the same; `metadata` maps strings to such."""
+    """Write a safetensors file atomically, equal bytes for equal tensors and `metadata` (of strings)."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -14,6 +14,11 @@ def packed_dataset(data: Path, dataset: str) -> Path:
     return data / f"{dataset}.safetensors"
 
 
+def packed_key(data: Path, dataset: str) -> Path:
+    """What the packed file was made of."""
+    return packed_dataset(data, dataset).with_suffix(".key")
+
+
 def input_file(data: Path, stage: str) -> Path:
     """What a stage reads outside of the run, as `inputs` found it."""
     return data / "inputs" / f"{stage}.json"

@@ -29,7 +29,7 @@ from pelap.data.pictures import decode
 from pelap.data.sources import build_dataset
 from pelap.errors import BusyError, DataError
 from pelap.params import DownloadParams, Params, PhotoCrops, SoundParams
-from pelap.paths import RunPaths, packed_dataset
+from pelap.paths import RunPaths, packed_dataset, packed_key
 from pelap.seeding import generator
 from pelap.stages import download
 from pelap.stages.context import Context
@@ -224,6 +224,25 @@ def test_the_stage_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert str(packed_dataset(tmp_path, "photos")) in out
     with io.exclusive(packed_dataset(tmp_path, "photos")), pytest.raises(BusyError):
         download.run(context)
+
+
+def test_a_packed_file_of_other_parameters_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = Params.model_construct(dataset="photos", seed=0, download=params())
+    assert not download.is_packed(chosen, tmp_path)
+    download.run(Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu")))
+    capsys.readouterr()
+    assert download.is_packed(chosen, tmp_path)
+    assert capsys.readouterr().out == ""
+    for name, other in (
+        ("image_size", chosen.model_copy(update={"download": params(image_size=32)})),
+        ("seed", chosen.model_copy(update={"seed": 1})),
+    ):
+        assert not download.is_packed(other, tmp_path)
+        assert f"made of other {name}" in capsys.readouterr().out
+    packed_key(tmp_path, "photos").unlink()  # somebody else's: nothing is known of it
+    assert download.is_packed(chosen, tmp_path)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:

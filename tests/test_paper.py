@@ -135,6 +135,17 @@ def test_the_first_seed_of_every_part_comes_first(tmp_path: Path, monkeypatch: p
     assert calls == EVERY_STAGE
 
 
+def test_other_pictures_are_another_study(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    before = load_study(write_study(folder)).cells[0]
+    raw = read_yaml(folder / "tiny.yaml")
+    raw["download"]["photos"]["min_crop"] += 1
+    write_yaml(folder / "tiny.yaml", raw)
+    write_yaml(folder / "lambdas.yaml", {**read_yaml(folder / "lambdas.yaml"), "download": raw["download"]})
+    after = load_study(folder / "study.yaml").cells[0]
+    assert all(before.digest(stage) != after.digest(stage) for stage in before.stages)
+
+
 def test_finished_stages_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = quick_stages(monkeypatch)
     study = write_study(tmp_path)

@@ -54,6 +54,7 @@ PLUMBING = {
     "pelap.paths",
     "pelap.progress",
     "pelap.stages.context",
+    "pelap.stages.inputs",
 }
 """Modules that name, check and show, and change no result: an edit of them reruns nothing."""
 

@@ -65,7 +65,7 @@ def made_by(name: str, params: DownloadParams, seed: int) -> Key:
         image_size=params.image_size,
         seed=seed if name in ("photos", "sounds") else None,
         photos=params.photos if name == "photos" else None,
-        sounds=params.sounds if name == "sounds" else None,
+        sounds=params.sounds if name == "sounds" or name in params.folders else None,
     )
 
 

@@ -1,13 +1,17 @@
 """Stage `download`: make the packed data set that every other stage reads."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pelap import io
 from pelap.data.dataset import ImageDataset, made_by, save_dataset
 from pelap.data.media import medium_of
 from pelap.data.sources import build_dataset
-from pelap.paths import packed_dataset
+from pelap.keys import Key, key
+from pelap.params import Params
+from pelap.paths import packed_dataset, packed_key
 from pelap.stages.context import Context
+from pelap.stages.inputs import inputs_of
 
 
 def run(context: Context) -> None:
@@ -23,7 +27,25 @@ def run(context: Context) -> None:
         dataset = build_dataset(params.dataset, params.download, params.seed, context.data)
         parts = made_by(params.dataset, params.download, params.seed).parts
         save_dataset(replace(dataset, made_by=parts), path)
+        io.write_json(packed_key(context.data, params.dataset), dict(made_of(params, context.data).parts))
     print(f"{describe(dataset)} -> {path}")
+
+
+def is_packed(params: Params, data: Path) -> bool:
+    """Whether there is the packed file, and nothing says that it was made of anything else."""
+    file = packed_key(data, params.dataset)
+    if not packed_dataset(data, params.dataset).is_file() or not file.is_file():
+        return packed_dataset(data, params.dataset).is_file()
+    names = made_of(params, data).differences(io.read_mapping(file))
+    if names:
+        print(f"{params.dataset}: packed anew; what is there was made of other {', '.join(names)}")
+    return not names
+
+
+def made_of(params: Params, data: Path) -> Key:
+    """The key of a packed data set: of its parameters, and of what they name outside of the run."""
+    files = inputs_of("download", params.model_dump(include={"dataset", "seed", "download"}), data)
+    return key(**made_by(params.dataset, params.download, params.seed).parts, files=files)
 
 
 def describe(dataset: ImageDataset) -> str:

@@ -14,7 +14,7 @@ import torch
 from pelap import io
 from pelap.device import choose_device
 from pelap.errors import ConfigError, PelapError
-from pelap.paths import PaperPaths, RunPaths, packed_dataset
+from pelap.paths import PaperPaths, RunPaths
 from pelap.stages import download
 from pelap.stages.context import Context
 from pelap.stages.paper_records import begin, finished_stages, precision_of, read_record, write_record
@@ -116,8 +116,8 @@ def _run_cells(
     study: Study, paths: PaperPaths, data: Path, device: torch.device, failures: list[str]
 ) -> None:
     """All that is not finished. A failure ends its cell alone: others need not have it."""
-    if not packed_dataset(data, study.dataset).is_file():
-        first = study.cells[0]
+    first = study.cells[0]
+    if not download.is_packed(first.params, data):
         download.run(Context(first.params, _paths_of(first, paths), data, device))
     for cell in study.cells:
         run = _paths_of(cell, paths)

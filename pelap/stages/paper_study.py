@@ -78,7 +78,8 @@ class Cell:
             else section
             for name, section in select_keys(self.raw, stage).items()
         }
-        return io.digest([stage, chosen, before])
+        pictures = _pictures(self.params) if stage == "train" else ()
+        return io.digest([stage, chosen, before, *map(str, pictures)])
 
 
 @dataclass(frozen=True)
@@ -217,4 +218,5 @@ def _demand_same_pictures(path: Path, cells: tuple[Cell, ...]) -> None:
 def _pictures(params: Params) -> tuple[Any, ...]:
     """What the packed data set depends on, beside the seed of photos: that of the first cell is taken."""
     made, dataset = params.download, params.dataset
-    return made.image_size, made.folders.get(dataset), made.photos if dataset == "photos" else None
+    sounds = made.sounds if dataset == "sounds" or dataset in made.folders else None
+    return made.image_size, made.folders.get(dataset), made.photos if dataset == "photos" else None, sounds
