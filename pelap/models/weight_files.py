@@ -17,8 +17,7 @@ from pelap import io
 from pelap.errors import DataError, ModelError
 
 WEIGHTS_FILE = re.compile(
-    r"(?P<stem>(?:diffusion_)?pytorch_model|model|pruned|cut)"
-    r"(?:\.(?P<variant>[^.]+?))?(?:-\d{5}-of-(?P<total>\d{5}))?(?:\.(?P<late>[^.]+))?"
+    r"(?P<stem>[^.]+?)(?:\.(?P<variant>[^.]+?))?(?:-\d{5}-of-(?P<total>\d{5}))?(?:\.(?P<late>[^.]+))?"
     r"\.(?P<suffix>safetensors|bin)"
 )
 """``model.fp16-00001-of-00002.safetensors``; the variant was last once."""
@@ -37,18 +36,23 @@ class Copy(NamedTuple):
     total: int
     """How many shards; 0 for one file."""
     suffix: str
+    stem: str
     files: tuple[Path, ...]
 
 
 def copies(folder: Path) -> list[Copy]:
-    """All that lie in a folder; what diffusers prefers comes first: safetensors, plain, shards."""
-    found: dict[tuple[str, int, str], list[Path]] = {}
-    for file in io.network_files(folder):
+    """All that lie in a folder, whatever their names if none is known.
+
+    What diffusers prefers comes first: safetensors, plain, shards.
+    """
+    found: dict[tuple[str, int, str, str], list[Path]] = {}
+    for file in io.network_files(folder) or sorted(folder.glob("*")):
         match = WEIGHTS_FILE.fullmatch(file.name)
         if match:
             variant = match["variant"] or match["late"] or ""
-            found.setdefault((variant, int(match["total"] or 0), match["suffix"]), []).append(file)
-    order = sorted(found, key=lambda key: (key[2] != "safetensors", key[0], -key[1]))
+            key = (variant, int(match["total"] or 0), match["suffix"], match["stem"])
+            found.setdefault(key, []).append(file)
+    order = sorted(found, key=lambda key: (key[2] != "safetensors", key[0], -key[1], key[3]))
     return [Copy(*key, tuple(found[key])) for key in order]
 
 
