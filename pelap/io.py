@@ -53,8 +53,14 @@ def atomic_path(final: Path) -> Iterator[Path]:
 def atomic_dir(final: Path) -> Iterator[Path]:
     """Yield an empty hidden folder; it replaces the folder `final` when the block succeeds.
 
-    A failed block leaves `final` as it was.
+    A failed block leaves `final` as it was. Where that is a link, what it leads to is replaced.
+
+    Raises:
+        PelapError: `final` is a file.
     """
+    final = final.resolve() if final.is_symlink() else final
+    if final.is_file():
+        raise PelapError(f"{final}: is a file where a folder is to be; give another place")
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.partial")
     old = final.with_name(f".{final.name}.old")

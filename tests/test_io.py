@@ -143,3 +143,19 @@ def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:
     assert len(written) == 1
     io.save_tensors(path, {"a": torch.ones(1)})
     assert io.load_tensors(path) == ({"a": torch.ones(1)}, {})
+
+
+def test_a_folder_behind_a_link_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "disk" / "model" / "old").touch()
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    for name in ("new", "newer"):
+        with io.atomic_dir(tmp_path / "model") as partial:
+            (partial / name).touch()
+        assert (tmp_path / "model").is_symlink()
+        assert [path.name for path in (tmp_path / "disk" / "model").iterdir()] == [name]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PelapError, match="file: is a file"), io.atomic_dir(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "model", "file"}

@@ -43,7 +43,7 @@ from pelap.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import EffNetLite0
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
 from pelap.evaluation.quality import psnr
-from pelap.loading import pipeline_plan, save_model, save_pipeline
+from pelap.loading import is_pipeline, load_model, load_pipeline, pipeline_plan, save_model, save_pipeline
 from pelap.measure.cost import count_macs, count_params
 from pelap.params import Params
 from pelap.params.run import LossWeights
@@ -170,6 +170,27 @@ def test_no_command_writes_where_something_is(
     assert held == "a file" or "is not empty" in said
     after = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
     assert {path: text for path, text in after.items() if not path.name.endswith(".lock")} == before
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "save_model": lambda folder: save_model(tiny_model(), folder),
+    "save_pipeline": lambda folder: save_pipeline(tiny_ddim(), folder),
+}
+
+
+@pytest.mark.parametrize("held", [held for held in HELD if held != "a file"])
+@pytest.mark.parametrize("writer", ["save_model", "save_pipeline"])
+def test_what_is_saved_replaces_what_was_there(tmp_path: Path, writer: str, held: str) -> None:
+    for place in ("empty", "full"):
+        (tmp_path / place).mkdir()
+    HELD[held](tmp_path / "full" / "out")
+    for place in ("empty", "full"):
+        WRITERS[writer](tmp_path / place / "out")
+    outs = [tmp_path / place / "out" for place in ("empty", "full")]
+    names = [{str(path.relative_to(out)) for path in out.rglob("*")} for out in outs]
+    assert names[0] == names[1]
+    assert is_pipeline(tmp_path / "full" / "out") == (writer == "save_pipeline")
+    (load_model if writer == "save_model" else load_pipeline)(tmp_path / "full" / "out")
 
 
 # --- sample -----------------------------------------------------------------------------------------
