@@ -24,9 +24,7 @@ PURPOSE = "sample"
 
 BATCH_SIZE = 128
 
-REMEDY = (
-    "mend its weights, remove less of it, or use other steps or another scheduler; a picture would be black"
-)
+REMEDY = "mend its weights, remove less of it, or use other steps or another scheduler"
 
 
 class Source(Protocol):

@@ -7,13 +7,14 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pelap.errors import PlanError
 from pelap.params import run as names_of_parameters
 from pelap.pruning import criteria
 from pelap.pruning.choose import SELECTIONS, Selection, importance_by, make_plan, spread
 from pelap.pruning.operators import is_inside
-from pelap.pruning.statistic import Formula
+from pelap.pruning.statistic import Formula, distances, score
 
 NESTED = ("a", "a.b", "a.b.c", "a.b.d", "a.e", "ab", "f", "f.g", "h")
 """Blocks in blocks, beside one whose name merely begins like another's."""
@@ -186,8 +187,23 @@ def test_a_criterion_without_a_number_is_told_with_its_row(value: object) -> Non
 def test_what_is_infinitely_important_stays(selection: Selection) -> None:
     scores = ranked(magnitude=[math.inf, 2.0, 1.0])
     assert sorted(names(scores, 0.2, selection, "magnitude")) == ["cheap", "dear"]
-    with pytest.raises(PlanError, match=r"the 2 operators give at most 0\.2"):
+    with pytest.raises(PlanError, match=r"at most 0\.2 without the 1 that are infinitely"):
         make_plan(scores, "time_reduction", 0.3, "magnitude", selection)
+
+
+@pytest.mark.parametrize("criterion", ["score", *get_args(Formula)])
+@pytest.mark.parametrize("selection", get_args(Selection))
+def test_what_breaks_the_latents_is_never_taken(selection: Selection, criterion: str) -> None:
+    original = torch.randn(4, 2, 3)
+    broken = original.clone()
+    broken[1, 0, 0] = math.nan
+    (avg, std), value = distances(original, broken), score("avg+std", original, broken)
+    assert (avg, std, value) == (math.inf, math.inf, math.inf)
+    scores = ranked(taylor=[0.0, 0.0, 0.0])
+    scores.loc[0, ["score", "avg_dist", "std_dist"]] = value, avg, std
+    assert sorted(names(scores, 0.2, selection, criterion)) == sorted(scores["operator"][1:])
+    with pytest.raises(PlanError, match="without the 1 that are infinitely important"):
+        make_plan(scores, "time_reduction", 0.3, criterion, selection)
 
 
 @pytest.mark.parametrize("criterion", ["score", "avg", "avg*std"])

@@ -33,6 +33,7 @@ from pelap.collapse import (
 from pelap.data.dataset import to_float
 from pelap.device import full_precision
 from pelap.diffusion import alphas_cumprod
+from pelap.errors import ModelError
 from pelap.models.ldm import apply_mask
 from pelap.models.light_unet import LightUNet
 from pelap.params import VariantParams
@@ -439,3 +440,11 @@ def test_a_recorded_observer_sees_what_a_plain_one_does(fields: dict[str, Any]) 
             change(model)
         elsewhere = tiny_model(fields=VariantParams(**fields), seed=9).to("cuda")
         assert_same(recorded(elsewhere), plain(elsewhere), **near)
+
+
+def test_what_is_not_finite_gets_no_verdict() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.unet.parameters()).fill_(math.nan)
+    with pytest.raises(ModelError, match="invariant: what it makes of pictures: NaN or infinite"):
+        observe(model, tiny_dataset().test.images, 0, 16)

@@ -457,3 +457,30 @@ def test_what_others_still_read_is_not_replaced() -> None:
     stand_ins = {"conv": StandIn("x", []), "same": StandIn("input", [Times(0.5)])}
     together = criteria.output_error(network, calls, operators, stand_ins, 2 * ROWS)
     assert together["same"] == pytest.approx(0.25**2)
+
+
+def test_a_network_that_gives_no_numbers_is_refused_by_what_compares_with_it() -> None:
+    subject = ready("plain")
+    network, stand_ins = copy.deepcopy(subject.network), subject.stand_ins
+    with torch.no_grad():
+        next(network.parameters()).fill_(math.nan)
+    with pytest.raises(ModelError, match="output_error: the denoiser's output: NaN or infinite"):
+        criteria.output_error(network, subject.calls, subject.operators, stand_ins)
+    losses = [partial(mean_loss, network, subject.calls[0])]
+    with pytest.raises(ModelError, match="taylor: the loss: NaN or infinite"):
+        criteria.taylor(network, losses, subject.operators, stand_ins)
+    values = criteria.magnitude(network, subject.operators).values()
+    assert not any(math.isnan(value) for value in values)
+
+
+def test_an_output_of_zeros_has_no_relative_error() -> None:
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0 * self.layer(x)
+
+    with pytest.raises(ModelError, match="gives zeros"):
+        criteria.output_error(Nothing(), [Call((torch.ones(1, 1, 2, 2),), {})], [], {})

@@ -618,6 +618,15 @@ def test_a_loss_that_is_not_finite_is_told_with_the_student(tmp_path: Path) -> N
         train(student, tiny_model(), tmp_path)
 
 
+@pytest.mark.parametrize("quality", [{"fd_effnet_lite0": float("nan")}, {"fd_effnet_lite0": float("inf")}])
+def test_a_step_is_not_chosen_by_a_distance_that_is_no_number(
+    tmp_path: Path, quality: dict[str, float]
+) -> None:
+    options = {"select": "distance", "quality": QUALITY}
+    with pytest.raises(TrainingError, match="not finite near step 0: fd_effnet_lite0"):
+        train(tiny_model(seed=1).unet, tiny_model(), tmp_path, measure=lambda _: quality, **options)
+
+
 # --- all students of a run --------------------------------------------------------------------------
 
 OPERATORS = {"7": ["mid_block.resnets.0"], "30": ["down_blocks.1.resnets.0", "up_blocks.1.resnets.1"]}

@@ -16,6 +16,7 @@ from torch import nn
 
 from pelap import io
 from pelap.data.dataset import save_dataset, to_float
+from pelap.data.media import medium_of
 from pelap.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.quality import psnr, ssim
@@ -733,3 +734,21 @@ def test_prompts_are_told() -> None:
         "num_judged": 20,
     }
     assert evaluate._prompts({"plain": tiny_model()}, 20) is None
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_model_whose_pictures_are_no_numbers_is_refused(
+    context: Context, tmp_path: Path, part: str
+) -> None:
+    model = tiny_model("baseline")
+    nn.init.constant_([*getattr(model, part).parameters()][-1], math.nan)
+    params = params_of().evaluate
+    source = ModelSource(model, params.sampler)
+    what = "latents" if part == "unet" else "pictures"
+    with pytest.raises(ModelError, match=f"baseline: {what}: NaN or infinite values in 24 of 24"):
+        figures.measure_distance(source, None, params, 0)  # type: ignore[arg-type]
+    if part == "vae":
+        with pytest.raises(ModelError, match="baseline: reconstructions: NaN or infinite values in 16"):
+            evaluate._reconstructions(
+                context, {"baseline": model}, context.dataset().test, medium_of(None), tmp_path
+            )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -160,6 +161,8 @@ def test_wrong_shaped_lacking_and_surplus_tensors(tmp_path: Path) -> None:
         r"mean_head\.weight has shape \(1,\)": tensors | {name: torch.zeros(1)},
         "lacks tensor": {key: value for key, value in tensors.items() if key != name},
         "unknown tensor extra": tensors | {"extra": torch.zeros(1)},
+        r"mean_head\.weight: NaN or infinite": tensors | {name: tensors[name].clone().fill_(math.inf)},
+        r"mean_head\.weight holds numbers of another kind": tensors | {name: tensors[name].long()},
     }
     for message, broken in cases.items():
         io.save_tensors(path, broken)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
@@ -51,6 +53,7 @@ from pelap.pipelines import LatentPipeline
 from pelap.pruning.operators import find_operators
 from pelap.pruning.plan import complete_plan, plan_from_json
 from pelap.pruning.surgery import apply_plan, removed_operators
+from pelap.stages import evaluate_pipelines as evaluate_stage
 from pelap.stages import sample as sampling
 from pelap.stages.distill_pipeline import distill_pipeline
 from pelap.stages.evaluate_pipelines import evaluate_pipelines
@@ -829,3 +832,61 @@ def test_distillation_refuses_what_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words) as caught:
             distill_pipeline(tiny_params(**overrides), pruned, dense, small, tmp_path / "out", CPU)
         assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_written_of_pictures_that_are_no_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Without bounds on what it predicts at each step the first time steps blow it up.
+    pipe = DDPMPipeline(unet2d(3), DPMSolverMultistepScheduler(num_train_timesteps=STEPS))
+    pipe.save_pretrained(tmp_path / "dense")
+    command = ["sample", "--model", str(tmp_path / "dense"), "--num", "2", "--steps", str(STEPS)]
+    assert main([*command, "--out", str(tmp_path / "made"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "DPMSolverMultistepScheduler(num_train_timesteps=4) at 4 steps: latents: NaN" in error
+    assert not (tmp_path / "made").exists()
+
+
+def test_pictures_that_are_all_the_same_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tiny_ldm()
+    for weight in pipe.vqvae.decoder.conv_out.parameters():
+        torch.nn.init.zeros_(weight)
+    pipe.save_pretrained(tmp_path / "dense")
+    sample(tmp_path / "dense", 3, 0, STEPS, tmp_path / "many", "cpu")
+    assert "warning: " in (said := capsys.readouterr().out)
+    assert "dense: all 3 pictures are the same" in said
+    sample(tmp_path / "dense", 1, 0, STEPS, tmp_path / "one", "cpu")
+    assert "warning" not in capsys.readouterr().out  # one is always the same as itself
+
+
+def test_evaluation_refuses_pictures_that_are_no_numbers(tmp_path: Path) -> None:
+    pipe = DDPMPipeline(unet2d(3), DPMSolverMultistepScheduler(num_train_timesteps=STEPS))
+    pipe.save_pretrained(tmp_path / "dense")
+    with pytest.raises(ModelError, match="at 4 steps: latents: NaN or infinite values in 24 of 24"):
+        evaluated(tmp_path, [tmp_path / "dense"])
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_figures_are_made_at_the_precision_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, _ = save_pair(tmp_path, "ddim")
+    passes: list[torch.dtype] = []
+    opened = evaluate_stage.open_pipeline
+
+    def watched(*arguments: Any) -> LatentPipeline:
+        pipeline = opened(*arguments)
+        pipeline.denoiser.mid_block.resnets[0].conv1.register_forward_hook(
+            lambda module, args, output: passes.append(output.dtype)
+        )
+        return pipeline
+
+    monkeypatch.setattr(evaluate_stage, "open_pipeline", watched)
+    for precision, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        passes.clear()
+        evaluated(tmp_path, [dense], evaluate__precision=precision)
+        # MACs and memory are counted in the same passes, so that all of them are meant.
+        assert set(passes) == {kind}
+        assert io.read_json(tmp_path / "figures.protocol.json")["precision"] == precision

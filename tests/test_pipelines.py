@@ -1,6 +1,7 @@
 """Latents from a diffusers pipeline: what its own call gives, item by item, from noise of our own."""
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ from pelap.data.prompts import read_prompts
 from pelap.errors import ConfigError, DataError, ModelError
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.text import stack
+from pelap.sampling import sample_from
 from pelap.seeding import generator
 
 STEPS = 4
@@ -525,3 +527,73 @@ def test_prompts_are_read_from_lines(tmp_path: Path) -> None:
         read_prompts(tmp_path / "nowhere.txt")
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path)
+
+
+def overflowing(pipe: DiffusionPipeline, index: int) -> None:
+    """Let one item of every batch of more come out of the denoiser as NaN."""
+
+    def spoil(module: nn.Module, args: Any, output: Any) -> Any:
+        made = output[0] if isinstance(output, tuple) else output.sample
+        if len(made) > index:
+            made[index] = float("nan")
+        return output
+
+    part = getattr(pipe, "unet", None) or pipe.transformer
+    part.register_forward_hook(spoil)
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ldm", "stable_diffusion", "dit"])
+def test_latents_that_are_not_finite_make_no_pictures(kind: str) -> None:
+    pipeline = latent_pipeline(kind)
+    overflowing(pipeline.pipe, 1)
+    # With guidance a latent has two rows, so that more are spoilt.
+    with pytest.raises(ModelError, match=r"latents: NaN or infinite values in [23] of 5") as caught:
+        sample_from(pipeline, 5, seed=0, batch_size=2)
+    scheduler, message = type(pipeline.pipe.scheduler).__name__, str(caught.value)
+    assert f"{type(pipeline.pipe).__name__} with {scheduler}(" in message
+    assert f"at {STEPS} steps" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", ["ldm", "stable_diffusion", "dit"])
+def test_pictures_that_are_not_finite_are_refused(kind: str) -> None:
+    pipeline = latent_pipeline(kind)
+    decoder = pipeline.pipe.components.get("vae") or pipeline.pipe.vqvae
+    with torch.no_grad():
+        decoder.decoder.conv_out.bias.fill_(float("inf"))
+    with pytest.raises(ModelError, match="pictures: NaN or infinite values in 3 of 3"):
+        sample_from(pipeline, 3, seed=0)
+    with pytest.raises(ModelError, match="pictures: NaN or infinite"):
+        pipeline.decode(noise_for(pipeline, 1))
+
+
+def test_a_decoder_that_fails_is_told_of() -> None:
+    pipeline = latent_pipeline("stable_diffusion")
+    pipeline.pipe.vae.decoder.conv_in = nn.Conv2d(5, 16, 3)
+    with pytest.raises(ModelError, match="its AutoencoderKL fails \\(RuntimeError"):
+        pipeline.decode(noise_for(pipeline, 1))
+
+
+@KINDS
+def test_the_denoiser_alone_computes_in_bf16(kind: str) -> None:
+    pipe = BUILDERS[kind]()
+    plain = LatentPipeline(pipe, STEPS, prompts_for(kind))
+    noise = noise_for(plain, 2)
+    expected = plain.denoise(noise, [0, 1], seed=0)
+    mixed = LatentPipeline(pipe, STEPS, prompts_for(kind), "bf16")
+    inside, stepped = [], []
+    layer = next(each for each in mixed.denoiser.modules() if isinstance(each, nn.Conv2d))
+    layer.register_forward_hook(lambda module, args, output: inside.append(output.dtype))
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda predicted, *args, **kwargs: (
+        stepped.append((predicted.dtype, torch.is_autocast_enabled("cpu")))
+        or step(predicted, *args, **kwargs)
+    )
+    pipe.scheduler.step.__signature__ = inspect.signature(step)
+    latents = mixed.denoise(noise, [0, 1], seed=0)
+    assert set(inside) == {torch.bfloat16}
+    assert set(stepped) == {(torch.float32, False)}
+    assert latents.dtype == torch.float32
+    error = float((latents - expected).std() / expected.std())
+    assert 1e-5 < error < 0.3
+    assert "forward" not in vars(mixed.denoiser)

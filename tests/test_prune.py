@@ -15,6 +15,7 @@ from pelap import io
 from pelap.errors import ConfigError, PlanError
 from pelap.loading import load_model, model_plan, save_model
 from pelap.measure.cost import count_params
+from pelap.models.ldm import LatentDiffusion
 from pelap.paths import RunPaths
 from pelap.pruning import criteria, statistic
 from pelap.pruning.operators import is_inside
@@ -231,3 +232,38 @@ def test_the_network_is_left_as_it_was(bench: Bench, monkeypatch: pytest.MonkeyP
         stopped(lambda: bench.rescore(plan))
     bench.subject = dataclasses.replace(bench.subject, denoise=fails)
     stopped(lambda: bench.joint_score(prepared))
+
+
+def leaning_on_norms() -> LatentDiffusion:
+    """A model whose convolutions overflow where no norm stands between them."""
+    model = tiny_model()
+    with torch.no_grad():
+        for name, weight in model.unet.named_parameters():
+            if name.endswith(("conv1.weight", "conv2.weight")):
+                weight.mul_(1e13)
+    return model
+
+
+def test_a_plan_that_breaks_the_network_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    run = context(tmp_path, num_operators=1)
+    save_model(leaning_on_norms(), run.paths.train("invariant").model)
+    score.run(run)
+    scores = io.read_csv(run.paths.scores)
+    assert np.isfinite(scores["score"]).sum() > 3
+    norms = scores.loc[scores["kind"] == "normalisation", "operator"].to_list()
+    plan = tmp_path / "norms.json"
+    io.write_json(plan, {"operators": norms})
+    refused = f"plan norms: without its {len(norms)} operators latents are not finite"
+    with pytest.raises(PlanError, match=refused) as e:
+        prune.run(run, plan)
+    assert "\n" not in str(e.value)
+    assert not run.paths.prune_result.exists()
+    assert not run.paths.pruned_models.exists()
+
+
+def test_operators_that_break_the_latents_alone_are_named(bench: Bench) -> None:
+    name = bench.scores["operator"].iloc[-1]
+    bench.scores.loc[bench.scores["operator"] == name, "score"] = np.inf
+    bench.joint_score = lambda prepared: np.inf  # type: ignore[method-assign]
+    with pytest.raises(PlanError, match=f"leave out {name}$"):
+        prune._prune(bench, "mine", Plan((Removal(name),)))
