@@ -737,3 +737,32 @@ def test_text_needs_a_package_that_is_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ModelError, match=r"pip install 'pelap\[text\]'"):
         load_pipeline(tmp_path / "text")
     assert load_pipeline(tmp_path / "plain") is not None
+
+
+SPOILT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "nan": lambda weight: torch.full_like(weight, float("nan")),
+    "inf": lambda weight: weight.clone().fill_(float("inf")),
+    "bool": lambda weight: weight > 0,
+    "int64": lambda weight: weight.long(),
+}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("how", SPOILT)
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, part: str, how: str) -> None:
+    tiny_stable_diffusion().save_pretrained(tmp_path)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    tensors, _ = io.load_tensors(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    io.save_tensors(file, tensors | {name: SPOILT[how](tensors[name])}, {"format": "pt"})
+    with pytest.raises(ModelError) as caught:
+        load_pipeline(tmp_path)
+    message = str(caught.value)
+    assert f"tensor {name}" in message
+    assert ("NaN or infinite" if how in ("nan", "inf") else "of another kind") in message
+    assert "\n" not in message
+
+
+def test_weights_in_half_precision_are_numbers(tmp_path: Path) -> None:
+    tiny_stable_diffusion().to(torch.float16).save_pretrained(tmp_path)
+    assert load_pipeline(tmp_path).unet.dtype == torch.float32

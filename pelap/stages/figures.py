@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from pelap.data.dataset import ImageDataset
-from pelap.errors import ConfigError
+from pelap.errors import ConfigError, DataError
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.frechet import standard_error
 from pelap.evaluation.quality import SSIM_SIDE, lpips, psnr, ssim
 from pelap.evaluation.reference import FLOOR, Figures
+from pelap.finite import finite
 from pelap.graphs import WARMUP_CALLS, can_record
 from pelap.io import one_line
 from pelap.measure.cost import count_macs, count_params, peak_memory_mib
@@ -70,29 +71,24 @@ def measure_pictures(
         asked: By the name of a source that has prompts, the label (num_images,) that each picture is asked
             to be; `UNKNOWN` counts for nothing.
     """
-    result, dense = {}, None
+    result, dense, strata = {}, None, in_turn(params.num_images, sources.values())
     with progress("evaluate samples", len(sources) + 1) as report:
-        for done, name in enumerate([*sources, FLOOR], start=1):
-            images = real.floor if name == FLOOR else make_pictures(sources[name], params, seed)
+        for done, (name, source) in enumerate(sources.items(), start=1):
+            images = make_pictures(source, params, seed)
             show(name, images)
-            heard = images if name == FLOOR else real.medium.perceived(images)
-            strata = real.floor_labels if name == FLOOR else in_turn(params.num_images, sources.values())
+            heard = real.medium.perceived(images)
             figures = real.reference.measure(heard, params.only_frechet, strata)
-            extra = (
-                _floor_alone(real, bool(asked)) if name == FLOOR else _agreement(real, heard, asked.get(name))
-            )
-            figures = replace(figures, metrics=figures.metrics | extra)
-            figures = replace(figures, notes=tuple(said_if_alike(name, images)))
+            metrics = figures.metrics | _agreement(real, heard, asked.get(name))
             if name == pairs.dense:
                 dense = images
             if name in pairs.others and dense is not None:
-                figures = replace(figures, metrics=figures.metrics | _to_dense(images, dense, real.lpips))
-            if name != FLOOR:
-                figures = replace(
-                    figures, notes=(*figures.notes, *_asks_for_a_part(name, sources[name], params))
-                )
-            result[name] = figures
+                metrics |= _to_dense(images, dense, real.lpips)
+            notes = (*said_if_alike(name, images), *_asks_for_a_part(name, source, params))
+            result[name] = _checked(name, replace(figures, metrics=metrics, notes=notes))
             report(done, name)
+        show(FLOOR, real.floor)
+        result[FLOOR] = _floor(real, params, bool(asked))
+        report(len(sources) + 1, FLOOR)
     return result
 
 
@@ -118,7 +114,14 @@ def measure_distance(source: Source, real: Real, params: EvaluateParams, seed: i
     images = make_pictures(source, params, seed)
     said_if_alike(source.name, images)
     asked = in_turn(params.num_images, [source])
-    return real.reference.measure(real.medium.perceived(images), only_frechet=True, strata=asked)
+    heard = real.medium.perceived(images)
+    return _checked(source.name, real.reference.measure(heard, only_frechet=True, strata=asked))
+
+
+def _checked(name: str, figures: Figures) -> Figures:
+    for metric, value in figures.metrics.items():
+        finite(value, f"{name}: {metric}", "look at its samples and at what measures them", DataError)
+    return figures
 
 
 def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:
@@ -126,6 +129,13 @@ def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> 
     if real.classifier is None or asked is None:
         return {}
     return agreement(real.classifier, images, asked)
+
+
+def _floor(real: Real, params: EvaluateParams, prompted: bool) -> Figures:
+    """The row of other real pictures, with what it alone has."""
+    figures = real.reference.measure(real.floor, params.only_frechet, real.floor_labels)
+    metrics, notes = figures.metrics | _floor_alone(real, prompted), tuple(said_if_alike(FLOOR, real.floor))
+    return _checked(FLOOR, replace(figures, metrics=metrics, notes=notes))
 
 
 def _floor_alone(real: Real, prompted: bool) -> Metrics:
