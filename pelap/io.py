@@ -161,7 +161,7 @@ def read_json(path: Path) -> Any:
         DataError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # a plan may come from a Windows editor
     except FileNotFoundError:
         raise missing(path) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -25,6 +25,7 @@ from pelap.data.dataset import (
 )
 from pelap.data.folder import parse
 from pelap.data.pictures import decode
+from pelap.data.prompts import read_prompts
 from pelap.data.sources import build_dataset
 from pelap.params import DownloadParams, PhotoCrops, SoundParams
 
@@ -568,3 +569,13 @@ def test_members_outside_the_layout_are_passed_over() -> None:
     place = parse("./top/test/a/b/1.png")
     assert place is not None
     assert (place.wrapper, place.split, place.label, place.rest) == ("top", "test", "a", "b/1.png")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_prompts_and_plans_of_other_systems_are_read(newline: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    text = newline.join(["", "a cafe\u0301 ", "", "a dog", ""])
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert read_prompts(file) == ["a caf\u00e9", "a dog"]
+    file.write_bytes(newline.join(["{", '"operators": []', "}"]).encode("utf-8-sig"))
+    assert io.read_json(file) == {"operators": []}
