@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import ROOT
 
-from pelap import io
+from pelap import io, keys
 from pelap.cli import main
 from pelap.config import read_yaml
 from pelap.paths import input_file
@@ -96,11 +96,11 @@ def test_autoencoders_of_other_variants_do_not_count(tmp_path: Path) -> None:
 
 def test_the_code_of_extractors_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    raw = {**RAW, "evaluate": {**RAW["evaluate"], "extractors": ["effnet-lite0", "extractor_of_mine:Mine"]}}
     found = []
     for number in (1, 2):
-        name = f"extractor_of_mine_{number}"  # what is known of a module is looked up once a process
-        (tmp_path / f"{name}.py").write_text(f"SIZE = {number}\n")
-        raw = {**RAW, "evaluate": {**RAW["evaluate"], "extractors": ["effnet-lite0", f"{name}:Mine"]}}
+        (tmp_path / "extractor_of_mine.py").write_text(f"SIZE = {number}\n")
+        keys._sources.cache_clear()  # looked up once a process
         (digest,) = inputs_of("evaluate", raw, tmp_path).values()
         found.append(digest)
     assert found[0] != found[1]
