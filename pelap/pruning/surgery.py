@@ -55,7 +55,7 @@ def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | Non
             if given is not None
             else build_stand_in(removal.replacement or UNSPECIFIED, module, removal.operator, unet),
         )
-    if plan.operators and hasattr(pruned, "save_pretrained"):
+    if plan.operators and hasattr(pruned, "save_config"):
         keep_plan(pruned, _after(plan_kept(unet), plan))
     return pruned
 
