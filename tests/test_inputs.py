@@ -104,6 +104,9 @@ def test_the_code_of_extractors_is_noticed(tmp_path: Path, monkeypatch: pytest.M
         (digest,) = inputs_of("evaluate", raw, tmp_path).values()
         found.append(digest)
     assert found[0] != found[1]
+    (tmp_path / "extractor_of_mine.py").write_text("SIZE = = 1")
+    keys._sources.cache_clear()
+    assert len(inputs_of("evaluate", raw, tmp_path)) == 1
     assert inputs_of("score", raw, tmp_path) == {}
 
 
@@ -112,3 +115,10 @@ def test_the_command_writes_the_same_for_the_same(tmp_path: Path) -> None:
     assert {stage: io.read_mapping(input_file(tmp_path, stage)) for stage in READING} == {
         stage: {} for stage in READING
     }
+
+
+def test_wrong_parameters_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.yaml").write_text("dataset: photos\n")
+    assert main(["inputs", "--params", str(tmp_path / "p.yaml"), "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not input_file(tmp_path, "train").exists()

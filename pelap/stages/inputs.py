@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pelap import io
-from pelap.config import read_yaml, select_keys
+from pelap.config import parse_params, read_yaml, select_keys
 from pelap.data.entries import entries
 from pelap.data.locate import find_source
 from pelap.data.remarks import Remarks
@@ -20,8 +20,13 @@ NAMING_FILES = ("source", "prompts", "inception_weights", "lpips_weights")
 
 
 def inputs(params: Path, data: Path) -> None:
-    """Write what each stage reads outside of the run, the same text for the same state."""
+    """Write what each stage reads outside of the run, the same text for the same state.
+
+    Raises:
+        ConfigError: The parameters are not as they must be.
+    """
     raw = read_yaml(params)
+    parse_params(raw, str(params))
     for stage in READING:
         io.write_json(input_file(data, stage), inputs_of(stage, raw, data))
 
@@ -58,10 +63,13 @@ def _named_files(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
             yield f"{above}{name}", Path(value).expanduser()
 
 
-def _code(module: str) -> str:
+def _code(module: str) -> str | None:
+    """The digest of an extractor's code, None where `evaluate` will say what is wrong."""
     sys.path.append(str(Path.cwd()))  # where `evaluate` finds extractors, too
     try:
         return code_of(module)
+    except Exception:  # looking for a module runs code of its package, which may raise anything
+        return None
     finally:
         sys.path.pop()
 
