@@ -23,7 +23,7 @@ from pelap.cli import EXIT_UNFINISHED, main
 from pelap.config import load_params, read_yaml
 from pelap.errors import ConfigError, TrainingError
 from pelap.loading import load_model
-from pelap.paths import PaperPaths, RunPaths
+from pelap.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.report import paper as report
 from pelap.report.style import to_png
 from pelap.stages import paper as runner
@@ -144,6 +144,20 @@ def test_other_pictures_are_another_study(tmp_path: Path) -> None:
     write_yaml(folder / "lambdas.yaml", {**read_yaml(folder / "lambdas.yaml"), "download": raw["download"]})
     after = load_study(folder / "study.yaml").cells[0]
     assert all(before.digest(stage) != after.digest(stage) for stage in before.stages)
+
+
+def test_other_pictures_in_the_same_place_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, packed = quick_stages(monkeypatch), packed_dataset(tmp_path / "data", "photos")
+    study, contents = write_study(tmp_path), iter([b"one", b"one", b"other"])
+    packed.parent.mkdir()
+    monkeypatch.setattr(runner.download, "is_packed", lambda params, data: False)
+    monkeypatch.setattr(runner.download, "run", lambda context: packed.write_bytes(next(contents)))
+    for expected in (EVERY_STAGE, [], EVERY_STAGE):
+        calls.clear()
+        assert run(study, tmp_path / "root") == 0
+        assert calls == expected
 
 
 def test_finished_stages_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from pelap import io
 from pelap.device import choose_device
 from pelap.errors import ConfigError, PelapError
-from pelap.paths import PaperPaths, RunPaths
+from pelap.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.stages import download
 from pelap.stages.context import Context
 from pelap.stages.paper_records import begin, finished_stages, precision_of, read_record, write_record
@@ -116,9 +116,7 @@ def _run_cells(
     study: Study, paths: PaperPaths, data: Path, device: torch.device, failures: list[str]
 ) -> None:
     """All that is not finished. A failure ends its cell alone: others need not have it."""
-    first = study.cells[0]
-    if not download.is_packed(first.params, data):
-        download.run(Context(first.params, _paths_of(first, paths), data, device))
+    _pack(study, paths, data, device)
     for cell in study.cells:
         run = _paths_of(cell, paths)
         context = Context(cell.params, run, data, device)
@@ -135,6 +133,19 @@ def _run_cells(
                 break
             finally:
                 _free_memory()
+
+
+def _pack(study: Study, paths: PaperPaths, data: Path, device: torch.device) -> None:
+    """Make the packed data set unless it is there; what was made of other pictures is made anew."""
+    first, packed = study.cells[0], packed_dataset(data, study.dataset)
+    if download.is_packed(first.params, data):
+        return
+    before = io.sha256(packed) if packed.is_file() else None
+    download.run(Context(first.params, _paths_of(first, paths), data, device))
+    if before is not None and before != io.sha256(packed):
+        for cell in study.cells:
+            for stage in cell.stages:
+                _paths_of(cell, paths).record(stage).unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:
