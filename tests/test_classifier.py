@@ -192,6 +192,15 @@ def test_nothing_else_is_taken_for_it(what: str, trained: Classifier, cache: Pat
     assert len(files_in(cache)) == len(before) + 1
 
 
+def test_one_that_other_code_trained_is_not_taken(
+    trained: Classifier, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files_in(cache)
+    monkeypatch.setattr(classifier_module, "code_of", lambda module: "edited")
+    trained_classifier(dataset_of(), PARAMS, 0, CPU, cache)
+    assert len(files_in(cache)) == len(before) + 1
+
+
 def test_names_do_not_count(trained: Classifier, cache: Path, untrainable: None) -> None:
     renamed = replace(dataset_of(), name="other", class_names=("a", "b", "c"))
     assert trained_classifier(renamed, PARAMS, 0, CPU, cache).checksum == trained.checksum
@@ -206,7 +215,7 @@ def test_a_damaged_or_foreign_file_is_made_again(trained: Classifier, tmp_path: 
     broken: dict[str, tuple[dict[str, torch.Tensor], dict[str, str]]] = {
         "weights": (tensors | {weight: tensors[weight] + 1}, said),
         "missing": ({name: tensors[name] for name in tensors if name != weight}, said),
-        "foreign": (tensors, said | {"pixels": "0" * 64}),
+        "foreign": (tensors, said | {"train": "0" * 12}),
         "unsaid": (tensors, {key: value for key, value in said.items() if key != "test_accuracy"}),
         "no number": (tensors, said | {"test_accuracy": "high"}),
     }
