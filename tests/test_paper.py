@@ -27,6 +27,7 @@ from pelap.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.report import paper as report
 from pelap.report.style import to_png
 from pelap.stages import paper as runner
+from pelap.stages import paper_records
 from pelap.stages.context import Context
 from pelap.stages.paper_results import lambdas
 from pelap.stages.paper_study import load_study
@@ -166,6 +167,23 @@ def test_finished_stages_are_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     assert run(study, tmp_path / "root") == 0
     calls.clear()
     assert run(study, tmp_path / "root") == 0
+    assert calls == []
+
+
+def test_stages_of_other_code_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = quick_stages(monkeypatch)
+    study, root = write_study(tmp_path), tmp_path / "root"
+    assert run(study, root) == 0
+    assert run(study, root) == 0
+    assert "other code" not in capsys.readouterr().out
+    code = paper_records.stage_code
+    monkeypatch.setattr(paper_records, "stage_code", lambda stage: code(stage) + "0" * (stage == "train"))
+    calls.clear()
+    assert run(study, root) == 0
+    said = capsys.readouterr().out
+    assert "pelap-a seed 0: train; ablation seed 0: train; pelap-a seed 1: train" in said
     assert calls == []
 
 

@@ -17,7 +17,15 @@ from pelap.errors import ConfigError, PelapError
 from pelap.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.stages import download
 from pelap.stages.context import Context
-from pelap.stages.paper_records import begin, finished_stages, precision_of, read_record, write_record
+from pelap.stages.paper_records import (
+    aged_stages,
+    begin,
+    finished_stages,
+    precision_of,
+    read_record,
+    stage_code,
+    write_record,
+)
 from pelap.stages.paper_results import write_results
 from pelap.stages.paper_study import Cell, Study, load_study
 from pelap.stages.protocol import environment
@@ -117,6 +125,7 @@ def _run_cells(
 ) -> None:
     """All that is not finished. A failure ends its cell alone: others need not have it."""
     _pack(study, paths, data, device)
+    _say_what_is_aged(study, paths)
     for cell in study.cells:
         run = _paths_of(cell, paths)
         context = Context(cell.params, run, data, device)
@@ -146,6 +155,17 @@ def _pack(study: Study, paths: PaperPaths, data: Path, device: torch.device) -> 
         for cell in study.cells:
             for stage in cell.stages:
                 _paths_of(cell, paths).record(stage).unlink(missing_ok=True)
+
+
+def _say_what_is_aged(study: Study, paths: PaperPaths) -> None:
+    """Hours of work are not thrown away for an edit; but nobody should take old figures for new ones."""
+    aged = {cell.name: aged_stages(cell, _paths_of(cell, paths)) for cell in study.cells}
+    named = [f"{name}: {', '.join(stages)}" for name, stages in aged.items() if stages]
+    if named:
+        print(
+            f"finished with other code than that of now: {'; '.join(named)}; to run a stage again, delete "
+            "its stages/STAGE.json"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -182,7 +202,7 @@ def _run_stage(cell: Cell, stage: str, context: Context) -> None:
         write_record(context.paths, stage, record)
         raise
     record.seconds += time.monotonic() - begun
-    record.finished = True
+    record.finished, record.code = True, stage_code(stage)
     write_record(context.paths, stage, record)
     print(f"{cell.name}: {stage} took {record.seconds:.1f} s", flush=True)
 

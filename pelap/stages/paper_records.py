@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from pelap import io
 from pelap.device import has_fast_bf16
 from pelap.errors import DataError
+from pelap.keys import code_of
 from pelap.paths import RunPaths
 from pelap.stages.paper_study import Cell
 
@@ -25,6 +27,8 @@ class Record:
     """How often the time limit ended it."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Where it was finished: device, versions, precision."""
+    code: str = ""
+    """Digest of what it was finished with."""
 
 
 def read_record(cell: Cell, paths: RunPaths, stage: str) -> Record:
@@ -45,6 +49,18 @@ def write_record(paths: RunPaths, stage: str, record: Record) -> None:
 def finished_stages(cell: Cell, paths: RunPaths) -> list[str]:
     """The stages that are done with the parameters of this cell."""
     return [stage for stage in cell.stages if read_record(cell, paths, stage).finished]
+
+
+@cache
+def stage_code(stage: str) -> str:
+    """Digest of a stage's code, as it is now."""
+    return code_of(f"pelap.stages.{stage}")
+
+
+def aged_stages(cell: Cell, paths: RunPaths) -> list[str]:
+    """The finished stages whose code was another one than now."""
+    records = {stage: read_record(cell, paths, stage) for stage in finished_stages(cell, paths)}
+    return [stage for stage, record in records.items() if record.code not in ("", stage_code(stage))]
 
 
 def begin(cell: Cell, paths: RunPaths, stage: str) -> Record:
