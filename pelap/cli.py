@@ -103,7 +103,7 @@ def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
         "--params", type=Path, default=DEFAULTS["params"], metavar="FILE", help="parameters [%(default)s]"
     )
     parser.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="packed data sets [%(default)s]"
+        "--data", type=Path, default=DEFAULTS["data"], metavar="DIR", help="packed data sets [%(default)s]"
     )
     _add_device(parser)
     if stage in PIPELINE_OPTIONS:
@@ -160,7 +160,7 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="[%(default)s]"
+        "--device", default=DEFAULTS["device"], choices=("auto", "cpu", "cuda", "mps"), help="[%(default)s]"
     )
 
 
