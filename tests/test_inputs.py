@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from tiny import ROOT
 
 from pelap import io, keys
@@ -62,7 +63,8 @@ def test_an_archive_is_found_and_noticed_where_downloads_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = mine("data/downloads/a.zip")
-    nowhere = inputs_of("download", raw, tmp_path)  # `download` says what is wrong
+    nowhere = inputs_of("download", raw, tmp_path)
+    assert nowhere == {"download.folders.mine": None}  # `download` says what is wrong, if it has to run
     (tmp_path / "a.zip").write_text("a zip")
     monkeypatch.setenv("PELAP_DATA_DIR", str(tmp_path))
     found = inputs_of("download", raw, tmp_path)
@@ -115,6 +117,21 @@ def test_the_command_writes_the_same_for_the_same(tmp_path: Path) -> None:
     assert {stage: io.read_mapping(input_file(tmp_path, stage)) for stage in READING} == {
         stage: {} for stage in READING
     }
+
+
+def test_what_is_gone_is_as_it_was_seen_last(tmp_path: Path) -> None:
+    """DVC runs some experiments in a copy of the project; archives are deleted once they are packed."""
+    YAML().dump(mine(pictures(tmp_path / "mine")), tmp_path / "p.yaml")
+    command, file = ["inputs", "--params", str(tmp_path / "p.yaml"), "--data", str(tmp_path)], "download"
+    assert main(command) == 0
+    before = io.read_mapping(input_file(tmp_path, file))
+    (tmp_path / "mine").rename(tmp_path / "gone")
+    assert main(command) == 0
+    assert io.read_mapping(input_file(tmp_path, file)) == before
+    pictures(tmp_path / "mine")
+    (tmp_path / "mine/train/a/1.png").write_text("others")
+    assert main(command) == 0
+    assert io.read_mapping(input_file(tmp_path, file)) != before
 
 
 def test_wrong_parameters_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,10 @@ from pelap import io
 from pelap.data.dataset import ImageDataset, made_by, save_dataset
 from pelap.data.media import medium_of
 from pelap.data.sources import build_dataset
-from pelap.keys import Key, key
 from pelap.params import Params
 from pelap.paths import packed_dataset, packed_key
 from pelap.stages.context import Context
-from pelap.stages.inputs import inputs_of
+from pelap.stages.inputs import inputs_of, seen_last
 
 
 def run(context: Context) -> None:
@@ -27,7 +26,7 @@ def run(context: Context) -> None:
         dataset = build_dataset(params.dataset, params.download, params.seed, context.data)
         parts = made_by(params.dataset, params.download, params.seed).parts
         save_dataset(replace(dataset, made_by=parts), path)
-        io.write_json(packed_key(context.data, params.dataset), dict(made_of(params, context.data).parts))
+        io.write_json(packed_key(context.data, params.dataset), made_of(params, context.data))
     print(f"{describe(dataset)} -> {path}")
 
 
@@ -36,16 +35,17 @@ def is_packed(params: Params, data: Path) -> bool:
     file = packed_key(data, params.dataset)
     if not packed_dataset(data, params.dataset).is_file() or not file.is_file():
         return packed_dataset(data, params.dataset).is_file()
-    names = made_of(params, data).differences(io.read_mapping(file))
+    before, now = io.read_mapping(file), made_of(params, data)
+    names = [name for name, part in seen_last(now, before).items() if part != before.get(name)]
     if names:
         print(f"{params.dataset}: packed anew; what is there was made of other {', '.join(names)}")
     return not names
 
 
-def made_of(params: Params, data: Path) -> Key:
-    """The key of a packed data set: of its parameters, and of what they name outside of the run."""
-    files = inputs_of("download", params.model_dump(include={"dataset", "seed", "download"}), data)
-    return key(**made_by(params.dataset, params.download, params.seed).parts, files=files)
+def made_of(params: Params, data: Path) -> dict[str, str | None]:
+    """What decides a packed data set: digests of its parameters, and of what they name outside of the run."""
+    outside = inputs_of("download", params.model_dump(include={"dataset", "seed", "download"}), data)
+    return {**made_by(params.dataset, params.download, params.seed).parts, **outside}
 
 
 def describe(dataset: ImageDataset) -> str:

@@ -28,10 +28,19 @@ def inputs(params: Path, data: Path) -> None:
     raw = read_yaml(params)
     parse_params(raw, str(params))
     for stage in READING:
-        io.write_json(input_file(data, stage), inputs_of(stage, raw, data))
+        file = input_file(data, stage)
+        before = io.read_mapping(file) if file.is_file() else {}
+        io.write_json(file, seen_last(inputs_of(stage, raw, data), before))
 
 
-def inputs_of(stage: str, raw: Mapping[str, Any], data: Path, variant: str | None = None) -> dict[str, str]:
+def seen_last(now: Mapping[str, str | None], before: Mapping[str, Any]) -> dict[str, str | None]:
+    """What cannot be seen from here, a copy of the project or a tidied disk, is as it was seen last."""
+    return {name: before.get(name) if state is None else state for name, state in now.items()}
+
+
+def inputs_of(
+    stage: str, raw: Mapping[str, Any], data: Path, variant: str | None = None
+) -> dict[str, str | None]:
     """The digest of everything that a stage reads and its parameters only name.
 
     Args:
@@ -42,7 +51,7 @@ def inputs_of(stage: str, raw: Mapping[str, Any], data: Path, variant: str | Non
 
     Returns:
         By the parameter that names it: of files and folders the content, of a user's pictures the names,
-        sizes and times of the files, of extractors the code.
+        sizes and times of the files, of extractors the code. None for what is not here to be seen.
     """
     if stage not in READING:
         return {}
@@ -52,15 +61,17 @@ def inputs_of(stage: str, raw: Mapping[str, Any], data: Path, variant: str | Non
     if stage == "evaluate":
         modules = [name.partition(":")[0] for name in raw["evaluate"]["extractors"] if ":" in name]
         found |= {module: _code(module) for module in modules}
-    return dict(key(**found).parts)
+    seen = {name: value for name, value in found.items() if value is not None}
+    return {**dict.fromkeys(found), **key(**seen).parts}
 
 
-def _named_files(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Path]]:
+def _named_files(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Path | None]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _named_files(value, f"{above}{name}.")
         elif name in NAMING_FILES and isinstance(value, str):
-            yield f"{above}{name}", Path(value).expanduser()
+            path = Path(value).expanduser()
+            yield f"{above}{name}", path if path.exists() else None
 
 
 def _code(module: str) -> str | None:

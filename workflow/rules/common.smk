@@ -19,7 +19,7 @@ from pelap.data.locate import DATA_DIR_VARIABLE
 from pelap.errors import PelapError
 from pelap.keys import key
 from pelap.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
-from pelap.stages.inputs import inputs_of
+from pelap.stages.inputs import inputs_of, seen_last
 
 RESULTS = Path("results")
 SUMMARY = SweepPaths(RESULTS / "{grid}")
@@ -157,7 +157,7 @@ def benchmark_file(stage):
 def summary_made_of(command, root, cells, *report):
     """The key of a summary: its cells and its code."""
     sources = (f"pelap/stages/{command}.py", "pelap/stages/cells.py", *report)
-    return written(root / "params" / f"{command}.key", key(cells=cells, code=code(*sources)))
+    return written(root / "params" / f"{command}.key", key(cells=cells, code=code(*sources)).parts)
 
 
 def cells_asked(*grids):
@@ -211,8 +211,8 @@ def made_of(stage, parameter_file):
 
     def of(wildcards):
         file = Path(str(parameter_file).format(**dict(wildcards.items()))).with_suffix(".key")
-        chosen, inside = chosen_parameters(stage, wildcards), inputs_here(stage, wildcards)
-        return written(file, key(**chosen, code=stage_code(stage), inputs=inside))
+        parts = key(**chosen_parameters(stage, wildcards), code=stage_code(stage)).parts
+        return written(file, {**parts, **inputs_here(stage, wildcards)})
 
     return of
 
@@ -223,11 +223,12 @@ def inputs_here(stage, wildcards):
     return inputs_of(stage, raw_parameters(wildcards), data, wildcards.get("variant"))
 
 
-def written(file, made_of):
-    """A file that holds a key; it is older than what was made of the same."""
-    text = json.dumps(dict(made_of.parts), indent=2) + "\n"
-    if not file.is_file() or file.read_text() != text:
-        io.write_text(file, text)
+def written(file, parts):
+    """A file that holds the parts of a key; it is older than what was made of the same."""
+    before = io.read_mapping(file) if file.is_file() else {}
+    now = seen_last(parts, before)
+    if now != before:
+        io.write_json(file, now)
     return str(file)
 
 
