@@ -231,6 +231,8 @@ def test_without_guidance_nothing_is_computed_twice() -> None:
 def test_a_sample_follows_its_prompt_and_not_its_batch() -> None:
     model = told_model()
     source, noise = ModelSource(model, DDIM), torch.randn(4, *model.latent_shape)
+    assert model.conditioner is not None
+    assert source.num_asked == len(model.conditioner.prompts) > 1
     together = source.denoise(noise, range(4), 0)
     # Guidance and few steps make rounding larger.
     torch.testing.assert_close(source.denoise(noise[2:3], [2], 0), together[2:3], rtol=0, atol=1e-3)

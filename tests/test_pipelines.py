@@ -239,6 +239,7 @@ def test_prompts_and_classes_go_round(kind: str, period: int) -> None:
     first, next_one, again = (pipeline.denoise(noise, [i], seed=0) for i in (1, 2, 1 + period))
     assert same(again, first)
     assert not same(next_one, first)
+    assert pipeline.num_asked == period
 
 
 @pytest.mark.parametrize(
