@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import hashlib
 import importlib.util
+import os
 import site
 import sys
 import sysconfig
@@ -119,9 +120,20 @@ def _settings(config: Any) -> dict[str, str]:
 
 def _content(path: Path) -> Any:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return {file.relative_to(path).as_posix(): sha256(file) for file in files}
+        return {file.relative_to(path).as_posix(): sha256(file) for file in _files_below(path)}
     return sha256(path) if path.is_file() else None
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All of them, behind links to folders too."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link around itself
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (path for path in (Path(parent, name) for name in sorted(files)) if path.is_file())
 
 
 def _sources(module: str) -> dict[str, str]:

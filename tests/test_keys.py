@@ -84,6 +84,12 @@ def test_files_count_with_their_content(tmp_path: Path) -> None:
     file.write_text("b")
     after = [key(it=path).name for path in (file, tmp_path / "folder", tmp_path / "none")]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+    linked = tmp_path / "elsewhere"
+    linked.mkdir()
+    (tmp_path / "folder" / "link").symlink_to(linked)
+    alone = key(it=tmp_path / "folder").name
+    (linked / "more").write_text("c")
+    assert key(it=tmp_path / "folder").name != alone
 
 
 SOURCES = {
