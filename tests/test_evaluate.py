@@ -716,7 +716,7 @@ def test_prompts_that_nothing_is_asked_of_are_told(
     for source.num_asked in (24, 25):
         found = measure_pictures({"a": source}, real, params, 0, Pairs(None, []))
     (note,) = found["a"].notes
-    assert note.startswith("a: 24 pictures ask for the first of 25 prompts or classes alone")
+    assert note.startswith("a: 24 items ask for the first of 25 prompts or classes alone")
     assert capsys.readouterr().out.count(note) == 1
 
 

@@ -130,6 +130,17 @@ def test_replacements_that_compute_take_time(case: Case) -> None:
     assert list(table.columns[:3]) == ["kind", "replacement", "avg_dist"]
 
 
+def test_prompts_and_classes_that_no_latent_asks_for_are_told(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert case.score(out=tmp_path / "again.csv") == 0
+    num_asked = {"stable_diffusion": 3, "dit": 1000}.get(case.kind)
+    said = (
+        f"dense: 2 items ask for the first of {num_asked} prompts or classes alone; raise score.num_latents"
+    )
+    assert (said in capsys.readouterr().out) == (num_asked is not None)
+
+
 def test_nothing_of_the_resume_state_is_left(case: Case) -> None:
     assert not [path for path in case.root.iterdir() if "resume" in path.name]
 

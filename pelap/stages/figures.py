@@ -28,7 +28,7 @@ from pelap.sampling import Source, in_turn, said_if_alike, sample_from
 from pelap.seeding import noise
 from pelap.stages.protocol import environment
 from pelap.stages.real import Real
-from pelap.stages.subject import Subject
+from pelap.stages.subject import Subject, said_if_some_are_left
 
 LATENCY_COLUMNS = ("model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats")
 DIFFERENCE_COLUMNS = ("model", "against", "metric", "difference", "se")
@@ -83,25 +83,14 @@ def measure_pictures(
                 dense = images
             if name in pairs.others and dense is not None:
                 metrics |= _to_dense(images, dense, real.lpips)
-            notes = (*said_if_alike(name, images), *_asks_for_a_part(name, source, params))
+            left = said_if_some_are_left(name, params.num_images, source.num_asked, "evaluate.num_images")
+            notes = (*said_if_alike(name, images), *left)
             result[name] = _checked(name, replace(figures, metrics=metrics, notes=notes))
             report(done, name)
         show(FLOOR, real.floor)
         result[FLOOR] = _floor(real, params, bool(asked))
         report(len(sources) + 1, FLOOR)
     return result
-
-
-def _asks_for_a_part(name: str, source: Source, params: EvaluateParams) -> list[str]:
-    """A warning, printed and returned, where prompts or classes are left over: the first are no fair part."""
-    if source.num_asked <= params.num_images:
-        return []
-    line = (
-        f"{name}: {params.num_images} pictures ask for the first of {source.num_asked} prompts or classes "
-        "alone; raise evaluate.num_images, or mix their order"
-    )
-    print(f"warning: {line}")
-    return [line]
 
 
 def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ from pelap.stages.context import Context
 from pelap.stages.importance import demand_criteria, importances
 from pelap.stages.piped import open_pipeline
 from pelap.stages.protocol import environment, protocol_beside
-from pelap.stages.subject import Subject, model_subject, pipeline_subject
+from pelap.stages.subject import Subject, model_subject, pipeline_subject, said_if_some_are_left
 from pelap.training.checkpoint import ResumeState
 
 TRACE_ROWS = 3
@@ -124,6 +124,8 @@ def _score(
     subject: Subject, params: ScoreParams, seed: int, state: ResumeState
 ) -> tuple[pd.DataFrame, Scores]:
     demand_criteria(subject, params)
+    numbers = params.num_latents // params.num_seeds
+    said_if_some_are_left(subject.name, numbers, subject.num_asked, "score.num_latents")
     operators = find(subject, params)
     stand_ins = fit(subject, operators, params, seed)
     start = subject.noise(params.num_latents, params.num_seeds, seed)

@@ -43,6 +43,8 @@ class Subject:
     stream; None where the training is not known."""
     precision: str = "fp32"
     """Of `forward` alone, see `pelap.device.autocast`; fp32 leaves the network to its own."""
+    num_asked: int = 1
+    """How many prompts or classes the numbers of a seed ask for in turn; 1 for none."""
 
     @cached_property
     def weights(self) -> str:
@@ -123,6 +125,7 @@ def model_subject(
         spacing=SPACING,
         task_loss=task_loss,
         precision=precision,
+        num_asked=1 if model.conditioner is None else len(model.conditioner.prompts),
     )
 
 
@@ -148,7 +151,20 @@ def pipeline_subject(
         protocol=(protocol := pipeline.describe()),
         spacing=str(protocol["timestep_spacing"]),
         precision=precision,
+        num_asked=pipeline.num_asked,
     )
+
+
+def said_if_some_are_left(name: str, num_items: int, num_asked: int, setting: str) -> list[str]:
+    """A warning, printed and returned, where items ask in turn and do not come to all prompts or classes."""
+    if num_items >= num_asked:
+        return []
+    line = (
+        f"{name}: {num_items} items ask for the first of {num_asked} prompts or classes alone; raise "
+        f"{setting}, or mix their order"
+    )
+    print(f"warning: {line}")
+    return [line]
 
 
 class _CalledError(Exception):
