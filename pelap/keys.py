@@ -16,6 +16,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def key(**parts: Any) -> Key:
 
     Args:
         parts: By names that a reader of a message understands. Networks count with class, settings and
-            weights; diffusers' schedulers with class, settings and noise levels; tensors, sections of
+            weights; diffusers' schedulers with class, settings and noise levels; tokenizers with their
+            vocabulary; tensors, sections of
             parameters, data sets and other dataclasses with their values; a `Path` with what is in that file
             or folder; everything else has to be plain JSON.
 
@@ -109,6 +111,9 @@ def _of_torch(value: Any) -> Any:
     if hasattr(value, "set_timesteps"):  # a scheduler, whose noise levels may have been set by hand
         levels = getattr(value, "alphas_cumprod", None)
         return [type(value).__qualname__, settings, None if levels is None else _plain(levels)]
+    if hasattr(value, "get_vocab"):  # a tokenizer
+        special = value.special_tokens_map
+        return [type(value).__qualname__, value.get_vocab(), value.model_max_length, str(special)]
     raise TypeError(f"{type(value).__name__} has no value that a key could be made of")
 
 
@@ -164,19 +169,30 @@ def _parsed(file: Path, modified_ns: int, size: int) -> tuple[str, ast.Module]:
 
 def _own_file(module: str) -> Path | None:
     """Source of a module that belongs to no installed package; None for the others."""
-    top = module.partition(".")[0]
-    if top != module and _own_file(top) is None:
-        return None
+    if _is_installed(module.partition(".")[0]):
+        return None  # without looking inside, which would import it
+    spec = _spec(module)
+    origin = spec.origin if spec is not None else getattr(sys.modules.get(module), "__file__", None)
+    return Path(origin).resolve() if origin is not None and origin.endswith(".py") else None
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package at the top is none of the user's, or none at all; a mere folder may be the user's."""
+    spec = _spec(package)
+    if spec is None:
+        return not hasattr(sys.modules.get(package), "__file__")
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or [])
+    return not places or any(
+        Path(str(place)).resolve().is_relative_to(installed) for place in places for installed in _installed()
+    )
+
+
+def _spec(module: str) -> ModuleSpec | None:
     loaded = sys.modules.get(module)
     try:
-        spec = importlib.util.find_spec(module) if loaded is None else loaded.__spec__
+        return importlib.util.find_spec(module) if loaded is None else loaded.__spec__
     except (ImportError, ValueError):
         return None
-    origin = spec.origin if spec is not None else getattr(loaded, "__file__", None)
-    if origin is None or not origin.endswith(".py"):
-        return None
-    source = Path(origin).resolve()
-    return None if any(source.is_relative_to(place) for place in _installed()) else source
 
 
 @cache
@@ -204,7 +220,8 @@ def _imports(tree: ast.AST, module: str, file: Path) -> Iterator[str]:
             yield from _with_parents(base)
             names = (f"{base}.{alias.name}" for alias in node.names)
             # What is imported may be a module of the package, or something in it.
-            yield from (name for name in names if _own_file(base) is not None and _own_file(name) is not None)
+            inside = not _is_installed(base.partition(".")[0])
+            yield from (name for name in names if inside and _own_file(name) is not None)
 
 
 def _with_parents(name: str) -> Iterator[str]:

@@ -99,7 +99,9 @@ SOURCES = {
     "parts/sizes.py": "def side():\n    import deep\n    return deep.SIDE\n",
     "parts/colours.py": "red = 1\n",
     "parts/unused.py": "x = 1\n",
-    "deep.py": '"""Words."""\nSIDE = 1  # a side\n',
+    "deep.py": '"""Words."""\nfrom plain import other, helper\nSIDE = 1  # a side\n',
+    "plain/helper.py": "def help_out(): ...\n",  # in a folder that says nothing of being a package
+    "plain/other.py": "",
 }
 
 
@@ -109,8 +111,10 @@ SOURCES = {
         ("work.py", SOURCES["work.py"] + "x = 1\n", True),
         ("parts/__init__.py", "x = 1\n", True),
         ("parts/colours.py", "red = 2\n", True),
-        ("deep.py", "SIDE = 2\n", True),  # three imports away, inside a function
-        ("deep.py", '"""Other words."""\n\nSIDE = 1\n', False),
+        ("plain/helper.py", "help_out = None\n", True),
+        ("plain/other.py", "x = 1\n", True),
+        ("deep.py", SOURCES["deep.py"].replace("1", "2"), True),  # three imports away, inside a function
+        ("deep.py", SOURCES["deep.py"].replace("Words", "Others").replace("  # a side", ""), False),
         ("parts/unused.py", "x = 2\n", False),
     ],
 )
