@@ -160,7 +160,7 @@ def unused_by_pipeline(stage: str, params: Params, scored: bool = False, planned
     if stage == "prune":
         rescores = not planned and any(method.rescore for method in params.prune.methods.values())
         keys += [] if rescores else ["score.early_stop", "score.num_resamples"]
-        keys = (["seed", "score"] if scored else keys) + ["prune"] * planned
+        keys = (["seed", "score"] if scored else keys) + _unused_by_pruning(params, planned)
     if stage == "distill":
         keys += [f"distill.students.{name}.skip" for name in params.distill.students]
     if stage == "evaluate":
@@ -178,7 +178,7 @@ def unused_by_run(stage: str, params: Params, planned: bool = False, variant: st
         planned: Whether `prune` is given a plan.
         variant: The only one that `train` is to train.
     """
-    keys: list[str] = ["prune"] * planned
+    keys: list[str] = _unused_by_pruning(params, planned) if stage == "prune" else []
     if stage == "train":
         trained = [each for name, each in params.variants.items() if variant in (None, name)]
         keys += _unused_by_training(params, trained) if trained else []
@@ -187,6 +187,12 @@ def unused_by_run(stage: str, params: Params, planned: bool = False, variant: st
         if params.evaluate.models == "variants":
             keys += ["evaluate.dense_steps", "evaluate.cache_intervals", "evaluate.lpips_weights"]
     return [key for key in keys if _asks(_at(params, key))]
+
+
+def _unused_by_pruning(params: Params, planned: bool) -> list[str]:
+    if planned:
+        return ["prune"]
+    return [] if params.prune.target == "time_reduction" else ["prune.trials"]  # of what a clock says
 
 
 def _unused_by_training(params: Params, variants: Sequence[VariantParams]) -> list[str]:

@@ -1,6 +1,7 @@
 """Pipelines and data that meet are compared by what they mean: names, noise levels, latents."""
 
 import json
+import string
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +27,13 @@ from test_pipeline_stages import (
 )
 from tiny import tiny_dataset, tiny_params
 from tiny_pipelines import awake, same, tiny_ddim, tiny_stable_diffusion
+from transformers import CLIPTokenizer
 
 from pelap.data.dataset import ImageDataset
 from pelap.errors import ModelError
 from pelap.loading import load_pipeline, save_pipeline
 from pelap.models.parts import labels_of_classes
-from pelap.pipelines.agreement import class_numbers, training_of
+from pelap.pipelines.agreement import class_numbers, differences_in_training
 from pelap.stages import evaluate_pipelines
 from pelap.stages.distill_pipeline import distill_pipeline
 
@@ -54,6 +56,7 @@ def data(*class_names: str) -> ImageDataset:
     [
         (("zebra", "ant"), ("ant", "zebra"), [1, 0]),
         (("zebra", "ant"), ("ant",), [1]),  # a part of what it knows
+        (("tench, Tinca tinca", "ant"), ("ant", "Tench,_Tinca_tinca"), [1, 0]),
         (("zebra, striped horse", "Army_Ant"), ("army ant", "striped horse"), [1, 0]),
         (("caf\u00e9", "tea"), ("tea", unicodedata.normalize("NFD", "caf\u00e9")), [1, 0]),
         ((), ("1", "0"), [1, 0]),
@@ -80,8 +83,10 @@ def test_classes_have_the_numbers_of_their_names(
         (("crane", "crane"), ("crane",), "2 classes called 'crane'"),
         (("zebra", "ant"), ("0", "1"), "no class called '0'"),
         ((), ("a", "b", "c"), "2 classes, the data have 3"),
-        ((), ("0", "2"), "the data 0, 2"),
-        ((), ("1", "01"), "the data 1, 01"),
+        ((), ("0", "2"), "the data 0 .0., 2 .2."),
+        ((), ("1", "01"), "the data 1 .1., 01 .1."),
+        (("tench, Tinca tinca", "ant"), ("tench", "tinca tinca"), "tench .0., tinca tinca .0."),
+        (("a", "b", "c"), ("c",), "has the classes 0..1, the data c .2."),
     ],
 )
 def test_classes_without_a_certain_number_are_refused(
@@ -122,11 +127,10 @@ def test_schedulers_of_one_training_agree() -> None:
         DPMSolverMultistepScheduler(**betas),
         EulerDiscreteScheduler(**betas),
     )
-    keys = []
-    for scheduler in schedulers:
-        torch.manual_seed(0)
-        keys.append(training_of(tiny_stable_diffusion(scheduler)))
-    assert keys[0].differences(keys[1].parts) == keys[0].differences(keys[2].parts) == []
+    first, *others = (tiny_stable_diffusion(scheduler) for scheduler in schedulers)
+    for other in others:
+        other.vae = first.vae
+        assert differences_in_training(other, first) == []
 
 
 def other_encoder(pipe: DiffusionPipeline) -> None:
@@ -137,33 +141,34 @@ def other_decoder(pipe: DiffusionPipeline) -> None:
     awake(pipe.vae.decoder, seed=7)
 
 
-def other_text_encoder(pipe: DiffusionPipeline) -> None:
-    awake(pipe.text_encoder, seed=7)
-
-
 def other_scale(pipe: DiffusionPipeline) -> None:
     pipe.vae.register_to_config(scaling_factor=0.5)
 
 
+def rounded(pipe: DiffusionPipeline) -> None:
+    pipe.vae.half().float()
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
-    [
-        (other_encoder, ["latents"]),
-        (other_scale, ["latents"]),
-        (other_text_encoder, ["text encoders"]),
-        (other_decoder, []),
-    ],
+    [(other_encoder, ["latents"]), (other_scale, ["latents"]), (other_decoder, []), (rounded, [])],
 )
 def test_parts_of_a_training_are_compared_by_what_they_do(
     change: Callable[[DiffusionPipeline], None], parts: list[str]
 ) -> None:
-    torch.manual_seed(0)
-    pipe = tiny_stable_diffusion()
-    torch.manual_seed(0)
-    other = tiny_stable_diffusion()
-    assert training_of(other).differences(training_of(pipe).parts) == []
+    pipes = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        pipes.append(tiny_stable_diffusion())
+    pipe, other = pipes
+    assert differences_in_training(other, pipe) == []
     change(other)
-    assert training_of(other).differences(training_of(pipe).parts) == parts
+    assert differences_in_training(other, pipe) == parts
+
+
+def test_names_are_compared_where_both_have_some() -> None:
+    assert differences_in_training(named("a", "b"), named("b", "a"))[-1:] == ["class names"]
+    assert "class names" not in differences_in_training(dit_of_two_classes(), named("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -194,8 +199,41 @@ def test_a_student_of_other_latents_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def other_text_encoder(pipe: DiffusionPipeline) -> None:
+    awake(pipe.text_encoder, seed=7)
+
+
+def other_tokenizer(pipe: DiffusionPipeline) -> None:
+    letters = [letter + end for letter in reversed(string.ascii_lowercase) for end in ("", "</w>")]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    pipe.tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+
+
+def in_half_precision(pipe: DiffusionPipeline) -> None:
+    pipe.text_encoder.half().float()
+    pipe.vae.half().float()
+
+
+@pytest.mark.parametrize("change", [other_text_encoder, other_tokenizer, in_half_precision])
+def test_captions_mean_the_same_to_teacher_and_student(
+    tmp_path: Path, change: Callable[[DiffusionPipeline], None]
+) -> None:
+    dense, pruned = save_pair(tmp_path, "stable_diffusion")
+    pipe = load_pipeline(dense)
+    change(pipe)
+    save_pipeline(pipe, dense)
+    store = save_data(tmp_path / "data", tiny_dataset(side=16))
+    params = distillation_params(distill__students=student_of(task_weight=1.0), distill__steps=3)
+    if change is in_half_precision:
+        distill_pipeline(params, pruned, dense, store, tmp_path / "out", CPU)
+        return
+    with pytest.raises(ModelError, match="another meaning of captions"):
+        distill_pipeline(params, pruned, dense, store, tmp_path / "out", CPU)
+
+
 def test_pipelines_without_latents_agree_too() -> None:
-    assert training_of(tiny_ddim()).differences(training_of(tiny_ddim()).parts) == []
+    assert differences_in_training(tiny_ddim(), tiny_ddim()) == []
 
 
 def test_an_evaluation_asks_for_the_classes_of_the_data(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
 from tiny_pipelines import BUILDERS, prompts_for, same, tiny_ddim, tiny_ddpm, tiny_dit, tiny_stable_diffusion
 from torch import nn
 
@@ -766,3 +772,38 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, part: str, how:
 def test_weights_in_half_precision_are_numbers(tmp_path: Path) -> None:
     tiny_stable_diffusion().to(torch.float16).save_pretrained(tmp_path)
     assert load_pipeline(tmp_path).unet.dtype == torch.float32
+
+
+def test_a_save_that_fails_leaves_the_pruned_network_that_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "pipe"
+    save_pruned_ddim(folder)
+    before = load_pipeline(folder).unet.state_dict()
+    pipe = tiny_ddim()
+    pipe.unet = apply_plan(pipe.unet, plan_from_json({"operators": ["down_blocks.1.resnets.0"]}, "test"))
+    first, second = list(pipe.unet.parameters())[:2]
+    second.data = first.data.view(-1)[: second.numel()].view(second.shape)  # shared memory cannot be written
+    with pytest.raises(RuntimeError, match="share memory"):
+        pipe.save_pretrained(folder)
+    after = load_pipeline(folder).unet.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("row", [0, 7])
+def test_copies_are_compared_in_all_rows(tmp_path: Path, row: int) -> None:
+    pipe = tiny_ddim()
+    pipe.save_pretrained(tmp_path)
+    pipe.unet.conv_in.weight.data[row] += 1
+    pipe.unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    with pytest.raises(ModelError, match="holds two networks"):
+        load_pipeline(tmp_path)
+
+
+def test_a_scheduler_that_is_not_the_indexs_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_ddim().save_pretrained(tmp_path)
+    load_pipeline(tmp_path)
+    assert capsys.readouterr().out == ""
+    EulerDiscreteScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    load_pipeline(tmp_path)
+    assert "is of EulerDiscreteScheduler, but DDIMPipeline makes a DDIMScheduler" in capsys.readouterr().out

@@ -341,6 +341,9 @@ def test_a_settings_description_can_be_written_as_json(tmp_path: Path) -> None:
     io.write_json(tmp_path / "protocol.json", described)  # has no infinity, which this scheduler has
     assert io.read_json(tmp_path / "protocol.json") == described
     assert described.pop("scheduler_config")["lambda_min_clipped"] == "-inf"
+    options = described.pop("options_digest")
+    pipe.tokenizer.model_max_length = 8
+    assert LatentPipeline(pipe, 5, PROMPTS).describe()["options_digest"] != options
     assert described == {
         "pipeline": "StableDiffusionPipeline",
         "denoiser": "UNet2DConditionModel",

@@ -15,6 +15,7 @@ from tiny_pipelines import BUILDERS, prompts_for, same
 import pelap
 from pelap import io
 from pelap.cli import main
+from pelap.keys import Key
 from pelap.loading import load_pipeline, load_plan
 from pelap.pipelines import LatentPipeline
 from pelap.pruning.plan import Plan, plan_from_json
@@ -234,9 +235,18 @@ def test_other_prompts_do_not_go_on_from_these(tmp_path: Path) -> None:
         subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
         keys.append(_key(subject, tiny_params().score, 0))
     assert keys[0] != keys[1]
+
+    def key(**score: Any) -> Key:
+        subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
+        return _key(subject, tiny_params(**score).score, 0)
+
+    assert key() == keys[1]
+    keys.append(key(score__early_stop=0.3))  # latents are kept in the order that it draws
+    pipe.tokenizer.model_max_length = 8
+    keys.append(key())
     torch.nn.init.zeros_(next(pipe.text_encoder.parameters()))
-    subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
-    assert _key(subject, tiny_params().score, 0) not in keys
+    keys.append(key())
+    assert len({each.name for each in keys}) == len(keys)
 
 
 def test_a_loaded_pruned_pipeline_can_be_saved_again(case: Case, tmp_path: Path) -> None:

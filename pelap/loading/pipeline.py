@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 INDEX = "model_index.json"
+SCHEDULER_CONFIG = "scheduler_config.json"
 LIBRARIES = ("diffusers", "transformers")
 """Whose networks are loaded here, to see that no tensor is missing; others are left to diffusers."""
 
@@ -118,9 +119,21 @@ def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "Di
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
             network.float().eval()
+    _say_other_scheduler(folder, pipe)
     if labels := io.read_json(folder / INDEX).get("id2label"):
         pipe.register_to_config(id2label=labels)
     return pipe.to(device)
+
+
+def _say_other_scheduler(folder: Path, pipe: "DiffusionPipeline") -> None:
+    """Diffusers makes the class that the index names, or the pipeline's own, of another one's settings."""
+    file, scheduler = folder / "scheduler" / SCHEDULER_CONFIG, getattr(pipe, "scheduler", None)
+    saved = io.read_json(file).get("_class_name") if file.is_file() else None
+    if scheduler is not None and saved not in (None, type(scheduler).__name__):
+        print(
+            f"warning: {file}: is of {saved}, but {type(pipe).__name__} makes a {type(scheduler).__name__} "
+            "of it; what it samples is that one's"
+        )
 
 
 @contextmanager

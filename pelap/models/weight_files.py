@@ -6,7 +6,9 @@ then is a matter of names, not of what was saved last. Here that is seen, and re
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,26 +140,32 @@ def _demand_shards(folder: Path, variant: str) -> None:
 
 
 def _agree(one: Copy, other: Copy) -> bool:
-    """Whether two copies may be of one network: the first rows of all tensors, up to rounding."""
+    """Whether two copies may be of one network: tensors of equal names are equal up to rounding."""
     try:
-        rows, others = (dict(_first_rows(copy)) for copy in (one, other))
+        with ExitStack() as stack:
+            tensors, others = (_tensors(copy, stack) for copy in (one, other))
+            return all(_close(tensors[name](), others[name]()) for name in tensors.keys() & others.keys())
     except UNREADABLE as error:
         print(f"{other.files[0]}: not compared with {one.files[0].name} ({io.one_line(error)})")
         return True
-    return all(_close(rows[name], others[name]) for name in rows.keys() & others.keys())
 
 
-def _first_rows(copy: Copy) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(copy: Copy, stack: ExitStack) -> dict[str, Callable[[], torch.Tensor]]:
+    """How each tensor is read, by its name: one after the other, for networks larger than the memory."""
+    found: dict[str, Callable[[], torch.Tensor]] = {}
     for file in copy.files:
         if copy.suffix == "bin":
             # This reader makes numbers of a pickle, and runs nothing in it.
             state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            yield from ((n, t[:1] if t.dim() > 1 else t) for n, t in state.items() if torch.is_tensor(t))
-            continue
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                part = tensors.get_slice(name)
-                yield name, part[:1] if len(part.get_shape()) > 1 else tensors.get_tensor(name)
+            found |= {name: partial(_itself, each) for name, each in state.items() if torch.is_tensor(each)}
+        else:
+            opened = stack.enter_context(safe_open(file, framework="pt"))
+            found |= {name: partial(opened.get_tensor, name) for name in opened.keys()}
+    return found
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -6,38 +6,67 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_structure
 
-from pelap.keys import Key, key
 from pelap.models.parts import labels_of_classes
 from pelap.pipelines.support import config_of, refuse
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-DECIMALS = 6
-"""Of noise levels: schedulers of one training compute them in different orders."""
 OF_SCHEDULER = ("prediction type", "number of noise levels", "noise levels")
 """Parts of a training that are its scheduler's."""
 DECODING = ("decoder.", "post_quant_conv.")
 """What training does not use of an autoencoder."""
+COMPUTED = 1e-4
+"""Relative difference of noise levels that schedulers of one training compute in other orders, at most."""
+ROUNDED = 1e-2
+"""The same of weights that were rounded to 16 bits."""
+ENCODED = 0.05
+"""The same, of its length, of what text encoders with such weights say to a text."""
 
 
-def training_of(pipe: "DiffusionPipeline") -> Key:
-    """What a pipeline's denoiser was trained for; a denoiser of another training makes nothing of it.
+def differences_in_training(pipe: "DiffusionPipeline", other: "DiffusionPipeline") -> list[str]:
+    """What two pipelines' denoisers were trained for otherwise, in words; what a text means is no part of it.
 
-    Sampling is no part of it: schedulers of one training differ in their steps.
+    A denoiser of another training makes nothing of the latents. Sampling is no part of it: schedulers of one
+    training differ in their steps.
     """
-    scheduler, decoder = pipe.scheduler, getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
-    levels = getattr(scheduler, "alphas_cumprod", None)
-    parts = {
-        "prediction type": scheduler.config.get("prediction_type", "epsilon"),
-        "number of noise levels": scheduler.config.get("num_train_timesteps"),
-        "noise levels": None if levels is None else levels.double().round(decimals=DECIMALS),
-        "latents": None if decoder is None else _encoding(decoder),
-        "text encoders": [part for name, part in _networks(pipe).items() if name.startswith("text_encoder")],
-        "class names": names_of_classes(pipe),
+    names, others = names_of_classes(pipe), names_of_classes(other)
+    agree = {
+        "prediction type": _trained_as(pipe, "prediction_type") == _trained_as(other, "prediction_type"),
+        "number of noise levels": (
+            _trained_as(pipe, "num_train_timesteps") == _trained_as(other, "num_train_timesteps")
+        ),
+        "noise levels": _near(_noise_levels(pipe), _noise_levels(other), COMPUTED),
+        "latents": _scaling(pipe) == _scaling(other) and _near(_encoder(pipe), _encoder(other), ROUNDED),
+        "class names": not names or not others or names == others,
     }
-    return key(**parts)
+    return [part for part, is_same in agree.items() if not is_same]
+
+
+def mean_the_same(conditions: Any, others: Any) -> bool:
+    """Whether two denoisers are told the same: trees of tensors, whose encoders may be rounded."""
+    one, other = tree_leaves(conditions), tree_leaves(others)
+    if tree_structure(conditions) != tree_structure(others):
+        return False
+    return all(
+        a.shape == b.shape and float((a.double() - b.double()).norm()) <= ENCODED * float(a.double().norm())
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+        else a == b
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def options_of_call(pipe: "DiffusionPipeline") -> dict[str, Any]:
+    """What a pipeline's own call depends on beside its networks and scheduler: settings and tokenizers."""
+    settings = {
+        name: setting
+        for name, setting in pipe.config.items()
+        if not name.startswith("_") and name != "id2label" and not isinstance(setting, list | tuple)
+    }
+    tokenizers = {name: part for name, part in pipe.components.items() if hasattr(part, "get_vocab")}
+    return settings | tokenizers
 
 
 def names_of_classes(pipe: "DiffusionPipeline") -> dict[int, list[str]]:
@@ -62,13 +91,12 @@ def class_numbers(pipe: "DiffusionPipeline", denoiser: nn.Module, class_names: S
         ModelError: The pipeline has no such class, or the data's classes have no certain number there.
     """
     known, there = names_of_classes(pipe), int(config_of(denoiser).num_embeds_ada_norm)
-    if known:
-        return [_number_of(pipe, name, known) for name in class_names]
-    if all(name.isdecimal() for name in class_names):
-        numbers = [int(name) for name in class_names]
+    if known or all(name.isdecimal() for name in class_names):
+        numbers = [_number_of(pipe, name, known) if known else int(name) for name in class_names]
         if max(numbers) >= there or len(set(numbers)) < len(numbers):
-            problem = f"has the classes 0..{there - 1}, the data {', '.join(class_names)}"
-            refuse(pipe, problem, "give the data that it was trained on")
+            told = ", ".join(f"{name} ({number})" for name, number in zip(class_names, numbers, strict=True))
+            problem = f"has the classes 0..{there - 1}, the data {told}"
+            refuse(pipe, problem, "each class of the data needs one of its own there")
         return numbers
     if len(class_names) != there:
         problem = f"was made for {there} classes, the data have {len(class_names)}"
@@ -79,7 +107,8 @@ def class_numbers(pipe: "DiffusionPipeline", denoiser: nn.Module, class_names: S
 
 
 def _number_of(pipe: "DiffusionPipeline", name: str, known: Mapping[int, Sequence[str]]) -> int:
-    numbers = [number for number, names in known.items() if _plain(name) in names]
+    wanted = {_plain(part) for part in name.split(",")}  # one of its names, or several
+    numbers = [number for number, names in known.items() if wanted <= {*names}]
     if len(numbers) != 1:
         how = f"{len(numbers)} classes" if numbers else "no class"
         shown = ", ".join(f"{number}: {names[0]}" for number, names in list(known.items())[:3])
@@ -92,14 +121,33 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _encoding(autoencoder: nn.Module) -> list[Any]:
-    """How an autoencoder makes latents, and how they are scaled."""
-    config = config_of(autoencoder)
+def _trained_as(pipe: "DiffusionPipeline", setting: str) -> Any:
+    return pipe.scheduler.config.get(setting, "epsilon" if setting == "prediction_type" else None)
+
+
+def _noise_levels(pipe: "DiffusionPipeline") -> dict[str, torch.Tensor]:
+    levels = getattr(pipe.scheduler, "alphas_cumprod", None)
+    return {} if levels is None else {"alphas_cumprod": levels}
+
+
+def _scaling(pipe: "DiffusionPipeline") -> list[str]:
+    config = getattr(_autoencoder(pipe), "config", {})
     names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-    weights: dict[str, torch.Tensor] = autoencoder.state_dict()
-    encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(DECODING)}
-    return [{name: str(config.get(name)) for name in names}, encoder]
+    return [str(config.get(name)) for name in names]
 
 
-def _networks(pipe: "DiffusionPipeline") -> dict[str, nn.Module]:
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+def _encoder(pipe: "DiffusionPipeline") -> dict[str, torch.Tensor]:
+    autoencoder = _autoencoder(pipe)
+    weights = {} if autoencoder is None else autoencoder.state_dict()
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(DECODING)}
+
+
+def _autoencoder(pipe: "DiffusionPipeline") -> nn.Module | None:
+    return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
+
+
+def _near(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], rounding: float) -> bool:
+    if {name: tensor.shape for name, tensor in one.items()} != {n: t.shape for n, t in other.items()}:
+        return False
+    pairs = ((tensor.cpu().double(), other[name].cpu().double()) for name, tensor in one.items())
+    return all(torch.allclose(a, b, rtol=rounding, atol=rounding * 1e-4) for a, b in pairs)

@@ -25,6 +25,8 @@ from pelap.device import autocast, normalise_in_fp32, uses_bf16
 from pelap.errors import ConfigError, is_out_of_memory
 from pelap.finite import finite
 from pelap.io import digest, one_line
+from pelap.keys import key
+from pelap.pipelines.agreement import options_of_call
 from pelap.pipelines.support import (
     SUPPORTED,
     check_scheduler,
@@ -202,6 +204,7 @@ class LatentPipeline:
             "num_prompts": len(self.prompts),
             "prompts_digest": digest(self.prompts) if self.prompts else None,
             "classes_digest": digest(list(self.classes)) if self.classes else None,
+            "options_digest": key(options=options_of_call(self.pipe)).name,
         }
 
     def _check_prompts(self) -> None:

@@ -22,6 +22,9 @@ SUPPORTED = (
     "whose call takes latents (StableDiffusionPipeline, -XL and -3), and DiTPipeline"
 )
 
+LONGEST = 40
+"""Letters of a scheduler's option in a message."""
+
 Kind = Literal["unconditional", "text", "class"]
 
 
@@ -113,11 +116,15 @@ def options_of(scheduler: Any) -> str:
     """A scheduler with those of its options that are not its class's defaults, as one would write it."""
     defaults = {name: each.default for name, each in inspect.signature(type(scheduler)).parameters.items()}
     options = (
-        f"{name}={value}"
+        f"{name}={_short(value)}"
         for name, value in scheduler.config.items()
-        if isinstance(value, str | int | float) and name in defaults and value != defaults[name]
+        if isinstance(value, str | int | float | list) and name in defaults and value != defaults[name]
     )
     return f"{type(scheduler).__name__}({', '.join(options)})"
+
+
+def _short(value: Any) -> str:
+    return str(value) if len(str(value)) <= LONGEST else f"{str(value)[:LONGEST]}..."
 
 
 def config_of(network: nn.Module) -> Any:

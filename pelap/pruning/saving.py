@@ -4,7 +4,8 @@ The weights are under a name that is not diffusers' own: it then refuses the fol
 it with fresh random weights where something is gone.
 
 A pruned network knows its plan and is of a class of its own, by which its `save_pretrained` writes that form,
-in a pipeline of diffusers too. That class differs from the dense one in nothing else, its name included.
+in a pipeline of diffusers too. That class differs from the dense one in nothing else, its name included; but
+it is not that class, which `from_pipe` of a single class of diffusers' pipelines asks for.
 """
 
 from pathlib import Path
@@ -72,9 +73,10 @@ class Pruned:
     def _save_pruned(self: Any, folder: Path, plan: Plan) -> None:
         is_described_above = (folder / PRUNED_WEIGHTS).exists() and not (folder / PLAN).exists()
         folder.mkdir(parents=True, exist_ok=True)
-        self.save_config(folder)
-        io.write_json(folder / PLAN, plan.to_json())
+        # First what may fail: until it is written, what lies there stays as it was.
         io.save_tensors(folder / PRUNED_WEIGHTS, self.state_dict(), {"plan": digest(plan)})
+        io.write_json(folder / PLAN, plan.to_json())
+        self.save_config(folder)
         io.drop(file for file in io.network_files(folder) if file.name not in (PLAN, PRUNED_WEIGHTS))
         if is_described_above and (folder.parent / PLAN).exists():
             io.drop(folder.parent / name for name in ABOVE)

@@ -15,12 +15,13 @@ from pelap.keys import code_of, key
 from pelap.loading import load_pipeline, pipeline_plan, save_pipeline
 from pelap.params import DistillParams, LossWeights, Params
 from pelap.paths import packed_dataset
-from pelap.pipelines.agreement import OF_SCHEDULER, training_of
+from pelap.pipelines import LatentPipeline
+from pelap.pipelines.agreement import OF_SCHEDULER, differences_in_training, mean_the_same
 from pelap.pruning.plan import Plan, fingerprint
 from pelap.stages.piped import demand_pictures_of
 from pelap.training.checkpoint import ResumeState
 from pelap.training.distill import Distilled, distill
-from pelap.training.pipeline_batches import PipelineBatches
+from pelap.training.pipeline_batches import PipelineBatches, text_conditions
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -63,7 +64,7 @@ def distill_pipeline(
         part, taught_by = batches.pipeline.part, batches.pipeline.denoiser
         pipe = load_pipeline(pruned, device)
         student = _demand_origin(plan, pruned, pipe.components.get(part), teacher, taught_by)
-        _agree(pruned, pipe, teacher, dense)
+        _agree(pruned, pipe, teacher, dense, batches)
         state = _state(params, dense, batches, student, plan, dataset, out)
         trained = distill(student, taught_by, batches, _plain(params.distill), weights, device, state.folder)
         setattr(pipe, part, trained.network)
@@ -132,14 +133,22 @@ def _demand_origin(
     return student
 
 
-def _agree(pruned: Path, pipe: "DiffusionPipeline", teacher: Path, dense: "DiffusionPipeline") -> None:
+def _agree(
+    pruned: Path,
+    pipe: "DiffusionPipeline",
+    teacher: Path,
+    dense: "DiffusionPipeline",
+    batches: PipelineBatches,
+) -> None:
     """Have a student's pipeline use it for what it is taught here; refuse one that can't.
 
     What is predicted, and at which noise levels, is up to the teacher's scheduler: if the student's says
     otherwise, it is replaced.
     """
-    differing = training_of(pipe).differences(training_of(dense).parts)
+    differing = differences_in_training(pipe, dense)
     others = [part for part in differing if part not in OF_SCHEDULER]
+    if not others and not _told_the_same(pipe, batches):
+        others = ["meaning of captions (tokenizer, text encoder or settings)"]
     if others:
         raise ModelError(
             f"{pruned}: has another {', '.join(others)} than {teacher}; give the pipeline that it was pruned "
@@ -151,6 +160,14 @@ def _agree(pruned: Path, pipe: "DiffusionPipeline", teacher: Path, dense: "Diffu
             f"warning: {pruned} has another {', '.join(differing)} than {teacher}: it learns, and will be "
             "saved, with the teacher's scheduler"
         )
+
+
+def _told_the_same(pipe: "DiffusionPipeline", batches: PipelineBatches) -> bool:
+    captions = batches.pipeline.prompts
+    if not captions:
+        return True
+    ours = text_conditions(LatentPipeline(pipe, batches.pipeline.num_steps, captions), len(captions))
+    return mean_the_same(batches.conditions, ours)
 
 
 def _state(

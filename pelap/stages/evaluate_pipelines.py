@@ -16,7 +16,7 @@ from pelap.evaluation.reference import FLOOR, Figures
 from pelap.params import EvaluateParams, Params
 from pelap.paths import packed_dataset, reference_cache
 from pelap.pipelines import LatentPipeline
-from pelap.pipelines.agreement import class_numbers
+from pelap.pipelines.agreement import class_numbers, differences_in_training
 from pelap.report import protocol as protocol_of
 from pelap.report.tables import metrics_frame, rich_table
 from pelap.stages.figures import (
@@ -119,6 +119,13 @@ def _open(
             # As the data have each of them about equally often, and others not at all.
             pipelines[name].classes = class_numbers(
                 pipelines[name].pipe, pipelines[name].denoiser, dataset.class_names
+            )
+    first, *others = pipelines
+    for name in others:
+        differing = differences_in_training(pipelines[name].pipe, pipelines[first].pipe)
+        if differing:
+            print(
+                f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong"
             )
     return pipelines
 

@@ -34,8 +34,8 @@ from pelap.training.checkpoint import ResumeState
 TRACE_ROWS = 3
 """Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
 
-SHAPING = ("num_latents", "num_seeds", "norm", "start")
-"""Parameters of a score that its latents depend on, beside those in the subject's protocol."""
+SHAPING = ("num_latents", "num_seeds", "norm", "start", "early_stop")
+"""Parameters of a score that its latents or their order depend on, beside the subject's protocol."""
 
 FIRST = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs", "latency_ms"]
 """Columns of the table that come first: what an operator is, matters and costs."""

@@ -80,9 +80,12 @@ def _training(
     )
     numbers = params.train.model_dump(exclude={"execution", "at_once"})
     told = params.conditioning
+    # Every variant starts from the same weights, so that differences come from the variant alone.
+    torch.manual_seed(params.seed)
+    vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
     made_of = key(
         model=info,
-        autoencoder=vae_params,
+        autoencoder=[vae_params, vae],  # its weights too: what is at a pretrained one's place may change
         unet=unet_params,
         conditioning=told,
         prompts=_prompts(told),
@@ -91,9 +94,6 @@ def _training(
         code=code_of(__name__),
     )
     state = ResumeState(context.paths.resume, f"train-{name}", made_of)
-    # Every variant starts from the same weights, so that differences come from the variant alone.
-    torch.manual_seed(params.seed)
-    vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
     model = build_model(info, vae, unet_params, _conditioner(context, dataset))
     model, progress = yield from joint_training(model, dataset, params.train, context.device, state.folder)
     if variant.cut:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from pelap.data.dataset import ImageDataset, Split, pick, to_float
 from pelap.diffusion import add_noise
+from pelap.finite import finite
 from pelap.graphs import to_device
 from pelap.params import DistillParams
 from pelap.pipelines import LatentPipeline, refuse
@@ -87,7 +88,9 @@ class PipelineBatches:
         unseen = zip(self._unseen.images.split(size), self._unseen.labels.split(size), strict=True)
         for index, (images, labels) in enumerate(unseen):
             stream = generator(self.seed, "distill-validate", index)
-            yield self._noisy(to_float(images.to(self.device)), labels.to(self.device), stream)
+            batch = self._noisy(to_float(images.to(self.device)), labels.to(self.device), stream)
+            finite(batch.latents, "test pictures encoded", "mend the weights of the pipeline's autoencoder")
+            yield batch
 
     def _noisy(self, pictures: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> NoisyBatch:
         """A batch of pictures (B, 3, H, W) in [-1, 1] with labels (B,)."""
@@ -171,7 +174,7 @@ def _conditions(pipeline: LatentPipeline, dataset: ImageDataset) -> dict[str, An
     """
     num_classes = len(dataset.class_names)
     if pipeline.prompts:
-        return _text_conditions(pipeline, num_classes)
+        return text_conditions(pipeline, num_classes)
     config: Any = pipeline.denoiser.config
     if "num_embeds_ada_norm" not in config:
         return {}
@@ -179,8 +182,8 @@ def _conditions(pipeline: LatentPipeline, dataset: ImageDataset) -> dict[str, An
     return {"class_labels": torch.tensor([*numbers, config.num_embeds_ada_norm], device=pipeline.device)}
 
 
-def _text_conditions(pipeline: LatentPipeline, num_classes: int) -> dict[str, Any]:
-    """What the pipeline's own call gives its denoiser for every caption.
+def text_conditions(pipeline: LatentPipeline, num_classes: int) -> dict[str, Any]:
+    """What the pipeline's own call gives its denoiser for every caption, of as many as there are classes.
 
     Encodings differ from pipeline to pipeline, and so does what goes with them (Stable Diffusion XL: pooled
     ones and sizes). With guidance there are rows for the empty prompt, then rows for the captions.
