@@ -382,6 +382,22 @@ def test_snakemake_notices_changes_without_its_own_memory(project: Path, tmp_pat
         shutil.copy(ROOT / "params.yaml", project)
 
 
+@pytest.mark.slow
+def test_snakemake_notices_code_that_was_edited_and_looked_at_during_a_job(project: Path) -> None:
+    """The look writes down the new code; the job, which runs the old, ends later."""
+    data, packed = project / "data/sweep/seed8", "data/sweep/seed8/params/photos.yaml"
+    download = ("snakemake", "--cores", "4", packed)
+    assert calls(project, *download) == {"download"}
+    with (project / "pelap" / "stages" / "download.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *download, "-n") == set()
+    key = data / "params" / "photos.key"
+    for file in filter(Path.is_file, data.rglob("*")):
+        os.utime(file, ns=(0, key.stat().st_mtime_ns + int(1e9) * (file != key)))
+    assert calls(project, *download) == {"download"}
+    assert calls(project, *download) == set()
+
+
 def planned(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
     """How often a dry run would run each rule."""
     table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", result.stdout + result.stderr, re.S | re.M)

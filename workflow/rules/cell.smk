@@ -15,6 +15,7 @@ rule download:
     benchmark:
         DATA / "{place}" / "benchmarks" / "{dataset}.tsv"
     params:
+        made_of=noted(DATA / "{place}" / "params" / "{dataset}.yaml"),
         folder=subpath(output.data, parent=True),
         archives=ARCHIVES,
         parameters=resolved("download"),
@@ -46,6 +47,7 @@ rule train:
     benchmark:
         benchmark_file("train-{variant}")
     params:
+        made_of=noted(parameter_file("train-{variant}")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("train"),
     threads: 2
@@ -74,6 +76,7 @@ rule collapse:
     benchmark:
         benchmark_file("collapse")
     params:
+        made_of=noted(parameter_file("collapse")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("collapse"),
     threads: 2
@@ -101,6 +104,7 @@ rule score:
     benchmark:
         benchmark_file("score")
     params:
+        made_of=noted(parameter_file("score")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("score"),
     threads: all_cores
@@ -132,6 +136,7 @@ rule prune:
     benchmark:
         benchmark_file("prune")
     params:
+        made_of=noted(parameter_file("prune")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("prune"),
     threads: all_cores
@@ -165,6 +170,7 @@ rule distill:
     benchmark:
         benchmark_file("distill")
     params:
+        made_of=noted(parameter_file("distill")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("distill"),
     threads: 2
@@ -199,6 +205,7 @@ rule evaluate:
     benchmark:
         benchmark_file("evaluate")
     params:
+        made_of=noted(parameter_file("evaluate")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("evaluate"),
     threads: evaluate_cores
@@ -251,6 +258,7 @@ rule report:
     benchmark:
         benchmark_file("report")
     params:
+        made_of=noted(parameter_file("report")),
         run=subpath(output.parameters, ancestor=2),
         parameters=resolved("report"),
     threads: 1

@@ -202,6 +202,11 @@ def resolved(stage):
     return of
 
 
+def key_file(parameter_file, wildcards):
+    """Beside the parameters of a stage or a summary."""
+    return Path(str(parameter_file).format(**dict(wildcards.items()))).with_suffix(".key")
+
+
 def made_of(stage, parameter_file):
     """The key of all that a stage is made of besides its other inputs, in a file beside its parameters.
 
@@ -210,9 +215,21 @@ def made_of(stage, parameter_file):
     """
 
     def of(wildcards):
-        file = Path(str(parameter_file).format(**dict(wildcards.items()))).with_suffix(".key")
         parts = key(**chosen_parameters(stage, wildcards), code=stage_code(stage)).parts
-        return written(file, {**parts, **inputs_here(stage, wildcards)})
+        return written(key_file(parameter_file, wildcards), {**parts, **inputs_here(stage, wildcards)})
+
+    return of
+
+
+def noted(parameter_file):
+    """The digest of that key, for Snakemake's own memory of parameters.
+
+    The file's time says nothing where the key changed while a job ran: what the job made is newer, and old.
+    Of wildcards alone: parameters that come from the input are not remembered.
+    """
+
+    def of(wildcards):
+        return io.digest(io.read_mapping(key_file(parameter_file, wildcards)))
 
     return of
 

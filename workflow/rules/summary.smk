@@ -21,6 +21,7 @@ rule compare:
     benchmark:
         SUMMARY.root / "benchmarks" / "compare.tsv"
     params:
+        made_of=noted(SUMMARY.root / "params" / "compare"),
         sweep=subpath(output[0], parent=True),
         cells=lambda wildcards: cells_asked(wildcards.grid),
     threads: 1
@@ -46,6 +47,7 @@ rule study:
     benchmark:
         STUDY.root / "benchmarks" / "study.tsv"
     params:
+        made_of=noted(STUDY.root / "params" / "study"),
         root=subpath(output[0], parent=True),
         cells=STUDY_CELLS,
     threads: 1
@@ -85,6 +87,7 @@ rule choosing:
     benchmark:
         CHOOSING.root / "benchmarks" / "choosing.tsv"
     params:
+        made_of=noted(CHOOSING.root / "params" / "choosing"),
         root=subpath(output[0], parent=True),
         cells=CHOOSING_CELLS,
     threads: 1
@@ -114,6 +117,7 @@ rule tasks:
     benchmark:
         TASKS.root / "benchmarks" / "tasks.tsv"
     params:
+        made_of=noted(TASKS.root / "params" / "tasks"),
         root=subpath(output[0], parent=True),
         cells=TASKS_CELLS,
     threads: 1
