@@ -34,12 +34,21 @@ def later(file: Path) -> None:
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
 
 
+def exchanged(file: Path) -> None:
+    """Another file of the same size and time."""
+    before = file.stat()
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a disk may be slow
+        file.write_text("!" * before.st_size)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 CHANGES: dict[str, Callable[[Path], Any]] = {
     "another picture": lambda folder: (folder / "train/a/2.png").write_text("x"),
     "one less": lambda folder: (folder / "train/a/1.png").unlink(),
     "another name": lambda folder: (folder / "train/a").rename(folder / "train/b"),
     "another size": lambda folder: (folder / "train/a/1.png").write_text("another picture"),
     "another time": lambda folder: later(folder / "train/a/1.png"),
+    "another of its size and time": lambda folder: exchanged(folder / "train/a/1.png"),
 }
 
 
@@ -54,6 +63,9 @@ def test_a_changed_folder_is_noticed(change: Callable[[Path], Any], linked: bool
     raw = mine(tmp_path / ("link" if linked else "mine"))
     before = inputs_of("download", raw, tmp_path)
     assert set(before) == {"download.folders.mine"}
+    assert inputs_of("download", raw, tmp_path) == before
+    for name in (".DS_Store", "Thumbs.db", "grid.png"):  # nobody reads these
+        (folder / "train/a" / name).write_text("x")
     assert inputs_of("download", raw, tmp_path) == before
     change(folder)
     assert inputs_of("download", raw, tmp_path) != before
@@ -105,6 +117,8 @@ def test_the_code_of_extractors_is_noticed(tmp_path: Path, monkeypatch: pytest.M
         (digest,) = inputs_of("evaluate", raw, tmp_path).values()
         found.append(digest)
     assert found[0] != found[1]
+    (tmp_path / "extractor_of_mine.py").unlink()
+    assert inputs_of("evaluate", raw, tmp_path) == {"extractor_of_mine": None}
     (tmp_path / "extractor_of_mine.py").write_text("SIZE = = 1")
     assert len(inputs_of("evaluate", raw, tmp_path)) == 1
     assert inputs_of("score", raw, tmp_path) == {}
@@ -117,14 +131,17 @@ def test_the_command_writes_the_same_for_the_same(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_gone_is_as_it_was_seen_last(tmp_path: Path) -> None:
+def test_what_is_gone_is_as_it_was_seen_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """DVC runs some experiments in a copy of the project; archives are deleted once they are packed."""
     YAML().dump(mine(pictures(tmp_path / "mine")), tmp_path / "p.yaml")
     command, file = ["inputs", "--params", str(tmp_path / "p.yaml"), "--data", str(tmp_path)], "download"
     assert main(command) == 0
     before = io.read_mapping(input_file(tmp_path, file))
     (tmp_path / "mine").rename(tmp_path / "gone")
+    assert capsys.readouterr().out == ""
     assert main(command) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("download.folders.mine: not to be seen from here; taken as it was seen last")
     assert io.read_mapping(input_file(tmp_path, file)) == before
     pictures(tmp_path / "mine")
     (tmp_path / "mine/train/a/1.png").write_text("others")

@@ -1,22 +1,23 @@
 """inputs: what the parameters name outside of a run, as it is now, so that a change of it is seen."""
 
-import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pelap import io
 from pelap.config import parse_params, read_yaml, select_keys
-from pelap.data.entries import entries
+from pelap.data.entries import entries, passed_over
 from pelap.data.locate import find_source
 from pelap.data.remarks import Remarks
-from pelap.keys import code_of, key
+from pelap.keys import code_of, key, working_folder_on_path
 from pelap.paths import input_file
 
 READING = ("download", "train", "evaluate")
 """The stages that read something outside."""
 NAMING_FILES = ("source", "prompts", "inception_weights", "lpips_weights")
 """Keys of the parameters whose values may be paths."""
+ELSEWHERE = " (where it is named by a relative path, an absolute one is the same everywhere)"
 
 
 def inputs(params: Path, data: Path) -> None:
@@ -30,7 +31,10 @@ def inputs(params: Path, data: Path) -> None:
     for stage in READING:
         file = input_file(data, stage)
         before = io.read_mapping(file) if file.is_file() else {}
-        io.write_json(file, seen_last(inputs_of(stage, raw, data), before))
+        now = inputs_of(stage, raw, data)
+        for name in (name for name, state in now.items() if state is None and before.get(name) is not None):
+            print(f"{name}: not to be seen from here; taken as it was seen last{ELSEWHERE}")
+        io.write_json(file, seen_last(now, before))
 
 
 def seen_last(now: Mapping[str, str | None], before: Mapping[str, Any]) -> dict[str, str | None]:
@@ -76,13 +80,11 @@ def _named_files(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
 
 def _code(module: str) -> str | None:
     """The digest of an extractor's code, None where `evaluate` will say what is wrong."""
-    sys.path.append(str(Path.cwd()))  # where `evaluate` finds extractors, too
     try:
-        return code_of(module)
+        with working_folder_on_path():
+            return None if find_spec(module) is None else code_of(module)
     except Exception:  # looking for a module runs code of its package, which may raise anything
         return None
-    finally:
-        sys.path.pop()
 
 
 def _pictures(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
@@ -100,6 +102,9 @@ def _pictures(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
 
 def _state(source: Path) -> Any:
     """Names, sizes and times: to read thousands of pictures at every look would take minutes."""
-    paths = [entry.path for entry in entries(source, Remarks())] if source.is_dir() else [""]
-    files = [source / path for path in paths if (source / path).is_file()]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)]
+    inside = entries(source, Remarks()) if source.is_dir() else ()
+    read = [source / entry.path for entry in inside if passed_over(entry.path) is None]
+    files = sorted(filter(Path.is_file, read if source.is_dir() else [source]))
+    # Whoever gives a file the time of another cannot give it the time of this change.
+    stats = [(str(file), file.stat()) for file in files]
+    return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]
