@@ -72,11 +72,32 @@ def test_figures_are_those_of_the_reference(folders: tuple[Path, Path]) -> None:
     protocol = figures.pop("protocol")
     assert set(figures) == {name.format("coarse") for name in FIGURES} | {"num_images", "num_reference"}
     assert (figures.pop("num_images"), figures.pop("num_reference")) == (30, 40)
-    expected = Reference(in_order(40, 30), [make_extractor(COARSE, CPU)]).measure(in_order(30)).metrics
-    assert figures == pytest.approx(expected)
+    reference, classes = Reference(in_order(40, 30), [make_extractor(COARSE, CPU)]), torch.arange(30) // 15
+    assert figures == pytest.approx(reference.measure(in_order(30), strata=classes).metrics)
     assert protocol["extractors"]["coarse"]["sha256"]
     assert {"versions", "device", "git_revision", "notes", "kid_subsets", "neighbours"} <= set(protocol)
     assert protocol["picture_size"] == "16x16"
+
+
+def test_errors_are_of_chosen_shares_where_pictures_lie_in_class_folders(tmp_path: Path) -> None:
+    """Half of the pictures are dark, by design: no chance is in how many are."""
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 9, (400, 1, 1, 1)) + 200 * (np.arange(400) % 2)[:, None, None, None]
+    images = torch.from_numpy(np.broadcast_to(grey, (400, 3, 4, 4)).astype(np.uint8).copy())
+    real = write(tmp_path / "real", images[200:])
+    figures = {}
+    for name in ("deep/{}", "of/classes/{}", "{}", "mixed/{}"):
+        samples = write(tmp_path / name.format("samples"), images[:200])
+        if "classes" not in name and "deep" not in name:
+            for path in sorted(samples.rglob("*.png"))[:: 200 if "mixed" in name else 1]:
+                path.rename(samples / path.name)
+        figures[name] = compared(samples, real)
+    folders, again, flat, mixed = figures.values()
+    assert folders["fd_coarse_se"] == again["fd_coarse_se"] < flat["fd_coarse_se"] / 3
+    assert flat["fd_coarse_se"] == pytest.approx(mixed["fd_coarse_se"], rel=1)
+    said = [each["protocol"]["notes"][0] for each in (folders, flat, mixed)]
+    assert ["shares of the pictures are chosen" in note for note in said] == [True, False, False]
+    assert ["drawn one by one" in note for note in said] == [False, True, True]
 
 
 def test_a_folder_against_itself_is_at_zero(folders: tuple[Path, Path]) -> None:

@@ -60,6 +60,14 @@ class Pictures:
             )
         return named
 
+    def classes(self) -> torch.Tensor | None:
+        """The class folder of each picture (N,); None unless all are in folders, and these are several."""
+        above = [str(Path(path).parent) for path in self.paths]
+        names = sorted(set(above))
+        if len(names) < 2 or "." in names:
+            return None
+        return torch.tensor([names.index(name) for name in above])
+
     def digest(self) -> str:
         """Hexadecimal SHA-256 of size and pixels, in the order of the paths."""
         sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
@@ -103,8 +111,8 @@ def evaluate_folders(
             )
         pairs = _pairs(ours, theirs) if paired else {}
         real = Reference(theirs.images, made)
-        metrics = real.measure(ours.images).metrics | pairs
-        notes = [*real.notes(len(ours.images)), *dict.fromkeys((*ours.notes, *theirs.notes))]
+        metrics = real.measure(ours.images, strata=ours.classes()).metrics | pairs
+        notes = [_drawn(ours), *real.notes(len(ours.images)), *dict.fromkeys((*ours.notes, *theirs.notes))]
         counts = {"num_images": len(ours.images), "num_reference": len(theirs.images)}
         protocol = {
             **real.describe(len(ours.images)),
@@ -117,6 +125,13 @@ def evaluate_folders(
         io.write_json(out, {**metrics, **counts, "protocol": protocol})
     _show(metrics, counts, notes)
     print(f"figures in {out}")
+
+
+def _drawn(ours: Pictures) -> str:
+    """What the standard errors take the pictures for."""
+    if ours.classes() is None:
+        return "standard errors: of pictures drawn one by one; put classes of chosen shares into folders"
+    return "standard errors: of folders whose shares of the pictures are chosen, not drawn"
 
 
 def _read(folder: Path) -> Pictures:
