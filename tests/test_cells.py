@@ -81,6 +81,33 @@ def test_other_parameters_are_found_wherever_they_are_written(tmp_path: Path) ->
         found(tmp_path)
 
 
+def test_cells_are_compared_with_whatever_is_known_of_the_others(tmp_path: Path) -> None:
+    cell(tmp_path, "a/seed0")  # says nothing
+    cell(tmp_path, "a/seed1", **{"lambda": 1})
+    cell(tmp_path, "a/seed2", **{"lambda": 2, "train": 1})
+    cell(tmp_path, "a/seed3", **{"lambda": 1})
+    with pytest.raises(DataError, match=r": a/seed2 than a/seed1 \(lambda, train\); name"):
+        found(tmp_path)
+    assert len(found(tmp_path, "a/seed0", "a/seed1", "a/seed3")) == 3
+    params = RunPaths(tmp_path / "a/seed3").stage_params
+    (params / "train-pelap.yaml").rename(params / "train-other.yaml")
+    with pytest.raises(DataError, match=r": a/seed3 than a/seed1 \(trained variants\); name"):
+        found(tmp_path, "a/seed0", "a/seed1", "a/seed3")
+    for seed in (1, 3):  # a variant that is no longer asked for may be left over
+        file = RunPaths(tmp_path / f"a/seed{seed}").stage_params / "evaluate.yaml"
+        io.write_text(file, json.dumps({"variants": {"pelap": {}}}))
+    assert len(found(tmp_path, "a/seed1", "a/seed3")) == 2
+
+
+def test_cells_of_other_code_or_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, code in enumerate("aab"):
+        run = cell(tmp_path, f"photos/seed{seed}", **{"lambda": 1})
+        io.write_json(run.stage_params / "train-pelap.key", {"code": code, "seed": str(seed), "lambda": "x"})
+    assert len(found(tmp_path)) == 3
+    said = "made of other code or files, and taken together: photos/seed2 than photos/seed0 (code)\n"
+    assert capsys.readouterr().out == said
+
+
 def test_each_data_set_and_task_may_have_its_own(tmp_path: Path) -> None:
     cell(tmp_path, "text/photos/seed0", train=1)
     cell(tmp_path, "text/cifar/seed0", train=2)

@@ -31,7 +31,8 @@ def finished_cells(
 ) -> list[RunPaths]:
     """The cells that a summary is of, by data set and seed: those asked for, or all that are finished.
 
-    Of all, those that are not finished are named on the terminal.
+    Of all, those that are not finished are named on the terminal, and so are those that were made of other
+    code or files.
 
     Args:
         root: Of the grid.
@@ -67,28 +68,49 @@ def _is_cell(path: Path, pattern: str) -> bool:
     return len(path.parts) == len(Path(pattern).parts) and SEED.fullmatch(path.name) is not None
 
 
-def _demand_same_parameters(root: Path, runs: Iterable[RunPaths]) -> None:
+def _demand_same_parameters(root: Path, runs: Sequence[RunPaths]) -> None:
     """Refuse to average what was made differently; each data set may have parameters of its own."""
-    first: dict[Path, RunPaths] = {}
+    others = _differences(root, runs, _parameters)
+    if others:
+        raise DataError(
+            f"{root}: made with other parameters: {others}; name the cells that belong together with "
+            "--cells, or make them anew"
+        )
+    others = _differences(root, runs, _keys)
+    if others:
+        print(f"made of other code or files, and taken together: {others}")
+
+
+def _differences(
+    root: Path, runs: Iterable[RunPaths], stated: Callable[[RunPaths], Mapping[str, Mapping[str, Any]]]
+) -> str:
+    """What each cell states otherwise than the first of its data set that says something of the stage."""
+    first: dict[tuple[Path, str], tuple[str, Mapping[str, Any]]] = {}
     others: dict[str, set[str]] = {}
     for run in runs:
-        base = first.setdefault(run.root.parent, run)
-        keys = _differing(_parameters(base), _parameters(run))
-        if keys:
-            others[f"{run.root.relative_to(root)} than {base.root.relative_to(root)}"] = keys
-    if others:
-        keys = set[str]().union(*others.values())
-        raise DataError(
-            f"{root}: {', '.join(others)} was made with other parameters ({', '.join(sorted(keys))}); name "
-            "the cells that belong together with --cells, or make them anew"
-        )
+        name = str(run.root.relative_to(root))
+        for stage, ours in stated(run).items():
+            base, theirs = first.setdefault((run.root.parent, stage), (name, ours))
+            keys = {key for key in {*ours, *theirs}.difference(OWN) if ours.get(key) != theirs.get(key)}
+            if keys:
+                others.setdefault(f"{name} than {base}", set()).update(keys)
+    return ", ".join(f"{pair} ({', '.join(sorted(keys))})" for pair, keys in others.items())
 
 
 def _parameters(run: RunPaths) -> dict[str, Mapping[str, Any]]:
     """What the stages of a cell were run with, by the stage's file; nothing where nobody wrote it down."""
     files = [*sorted(run.stage_params.glob("*.yaml")), *filter(Path.is_file, [run.params])]
-    found = {file.stem: _parsed(file) for file in files}
-    return {stage: given for stage, given in found.items() if isinstance(given, Mapping)}
+    parsed = {file.stem: _parsed(file) for file in files}
+    found = {stage: given for stage, given in parsed.items() if isinstance(given, Mapping)}
+    trained = [stage for stage in found if stage.startswith("train-")]
+    if trained and "variants" not in found.get("evaluate", {}):  # which knows better what is left over
+        found["all"] = {"trained variants": trained}
+    return found
+
+
+def _keys(run: RunPaths) -> dict[str, Mapping[str, Any]]:
+    """Digests of what the stages of a cell were made of, where Snakemake wrote them down."""
+    return {file.stem: io.read_mapping(file) for file in sorted(run.stage_params.glob("*.key"))}
 
 
 def _parsed(file: Path) -> Any:
@@ -97,10 +119,3 @@ def _parsed(file: Path) -> Any:
         return io.read_json(file)
     except DataError:
         return read_yaml(file)
-
-
-def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
-    """Keys that stages of both cells read, and that have other values."""
-    pairs = [(ours[stage], theirs[stage]) for stage in ours if stage in theirs]
-    keys = {key for pair in pairs for given in pair for key in given if key not in OWN}
-    return {key for key in keys if any(one.get(key) != other.get(key) for one, other in pairs)}
