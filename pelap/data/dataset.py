@@ -209,9 +209,7 @@ class Picks(NamedTuple):
     mirrored: torch.Tensor  # (B,) bool: left to right
 
 
-def epoch_picks(
-    num_images: int, batch_size: int, generator: torch.Generator, flip: bool
-) -> Iterator[Picks]:
+def epoch_picks(num_images: int, batch_size: int, generator: torch.Generator, flip: bool) -> Iterator[Picks]:
     """One epoch in random order, on the CPU; pictures beyond the last whole batch are dropped.
 
     Args:
@@ -236,6 +234,6 @@ def epoch_picks(
 
 
 def pick(images: torch.Tensor, picks: Picks) -> torch.Tensor:
-    """The pictures of a batch, float32 (B, 3 or 1, H, W) in [-1, 1], of uint8 (N, 3 or 1, H, W) on the same device."""
+    """The pictures of a batch, float32 (B, 3 or 1, H, W) in [-1, 1], of uint8 (N, 3 or 1, H, W) beside it."""
     batch = images[picks.indices]  # (B, 3 or 1, H, W)
     return to_float(torch.where(picks.mirrored[:, None, None, None], batch.flip(-1), batch))

@@ -65,7 +65,7 @@ def find_source(location: str, data_dir: Path) -> Path | None:
 
 
 def _seen_from(path: Path) -> str:
-    """A relative path means another place in each folder: DVC runs some experiments in a copy of the project."""
+    """A relative path is another place in each folder: DVC runs some experiments in a copy of the project."""
     return "" if path.is_absolute() else f" in {Path.cwd()} (an absolute path is the same everywhere)"
 
 

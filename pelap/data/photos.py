@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pelap.params import PhotoCrops
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.pictures import from_pillow
 from pelap.errors import DataError
 from pelap.io import one_line
+from pelap.params import PhotoCrops
 from pelap.seeding import generator
 
 if TYPE_CHECKING:

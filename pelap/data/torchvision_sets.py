@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pelap.data.dataset import ImageDataset, Split, make_split
 from pelap.data.locate import find_file, where_to_put
