@@ -450,6 +450,19 @@ def test_a_link_to_itself_and_links_to_folders_in_archives(
         zipped.writestr(info, "../birds")
     assert len(read(tmp_path / "b.zip").train) == 5
     assert "links in the archive not followed" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as zipped:
+        info.filename = "train/cat/5.png"
+        zipped.writestr(info, "../../1.png")
+    expect_error(lambda: read(tmp_path / "b.zip"), "b.zip", "train/cat/5.png is a link")
+
+
+def test_links_to_folders_that_are_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = store(tree(), tmp_path / "mine")
+    for split in ("train", "test"):
+        (mine / split / "v1.bird").symlink_to(tmp_path / "gone", target_is_directory=True)
+    assert read(mine).class_names == ("cat", "dog")
+    line = "mine: links that lead nowhere passed over (a class folder may be one): 2, first test/v1.bird"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 # --- strangers' ways of writing
@@ -467,9 +480,29 @@ def test_accents_of_a_mac_are_the_same_names(
     files = {**named(composed, "th\u00e9", splits=("train",)), **named(split, "the\u0301", splits=("test",))}
     dataset = read(store(files, tmp_path / name))
     assert dataset.class_names == (composed, "th\u00e9")
-    assert "NFC, NFD" in capsys.readouterr().out
+    assert "(Unicode NFC, NFD) joined: 2, first " in capsys.readouterr().out
     both = {**files, f"train/{split}/1.png": picture(7, (8, 8), "L")}  # nothing of the two is lost
+    both |= {f"test/{composed}/2.png": picture(7, (8, 8), "L")}
     assert len(read(store(both, tmp_path / f"both-{name}")).train) == 3
+    assert "(Unicode NFC, NFD) joined: 2, first " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("cat ", "'cat '"),
+        ("cat\u00a0", r"'cat\xa0'"),
+        ("cat\u200b", r"'cat\u200b'"),
+        ("c\u0430t", "'c\u0430t' = " + r"'c\u0430t'"),
+    ],
+)
+def test_names_alike_to_the_eye_are_told_apart(
+    label: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {**named("cat", splits=("train",)), **named(label, splits=("test",)), **named("dog")}
+    files["train/dog/2.webp"] = b"x"
+    expect_error(lambda: read(store(files, tmp_path / "a.zip")), f"in train/ for {shown}; every class")
+    assert "mine: files named .webp passed over: 1" in capsys.readouterr().out
 
 
 def test_zips_of_other_systems_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -509,10 +542,10 @@ def test_classes_that_are_numbers_have_the_order_of_numbers(tmp_path: Path) -> N
     [
         ({"train/": None}, ["no pictures or sounds in train/<class>"]),
         ({"test/": None}, ["no pictures or sounds in test/<class>"]),
-        ({"test/dog/": None}, ["test/ for dog"]),
-        ({"train/dog/": None}, ["train/ for dog"]),
-        ({"test/dog/": None, "test/dog/notes.txt": b"x"}, ["test/ for dog"]),
-        ({"train/bird/notes.txt": b"x"}, ["train/ for bird"]),
+        ({"test/dog/": None}, ["test/ for 'dog'"]),
+        ({"train/dog/": None}, ["train/ for 'dog'"]),
+        ({"test/dog/": None, "test/dog/notes.txt": b"x"}, ["test/ for 'dog'"]),
+        ({"train/bird/notes.txt": b"x"}, ["train/ for 'bird'"]),
         ({"other/train/cat/1.png": picture(1, mode="L")}, ["more than one folder", "'other'"]),
         ({"train/cat/3.png": b"not a picture"}, ["train/cat/3.png", "not a readable"]),
         ({"train/cat/3.jpg": picture(1, (90, 90), "L", "JPEG")[:200]}, ["train/cat/3.jpg"]),

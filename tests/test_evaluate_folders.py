@@ -312,6 +312,12 @@ def test_the_reference_is_looked_at_too(
     samples, real = folders
     assert main(argv(samples, real / "no")) == 2
     assert "real/no: no such folder" in capsys.readouterr().err
+    for file in real.rglob("*.png"):
+        file.rename(file.with_suffix(".webp"))
+    assert main(argv(samples, real)) == 2
+    said = capsys.readouterr()
+    assert "real: no pictures" in said.err
+    assert "files named .webp passed over: 40" in said.out
     replace(real, pictures(1).repeat(3, 1, 1, 1))
     assert main(argv(samples, real)) == 2
     assert "real: all 3 pictures are the same" in capsys.readouterr().err

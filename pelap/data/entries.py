@@ -20,7 +20,7 @@ from pelap.paths import GRID
 KINDS = {**dict.fromkeys((".png", ".jpg", ".jpeg"), "pictures"), ".wav": "sounds"}
 """What a file holds, by the end of its name in small letters."""
 UTF8_NAME = 0x800
-"""Flag of a zip's entry: its name is UTF-8; without it old tools mean the code page 437, newer ones anything."""
+"""Flag of a zip's entry: its name is UTF-8; without it old tools mean code page 437, newer ones anything."""
 LINKED = "links in the archive not followed (pack it with `tar --dereference`, or with `zip` without -y)"
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
@@ -58,9 +58,11 @@ def _folder_entries(
     if real in around:  # it would go round for ever
         remarks.add("links to a folder around themselves not followed", inside)
         return
-    for name in sorted(os.listdir(source / inside)):
+    for name in sorted(item.name for item in (source / inside).iterdir()):
         path = f"{inside}/{name}" if inside else name
-        if not os.path.isdir(source / path):
+        if _is_dead(source / path) and kind_of(path) is None and not is_hidden(path):
+            remarks.add("links that lead nowhere passed over (a class folder may be one)", path)
+        elif not (source / path).is_dir():
             yield Entry(path, partial(_file_bytes, source, path))
         elif is_hidden(name):
             remarks.add("hidden folders passed over", path)
@@ -69,8 +71,12 @@ def _folder_entries(
             yield from _folder_entries(source, remarks, path, (*around, real))
 
 
+def _is_dead(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
 def _file_bytes(source: Path, path: str) -> bytes:
-    if not os.path.isfile(source / path):
+    if not (source / path).is_file():
         raise DataError(f"{source}: {path} is no file: a link that leads nowhere, or a pipe; remove it")
     return (source / path).read_bytes()
 
@@ -79,10 +85,14 @@ def _zip_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
             path = _zip_path(info, remarks)
-            if stat.S_ISLNK(info.external_attr >> 16) and kind_of(path) is None:
+            if _is_link(info) and kind_of(path) is None:
                 remarks.add(LINKED, path)
             else:
                 yield Entry(path, None if path.endswith("/") else partial(_zip_bytes, archive, info))
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    return stat.S_ISLNK(info.external_attr >> 16)
 
 
 def _zip_path(info: zipfile.ZipInfo, remarks: Remarks) -> str:
@@ -100,6 +110,8 @@ def _zip_path(info: zipfile.ZipInfo, remarks: Remarks) -> str:
 
 
 def _zip_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if _is_link(info):
+        raise DataError(f"{archive.filename}: {info.filename} is a link; pack it with `zip` without -y")
     try:
         return archive.read(info)
     except RuntimeError as error:  # encrypted, or a compression that Python lacks

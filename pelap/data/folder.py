@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -23,6 +24,8 @@ from pelap.seeding import generator
 SPLITS = ("train", "test")
 NUMBER = re.compile(r"[0-9]+")
 LAYOUT = "lay it out as train/<class>/* and test/<class>/*, with PNG or JPEG pictures, or WAV sounds"
+
+
 @dataclass(frozen=True)
 class Place:
     """A path of the layout taken apart; `rest` is empty for what lies directly in the split."""
@@ -43,8 +46,8 @@ class Found:
     """Kind of file -> the first path of it."""
     images: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
     """(split, class, path below, path as written) -> uint8 (1, 3, S, S), of a sound (windows, 1, S, S)"""
-    spellings: dict[str, str] = field(default_factory=dict)
-    """Class -> its name as it was first written."""
+    spellings: dict[str, set[str]] = field(default_factory=dict)
+    """Class -> the ways in which it is written."""
     remarks: Remarks = field(default_factory=Remarks)
 
     def having(self, split: str) -> set[str]:
@@ -85,10 +88,10 @@ def build_folder(
     source = locate(name, location, data_dir)
     with reading(source):
         found = _read(source, _decoders(image_size, sounds))
+    for line in found.remarks.lines():  # which may explain what is wrong
+        print(f"{name}: {line}")
     _check_layout(source, found)
     class_names = _in_order(source, found.classes)
-    for line in found.remarks.lines():
-        print(f"{name}: {line}")
     train, test = (_split(found, split, class_names) for split in SPLITS)
     checksum = sha256(source) if source.is_file() else pixel_checksum(train, test)
     sound = sounds if "sounds" in found.examples else None
@@ -113,7 +116,7 @@ def _in_order(source: Path, names: Iterable[str]) -> tuple[str, ...]:
     if not all(NUMBER.fullmatch(name) for name in names):
         return tuple(names)
     by_size = sorted(names, key=int)
-    for one, other in zip(by_size, by_size[1:], strict=False):
+    for one, other in pairwise(by_size):
         if int(one) == int(other):
             raise DataError(f"{source}: classes {one} and {other} are the same number; rename one")
     return tuple(by_size)
@@ -178,10 +181,11 @@ def _class_name(source: Path, label: str, found: Found) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{source}: the name of the class {ascii(label)} is not UTF-8; rename it") from None
-    if found.spellings.setdefault(name, label) != label:
-        found.spellings[name] = label
-        found.remarks.add("class folders whose accents are written in two ways (Unicode NFC, NFD) joined", name)
+        raise DataError(f"{source}: the name of the class {label!a} is not UTF-8; rename it") from None
+    spellings = found.spellings.setdefault(name, set())
+    if len(spellings) == 1 and label not in spellings:
+        found.remarks.add("classes whose accents are written in two ways (Unicode NFC, NFD) joined", name)
+    spellings.add(label)
     return name
 
 
@@ -208,9 +212,14 @@ def _check_layout(source: Path, found: Found) -> None:
         lacking = sorted(found.classes - found.having(split))
         if lacking:
             raise DataError(
-                f"{source}: no pictures or sounds in {split}/ for {', '.join(lacking)}; every class needs "
-                "some in train/ and in test/: add them, or remove the class from both"
+                f"{source}: no pictures or sounds in {split}/ for {', '.join(map(_shown, lacking))}; every "
+                "class needs some in train/ and in test/: add them, or remove the class from both"
             )
+
+
+def _shown(name: str) -> str:
+    """A name that tells itself from others that look the same."""
+    return " = ".join(dict.fromkeys((repr(name), ascii(name))))
 
 
 def _split(found: Found, split: str, class_names: tuple[str, ...]) -> Split:

@@ -145,8 +145,10 @@ def _read(folder: Path) -> Pictures:
     remarks = Remarks()
     with reading(folder):
         found = {entry.path: _decode(folder, entry, remarks) for entry in _pictures_in(folder, remarks)}
-    paths = tuple(sorted(found))
+    paths, notes = tuple(sorted(found)), tuple(f"{folder}: {line}" for line in remarks.lines())
     if len(paths) < 2:
+        for note in notes:  # which may explain why
+            print(f"note: {note}")
         there = "just one picture" if paths else "no pictures"
         raise DataError(f"{folder}: {there}; give a folder with PNG or JPEG files")
     images = [found[path] for path in paths]
@@ -156,7 +158,6 @@ def _read(folder: Path) -> Pictures:
             raise DataError(
                 f"{folder}: {paths[0]} has {sizes[0]} pixels, {path} {sizes[1]}; bring all to one size"
             )
-    notes = tuple(f"{folder}: {line}" for line in remarks.lines())
     pictures = Pictures(folder, paths, torch.stack(images), notes)
     if all_equal(pictures.images):
         raise DataError(f"{folder}: all {len(paths)} pictures are the same; there is nothing to compare")
