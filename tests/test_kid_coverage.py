@@ -165,6 +165,17 @@ def test_many_equal_pictures_are_in_each_others_balls(rounding: float) -> None:
     assert (radii(real) == 0).all()
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(10.0, 0.01), (100.0, 0.1), (0.0, 1.0)])
+def test_equal_pictures_are_equal_however_close_all_are(mean: float, spread: float) -> None:
+    real = mean + spread * rows(200, dim=64)
+    real[::20] = real[0]  # ten of them are equal, and their balls have no size
+    up = torch.rand(real.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    other_batch = torch.nextafter(real, torch.where(up, torch.inf, -torch.inf))
+    values = coverage(other_batch, real)
+    assert values["precision"] == values["recall"] == values["coverage"] == 1
+    assert (radii(other_batch)[::20] == 0).all()
+
+
 @pytest.mark.parametrize("measure", [kid, coverage])
 def test_one_picture_is_too_few(measure: object) -> None:
     for one, other in ((rows(1), rows(9)), (rows(9), rows(1))):

@@ -11,9 +11,11 @@ NUM_NEIGHBOURS = 5
 _CHUNK = 1024
 
 _ROUNDING = 1e-10
-"""Squared distances are equal where they differ by no more than this share of the rows' squared lengths. What
-products in float64 lose is far less, and a network in float32 gives equal pictures of two batches rows that
-are less apart than that."""
+"""Squared distances are equal where they differ by no more than this share of the squared lengths of the
+rows, less their mean. What products in float64 lose is far less."""
+_LAST_DIGITS = 8
+"""And by this many times what the last digit of the rows as they are makes of their squared lengths: a
+network gives equal pictures of two batches rows that differ in it, which is much where all rows are close."""
 
 
 def coverage(features: Tensor, reference: Tensor, reference_radii: Tensor | None = None) -> dict[str, float]:
@@ -39,7 +41,7 @@ def coverage(features: Tensor, reference: Tensor, reference_radii: Tensor | None
     Source: Kynkaanniemi et al., https://arxiv.org/abs/1904.06991; Naeem et al.,
     https://arxiv.org/abs/2002.09797
     """
-    made, real = features.to("cpu", torch.float64), reference.to("cpu", torch.float64)
+    made, real = features.cpu(), reference.cpu()
     made_radii = radii(made)
     real_radii = radii(real) if reference_radii is None else reference_radii
     num_balls = []  # of real pictures, around each made one
@@ -68,7 +70,7 @@ def radii(features: Tensor) -> Tensor:
     """
     if len(features) < 2:
         raise DataError(f"features of {len(features)} pictures have no neighbours; give at least 2")
-    rows = features.to("cpu", torch.float64)
+    rows = features.cpu()
     nearest = _neighbours(len(rows)) + 1  # the nearest is the row itself
     chunks = (_squared_distances(chunk, rows)[0] for chunk in rows.split(_CHUNK))
     nearest_squares = [squares.topk(nearest, largest=False).values[:, -1] for squares in chunks]
@@ -81,11 +83,20 @@ def _squared_distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     By products of matrices, a few times as fast as difference by difference; these lose digits where rows are
     long and close to each other.
     """
+    last_digit = max(torch.finfo(rows.dtype).eps for rows in (a, b))
+    a, b = a.double(), b.double()
+    rounding = _lengths(a, b).mul_(_LAST_DIGITS * last_digit**2)
     centre = b.mean(dim=0)
     a, b = a - centre, b - centre
-    lengths = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
-    squares, rounding = torch.addmm(lengths, a, b.T, alpha=-2), lengths.mul_(_ROUNDING)
+    lengths = _lengths(a, b)
+    squares = torch.addmm(lengths, a, b.T, alpha=-2)
+    rounding.add_(lengths, alpha=_ROUNDING)
     return squares.masked_fill_(squares <= rounding, 0.0), rounding
+
+
+def _lengths(a: Tensor, b: Tensor) -> Tensor:
+    """The squared lengths of every row of one and every row of the other together, (n, M)."""
+    return a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
 
 
 def _neighbours(count: int) -> int:
