@@ -245,6 +245,21 @@ def test_a_packed_file_of_other_parameters_is_noticed(
     assert download.is_packed(chosen, tmp_path)
 
 
+def test_a_packed_file_of_pictures_that_are_gone_is_taken_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    folders = {"mine": str(tmp_path / "mine")}
+    chosen = Params.model_construct(dataset="mine", seed=0, download=params(folders=folders))
+    packed_dataset(tmp_path, "mine").touch()
+    io.write_json(packed_key(tmp_path, "mine"), download.made_of(chosen, tmp_path))
+    assert download.is_packed(chosen, tmp_path)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "mine").rmdir()
+    assert download.is_packed(chosen, tmp_path)
+    assert "download.folders.mine: not to be seen from here" in capsys.readouterr().out
+
+
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     expect_error(lambda: build_dataset("stl", params(), 0, tmp_path), "'stl'", "download.folders")
 

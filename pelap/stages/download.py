@@ -10,7 +10,7 @@ from pelap.data.sources import build_dataset
 from pelap.params import Params
 from pelap.paths import packed_dataset, packed_key
 from pelap.stages.context import Context
-from pelap.stages.inputs import inputs_of, seen_last
+from pelap.stages.inputs import inputs_of, say_unseen, seen_last
 
 
 def run(context: Context) -> None:
@@ -36,6 +36,7 @@ def is_packed(params: Params, data: Path) -> bool:
     if not packed_dataset(data, params.dataset).is_file() or not file.is_file():
         return packed_dataset(data, params.dataset).is_file()
     before, now = io.read_mapping(file), made_of(params, data)
+    say_unseen(now, before)
     names = [name for name, part in seen_last(now, before).items() if part != before.get(name)]
     if names:
         print(f"{params.dataset}: packed anew; what is there was made of other {', '.join(names)}")

@@ -32,14 +32,20 @@ def inputs(params: Path, data: Path) -> None:
         file = input_file(data, stage)
         before = io.read_mapping(file) if file.is_file() else {}
         now = inputs_of(stage, raw, data)
-        for name in (name for name, state in now.items() if state is None and before.get(name) is not None):
-            print(f"{name}: not to be seen from here; taken as it was seen last{ELSEWHERE}")
+        say_unseen(now, before)
         io.write_json(file, seen_last(now, before))
 
 
 def seen_last(now: Mapping[str, str | None], before: Mapping[str, Any]) -> dict[str, str | None]:
     """What cannot be seen from here, a copy of the project or a tidied disk, is as it was seen last."""
     return {name: before.get(name) if state is None else state for name, state in now.items()}
+
+
+def say_unseen(now: Mapping[str, str | None], before: Mapping[str, Any]) -> None:
+    """Print a line for each part that `seen_last` takes from before: it may be another now."""
+    for name, state in now.items():
+        if state is None and before.get(name) is not None:
+            print(f"{name}: not to be seen from here; taken as it was seen last{ELSEWHERE}")
 
 
 def inputs_of(
