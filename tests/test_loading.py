@@ -16,7 +16,7 @@ from tiny_pipelines import tiny_ddim
 
 from pelap import io
 from pelap.errors import ModelError, PlanError
-from pelap.loading import is_pipeline, load_model, load_pipeline, load_plan, save_model
+from pelap.loading import is_pipeline, load_model, load_pipeline, load_plan, save_model, save_pipeline
 from pelap.models.ldm import LatentDiffusion
 from pelap.models.parts import save_part
 from pelap.params import VariantParams
@@ -265,3 +265,17 @@ def test_a_whole_pruned_model_is_handed_over(tmp_path: Path) -> None:
         _same(model, other)
         save_model(other, tmp_path / "again")
         _same(model, load_model(tmp_path / "again"))
+
+
+def test_files_of_the_users_own_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    (tmp_path / "mine" / "sub" / "photo.png").touch()
+    folder = tmp_path / "mine"
+    saves = (lambda: save_model(tiny_model(), folder), lambda: save_pipeline(tiny_ddim(), folder))
+    for save in saves:
+        with pytest.raises(ModelError, match="holds files that are no model's"):
+            save()
+    assert (tmp_path / "mine" / "sub" / "photo.png").exists()
+    save_model(tiny_model(), tmp_path / "model")
+    save_pipeline(tiny_ddim(), tmp_path / "model")  # a model's is replaced
+    assert not (tmp_path / "model" / "vae").exists()

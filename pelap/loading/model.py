@@ -24,14 +24,23 @@ from pelap import io
 from pelap.config import explain
 from pelap.diffusion import make_scheduler
 from pelap.errors import DataError, ModelError
-from pelap.loading.pipeline import INDEX, is_pipeline
+from pelap.loading.pipeline import is_pipeline
 from pelap.loading.pruned import PLAN, demand_plan, load_plan, load_pruned
 from pelap.models.conditioning import TextConditioner
 from pelap.models.cut import CutLightUNet
 from pelap.models.ldm import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportanceMask, LatentNormaliser
-from pelap.models.parts import CONFIG, build_part, load_part, load_weights, read_config, save_part
+from pelap.models.parts import (
+    CONFIG,
+    INDEX,
+    build_part,
+    demand_replaceable,
+    load_part,
+    load_weights,
+    read_config,
+    save_part,
+)
 from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.vae import VAE
 from pelap.models.weight_files import demand_one_network
@@ -50,13 +59,15 @@ def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -
 
     Args:
         model: What to save.
-        folder: Replaced if it exists.
+        folder: Replaced if it is a model's or a pipeline's.
         plan: For a pruned UNet, how it came from the network that its configuration describes, if it does
             not know it.
 
     Raises:
+        ModelError: The folder holds files, and no model or pipeline.
         PlanError: That is not how it came about.
     """
+    demand_replaceable(folder, CONFIG, INDEX)
     demand_plan(model.unet, plan)
     with io.atomic_dir(folder) as partial:
         _save_vae(model.vae, partial / "vae")

@@ -28,8 +28,10 @@ from pelap.loading.pruned import PLAN, PRUNED_WEIGHTS, demand_plan, load_plan, l
 from pelap.models.parts import (
     CONFIG,
     DENOISERS,
+    INDEX,
     demand_kinds,
     demand_numbers,
+    demand_replaceable,
     labels_of_classes,
     read_config,
 )
@@ -40,7 +42,6 @@ from pelap.pruning.saving import digest
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-INDEX = "model_index.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 LIBRARIES = ("diffusers", "transformers")
 """Whose networks are loaded here, to see that no tensor is missing; others are left to diffusers."""
@@ -74,14 +75,16 @@ def save_pipeline(
 
     Args:
         pipe: What to save.
-        folder: Replaced if it exists.
+        folder: Replaced if it is a pipeline's or a model's.
         plan: For a pruned denoiser, how it came from the network that its configuration describes, if it
             does not know it.
         write_more: Called with the folder while it still has another name.
 
     Raises:
+        ModelError: The folder holds files, and no pipeline or model.
         PlanError: That is not how it came about.
     """
+    demand_replaceable(folder, INDEX, CONFIG)
     part = next(name for name in DENOISERS if name in pipe.components)
     demand_plan(getattr(pipe, part), plan)
     if labels := labels_of_classes(pipe):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CONFIG = "config.json"
+INDEX = "model_index.json"
+"""Of a pipeline."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DENOISERS = ("unet", "transformer")
 """What diffusers' pipelines call the part that denoises."""
@@ -30,6 +32,17 @@ def save_part(part: ModelMixin, folder: Path) -> None:
     """Write a part so that its class's ``from_pretrained`` reads it, in place of all that the folder held."""
     with io.atomic_dir(folder) as partial:
         part.save_pretrained(partial, safe_serialization=True)
+
+
+def demand_replaceable(folder: Path, *says: str) -> None:
+    """Refuse to replace a folder of somebody's own files, in which no file `says` that it is a model.
+
+    Raises:
+        ModelError: It is one.
+    """
+    known = any((folder / name).exists() for name in says)
+    if folder.is_dir() and any(folder.iterdir()) and not known:
+        raise ModelError(f"{folder}: holds files that are no model's; name another folder, or empty this one")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
