@@ -385,7 +385,7 @@ def test_snakemake_notices_changes_without_its_own_memory(project: Path, tmp_pat
 @pytest.mark.slow
 def test_snakemake_notices_code_that_was_edited_and_looked_at_during_a_job(project: Path) -> None:
     """The look writes down the new code; the job, which runs the old, ends later."""
-    data, packed = project / "data/sweep/seed8", "data/sweep/seed8/params/photos.yaml"
+    data, packed = project / "data/sweep/seed11", "data/sweep/seed11/params/photos.yaml"
     download = ("snakemake", "--cores", "4", packed)
     assert calls(project, *download) == {"download"}
     with (project / "pelap" / "stages" / "download.py").open("a") as module:
