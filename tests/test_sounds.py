@@ -348,7 +348,7 @@ def test_a_folder_of_wavs_is_a_data_set_of_sounds(tmp_path: Path) -> None:
     [
         ({"test/low/2.wav": wav(tone(200), 16000)}, ["test/low/2.wav", "16000"]),
         ({"test/low/2.wav": b"none"}, ["test/low/2.wav", "not a complete WAV"]),
-        ({"test/middle/1.wav": wav(tone(200))}, ["train/ for middle"]),
+        ({"test/middle/1.wav": wav(tone(200))}, ["train/ for 'middle'"]),
     ],
 )
 def test_each_fault_of_a_folder_is_named(change: dict[str, bytes], parts: list[str], tmp_path: Path) -> None:
