@@ -181,7 +181,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("held", [held for held in HELD if held != "a file"])
+@pytest.mark.parametrize("held", [held for held in HELD if held not in ("a file", "pictures")])
 @pytest.mark.parametrize("writer", ["save_model", "save_pipeline"])
 def test_what_is_saved_replaces_what_was_there(tmp_path: Path, writer: str, held: str) -> None:
     for place in ("empty", "full"):
@@ -194,6 +194,15 @@ def test_what_is_saved_replaces_what_was_there(tmp_path: Path, writer: str, held
     assert names[0] == names[1]
     assert is_pipeline(tmp_path / "full" / "out") == (writer == "save_pipeline")
     (load_model if writer == "save_model" else load_pipeline)(tmp_path / "full" / "out")
+
+
+@pytest.mark.parametrize("writer", ["save_model", "save_pipeline"])
+def test_pictures_are_not_replaced(tmp_path: Path, writer: str) -> None:
+    HELD["pictures"](tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").rglob("*"))
+    with pytest.raises(ModelError, match="holds files that are no model's"):
+        WRITERS[writer](tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == before
 
 
 # --- sample -----------------------------------------------------------------------------------------
