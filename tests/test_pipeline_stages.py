@@ -785,6 +785,9 @@ def test_state_of_other_weights_is_not_gone_on_from(tmp_path: Path, monkeypatch:
     save_pipeline(pipe, dense)
     start()
     assert len(folders) == 4
+    DDIMScheduler(beta_end=0.012).save_pretrained(dense / "scheduler")
+    start()
+    assert len(folders) == 5
     assert all(folder.parent == tmp_path and folder.name.startswith(".out.resume-") for folder in folders)
 
 

@@ -196,3 +196,27 @@ def test_pictures_that_do_not_fit_are_refused_before_training(
         train.run(context)
     assert f"variants.pelap: {expected}" in str(caught.value)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_a_training_goes_on_with_the_autoencoder_that_it_began_with_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+
+    def stop(*arguments: Any) -> Any:
+        folders.append(arguments[-1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "joint_training", stop)
+    save_dataset(tiny_dataset(), packed_dataset(tmp_path, "photos"))
+    fields = _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)
+    params = tiny_params(
+        variants={"baseline": {"gate": "none", "strength": "seed"}, "pelap": fields}, score__variant="pelap"
+    )
+    context = Context(params, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+    for seed in (0, 0, 1):  # another one in the same place
+        torch.manual_seed(seed)
+        _autoencoder().save_pretrained(tmp_path / "vae")
+        with pytest.raises(KeyboardInterrupt):
+            train.run(context, "pelap")
+    assert folders[0] == folders[1] != folders[2]
