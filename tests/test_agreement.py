@@ -264,3 +264,15 @@ def test_names_of_classes_stay_with_a_pipeline(tmp_path: Path) -> None:
     load_pipeline(tmp_path / "made").save_pretrained(tmp_path / "theirs")
     for folder in ("ours", "theirs"):
         assert labels_of_classes(load_pipeline(tmp_path / folder)) == labels
+
+
+def test_pipelines_of_other_trainings_are_told_of_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, pruned = save_pair(tmp_path, "ddim")
+    folders, params = {"dense": dense, "pruned": pruned}, tiny_params()
+    evaluate_pipelines._open(params, folders, tiny_dataset(side=8), CPU, None)
+    assert "has another" not in capsys.readouterr().out
+    DDIMScheduler(prediction_type="v_prediction").save_pretrained(pruned / "scheduler")
+    evaluate_pipelines._open(params, folders, tiny_dataset(side=8), CPU, None)
+    assert "pruned has another prediction type than dense" in capsys.readouterr().out
