@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from harness import ROOT
 
-from pelap.config import load_params, parts_of
-from pelap.loading import load_model, load_plan
-from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
-from pelap.pruning.surgery import apply_plan
+from pelap.config.load import load_params, parts_of
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
+from pelap.pipelines.model_io import load_model
+from pelap.surgery.apply import apply_plan
+from pelap.surgery.pruned_reader import load_plan
 
 RUN = ROOT / "results" / "default"
 PLAN = RUN / "prune" / "plans" / "25.json"

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from pelap.device import choose_device, describe, synchronise
-from pelap.errors import PelapError
-from pelap.io import write_json
-from pelap.progress import progress
+from pelap.core.device import choose_device, describe, synchronise
+from pelap.core.errors import PelapError
+from pelap.core.files import write_json
+from pelap.core.progress import progress
 
 ROOT = Path(__file__).resolve().parent.parent
 """Of the checkout."""

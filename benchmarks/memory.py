@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Any]:
     import torch
     from harness import ROOT, argument_parser, compare, finish
 
-    from pelap.config import read_yaml
-    from pelap.paths import packed_dataset
+    from pelap.config.load import read_yaml
+    from pelap.core.paths import packed_dataset
 
     parser = argument_parser(__doc__, rounds=1)
     parser.add_argument("--params", type=Path, default=ROOT / "presets" / "pelap-a.yaml", metavar="FILE")

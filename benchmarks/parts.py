@@ -12,9 +12,9 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
+from pelap.core.rng import generator
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
-from pelap.pruning.statistic import combine, distances
-from pelap.seeding import generator
+from pelap.scoring.statistic import combine, distances
 
 SHAPE = (4, 4, 4)
 """Of a latent: few enough values that a covariance of them is known well."""

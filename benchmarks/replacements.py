@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from pelap.device import choose_device
-from pelap.loading import load_model
-from pelap.params import SamplerParams
-from pelap.progress import progress
-from pelap.pruning.fit import make_stand_ins
-from pelap.pruning.operators import Norm, Start, find_operators
-from pelap.pruning.score import Scoring, score_operators
-from pelap.stages.subject import Subject, model_subject
+from pelap.config import SamplerParams
+from pelap.core.device import choose_device
+from pelap.core.progress import progress
+from pelap.diffusion.denoiser import Subject
+from pelap.diffusion.model_denoiser import model_subject
+from pelap.pipelines.model_io import load_model
+from pelap.scoring.score import Scoring, score_operators
+from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.operators import Norm, Start, find_operators
 
 WAYS: dict[str, dict[str, tuple[Norm, Start]]] = {
     "projection": {

@@ -32,18 +32,18 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from training import Setting, take
 
-from pelap import graphs
-from pelap.config import load_params
-from pelap.device import describe, full_precision, has_fast_bf16, keep_freed_memory
+from pelap.config import SamplerParams
+from pelap.config.load import load_params
+from pelap.core import graphs
+from pelap.core.device import describe, full_precision, has_fast_bf16, keep_freed_memory
+from pelap.core.files import write_json
+from pelap.core.rng import noise
+from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.sampler import PURPOSE, ModelSource
 from pelap.evaluation.features import EffNetLite0
-from pelap.io import write_json
-from pelap.params import SamplerParams
-from pelap.pruning.fit import make_stand_ins
-from pelap.pruning.operators import find_operators
-from pelap.pruning.score import Scores, Scoring, score_operators
-from pelap.sampling import PURPOSE, ModelSource
-from pelap.seeding import noise
-from pelap.stages.subject import model_subject
+from pelap.scoring.score import Scores, Scoring, score_operators
+from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.operators import find_operators
 
 Run = Callable[[], Any]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py [--steps 20] [--images N] [--out FILE.json]
 
-Ours is `pelap.sampling.ModelSource`, which every stage samples with. The reference is diffusers'
+Ours is `pelap.diffusion.sampler.ModelSource`, which every stage samples with. The reference is diffusers'
 DDIMPipeline, called as its documentation says, with the dense network as diffusers loads it and the same
 schedule in the same number of steps. Both start from nothing, so each draws its noise in its own way, and end
 with latents on the host: the decoder is in neither, for the pipeline has none. All take turns; medians count.
@@ -22,12 +22,12 @@ from diffusers import DDIMPipeline
 from harness import Entry, argument_parser, compare, finish, in_turns
 from torch import nn
 
-from pelap.device import has_fast_bf16
-from pelap.diffusion import make_scheduler
-from pelap.models.ldm import LatentDiffusion
-from pelap.params import SamplerParams
-from pelap.sampling import PURPOSE, ModelSource
-from pelap.seeding import noise
+from pelap.config import SamplerParams
+from pelap.core.device import has_fast_bf16
+from pelap.core.rng import noise
+from pelap.diffusion.sampler import PURPOSE, ModelSource
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.schedule import make_scheduler
 
 KINDS = ("dense", "pruned", "distilled")
 REFERENCE = "diffusers"

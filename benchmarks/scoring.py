@@ -17,16 +17,17 @@ import torch
 from default_models import default_model
 from harness import Entry, argument_parser, compare, finish, in_turns
 
-from pelap.device import full_precision
-from pelap.params import SamplerParams
-from pelap.pruning.fit import make_stand_ins
-from pelap.pruning.operators import Operator, find_operators
-from pelap.pruning.plan import Plan, Removal
-from pelap.pruning.replace import StandIn
-from pelap.pruning.score import Scores, Scoring, score_operators
-from pelap.pruning.statistic import distances
-from pelap.pruning.surgery import apply_plan
-from pelap.stages.subject import Subject, model_subject
+from pelap.config import SamplerParams
+from pelap.core.device import full_precision
+from pelap.diffusion.denoiser import Subject
+from pelap.diffusion.model_denoiser import model_subject
+from pelap.scoring.score import Scores, Scoring, score_operators
+from pelap.scoring.statistic import distances
+from pelap.surgery.apply import apply_plan
+from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.operators import Operator, find_operators
+from pelap.surgery.plan import Plan, Removal
+from pelap.surgery.replacements import StandIn
 
 LOWEST = 1 / 3
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import Entry, check_entries
 
-from pelap.io import atomic_path, write_json
+from pelap.core.files import atomic_path, write_json
 
 
 def markdown(entries: Sequence[Entry]) -> str:

@@ -35,14 +35,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from pelap.config import load_params, parts_of
+from pelap.config import Params, TrainParams
+from pelap.config.load import load_params, parts_of
+from pelap.core.device import has_fast_bf16, keep_freed_memory, synchronise
 from pelap.data.dataset import ImageDataset, Split, to_float
-from pelap.device import has_fast_bf16, keep_freed_memory, synchronise
-from pelap.diffusion import alphas_cumprod
-from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
-from pelap.params import Params, TrainParams
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
+from pelap.models.schedule import alphas_cumprod
 from pelap.training.joint import Draw, draw, joint_losses, joint_training
-from pelap.training.together import Training, train_together
+from pelap.training.parallel import Training, train_together
 
 VARIANT = "pelap"
 LAMBDAS = (0.001, 0.005, 0.01, 0.05, 0.1)

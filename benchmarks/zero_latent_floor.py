@@ -12,12 +12,12 @@ import time
 import torch
 from torch.nn import functional as F
 
-from pelap.collapse import zero_latent_floor
-from pelap.diffusion import add_noise, alphas_cumprod
+from pelap.config import DiffusionParams
+from pelap.core.rng import generator
+from pelap.masking.collapse import zero_latent_floor
 from pelap.models.light_unet import LightUNet
-from pelap.params import DiffusionParams
-from pelap.seeding import generator
-from pelap.training.loop import cosine
+from pelap.models.schedule import add_noise, alphas_cumprod
+from pelap.training.trainer import cosine
 
 DIFFUSION = DiffusionParams(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02)
 SHAPE = (4, 8, 8)

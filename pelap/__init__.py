@@ -4,23 +4,17 @@ The package is a library; `pelap.cli` and the stages are its command line. Nothi
 here, so that ``pelap --help`` answers at once.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from diffusers import DiffusionPipeline
+    from pelap.pipelines.pipeline_io import load_pipeline
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_pipeline"]
 
 
-def load_pipeline(folder: str | Path, device: "torch.device | str | None" = None) -> "DiffusionPipeline":
-    """A diffusers pipeline from a folder, pruned by PeLAP or not, float32 and in evaluation mode.
-
-    Raises:
-        ModelError: Not a pipeline folder, a package is not installed, or a file or a tensor is missing.
-        PlanError: The plan of a pruned one is damaged or does not fit.
-    """
-    from pelap.loading import load_pipeline as load
-
-    return load(Path(folder), device)
+def __getattr__(name: str) -> Any:
+    if name == "load_pipeline":
+        return import_module("pelap.pipelines.pipeline_io").load_pipeline
+    raise AttributeError(f"module 'pelap' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pelap import __version__
-from pelap.errors import ConfigError, PelapError, is_out_of_memory
+from pelap.core.errors import ConfigError, PelapError, is_out_of_memory
 
 STAGES = {
     "download": "fetch or make the data set and pack it into one file",
@@ -280,15 +280,15 @@ def _run(args: argparse.Namespace) -> None:
     elif args.command in STAGES:
         _run_stage(args)
     elif args.command == "sample":
-        from pelap.stages.sample import sample
+        from pelap.commands.sample import sample
 
         sample(args.model, args.num, args.seed, args.steps, args.out, args.device, args.prompts)
     elif args.command == "cut":
-        from pelap.stages.cut import cut
+        from pelap.commands.remove_channels import cut
 
         cut(args.model, args.data, args.out, args.device)
     elif args.command == "show":
-        from pelap.paths import RunPaths
+        from pelap.core.paths import RunPaths
         from pelap.stages.report import show
 
         show(RunPaths(args.run))
@@ -297,25 +297,25 @@ def _run(args: argparse.Namespace) -> None:
 
         inputs(args.params, args.data)
     elif args.command == "study":
-        from pelap.stages.study import study
+        from pelap.commands.studies import study
 
-        study(args.root, args.cells)
+        study("collapse.summarise").study(args.root, args.cells)
     elif args.command == "choosing":
-        from pelap.stages.choosing import choosing
+        from pelap.commands.studies import study
 
-        choosing(args.root, args.cells)
+        study("choosing.summarise").choosing(args.root, args.cells)
     elif args.command == "tasks":
-        from pelap.stages.tasks import tasks
+        from pelap.commands.studies import study
 
-        tasks(args.root, args.cells)
+        study("tasks.summarise").tasks(args.root, args.cells)
     else:
-        from pelap.stages.compare import compare
+        from pelap.commands.studies import study
 
-        compare(args.sweep, args.cells)
+        study("seeds.summarise").compare(args.sweep, args.cells)
 
 
 def _run_paper(args: argparse.Namespace, started: float) -> int:
-    from pelap.stages.paper import paper
+    from pelap.commands.paper import paper
 
     finished = paper(args.study, args.root, args.data, args.device, args.minutes, args.dataset, started)
     return 0 if finished else EXIT_UNFINISHED
@@ -329,8 +329,8 @@ def _run_on_folders(args: argparse.Namespace) -> None:
         raise ConfigError("--prompts: goes with --pipeline DIR; leave it out")
     _check_out(args.out)
     _say_unused("for folders", args, UNUSED_BY_FOLDERS)
-    from pelap.device import choose_device
-    from pelap.stages.evaluate_folders import DEFAULT_EXTRACTORS, evaluate_folders
+    from pelap.commands.evaluate_folders import DEFAULT_EXTRACTORS, evaluate_folders
+    from pelap.core.device import choose_device
 
     evaluate_folders(
         args.samples,
@@ -345,7 +345,7 @@ def _run_on_folders(args: argparse.Namespace) -> None:
 
 def _check_out(out: Path) -> None:
     """Refuse a place for a file that cannot be written."""
-    from pelap.io import check_writable
+    from pelap.core.files import check_writable
 
     check_writable(out.parent)
     if out.is_dir():
@@ -367,7 +367,7 @@ def _say_unused(
 
 
 def _run_on_pipeline(args: argparse.Namespace) -> None:
-    from pelap.config import load_pipeline_params, unused_by_pipeline
+    from pelap.config.load import load_pipeline_params, unused_by_pipeline
 
     mixed = _given(args, FOLDER_OPTIONS)
     if mixed:
@@ -379,9 +379,9 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
     if missing:
         raise ConfigError(f"--pipeline: {args.command} also needs {' and '.join(missing)}")
     params = load_pipeline_params(args.params, args.command)
-    from pelap.device import choose_device
-    from pelap.io import check_writable
-    from pelap.stages.protocol import protocol_beside
+    from pelap.core.device import choose_device
+    from pelap.core.environment import protocol_beside
+    from pelap.core.files import check_writable
 
     if getattr(args, "save_latents", None) is not None:
         check_writable(args.save_latents.parent)
@@ -401,17 +401,17 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
 
         prune_pipeline(params, args.pipeline, args.scores, args.out, device, args.prompts, args.plan)
     elif args.command == "distill":
-        from pelap.stages.distill_pipeline import distill_pipeline
+        from pelap.commands.distill_pipeline import distill_pipeline
 
         distill_pipeline(params, args.pipeline, args.teacher, args.data, args.out, device)
     else:
-        from pelap.stages.evaluate_pipelines import evaluate_pipelines
+        from pelap.commands.evaluate_pipelines import evaluate_pipelines
 
         evaluate_pipelines(params, args.pipeline, args.data, args.out, device, args.prompts)
 
 
 def _run_stage(args: argparse.Namespace) -> None:
-    from pelap.config import load_params, unused_by_run
+    from pelap.config.load import load_params, unused_by_run
 
     only_with = {"--samples": FOLDER_OPTIONS, "--pipeline": PIPELINE_OPTIONS.get(args.stage, ())}
     for needed, options in only_with.items():
@@ -419,9 +419,9 @@ def _run_stage(args: argparse.Namespace) -> None:
         if stray:
             raise ConfigError(f"{stray[0]}: goes with {needed} DIR; add that, or leave this out")
     params = load_params(args.params, args.stage)
-    from pelap.device import choose_device
-    from pelap.io import check_writable
-    from pelap.paths import RunPaths
+    from pelap.core.device import choose_device
+    from pelap.core.files import check_writable
+    from pelap.core.paths import RunPaths
     from pelap.stages.context import Context
 
     check_writable(args.run)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from pelap import io
-from pelap.errors import DataError
-from pelap.keys import Key, key
-from pelap.params import DownloadParams, SoundParams
+from pelap.config import DownloadParams, SoundParams
+from pelap.core import files
+from pelap.core.errors import DataError
+from pelap.core.keys import Key, key
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def save_dataset(dataset: ImageDataset, path: Path) -> None:
         metadata["made_by"] = json.dumps(dict(dataset.made_by))
     if dataset.sound is not None:
         metadata["sound"] = dataset.sound.model_dump_json()
-    io.save_tensors(path, tensors, metadata)
+    files.save_tensors(path, tensors, metadata)
 
 
 def load_dataset(path: Path) -> ImageDataset:
@@ -138,7 +138,7 @@ def load_dataset(path: Path) -> ImageDataset:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; run `pelap download` with the same --params and --data")
-    tensors, metadata = io.load_tensors(path)
+    tensors, metadata = files.load_tensors(path)
     try:
         class_names = tuple(json.loads(metadata["class_names"]))
         dataset = ImageDataset(
@@ -152,7 +152,7 @@ def load_dataset(path: Path) -> ImageDataset:
             made_by=dict(json.loads(metadata.get("made_by", "{}"))),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise _not_packed(path, f"no usable {io.one_line(error)}") from None
+        raise _not_packed(path, f"no usable {files.one_line(error)}") from None
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         problem = _problem(split, len(class_names), _shape(dataset))
         if problem:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from pelap.core.errors import DataError
+from pelap.core.files import one_line
+from pelap.core.paths import GRID
 from pelap.data.remarks import Remarks
-from pelap.errors import DataError
-from pelap.io import one_line
-from pelap.paths import GRID
 
 KINDS = {**dict.fromkeys((".png", ".jpg", ".jpeg"), "pictures"), ".wav": "sounds"}
 """What a file holds, by the end of its name in small letters."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pelap import io
+from pelap.core import files
 
 PADDING = 2
 """Pixels between the pictures of a grid."""
@@ -20,5 +20,5 @@ def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
 
 def save_png(image: torch.Tensor, path: Path) -> None:
     """Write one picture (3, H, W) uint8 as PNG, atomically."""
-    with io.atomic_path(path) as partial:
+    with files.atomic_path(path) as partial:
         Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")

@@ -3,7 +3,7 @@
 import unicodedata
 from pathlib import Path
 
-from pelap.errors import DataError
+from pelap.core.errors import DataError
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pelap.errors import DataError
-from pelap.params import SoundParams
+from pelap.config import SoundParams
+from pelap.core.errors import DataError
 
 TOP_DB = -5.0
 """Level of white, where a full-scale sine of one frequency is 0: about what it reaches in a narrow band."""

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pelap import io
+from pelap.config import SoundParams
+from pelap.core import files
+from pelap.core.errors import DataError
+from pelap.core.files import one_line
 from pelap.data.remarks import Remark, unsaid
-from pelap.errors import DataError
-from pelap.io import one_line
-from pelap.params import SoundParams
 
 Samples = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ def write_wav(path: Path, sounds: torch.Tensor, rate: int) -> None:
     from scipy.io import wavfile
 
     samples = (sounds.float().clamp(-1.0, 1.0) * 32767).round().to(torch.int16)
-    with io.atomic_path(path) as partial:
+    with files.atomic_path(path) as partial:
         wavfile.write(partial, rate, samples.cpu().numpy())
 
 

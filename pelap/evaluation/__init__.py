@@ -1,0 +1,1 @@
+"""Quality: Frechet distances and what stands beside them."""

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from pelap.config import ClassifierParams
+from pelap.core.device import autocast
+from pelap.core.errors import ConfigError, DataError, TrainingError
+from pelap.core.files import exclusive, load_tensors, save_tensors, tensors_digest
+from pelap.core.keys import Key, code_of, key
+from pelap.core.progress import progress
+from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, epoch_picks, pick, to_float
-from pelap.device import autocast
-from pelap.errors import ConfigError, DataError, TrainingError
 from pelap.evaluation.features import CLASSIFIER, ChunkedExtractor
-from pelap.io import exclusive, load_tensors, save_tensors, tensors_digest
-from pelap.keys import Key, code_of, key
-from pelap.params import ClassifierParams
-from pelap.progress import progress
-from pelap.seeding import generator
 
 _FIRST_SIDE = 16
 """Positions on a side of the first feature map, about: the first layer brings larger pictures down to it."""

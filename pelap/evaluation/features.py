@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pelap.errors import ConfigError, DataError
+from pelap.core.errors import ConfigError, DataError
+from pelap.core.files import one_line, sha256
+from pelap.core.keys import code_of, key, working_folder_on_path
 from pelap.evaluation.weights import demand_inception, inception_path, load_weights
-from pelap.io import one_line, sha256
-from pelap.keys import code_of, key, working_folder_on_path
 
 CLASSIFIER = "classifier"
 """Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""

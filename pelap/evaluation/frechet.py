@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pelap.errors import DataError
-from pelap.seeding import generator
+from pelap.core.errors import DataError
+from pelap.core.rng import generator
 
 NUM_GROUPS = 10
 """Groups of the jackknife."""

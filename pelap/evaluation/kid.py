@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pelap.errors import DataError
+from pelap.core.errors import DataError
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500

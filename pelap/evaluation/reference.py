@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pelap.core.errors import ConfigError, DataError
+from pelap.core.files import load_tensors, save_tensors
+from pelap.core.keys import Key, code_of, key
+from pelap.core.rng import generator
 from pelap.data.dataset import all_equal
-from pelap.errors import ConfigError, DataError
-from pelap.evaluation.coverage import NUM_NEIGHBOURS, coverage, radii
 from pelap.evaluation.features import Extractor, check_images, metric_name
 from pelap.evaluation.frechet import (
     NUM_GROUPS,
@@ -24,9 +26,7 @@ from pelap.evaluation.frechet import (
     standard_error,
 )
 from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
-from pelap.io import load_tensors, save_tensors
-from pelap.keys import Key, code_of, key
-from pelap.seeding import generator
+from pelap.evaluation.prdc import NUM_NEIGHBOURS, coverage, radii
 
 FLOOR = "real"
 """Row of another draw of real pictures: what no model can be expected to go below."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from pelap.errors import ConfigError, ModelError
-from pelap.io import one_line, sha256
+from pelap.core.errors import ConfigError, ModelError
+from pelap.core.files import one_line, sha256
 
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""

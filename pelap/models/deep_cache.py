@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from pelap.errors import ModelError
+from pelap.core.errors import ModelError
 
 
 class DeepCache(nn.Module):

@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from pelap import io
-from pelap.errors import ModelError
+from pelap.core import files
+from pelap.core.errors import ModelError
+from pelap.core.part_io import CONFIG, demand_kinds, demand_numbers, read_config
+from pelap.core.weight_files import demand_one_network, variant_of
 from pelap.models.cut import ConvWithOnes, fold_inputs
-from pelap.models.parts import CONFIG, demand_kinds, demand_numbers, read_config
-from pelap.models.weight_files import demand_one_network, variant_of
 
 
 class PretrainedVAE(nn.Module):
@@ -126,7 +126,7 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"vae.source {source}: cannot be loaded as AutoencoderKL ({io.one_line(error)}); give a "
+            f"vae.source {source}: cannot be loaded as AutoencoderKL ({files.one_line(error)}); give a "
             "diffusers folder, or a hub name with the network at hand"
         ) from None
     # diffusers itself fills what is missing with fresh random weights.

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from pelap.models.parts import labels_of_classes
-from pelap.pipelines.support import config_of, refuse
+from pelap.core.part_io import labels_of_classes
+from pelap.pipelines.kinds import config_of, refuse
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
+from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
+from pelap.core.errors import ConfigError, is_out_of_memory
+from pelap.core.files import digest, one_line
+from pelap.core.finite import finite
+from pelap.core.keys import key
+from pelap.core.rng import generator
 from pelap.data.dataset import to_uint8
-from pelap.device import autocast, normalise_in_fp32, uses_bf16
-from pelap.errors import ConfigError, is_out_of_memory
-from pelap.finite import finite
-from pelap.io import digest, one_line
-from pelap.keys import key
 from pelap.pipelines.agreement import options_of_call
-from pelap.pipelines.support import (
+from pelap.pipelines.kinds import (
     SUPPORTED,
     check_scheduler,
     config_of,
@@ -39,7 +40,6 @@ from pelap.pipelines.support import (
     refuse,
 )
 from pelap.pipelines.text import stack
-from pelap.seeding import generator
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -58,7 +58,7 @@ class LatentPipeline:
         pipe: Its modules are set to float32 and evaluation mode, its progress bar is turned off.
         num_steps: Steps of its scheduler.
         prompts: For text-to-image pipelines: item i gets prompt i, from the first again after the last.
-        precision: Of the denoiser alone, see `pelap.device.autocast`.
+        precision: Of the denoiser alone, see `pelap.core.device.autocast`.
 
     Attributes:
         classes: Of class-conditional pipelines, the numbers of those that items go through, at first all.

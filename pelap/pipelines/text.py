@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pelap.errors import ModelError
+from pelap.core.errors import ModelError
 
 
 def stack(encodings: list[Any]) -> Any:

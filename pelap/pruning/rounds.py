@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 import pandas as pd
 
-from pelap.errors import PlanError
-from pelap.pruning.choose import SCORE, Selection, make_plan
-from pelap.pruning.operators import is_inside
-from pelap.pruning.plan import Plan, Removal
+from pelap.core.errors import PlanError
+from pelap.pruning.selection import SCORE, Selection, make_plan
+from pelap.surgery.operators import is_inside
+from pelap.surgery.plan import Plan, Removal
 
 TOLERANCE = 0.01
 """Share of the time that a plan may miss a target by; no other is looked for then."""

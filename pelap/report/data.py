@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from pelap.report.changes import changed
-from pelap.report.figures_budget import measured
+from pelap.core.listing import changed
+from pelap.report.figures.budget import measured
 from pelap.report.medium import Nouns, nouns
 from pelap.report.rows import CACHED, PRUNED
 from pelap.report.tables import metrics_frame, quality_column

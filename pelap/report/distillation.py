@@ -7,7 +7,14 @@ import pandas as pd
 
 from pelap.report.data import RunData
 from pelap.report.rows import PRUNED
-from pelap.report.tables import DASH, MINUS, PLUS_MINUS, Column, number, quality_column
+from pelap.report.tables import (
+    DASH,
+    MINUS,
+    PLUS_MINUS,
+    Column,
+    number,
+    quality_column,
+)
 
 CERTAIN = 2
 """Standard errors that a difference must exceed to be called one."""

@@ -9,10 +9,10 @@ import pandas as pd
 
 from pelap.report.data import RunData
 from pelap.report.distillation import difference, verdict
-from pelap.report.figures_budget import records
+from pelap.report.figures.budget import records
+from pelap.report.figures.style import plain_number
 from pelap.report.operators import fate, median_by_section
 from pelap.report.rows import PRUNED, split_row
-from pelap.report.style import plain_number
 from pelap.report.tables import Column, number, quality_column
 
 _AGREEMENT = (

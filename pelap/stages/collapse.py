@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from pelap import io
-from pelap.collapse import (
+from pelap.core import files
+from pelap.data.dataset import Split
+from pelap.masking.collapse import (
     Observations,
     Thresholds,
     channel_table,
@@ -13,7 +14,6 @@ from pelap.collapse import (
     timestep_table,
     verdict,
 )
-from pelap.data.dataset import Split
 from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
 
@@ -35,7 +35,7 @@ def run(context: Context) -> None:
     dataset = context.dataset()
     test = Split(dataset.test.images[: params.num_images], dataset.test.labels[: params.num_images])
     tables: dict[str, list[pd.DataFrame]] = {}
-    with io.exclusive(paths.collapse):
+    with files.exclusive(paths.collapse):
         for name in context.params.variants:
             model = trained_model(context, paths.train(name).model, dataset)
             seed, size = context.params.seed, params.batch_size
@@ -44,7 +44,7 @@ def run(context: Context) -> None:
                 "collapse": _row(seen, thresholds),
                 "channels": channel_table(seen, thresholds),
                 "timesteps": timestep_table(seen),
-                "epochs": io.read_csv(paths.train(name).validation),
+                "epochs": files.read_csv(paths.train(name).validation),
                 "masks_per_class": masks_per_class(seen.masks, test.labels, dataset.class_names),
             }
             if model.mask is None:
@@ -52,13 +52,13 @@ def run(context: Context) -> None:
             for table, frame in found.items():
                 frame.insert(0, "variant", name)
                 tables.setdefault(table, []).append(frame)
-        with io.atomic_dir(paths.collapse) as partial:
+        with files.atomic_dir(paths.collapse) as partial:
             for table, frames in tables.items():
-                io.write_csv(
+                files.write_csv(
                     partial / paths.collapse_tables[table].name, pd.concat(frames, ignore_index=True)
                 )
             rows = pd.concat(tables["collapse"], ignore_index=True)
-            io.write_json(partial / paths.collapse_metrics.name, _metrics(rows))
+            files.write_json(partial / paths.collapse_metrics.name, _metrics(rows))
     print(rows[list(SHOWN)].to_string(index=False, float_format="{:.4g}".format))
     for row in rows.itertuples(index=False):
         print(f"{row.variant}: {row.verdict}: {row.reason}")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from pelap.config import backwards
+from pelap.config import DownloadParams, Params
+from pelap.config.load import backwards
+from pelap.core.errors import ConfigError
+from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import ImageDataset, load_dataset, made_by
-from pelap.errors import ConfigError
-from pelap.params import DownloadParams, Params
-from pelap.paths import RunPaths, packed_dataset
 
 
 @dataclass(frozen=True)

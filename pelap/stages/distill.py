@@ -9,28 +9,28 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pelap import io
+from pelap.config import StudentParams
+from pelap.core import files
+from pelap.core.errors import DataError, ModelError
+from pelap.core.keys import code_of, key
+from pelap.core.paths import reference_cache
+from pelap.core.resume import ResumeState
+from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset
 from pelap.data.media import medium_of
-from pelap.errors import DataError, ModelError
+from pelap.diffusion.sampler import ModelSource, in_turn, said_if_alike, sample_from
+from pelap.distillation.distill import Distilled, Quality, distill
+from pelap.distillation.model_batches import ModelBatches
+from pelap.distillation.shared_batches import KEPT_BYTES, SharedBatches
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
-from pelap.keys import code_of, key
-from pelap.loading import model_plan, save_model
-from pelap.models.ldm import LatentDiffusion
-from pelap.params import StudentParams
-from pelap.paths import reference_cache
-from pelap.pruning.plan import Plan, demand_network
-from pelap.pruning.surgery import apply_plan
-from pelap.sampling import ModelSource, in_turn, said_if_alike, sample_from
-from pelap.seeding import generator
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.pipelines.model_io import load_model, model_plan, save_model
 from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
-from pelap.training.checkpoint import ResumeState
-from pelap.training.distill import Distilled, Quality, distill
-from pelap.training.loop import Progress
-from pelap.training.model_batches import ModelBatches
-from pelap.training.shared_batches import KEPT_BYTES, SharedBatches
+from pelap.surgery.apply import apply_plan
+from pelap.surgery.plan import Plan, demand_network
+from pelap.training.trainer import Progress
 
 EXTRACTOR = "effnet-lite0"
 HISTORY = ("student", "step", "loss", "task", "output", "feature", "lr", "images_per_s")
@@ -52,24 +52,24 @@ def run(context: Context) -> None:
         TrainingError: A loss is not finite.
     """
     paths = context.paths
-    with io.exclusive(paths.distill):
+    with files.exclusive(paths.distill):
         rows = context.params.distill.rows(_plans(paths.prune_result))
         distillation = _Distillation(context, num_students=len(rows))
-        with io.atomic_dir(paths.distill) as partial:
+        with files.atomic_dir(paths.distill) as partial:
             reports = {row: distillation.train(row, how, plan, partial) for row, (how, plan) in rows.items()}
             history = {row: report.progress.history for row, report in reports.items()}
             validation = {row: report.progress.validation for row, report in reports.items()}
-            io.write_csv(partial / paths.distill_history.name, _table(history, HISTORY))
-            io.write_csv(partial / paths.distill_validation.name, _table(validation, VALIDATION))
+            files.write_csv(partial / paths.distill_history.name, _table(history, HISTORY))
+            files.write_csv(partial / paths.distill_validation.name, _table(validation, VALIDATION))
             result = {row: report.result for row, report in reports.items()}
-            io.write_json(partial / paths.distill_result.name, result)
+            files.write_json(partial / paths.distill_result.name, result)
         for report in reports.values():
             report.state.drop()
 
 
 def _plans(prune_result: Path) -> list[str]:
     """Names of the plans that `prune` made."""
-    plans = list(io.read_mapping(prune_result))
+    plans = list(files.read_mapping(prune_result))
     if not plans:
         raise DataError(f"{prune_result}: names no plan; run `pelap prune` again")
     return plans
@@ -91,8 +91,8 @@ class _Distillation:
         self.params = context.params.distill
         self.seed = context.params.seed
         self.dataset = context.dataset()
-        variant = io.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
-        self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset)
+        variant = files.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
+        self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset, load_model)
         self.quality = _quality(context, self.teacher, self.dataset)
         batches = ModelBatches(
             self.teacher, self.dataset, self.params, self.seed, context.device, num_students
@@ -132,7 +132,7 @@ class _Distillation:
         demand_network(plan, self.teacher.unet)
         if how.start == "scratch":
             return untrained(self.teacher.unet, plan, self.seed), plan
-        return trained_model(self.context, folder, self.dataset).unet, plan
+        return trained_model(self.context, folder, self.dataset, load_model).unet, plan
 
     def _state(self, row: str, student: nn.Module, plan: Plan | None, how: StudentParams) -> ResumeState:
         made_of = key(

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pelap import io
+from pelap.config import Params
+from pelap.core import files
+from pelap.core.paths import packed_dataset, packed_key
 from pelap.data.dataset import ImageDataset, made_by, save_dataset
 from pelap.data.media import medium_of
-from pelap.data.sources import build_dataset
-from pelap.params import Params
-from pelap.paths import packed_dataset, packed_key
+from pelap.datasets.sources import build_dataset
 from pelap.stages.context import Context
 from pelap.stages.inputs import inputs_of, say_unseen, seen_last
 
@@ -22,11 +22,11 @@ def run(context: Context) -> None:
     """
     params = context.params
     path = packed_dataset(context.data, params.dataset)
-    with io.exclusive(path):
+    with files.exclusive(path):
         dataset = build_dataset(params.dataset, params.download, params.seed, context.data)
         parts = made_by(params.dataset, params.download, params.seed).parts
         save_dataset(replace(dataset, made_by=parts), path)
-        io.write_json(packed_key(context.data, params.dataset), made_of(params, context.data))
+        files.write_json(packed_key(context.data, params.dataset), made_of(params, context.data))
     print(f"{describe(dataset)} -> {path}")
 
 
@@ -35,7 +35,7 @@ def is_packed(params: Params, data: Path) -> bool:
     file = packed_key(data, params.dataset)
     if not packed_dataset(data, params.dataset).is_file() or not file.is_file():
         return packed_dataset(data, params.dataset).is_file()
-    before, now = io.read_mapping(file), made_of(params, data)
+    before, now = files.read_mapping(file), made_of(params, data)
     say_unseen(now, before)
     names = [name for name, part in seen_last(now, before).items() if part != before.get(name)]
     if names:

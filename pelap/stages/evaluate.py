@@ -8,22 +8,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pelap import io
+from pelap.config import SamplerParams
+from pelap.core import files
+from pelap.core.device import uses_bf16
+from pelap.core.errors import ConfigError, DataError, ModelError
+from pelap.core.finite import finite
+from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
 from pelap.data.media import Medium
-from pelap.device import uses_bf16
-from pelap.errors import ConfigError, DataError, ModelError
-from pelap.evaluation.quality import psnr, ssim
-from pelap.evaluation.reference import FLOOR, Figures
-from pelap.finite import finite
-from pelap.models.conditioning import UNKNOWN
-from pelap.models.deep_cache import DeepCache
-from pelap.models.ldm import LatentDiffusion
-from pelap.params import SamplerParams
-from pelap.paths import RunPaths, reference_cache
-from pelap.sampling import ModelSource
-from pelap.stages.context import Context
-from pelap.stages.figures import (
+from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.sampler import ModelSource
+from pelap.evaluation.comparison import (
     Metrics,
     Pairs,
     compare_costs,
@@ -35,8 +30,14 @@ from pelap.stages.figures import (
     recovered,
     time_images,
 )
-from pelap.stages.real import Real, real_pictures
-from pelap.stages.subject import model_subject
+from pelap.evaluation.image_quality import psnr, ssim
+from pelap.evaluation.real import Real, real_pictures
+from pelap.evaluation.reference import FLOOR, Figures
+from pelap.models.deep_cache import DeepCache
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.text_conditioner import UNKNOWN
+from pelap.pipelines.model_io import load_model
+from pelap.stages.context import Context
 from pelap.stages.trained import trained_model
 
 NUM_SHOWN = 32
@@ -79,13 +80,15 @@ class Table:
 def run(context: Context) -> None:
     """Write one object a model into `metrics.json`, tables, and what they were measured with beside it."""
     params, paths = context.params.evaluate, context.paths
-    with io.exclusive(paths.evaluate):
+    with files.exclusive(paths.evaluate):
         dataset = context.dataset()
         table = _table(context)
-        models = {name: trained_model(context, row.folder, dataset) for name, row in table.rows.items()}
+        models = {
+            name: trained_model(context, row.folder, dataset, load_model) for name, row in table.rows.items()
+        }
         rivals = models | _cached(context, table, models)
         real = real_pictures(dataset, params, reference_cache(context.data), context.device)
-        with io.atomic_dir(paths.evaluate) as partial:
+        with files.atomic_dir(paths.evaluate) as partial:
             # Costs first: whether networks can be compiled is known before hours of sampling.
             costs, latencies = _costs(context, table, models)
             times = _image_times(context, table, rivals)
@@ -102,13 +105,15 @@ def run(context: Context) -> None:
                 )
                 for name in figures
             }
-            io.write_json(partial / paths.metrics.name, metrics)
-            io.write_csv(partial / paths.latencies.name, latencies)
-            io.write_csv(partial / paths.budget.name, _budget(context, table, rivals, real, figures, times))
+            files.write_json(partial / paths.metrics.name, metrics)
+            files.write_csv(partial / paths.latencies.name, latencies)
+            files.write_csv(
+                partial / paths.budget.name, _budget(context, table, rivals, real, figures, times)
+            )
             against = [table.scored, *table.of_start("dense")] if table.scored else []
-            io.write_csv(partial / paths.differences.name, differences(figures, table.derived, against))
+            files.write_csv(partial / paths.differences.name, differences(figures, table.derived, against))
             protocol = _protocol(context, table, models, dataset, real, figures)
-            io.write_json(partial / paths.evaluate_protocol.name, protocol)
+            files.write_json(partial / paths.evaluate_protocol.name, protocol)
 
 
 def _table(context: Context) -> Table:
@@ -117,12 +122,12 @@ def _table(context: Context) -> Table:
     rows = {name: Row(paths.train(name).model) for name in variants}
     if context.params.evaluate.models == "variants":
         return Table(rows, None)
-    scored = io.read_mapping(paths.score_protocol, ["variant"])["variant"]
+    scored = files.read_mapping(paths.score_protocol, ["variant"])["variant"]
     if scored not in rows:
         raise ConfigError(
             f"variants: lacks {scored}, which {paths.score_protocol} says was scored; add it, or score again"
         )
-    plans = list(io.read_mapping(paths.prune_result))
+    plans = list(files.read_mapping(paths.prune_result))
     rows |= {f"pruned-{plan}": Row(paths.pruned_model(plan), "pruned", plan) for plan in plans}
     return Table(rows | _students(paths, plans), scored)
 
@@ -131,10 +136,10 @@ def _students(paths: RunPaths, plans: Collection[str]) -> dict[str, Row]:
     try:
         students = {
             name: Row(paths.distilled_model(name), entry["start"], entry["plan"], tuned=True)
-            for name, entry in io.read_mapping(paths.distill_result).items()
+            for name, entry in files.read_mapping(paths.distill_result).items()
         }
     except (KeyError, TypeError) as error:
-        raise DataError(f"{paths.distill_result}: no usable {io.one_line(error)}; distill again") from None
+        raise DataError(f"{paths.distill_result}: no usable {files.one_line(error)}; distill again") from None
     for name, row in students.items():
         if row.start != "dense" and row.plan not in plans:
             raise DataError(

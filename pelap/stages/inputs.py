@@ -5,13 +5,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pelap import io
-from pelap.config import parse_params, read_yaml, select_keys
+from pelap.config.load import parse_params, read_yaml, select_keys
+from pelap.core import files
+from pelap.core.keys import code_of, key, working_folder_on_path
+from pelap.core.paths import input_file
 from pelap.data.entries import entries, passed_over
-from pelap.data.locate import find_source
 from pelap.data.remarks import Remarks
-from pelap.keys import code_of, key, working_folder_on_path
-from pelap.paths import input_file
+from pelap.datasets.locate import find_source
 
 READING = ("download", "train", "evaluate")
 """The stages that read something outside."""
@@ -30,10 +30,10 @@ def inputs(params: Path, data: Path) -> None:
     parse_params(raw, str(params))
     for stage in READING:
         file = input_file(data, stage)
-        before = io.read_mapping(file) if file.is_file() else {}
+        before = files.read_mapping(file) if file.is_file() else {}
         now = inputs_of(stage, raw, data)
         say_unseen(now, before)
-        io.write_json(file, seen_last(now, before))
+        files.write_json(file, seen_last(now, before))
 
 
 def seen_last(now: Mapping[str, str | None], before: Mapping[str, Any]) -> dict[str, str | None]:
@@ -110,7 +110,7 @@ def _state(source: Path) -> Any:
     """Names, sizes and times: to read thousands of pictures at every look would take minutes."""
     inside = entries(source, Remarks()) if source.is_dir() else ()
     read = [source / entry.path for entry in inside if passed_over(entry.path) is None]
-    files = sorted(filter(Path.is_file, read if source.is_dir() else [source]))
+    found = sorted(filter(Path.is_file, read if source.is_dir() else [source]))
     # Whoever gives a file the time of another cannot give it the time of this change.
-    stats = [(str(file), file.stat()) for file in files]
+    stats = [(str(file), file.stat()) for file in found]
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

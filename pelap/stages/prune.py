@@ -12,23 +12,27 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pelap import io
-from pelap.errors import ConfigError, ModelError, PlanError
-from pelap.finite import finite
-from pelap.loading import load_model, load_plan, pipeline_plan, save_model, save_pipeline
-from pelap.measure.cost import count_params
-from pelap.params import Params, PruneParams, ScoreParams
-from pelap.progress import progress
-from pelap.pruning.choose import check_scores, plan_of, spread
-from pelap.pruning.operators import is_inside
-from pelap.pruning.plan import Plan, fingerprint
+from pelap.config import Params, PruneParams, ScoreParams
+from pelap.core import files
+from pelap.core.environment import protocol_beside
+from pelap.core.errors import ConfigError, ModelError, PlanError
+from pelap.core.finite import finite
+from pelap.core.listing import listing
+from pelap.core.progress import progress
+from pelap.diffusion.denoiser import Subject
+from pelap.diffusion.model_denoiser import model_subject
+from pelap.pipelines.model_io import load_model, save_model
+from pelap.pipelines.opening import open_pipeline
+from pelap.pipelines.pipeline_denoiser import pipeline_subject
+from pelap.pipelines.pipeline_io import pipeline_plan, save_pipeline
+from pelap.profiling.cost import count_params
+from pelap.pruning.bench import Bench, ModuleCost, Prepared
 from pelap.pruning.rounds import Chooser, Method
-from pelap.report.changes import listing
-from pelap.stages.bench import Bench, ModuleCost, Prepared
+from pelap.pruning.selection import check_scores, plan_of, spread
 from pelap.stages.context import Context
-from pelap.stages.piped import open_pipeline
-from pelap.stages.protocol import protocol_beside
-from pelap.stages.subject import Subject, model_subject, pipeline_subject
+from pelap.surgery.operators import is_inside
+from pelap.surgery.plan import Plan, fingerprint
+from pelap.surgery.pruned_reader import load_plan
 
 WHOLE = "(whole denoiser)"
 """Row of the listing that holds the totals."""
@@ -62,26 +66,26 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         plan_file: Apply this plan instead of making one from the scores.
     """
     paths = context.paths
-    with io.exclusive(paths.prune):
+    with files.exclusive(paths.prune):
         params, seed = _scored_with(paths.score_protocol)
         dense = load_model(paths.train(params.variant).model, context.device)
         subject = model_subject(dense, params.sampler, seed, params.num_seeds)
         _demand_scored_like(paths.score_protocol, subject)
-        scores = io.read_csv(paths.scores)
+        scores = files.read_csv(paths.scores)
         check_scores(scores, subject.network)
         bench = Bench(subject, scores, params, seed)
         plans = _plans(bench, context.params.prune, plan_file)
         pruned = _timed(bench, {name: _prune(bench, name, plan) for name, plan in plans.items()})
-        with io.atomic_dir(paths.prune) as partial:
+        with files.atomic_dir(paths.prune) as partial:
             for name, each in pruned.items():
-                io.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
+                files.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
                 model = dense.with_unet(each.network, f"pruned-{name}", dense.info.ema_decay)
                 save_model(model, partial / paths.pruned_models.name / name, each.plan)
             tables = [each.changes.assign(plan=name) for name, each in pruned.items()]
             changes = pd.concat(tables)[["plan", *tables[0].columns.drop("plan")]]
-            io.write_csv(partial / paths.changes.name, changes)
+            files.write_csv(partial / paths.changes.name, changes)
             results = {name: each.result for name, each in pruned.items()}
-            io.write_json(partial / paths.prune_result.name, results)
+            files.write_json(partial / paths.prune_result.name, results)
     for name, each in pruned.items():
         print(f"plan {name}:")
         _show(each)
@@ -125,8 +129,8 @@ def prune_pipeline(
             f"prune: asks for several plans ({names}; singles: {params.prune.singles}); ask for one for each "
             "--out folder"
         )
-    with io.exclusive(out):
-        scores, protocol = io.read_csv(scores_file), protocol_beside(scores_file)
+    with files.exclusive(out):
+        scores, protocol = files.read_csv(scores_file), protocol_beside(scores_file)
         score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
         subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
@@ -141,8 +145,8 @@ def prune_pipeline(
         pipeline.denoiser = pruned.network
 
         def write_more(partial: Path) -> None:
-            io.write_csv(partial / CHANGES, pruned.changes)
-            io.write_json(partial / RESULT, pruned.result)
+            files.write_csv(partial / CHANGES, pruned.changes)
+            files.write_json(partial / RESULT, pruned.result)
 
         save_pipeline(pipeline.pipe, out, pruned.plan, write_more)
     _show(pruned)
@@ -151,13 +155,13 @@ def prune_pipeline(
 
 def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     """The parameters and the seed of a scoring: fits and times are to be the same."""
-    protocol = io.read_mapping(protocol_file, ("seed", *ScoreParams.model_fields))
+    protocol = files.read_mapping(protocol_file, ("seed", *ScoreParams.model_fields))
     return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
 
 
 def _demand_scored_like(protocol_file: Path, subject: Subject) -> None:
     """Refuse scores of another sampling than the subject has now; say where prompts or weights are others."""
-    scored = io.read_mapping(protocol_file)
+    scored = files.read_mapping(protocol_file)
     now = {"network": fingerprint(subject.network), **subject.protocol, "weights": subject.weights}
     differing = [
         name for name, value in now.items() if name in scored and _meant(scored[name]) != _meant(value)

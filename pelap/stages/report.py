@@ -6,17 +6,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pelap import io
-from pelap.errors import DataError
-from pelap.paths import RunPaths
-from pelap.report import figures, html, protocol, tables
-from pelap.report.changes import QUANTITIES
+from pelap.core import files
+from pelap.core.errors import DataError
+from pelap.core.listing import QUANTITIES
+from pelap.core.paths import RunPaths
+from pelap.report import page as html
+from pelap.report import protocol, tables
 from pelap.report.data import RunData
+from pelap.report.figures import overview as figures
+from pelap.report.figures.style import to_png
 from pelap.report.medium import SOUNDS, nouns
-from pelap.report.style import to_png
 
 if TYPE_CHECKING:
-    from pelap.params import Params
+    from pelap.config import Params
     from pelap.stages.context import Context
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")
@@ -63,11 +65,11 @@ def run(context: "Context") -> None:
         DataError: A file of an earlier stage is missing or not what it should be.
     """
     paths = context.paths
-    with io.exclusive(paths.report):
+    with files.exclusive(paths.report):
         data = load(context.params, paths)
-        with io.atomic_dir(paths.report) as folder:
-            io.write_text(folder / paths.report_page.name, html.render(data))
-            io.write_text(folder / paths.report_table.name, _table(data))
+        with files.atomic_dir(paths.report) as folder:
+            files.write_text(folder / paths.report_page.name, html.render(data))
+            files.write_text(folder / paths.report_table.name, _table(data))
             (folder / paths.report_figure.name).write_bytes(_overview(data))
     show(paths)
 
@@ -76,7 +78,7 @@ def show(paths: RunPaths) -> None:
     """Print the table of models, what it was measured with, and the page's path as the last line."""
     from rich.console import Console
 
-    metrics, measured_with = io.read_metrics(paths.metrics), io.read_mapping(paths.evaluate_protocol)
+    metrics, measured_with = files.read_metrics(paths.metrics), files.read_mapping(paths.evaluate_protocol)
     frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
     item = "sound" if nouns(measured_with).many == SOUNDS else "image"
     Console().print(tables.rich_table(frame, item=item))
@@ -86,30 +88,30 @@ def show(paths: RunPaths) -> None:
 
 def load(params: "Params", paths: RunPaths) -> RunData:
     """Read everything that the report shows."""
-    metrics, variants = io.read_metrics(paths.metrics), tuple(params.variants)
-    measured_with = io.read_mapping(paths.evaluate_protocol)
+    metrics, variants = files.read_metrics(paths.metrics), tuple(params.variants)
+    measured_with = files.read_mapping(paths.evaluate_protocol)
     heard = nouns(measured_with).many == SOUNDS
     return RunData(
         dataset=params.dataset,
         seed=params.seed,
         metrics=metrics,
         protocol=measured_with,
-        history={name: io.read_csv(paths.train(name).history, _LOSSES) for name in variants},
-        validation={name: io.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
-        collapse=io.read_csv(paths.collapse_table, _COLLAPSE),
-        epochs=io.read_csv(paths.collapse_epochs, ("variant", "epoch")),
-        timesteps=io.read_csv(paths.collapse_timesteps, _TIMESTEPS),
-        masks=io.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
-        scores=io.read_csv(paths.scores, _SCORES),
-        score_protocol=io.read_mapping(paths.score_protocol, _SCORING),
-        changes=io.read_csv(paths.changes, _CHANGES),
+        history={name: files.read_csv(paths.train(name).history, _LOSSES) for name in variants},
+        validation={name: files.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
+        collapse=files.read_csv(paths.collapse_table, _COLLAPSE),
+        epochs=files.read_csv(paths.collapse_epochs, ("variant", "epoch")),
+        timesteps=files.read_csv(paths.collapse_timesteps, _TIMESTEPS),
+        masks=files.read_csv(paths.masks_per_class, ("variant", "class_name", "channel", "mean_mask")),
+        scores=files.read_csv(paths.scores, _SCORES),
+        score_protocol=files.read_mapping(paths.score_protocol, _SCORING),
+        changes=files.read_csv(paths.changes, _CHANGES),
         prune_result=_objects(paths.prune_result),
-        distill=io.read_csv(paths.distill_history, ("student", "step", "loss")),
-        distill_validation=io.read_csv(paths.distill_validation, ("student", "step", "task")),
+        distill=files.read_csv(paths.distill_history, ("student", "step", "loss")),
+        distill_validation=files.read_csv(paths.distill_validation, ("student", "step", "task")),
         students=_objects(paths.distill_result, _TRAINED),
-        latencies=io.read_csv(paths.latencies, _LATENCIES),
-        budget=io.read_csv(paths.budget, _BUDGET),
-        differences=io.read_csv(paths.differences, _DIFFERENCES),
+        latencies=files.read_csv(paths.latencies, _LATENCIES),
+        budget=files.read_csv(paths.budget, _BUDGET),
+        differences=files.read_csv(paths.differences, _DIFFERENCES),
         samples={name: read_png(paths.samples(name)) for name in metrics},
         reconstructions=_reconstructions(paths, variants),
         sounds={name: read_wav(paths.samples_sound(name)) for name in metrics} if heard else {},
@@ -118,7 +120,7 @@ def load(params: "Params", paths: RunPaths) -> RunData:
 
 def _objects(path: Path, keys: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """A JSON mapping of mappings that have at least these keys."""
-    whole = io.read_mapping(path)
+    whole = files.read_mapping(path)
     for name, value in whole.items():
         absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["a mapping"]
         if absent:
@@ -145,27 +147,29 @@ def read_png(path: Path) -> bytes:
     from PIL import Image
 
     if not path.is_file():
-        raise io.missing(path)
+        raise files.missing(path)
     content = path.read_bytes()
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             image.load()
     except (OSError, SyntaxError) as error:
-        raise DataError(f"{path}: not a readable PNG picture ({io.one_line(error)}); make it again") from None
+        raise DataError(
+            f"{path}: not a readable PNG picture ({files.one_line(error)}); make it again"
+        ) from None
     return content
 
 
 def read_wav(path: Path) -> bytes:
     """Read a sound and check that it is a whole WAV file that browsers play."""
     if not path.is_file():
-        raise io.missing(path)
+        raise files.missing(path)
     content = path.read_bytes()
     try:
         with wave.open(BytesIO(content)) as sound:
             expected = sound.getnframes() * sound.getnchannels() * sound.getsampwidth()
             complete = len(sound.readframes(sound.getnframes())) == expected > 0
     except (wave.Error, EOFError) as error:
-        raise DataError(f"{path}: not a readable WAV file ({io.one_line(error)}); make it again") from None
+        raise DataError(f"{path}: not a readable WAV file ({files.one_line(error)}); make it again") from None
     if not complete:
         raise DataError(f"{path}: the WAV file ends early; make it again")
     return content

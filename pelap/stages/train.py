@@ -7,27 +7,27 @@ from pathlib import Path
 
 import torch
 
-from pelap import io
-from pelap.channels import closed_channels, cut_channels, describe_cut
-from pelap.config import latent_problem, parts_of
+from pelap.config import ConditioningParams, NoConditioning, VariantParams
+from pelap.config.load import latent_problem, parts_of
+from pelap.core import files
+from pelap.core.device import keep_freed_memory
+from pelap.core.errors import ConfigError
+from pelap.core.finite import finite
+from pelap.core.keys import code_of, key
+from pelap.core.paths import TrainPaths
+from pelap.core.resume import ResumeState
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
 from pelap.data.media import medium_of
 from pelap.data.prompts import read_prompts
-from pelap.device import keep_freed_memory
-from pelap.errors import ConfigError
-from pelap.finite import finite
-from pelap.keys import code_of, key
-from pelap.loading import save_model
-from pelap.models.conditioning import TextConditioner, build_conditioner
-from pelap.models.ldm import LatentDiffusion, ModelInfo, build_model, build_vae
-from pelap.params import ConditioningParams, NoConditioning, VariantParams
-from pelap.paths import TrainPaths
-from pelap.sampling import said_if_alike, sample_images
+from pelap.diffusion.sampler import said_if_alike, sample_images
+from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
+from pelap.models.model_io import save_model
+from pelap.models.text_conditioner import TextConditioner, build_conditioner
 from pelap.stages.context import Context
-from pelap.training.checkpoint import ResumeState
 from pelap.training.joint import joint_training
-from pelap.training.loop import Progress
-from pelap.training.together import train_together
+from pelap.training.parallel import train_together
+from pelap.training.trainer import Progress
 
 NUM_PREVIEW = 32
 
@@ -49,7 +49,7 @@ def run(context: Context, variant: str | None = None) -> None:
         _demand_fit(context, dataset, name, variants[name])
     with ExitStack() as held:
         for name in chosen:
-            held.enter_context(io.exclusive(context.paths.train(name).folder))
+            held.enter_context(files.exclusive(context.paths.train(name).folder))
         shared = _on_device(dataset, context.device)
         trainings = [_training(context, shared, name, variants[name]) for name in chosen]
         train_together(trainings, context.device, context.params.train.at_once)
@@ -63,7 +63,7 @@ def _on_device(dataset: ImageDataset, device: torch.device) -> ImageDataset:
 def _training(
     context: Context, dataset: ImageDataset, name: str, variant: VariantParams
 ) -> Generator[None, None, None]:
-    """Train a variant step by step and save it; see `pelap.training.together`."""
+    """Train a variant step by step and save it; see `pelap.training.parallel`."""
     params, paths = context.params, context.paths.train(name)
     vae_params, unet_params = parts_of(variant, params.vae, params.unet)
     info = ModelInfo(
@@ -98,7 +98,7 @@ def _training(
     model, progress = yield from joint_training(model, dataset, params.train, context.device, state.folder)
     if variant.cut:
         model = _without_closed_channels(model, dataset, params.train.batch_size)
-    with io.atomic_dir(paths.folder) as partial:
+    with files.atomic_dir(paths.folder) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
     state.drop()
 
@@ -152,8 +152,8 @@ def _save(
     import pandas as pd
 
     save_model(model, paths.model)
-    io.write_csv(paths.history, pd.DataFrame(progress.history))
-    io.write_csv(paths.validation, pd.DataFrame(progress.validation))
+    files.write_csv(paths.history, pd.DataFrame(progress.history))
+    files.write_csv(paths.validation, pd.DataFrame(progress.validation))
     medium, originals = medium_of(dataset.sound), dataset.test.images[:NUM_PREVIEW]
     with torch.no_grad():
         decoded = model.reconstruct(to_float(originals.to(context.device))).cpu()

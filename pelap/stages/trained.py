@@ -1,22 +1,36 @@
-"""Models that earlier stages left, together with the data that a stage wants to use them on."""
+"""Models together with the data that they are used on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from pelap.config import SoundParams
+from pelap.core.errors import ModelError
 from pelap.data.dataset import ImageDataset
-from pelap.errors import ModelError
-from pelap.loading import load_model
-from pelap.models.ldm import LatentDiffusion
-from pelap.params import SoundParams
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.model_io import load_model
 from pelap.stages.context import Context
 
 
-def trained_model(context: Context, folder: Path, dataset: ImageDataset) -> LatentDiffusion:
+def trained_model(
+    context: Context,
+    folder: Path,
+    dataset: ImageDataset,
+    load: Callable[[Path, torch.device], LatentDiffusion] = load_model,
+) -> LatentDiffusion:
     """A model that was trained on pictures like these.
+
+    Args:
+        context: Where to compute.
+        folder: The model's.
+        dataset: The pictures.
+        load: From the folder; unless given, of models that are not pruned.
 
     Raises:
         ModelError: It was trained on another data set or at another size, or cannot be loaded.
     """
-    model = load_model(folder, context.device)
+    model = load(folder, context.device)
     demand_trained_on(model, folder, dataset)
     return model
 

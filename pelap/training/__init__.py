@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints, and PeLAP-A's joint objective."""

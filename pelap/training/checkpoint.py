@@ -4,18 +4,14 @@ A state's folder is named by the key of everything that the work's result depend
 on from but the same work. Beside it stands what the key is made of, to say why work starts anew.
 """
 
-import glob
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pelap import io
-from pelap.errors import DataError
-from pelap.keys import Key
+from pelap.core import files
+from pelap.core.errors import DataError
 
 TENSORS = "state.safetensors"
 PROGRESS = "progress.json"
@@ -32,9 +28,9 @@ def save_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> None:
     tensors = {
         f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _tensors(part).items()
     }
-    with io.atomic_dir(folder) as partial:
-        io.save_tensors(partial / TENSORS, {key: tensor.cpu() for key, tensor in tensors.items()})
-        io.write_json(partial / PROGRESS, vars(progress))
+    with files.atomic_dir(folder) as partial:
+        files.save_tensors(partial / TENSORS, {key: tensor.cpu() for key, tensor in tensors.items()})
+        files.write_json(partial / PROGRESS, vars(progress))
 
 
 def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
@@ -45,8 +41,8 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     if not folder.is_dir():
         return False
     try:
-        tensors, _ = io.load_tensors(folder / TENSORS)
-        fields = io.read_mapping(folder / PROGRESS, vars(progress))
+        tensors, _ = files.load_tensors(folder / TENSORS)
+        fields = files.read_mapping(folder / PROGRESS, vars(progress))
     except DataError as error:
         print(f"starts anew: {error}")
         return False
@@ -61,53 +57,6 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     for key, value in fields.items():
         setattr(progress, key, value)
     return True
-
-
-class ResumeState:
-    """Where the state of work is kept while it lasts; the same work, interrupted, goes on from there.
-
-    Where an interrupted run of the work was of something else, that is said on the terminal.
-
-    Args:
-        parent: Folder of states. Neither DVC nor Snakemake may know it: both delete outputs before a rerun.
-        label: What the work is.
-        made_of: Everything that its result depends on.
-
-    Attributes:
-        folder: For this work's state; it need not exist.
-    """
-
-    def __init__(self, parent: Path, label: str, made_of: Key) -> None:
-        self._parent = parent
-        self._label = label
-        self._note = parent / f"{label}.made-of.json"
-        self.folder = parent / f"{label}-{made_of.name}"
-        if not self.folder.is_dir() and self._folders():
-            differing = ", ".join(made_of.differences(self._noted())) or "nothing that was noted"
-            print(f"{label.strip('.')}: starts anew; the run that was interrupted has another {differing}")
-        io.write_json(self._note, dict(made_of.parts))
-
-    def drop(self) -> None:
-        """Remove the state, and those of other parameters too: nobody will ask for them again."""
-        for folder in self._folders():
-            shutil.rmtree(folder, ignore_errors=True)
-        self._note.unlink(missing_ok=True)
-        if self._parent.is_dir() and not any(self._parent.iterdir()):
-            self._parent.rmdir()
-
-    def _folders(self) -> list[Path]:
-        """Those of states of the same label, whatever they are made of."""
-        name = re.compile(re.escape(self._label) + "-[0-9a-f]{12}")
-        return [
-            path for path in self._parent.glob(f"{glob.escape(self._label)}-*") if name.fullmatch(path.name)
-        ]
-
-    def _noted(self) -> dict[str, Any]:
-        """What the last run that began this work was made of."""
-        try:
-            return io.read_mapping(self._note)
-        except DataError:
-            return {}
 
 
 def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,17 +9,19 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from pelap.collapse import Observer, Thresholds, summarise
+from pelap.config import TrainParams, VariantParams
+from pelap.core.device import autocast
+from pelap.core.graphs import Graphed, to_device
+from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Picks, pick, to_float
-from pelap.denoising import add_noise_to, noise_error
-from pelap.device import autocast
-from pelap.diffusion import alphas_cumprod
-from pelap.graphs import Graphed, to_device
-from pelap.models.ldm import Encoded, LatentDiffusion, Posterior
-from pelap.params import TrainParams, VariantParams
-from pelap.seeding import generator
-from pelap.training.ahead import ahead
-from pelap.training.loop import (
+from pelap.diffusion.loss import add_noise_to, noise_error
+from pelap.masking.collapse import Observer, Thresholds, summarise
+from pelap.models.latent_diffusion import Encoded, LatentDiffusion, Posterior
+from pelap.models.schedule import alphas_cumprod
+from pelap.training.parallel import train_alone
+from pelap.training.posteriors import Posteriors, frozen_posteriors
+from pelap.training.prefetch import ahead
+from pelap.training.trainer import (
     Losses,
     LossFunction,
     Optimisation,
@@ -29,8 +31,6 @@ from pelap.training.loop import (
     picks_from,
     steps_in_epoch,
 )
-from pelap.training.posteriors import Posteriors, frozen_posteriors
-from pelap.training.together import train_alone
 
 
 class Draw(NamedTuple):
@@ -250,7 +250,7 @@ def joint_training(
     device: torch.device,
     checkpoint: Path,
 ) -> Generator[None, None, tuple[LatentDiffusion, Progress]]:
-    """`train_jointly` step by step, for `pelap.training.together`."""
+    """`train_jointly` step by step, for `pelap.training.parallel`."""
     images = dataset.train.images.to(device)
     steps_per_epoch = steps_in_epoch(len(images), params.batch_size, params.steps_per_epoch)
     schedule = Schedule(model.info.variant, model.info.strength, params, steps_per_epoch)

@@ -5,9 +5,9 @@ from typing import TypeAlias
 
 import torch
 
+from pelap.core.device import autocast
 from pelap.data.dataset import Picks, pick, to_float
-from pelap.device import autocast
-from pelap.models.ldm import LatentDiffusion, Posterior
+from pelap.models.latent_diffusion import LatentDiffusion, Posterior
 
 TABLE_BYTES = 2**30
 """Larger tables are not made: batches are encoded as they come."""
@@ -30,7 +30,7 @@ def frozen_posteriors(
         images: Training pictures (N, 3 or 1, H, W) uint8, on the model's device.
         flip: Whether pictures are mirrored.
         num_draws: How many pictures will be picked.
-        precision: Of the encoder, see `pelap.device.autocast`.
+        precision: Of the encoder, see `pelap.core.device.autocast`.
     """
 
     @torch.no_grad()

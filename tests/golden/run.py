@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from tiny import tiny_raw
 from tiny_pipelines import tiny_dit

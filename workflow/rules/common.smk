@@ -1,4 +1,4 @@
-"""Configuration, file names and functions of the rules. File names come from pelap.paths."""
+"""Configuration, file names and functions of the rules. File names come from pelap.core.paths."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from pelap import io
-from pelap.config import parse_params, read_yaml, select_keys
-from pelap.data.locate import DATA_DIR_VARIABLE
-from pelap.errors import PelapError
-from pelap.keys import key
-from pelap.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
+from pelap.core import files
+from pelap.config.load import parse_params, read_yaml, select_keys
+from pelap.datasets.locate import DATA_DIR_VARIABLE
+from pelap.core.errors import PelapError
+from pelap.core.keys import key
+from pelap.core.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
 from pelap.stages.inputs import inputs_of, seen_last
 
 RESULTS = Path("results")
@@ -154,9 +154,9 @@ def benchmark_file(stage):
     return CELL.root / "benchmarks" / f"{stage}.tsv"
 
 
-def summary_made_of(command, root, cells, *report):
+def summary_made_of(command, study, root, cells):
     """The key of a summary: its cells and its code."""
-    sources = (f"pelap/stages/{command}.py", "pelap/stages/cells.py", *report)
+    sources = (f"workflow/studies/{study}", "workflow/studies/cells.py", "pelap/report")
     return written(root / "params" / f"{command}.key", key(cells=cells, code=code(*sources)).parts)
 
 
@@ -229,7 +229,7 @@ def noted(parameter_file):
     """
 
     def of(wildcards):
-        return io.digest(io.read_mapping(key_file(parameter_file, wildcards)))
+        return files.digest(files.read_mapping(key_file(parameter_file, wildcards)))
 
     return of
 
@@ -242,10 +242,10 @@ def inputs_here(stage, wildcards):
 
 def written(file, parts):
     """A file that holds the parts of a key; it is older than what was made of the same."""
-    before = io.read_mapping(file) if file.is_file() else {}
+    before = files.read_mapping(file) if file.is_file() else {}
     now = seen_last(parts, before)
     if now != before:
-        io.write_json(file, now)
+        files.write_json(file, now)
     return str(file)
 
 
@@ -256,7 +256,7 @@ def code(*paths):
     for path in (Path(workflow.basedir) / path for path in paths):
         inside = path.rglob("*") if path.is_dir() else [path]
         found += [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
-    return io.digest({str(file.relative_to(workflow.basedir)): io.sha256(file) for file in sorted(found)})
+    return files.digest({str(file.relative_to(workflow.basedir)): files.sha256(file) for file in sorted(found)})
 
 
 def stage_code(stage):

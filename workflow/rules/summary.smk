@@ -9,7 +9,7 @@ rule compare:
     input:
         lambda wildcards: cell_files(wildcards.grid, CELL.metrics, CELL.budget),
         made_of=lambda wildcards: summary_made_of(
-            "compare", RESULTS / wildcards.grid, cells_asked(wildcards.grid), "pelap/report"
+            "compare", "seeds", RESULTS / wildcards.grid, cells_asked(wildcards.grid)
         ),
     output:
         report(SUMMARY.summary, caption="../report/summary.rst", category="Summary"),
@@ -35,9 +35,7 @@ rule compare:
 rule study:
     input:
         cell_files("collapse_study", CELL.collapse_table, CELL.metrics),
-        made_of=lambda wildcards: summary_made_of(
-            "study", STUDY.root, STUDY_CELLS, *(f"pelap/report/{name}.py" for name in ("rows", "study", "style"))
-        ),
+        made_of=lambda wildcards: summary_made_of("study", "collapse", STUDY.root, STUDY_CELLS),
     output:
         report(STUDY.summary, caption="../report/study.rst", category="Collapse study"),
         STUDY.cells,
@@ -71,7 +69,7 @@ rule choosing:
             CELL.differences,
             CELL.evaluate_protocol,
         ),
-        made_of=lambda wildcards: summary_made_of("choosing", CHOOSING.root, CHOOSING_CELLS, "pelap/report"),
+        made_of=lambda wildcards: summary_made_of("choosing", "choosing", CHOOSING.root, CHOOSING_CELLS),
     output:
         CHOOSING.plans,
         CHOOSING.methods,
@@ -106,7 +104,7 @@ rule tasks:
             CELL.evaluate_protocol,
             CELL.prune_result,
         ),
-        made_of=lambda wildcards: summary_made_of("tasks", TASKS.root, TASKS_CELLS, "pelap/report"),
+        made_of=lambda wildcards: summary_made_of("tasks", "tasks", TASKS.root, TASKS_CELLS),
     output:
         TASKS.summary,
         TASKS.cells,

@@ -1,0 +1,162 @@
+"""evaluate, for diffusers pipelines: dense, pruned and distilled ones side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from pelap.config import EvaluateParams, Params
+from pelap.core import files
+from pelap.core.device import uses_bf16
+from pelap.core.environment import protocol_beside
+from pelap.core.errors import ConfigError
+from pelap.core.paths import packed_dataset, reference_cache
+from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.evaluation.comparison import (
+    Metrics,
+    Pairs,
+    compare_costs,
+    differences,
+    measure_pictures,
+    protocol_of_figures,
+    time_images,
+)
+from pelap.evaluation.features import CLASSIFIER
+from pelap.evaluation.real import Real, real_pictures
+from pelap.evaluation.reference import FLOOR, Figures
+from pelap.pipelines import LatentPipeline
+from pelap.pipelines.agreement import class_numbers, differences_in_training
+from pelap.pipelines.opening import demand_pictures_of, open_pipeline
+from pelap.pipelines.pipeline_denoiser import pipeline_subject
+from pelap.report import protocol as protocol_of
+from pelap.report.tables import metrics_frame, rich_table
+
+
+def evaluate_pipelines(
+    params: Params,
+    folders: Sequence[Path],
+    data: Path,
+    out: Path,
+    device: torch.device,
+    prompts: Path | None,
+) -> None:
+    """Write ``{pipeline: {metric: number}}`` with the floor, the protocol beside it, and print the table.
+
+    Args:
+        params: `dataset`, `seed` and the section `evaluate` are read. Of its sampler only the steps: every
+            pipeline keeps its own scheduler.
+        folders: Pipelines, pruned or not, each called by its folder's name. Times, and pictures one by one,
+            are compared with the first's.
+        data: Folder of the packed data sets.
+        out: The JSON file.
+        device: Where to compute.
+        prompts: One prompt a line, for text-to-image.
+
+    Raises:
+        ConfigError: Two folders have the same name, prompts are missing or out of place, or the data set
+            holds sounds.
+        ModelError: Not a pipeline that can be used, or one for pictures of another size.
+        DataError: The data set is not there or too small.
+    """
+    named = _by_name(folders)
+    with files.exclusive(out):
+        dataset = load_dataset(packed_dataset(data, params.dataset))
+        pipelines = _open(params, named, dataset, device, prompts)
+        evaluate = _without_idle_classifier(params.evaluate)
+        real = real_pictures(dataset, evaluate, reference_cache(data), device)
+        figures = _figures(params, pipelines, real)
+        metrics, latencies = _measure(params, named, pipelines, figures, device)
+        first, *others = named
+        extra = {
+            "pipelines": {name: _describe(pipeline) for name, pipeline in pipelines.items()},
+            "precision": "bf16" if uses_bf16(device, params.evaluate.precision) else "fp32",
+            "dense": first,
+            "differences": differences(figures, others, [first]).to_dict("records"),
+            "latencies": latencies.to_dict("records"),
+        }
+        protocol = protocol_of_figures(dataset, real, params.evaluate, params.seed, device, figures, extra)
+        files.write_json(out, metrics)
+        files.write_json(protocol_beside(out), protocol)
+    Console().print(rich_table(metrics_frame(metrics, scored=first), network="denoiser"))
+    print(protocol_of.terminal(protocol))
+    print(f"time change: against {first}; figures in {out}")
+
+
+def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name == FLOOR or name in named:
+            other = "the row of real pictures" if name == FLOOR else str(named[name])
+            raise ConfigError(
+                f"{folder}: has the name of {other}; rename it, rows are called by folder names"
+            )
+        named[name] = folder
+    return named
+
+
+def _without_idle_classifier(params: EvaluateParams) -> EvaluateParams:
+    """A pipeline's pictures are not asked to be of a class: as an extractor or not at all."""
+    idle = CLASSIFIER not in params.extractors
+    return params.model_copy(update={"classifier": None}) if idle else params
+
+
+def _open(
+    params: Params,
+    named: Mapping[str, Path],
+    dataset: ImageDataset,
+    device: torch.device,
+    prompts: Path | None,
+) -> dict[str, LatentPipeline]:
+    pipelines = {}
+    for name, folder in named.items():
+        steps, precision = params.evaluate.sampler.steps, params.evaluate.precision
+        pipelines[name] = open_pipeline(folder, steps, device, prompts, precision)
+        demand_pictures_of(pipelines[name], folder, dataset)
+        if pipelines[name].classes:
+            # As the data have each of them about equally often, and others not at all.
+            pipelines[name].classes = class_numbers(
+                pipelines[name].pipe, pipelines[name].denoiser, dataset.class_names
+            )
+    first, *others = pipelines
+    for name in others:
+        differing = differences_in_training(pipelines[name].pipe, pipelines[first].pipe)
+        if differing:
+            print(
+                f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong"
+            )
+    return pipelines
+
+
+def _figures(params: Params, pipelines: Mapping[str, LatentPipeline], real: Real) -> dict[str, Figures]:
+    """What samples of every pipeline say, those of all but the first beside the first's."""
+    first, *others = pipelines
+    return measure_pictures(pipelines, real, params.evaluate, params.seed, Pairs(first, others))
+
+
+def _measure(
+    params: Params,
+    folders: Mapping[str, Path],
+    pipelines: Mapping[str, LatentPipeline],
+    figures: Mapping[str, Figures],
+    device: torch.device,
+) -> tuple[dict[str, Metrics], pd.DataFrame]:
+    """All metrics by name, and the table of latencies."""
+    seed, precision = params.seed, params.evaluate.precision
+    subjects = {
+        name: pipeline_subject(pipe, name, seed, precision=precision) for name, pipe in pipelines.items()
+    }
+    weights = {name: folders[name] / pipeline.part for name, pipeline in pipelines.items()}
+    costs, latencies = compare_costs(subjects, weights, params.evaluate, device)
+    times = time_images(pipelines, params.evaluate, device)
+    metrics = {
+        name: measured.metrics | costs.get(name, {}) | times.get(name, {})
+        for name, measured in figures.items()
+    }
+    return metrics, latencies
+
+
+def _describe(pipeline: LatentPipeline) -> dict[str, object]:
+    return pipeline.describe() | {"rows_per_latent": pipeline.copies}

@@ -1,0 +1,381 @@
+"""The sections that the stages read, and the whole file."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypeVar
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from pelap.config.model import (
+    ConditioningParams,
+    DiffusionParams,
+    SamplerParams,
+    UNetParams,
+    VAEParams,
+)
+from pelap.config.section import (
+    Decay,
+    Execution,
+    Name,
+    Precision,
+    Section,
+    Share,
+)
+from pelap.config.variant import VariantParams
+
+
+class PhotoCrops(Section):
+    """Crops taken from each of the eight photographs."""
+
+    train_per_photo: PositiveInt
+    test_per_photo: PositiveInt
+    min_crop: Annotated[int, Field(ge=8)]
+    max_crop: Annotated[int, Field(ge=8)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PhotoCrops":
+        if self.min_crop > self.max_crop:
+            raise ValueError("min_crop must not exceed max_crop")
+        return self
+
+
+class SoundParams(Section):
+    """How sounds become pictures: log-mel spectrograms, `image_size` bands of `image_size` frames."""
+
+    sample_rate: Annotated[int, Field(ge=4000)]
+    num_fft: Annotated[int, Field(ge=64)]
+    hop_length: Annotated[int, Field(ge=16)]
+    range_db: Annotated[float, Field(ge=20, le=120)]
+    train_per_class: PositiveInt
+    test_per_class: PositiveInt
+
+    @model_validator(mode="after")
+    def _overlap(self) -> "SoundParams":
+        if 2 * self.hop_length > self.num_fft:
+            raise ValueError("hop_length must be at most half of num_fft: without overlap no way leads back")
+        return self
+
+
+class DownloadParams(Section):
+    """Where pictures and sounds come from."""
+
+    image_size: Annotated[int, Field(ge=12, le=1024, multiple_of=4)]
+    photos: PhotoCrops
+    sounds: SoundParams
+    folders: dict[Name, str]
+
+
+def _check_falling(lr: float, lr_min: float) -> None:
+    if lr_min > lr:
+        raise ValueError("lr_min must not exceed lr")
+
+
+class TrainParams(Section):
+    """Joint training of VAE, mask and UNet, after `vae_epochs` of the VAE alone where a variant says so."""
+
+    epochs: PositiveInt
+    vae_epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    lr_min: NonNegativeFloat
+    lr_update: Literal["step", "epoch"]
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat
+    horizontal_flip: bool
+    kl_weight: NonNegativeFloat
+    ema_decay: Decay
+    precision: Precision
+    execution: Execution
+    at_once: PositiveInt
+    select: Literal["last", "best"]
+    log_every: PositiveInt
+    num_validation: PositiveInt
+    preview: SamplerParams
+
+    @model_validator(mode="after")
+    def _falling(self) -> "TrainParams":
+        _check_falling(self.lr, self.lr_min)
+        return self
+
+
+class CollapseParams(Section):
+    """What the mask does, over `num_images` test pictures."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    batch_size: PositiveInt
+    active_threshold: Share
+    scale_threshold: Share
+
+
+Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
+CheapCriterion: TypeAlias = Literal["random", "magnitude", "taylor", "output_error", "block_similarity"]
+"""Ways to rank operators that need no denoising run for each of them."""
+Criterion: TypeAlias = Literal["score"] | Formula | CheapCriterion
+"""What operators are ranked by; `score` is LD-Pruner's by the formula of the section `score`."""
+
+
+class ScoreParams(Section):
+    """LD-Pruner's score of every operator, and what it is compared with."""
+
+    variant: Name
+    num_latents: Annotated[int, Field(ge=2)]
+    num_seeds: PositiveInt
+    sampler: SamplerParams
+    formula: Formula
+    criteria: Annotated[tuple[CheapCriterion, ...], Field(strict=False)]
+    norm: Literal["identity", "scale_shift"]
+    start: Literal["fitted", "random", "parameter_free"]
+    early_stop: Share | None
+    num_resamples: Annotated[int, Field(ge=20)]
+    batch_size: PositiveInt
+    latency_batch_size: PositiveInt
+    latency_repeats: Annotated[int, Field(ge=3)]
+
+    @model_validator(mode="after")
+    def _sets_of_equal_size(self) -> "ScoreParams":
+        if self.num_latents % self.num_seeds or self.num_latents < 2 * self.num_seeds:
+            raise ValueError("num_latents must be a multiple of num_seeds, at least twice it")
+        return self
+
+
+def _listed(value: object) -> object:
+    """A single amount as a list of one, so that `-S prune.time_reduction=0.35` needs no brackets."""
+    return value if value is None or isinstance(value, list | tuple) else [value]
+
+
+Amount = TypeVar("Amount")
+Amounts: TypeAlias = Annotated[
+    tuple[Amount, ...] | None, Field(strict=False, min_length=1), BeforeValidator(_listed)
+]
+
+
+TARGETS = ("time_reduction", "num_params", "num_operators")
+
+
+class MethodParams(Section):
+    """A way to choose operators."""
+
+    criterion: Criterion
+    selection: Literal["order", "ratio", "knapsack"]
+    rescore: Annotated[float, Field(ge=0.02, lt=1)] | None = None
+    amounts: Amounts[PositiveFloat] = None
+
+
+def _ld_pruner() -> dict[str, MethodParams]:
+    return {"ld-pruner": MethodParams(criterion="score", selection="order")}
+
+
+class PruneParams(Section):
+    """How much to remove: exactly one of the three targets, with one amount or several; and how to choose."""
+
+    time_reduction: Amounts[Share]
+    num_params: Amounts[PositiveInt]
+    num_operators: Amounts[PositiveInt]
+    methods: Annotated[dict[Name, MethodParams], Field(min_length=1, default_factory=_ld_pruner)]
+    trials: NonNegativeInt = 5
+    singles: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "PruneParams":
+        if sum(getattr(self, target) is not None for target in TARGETS) != 1:
+            raise ValueError("give exactly one of time_reduction, num_params, num_operators")
+        for name, method in self.methods.items():
+            amounts = self.amounts_of(method)
+            if len(set(amounts)) < len(amounts):
+                raise ValueError(f"{name if method.amounts else self.target} names an amount twice")
+            if self.target == "time_reduction" and max(amounts) > 1:
+                raise ValueError(f"methods.{name}.amounts: shares of the time are at most 1")
+            if self.target != "time_reduction" and any(amount != int(amount) for amount in amounts):
+                raise ValueError(f"methods.{name}.amounts: {self.target} are whole numbers")
+            if method.rescore is not None and method.criterion != "score":
+                raise ValueError(f"methods.{name}.rescore goes with criterion: score alone; set it to null")
+            if method.rescore is not None and self.target != "time_reduction":
+                raise ValueError(f"methods.{name}.rescore is a share of the time; give time_reduction")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The name of the target that is given."""
+        return next(target for target in TARGETS if getattr(self, target) is not None)
+
+    def amounts_of(self, method: MethodParams) -> tuple[float, ...]:
+        """How much a method removes: its own amounts, or those of the target."""
+        return tuple(method.amounts or getattr(self, self.target))
+
+    @property
+    def plans(self) -> dict[str, "PlanRequest"]:
+        """What each plan is to be, by its name: percent of the time, or the number.
+
+        Where there are several methods, the method's name stands before it.
+        """
+        scale = 100 if self.target == "time_reduction" else 1
+        several = len(self.methods) > 1
+        return {
+            f"{name}-" * several + f"{scale * amount:.12g}": PlanRequest(name, method, amount)
+            for name, method in self.methods.items()
+            for amount in self.amounts_of(method)
+        }
+
+
+class PlanRequest(NamedTuple):
+    """One plan to be made."""
+
+    name: str
+    """Of the method."""
+    method: MethodParams
+    amount: float
+
+
+class LossWeights(Section):
+    """What each term of the distillation loss counts."""
+
+    task_weight: NonNegativeFloat
+    output_weight: NonNegativeFloat
+    feature_weight: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _learns(self) -> "LossWeights":
+        if not (self.task_weight or self.output_weight or self.feature_weight):
+            raise ValueError("all three weights are zero: nothing to learn from")
+        return self
+
+
+class StudentParams(LossWeights):
+    """One way of spending the steps of `distill`."""
+
+    start: Literal["pruned", "scratch", "dense"]
+    skip: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Patterns (as of files) of the plans that it is not trained for."""
+
+
+class QualityParams(Section):
+    """The Frechet distance on the way: samples made, and train pictures that they are compared with."""
+
+    num_images: Annotated[int, Field(ge=2)]
+    num_reference: Annotated[int, Field(ge=2)]
+    sampler: SamplerParams
+
+
+class DistillParams(Section):
+    """Fine-tuning of pruned UNets with the dense one as teacher, and of what they are compared with."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    lr_min: NonNegativeFloat
+    horizontal_flip: bool
+    warmup_steps: NonNegativeInt
+    weight_decay: NonNegativeFloat
+    grad_clip: PositiveFloat
+    ema_decay: Decay
+    precision: Precision
+    execution: Execution
+    students: Annotated[dict[Name, StudentParams], Field(min_length=1)]
+    validate_every: PositiveInt
+    num_validation: PositiveInt
+    quality: QualityParams | None
+    select: Literal["last", "loss", "distance"]
+    log_every: PositiveInt
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "DistillParams":
+        _check_falling(self.lr, self.lr_min)
+        if self.warmup_steps >= self.steps:
+            raise ValueError("warmup_steps must be below steps")
+        if self.validate_every > self.steps:
+            raise ValueError("validate_every must not exceed steps")
+        if self.select == "distance" and self.quality is None:
+            raise ValueError("select distance needs quality, what the distance is measured with")
+        if all(student.start == "dense" for student in self.students.values()):
+            raise ValueError("students: none starts from the pruned UNet; add one with start: pruned")
+        return self
+
+    def rows(self, plans: Iterable[str]) -> dict[str, tuple[StudentParams, str | None]]:
+        """Every network that is trained, by name, with its plan; a dense one has none and is trained once.
+
+        Args:
+            plans: Names of the plans that `prune` made.
+        """
+        rows: dict[str, tuple[StudentParams, str | None]] = {}
+        for plan in plans:
+            rows |= {
+                f"{name}-{plan}": (it, plan)
+                for name, it in self.students.items()
+                if it.start != "dense" and not any(fnmatchcase(plan, pattern) for pattern in it.skip)
+            }
+        return rows | {name: (it, None) for name, it in self.students.items() if it.start == "dense"}
+
+
+class ClassifierParams(Section):
+    """A small network that learns to tell the classes of the real train pictures apart."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: PositiveFloat
+    width: PositiveInt
+    horizontal_flip: bool
+
+
+class EvaluateParams(Section):
+    """Quality and cost of every model, or of the variants alone."""
+
+    models: Literal["all", "variants"]
+    num_images: Annotated[int, Field(ge=2)]
+    num_reference: Annotated[int, Field(ge=2)]
+    num_reconstructions: PositiveInt
+    batch_size: PositiveInt
+    sampler: SamplerParams
+    precision: Precision
+    dense_steps: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    cache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
+    only_frechet: bool
+    extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    classifier: ClassifierParams | None
+    inception_weights: str | None
+    lpips_weights: str | None
+    latency_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
+    latency_compiled: bool
+    latency_repeats: Annotated[int, Field(ge=3)] | None
+    sampler_repeats: Annotated[int, Field(ge=3)]
+
+    @model_validator(mode="after")
+    def _once(self) -> "EvaluateParams":
+        for key in ("dense_steps", "cache_intervals", "extractors", "latency_batch_sizes"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"{key} names something twice")
+        if "classifier" in self.extractors and self.classifier is None:
+            raise ValueError("extractors: classifier needs the section classifier; give its numbers there")
+        return self
+
+
+class Params(Section):
+    """A whole parameter file.
+
+    A stage may be given a file with just its own keys (see `STAGE_KEYS`); the others are then not
+    set on the object.
+    """
+
+    dataset: Name
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    lambda_: Annotated[NonNegativeFloat, Field(alias="lambda")]
+    download: DownloadParams
+    vae: VAEParams
+    unet: UNetParams
+    conditioning: ConditioningParams
+    diffusion: DiffusionParams
+    train: TrainParams
+    variants: Annotated[dict[Name, VariantParams], Field(min_length=1)]
+    collapse: CollapseParams
+    score: ScoreParams
+    prune: PruneParams
+    distill: DistillParams
+    evaluate: EvaluateParams

@@ -1,0 +1,153 @@
+"""Which device to compute on, and at which precision."""
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pelap.core.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name, False):
+        raise ConfigError(f"--device {name}: not available here; use --device auto or cpu")
+    return torch.device(name)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done in hardware on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether `autocast` computes in bfloat16 there."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Mixed precision for the block.
+
+    Args:
+        device: Where the block computes.
+        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where the hardware has it.
+    """
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision)):
+        yield
+
+
+def normalise_in_fp32(model: nn.Module) -> None:
+    """Keep a model's group norms out of bfloat16, in place; any other precision stays what it is.
+
+    On a CPU their backward pass is seven times slower in it. Twice is the same as once.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm) and _to_fp32 not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_to_fp32)
+
+
+def _to_fp32(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(each.float() if each.dtype == torch.bfloat16 else each for each in args)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in full float32 for the block: on a GPU PyTorch rounds them to TF32, with 10 bits.
+
+    Its kernels differ by batch size then, by more than the scores of two operators do.
+    """
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        yield
+
+
+def keep_freed_memory() -> bool:
+    """Let this process use the memory of freed tensors again instead of giving it back to the system.
+
+    glibc maps large arrays anew for every tensor, and the system fills them with zeros page by page at the
+    first touch: in a training step on the CPU that is 0.6 GB and a seventh of the time (docs/performance.md).
+    The price is that memory once used stays with the process.
+
+    Returns:
+        Whether it could be done; only glibc has the switch.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return all(mallopt(option, value) for option, value in _KEEP)
+
+
+def ask_gradients_of_norms(model: nn.Module) -> None:
+    """Let group norms compute the gradient of their input even where nobody wants it, in place.
+
+    PyTorch 2.11 crashes otherwise, on a CPU, in the backward pass of a norm whose input is channels-last.
+    2.15 does not; which version mended it is not known. Twice is the same as once.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm) and _asking_gradients not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_asking_gradients)
+
+
+def _asking_gradients(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    if not torch.is_grad_enabled():
+        return args
+    return tuple(each if each.requires_grad else each.detach().requires_grad_() for each in args)
+
+
+NORMS_CRASH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+"""Whether this PyTorch may be one that needs `ask_gradients_of_norms`."""
+
+_KEEP = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
+"""M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap.
+M_ARENA_MAX: threads share that one heap, for theirs would be too small for an array."""
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect before the block, and not in it."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock reads true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the protocol of a measurement."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,322 @@
+"""Files: atomic writes, checksums, locks, and one-line errors for what cannot be read.
+
+Whatever appears under its final name is complete: content goes to a hidden neighbour first and is
+renamed into place.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pelap.core.errors import BusyError, DataError, PelapError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+TEXT_COLUMNS = (
+    *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
+    *("plan", "student", "model", "against", "mode", "metric"),
+)
+"""Columns of our tables that hold names, whatever the names look like."""
+
+NETWORK_FILE = re.compile(
+    r"((diffusion_)?(pytorch|flax)_model|tf_model|model|pruned|cut)([.-].*)?"
+    r"\.(safetensors|bin|msgpack|h5|flashpack)(\..*json)?|plan\.json|kept_channels\.json"
+)
+"""Names that a network's weights have in its folder, by diffusers, transformers or us, and what goes with
+them: lists of shards, and what was done to a network. Not the configuration, which every one has."""
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `final`; it takes the final name when the block succeeds."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    try:
+        with _writing(final):
+            yield partial
+        _give_usual_mode(partial)
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(final: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder; it replaces the folder `final` when the block succeeds.
+
+    A failed block leaves `final` as it was. Where that is a link, what it leads to is replaced.
+
+    Raises:
+        PelapError: `final` is a file.
+    """
+    final = final.resolve() if final.is_symlink() else final
+    if final.is_file():
+        raise PelapError(f"{final}: is a file where a folder is to be; give another place")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial")
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        with _writing(final):
+            yield partial
+        for file in partial.rglob("*.safetensors"):
+            _give_usual_mode(file)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not final.exists():  # interrupted between the two
+            os.replace(old, final)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _writing(final: Path) -> Iterator[None]:
+    """Say what was being written when space ran out; the tensor library raises its own kind for that."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = one_line(error)
+        raise PelapError(f"{final}: cannot be written ({reason}); free space and run again") from None
+
+
+def _give_usual_mode(path: Path) -> None:
+    """Safetensors makes files that only their owner can read; others share data sets and models."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def exclusive(target: Path, wait: bool = False) -> Iterator[None]:
+    """Hold `target` for this process alone; the lock ends with the process, however it ends.
+
+    Args:
+        target: What is written in the block.
+        wait: Until another process that holds it is done.
+
+    Raises:
+        BusyError: Another process holds it, which is not waited for.
+    """
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"{target}: another pelap process is writing here; wait for it to end, "
+            "or give this one another place (--run, --out, for download --data)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def network_files(folder: Path) -> list[Path]:
+    """The files in a folder that are a network's, by their names; see `NETWORK_FILE`."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if NETWORK_FILE.fullmatch(file.name) and file.is_file()]
+
+
+def drop(paths: Iterable[Path]) -> None:
+    """Delete files, those of them that are there."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented; NaN and infinities are refused (JSON has none)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DataError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # a plan may come from a Windows editor
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); make it again") from None
+
+
+def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON object that has at least these keys.
+
+    Raises:
+        DataError: It is missing, no object, or lacks a key.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON mapping; make it again")
+    _demand(path, "keys", keys, value)
+    return value
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
+    """Read ``{model: {metric: number}}``.
+
+    Raises:
+        DataError: It is missing or holds anything else.
+    """
+    metrics = read_mapping(path)
+    for model, values in metrics.items():
+        numbers = isinstance(values, dict) and all(
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            for value in values.values()
+        )
+        if not numbers:
+            raise DataError(f"{path}: {model}: expected a mapping of metrics to numbers; make it again")
+    return metrics
+
+
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table atomically, without index, with the shortest exact floats."""
+    with atomic_path(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+
+
+def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
+    """Read a table that has at least these columns. Names stay text, even ``NA`` and ``001``.
+
+    Raises:
+        DataError: The file is missing, is not a table, or lacks a column.
+    """
+    import pandas as pd
+
+    try:
+        text = dict.fromkeys(TEXT_COLUMNS, str)
+        table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=text)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable CSV table ({one_line(error)})") from None
+    _demand(path, "columns", columns, table)
+    return table
+
+
+def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
+    absent = [name for name in names if name not in there]
+    if absent:
+        raise DataError(f"{path}: lacks the {what} {', '.join(absent)}; make it again")
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file atomically, equal bytes for equal tensors and `metadata` (of strings)."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as partial:
+        save_file(contiguous, partial, metadata=dict(metadata or {}))
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """The library writes metadata in an order that chance decides; DVC compares bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # what is spelled otherwise stays as it is
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
+    """Tensors (on the CPU) and metadata of a safetensors file.
+
+    Raises:
+        DataError: The file is missing, truncated or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise missing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a complete safetensors file ({one_line(error)}); delete it and make it again"
+        ) from None
+
+
+def missing(path: Path) -> DataError:
+    """The error for a file that an earlier stage should have made."""
+    return DataError(f"{path}: no such file; run the stage that makes it first (see: pelap --help)")
+
+
+def tensors_digest(tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """Hexadecimal SHA-256 of tensors with their names, types and shapes, in their order."""
+    import torch
+
+    sha = hashlib.sha256()
+    for name, tensor in tensors.items():
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Short name for a JSON-like value: equal values have equal digests."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text, for use inside a one-line message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work rather than after it if `folder` cannot be written.
+
+    Raises:
+        PelapError: The folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PelapError(f"{folder}: cannot write here ({error.strerror}); choose another place") from None

@@ -1,0 +1,124 @@
+"""CIFAR-10, CIFAR-100 and SVHN through torchvision, from archives with known checksums."""
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pelap.core.errors import DataError
+from pelap.core.files import one_line
+from pelap.core.paths import DOWNLOADS
+from pelap.core.rng import generator
+from pelap.data.dataset import ImageDataset, Split, make_split
+from pelap.data.pictures import resize_all
+from pelap.datasets.locate import find_file, where_to_put
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file on the network and what it must be."""
+
+    url: str
+    filename: str
+    md5: str
+
+
+def build_cifar(name: str, image_size: int, data_dir: Path) -> ImageDataset:
+    """The official `cifar10` or `cifar100`.
+
+    Raises:
+        DataError: The archive is damaged, or neither here nor to be downloaded.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    archive = fetch(Remote(kind.url, kind.filename, kind.tgz_md5), data_dir)
+    with tempfile.TemporaryDirectory(prefix="pelap-") as folder:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        train, test = kind(folder, train=True), kind(folder, train=False)
+    return ImageDataset(
+        name,
+        _split(train.data, train.targets, image_size),
+        _split(test.data, test.targets, image_size),
+        tuple(train.classes),
+        kind.url,
+        files_checksum([archive]),
+    )
+
+
+def build_svhn(image_size: int, data_dir: Path) -> ImageDataset:
+    """The official `svhn`, cropped digits.
+
+    Raises:
+        DataError: A file is damaged, or neither here nor to be downloaded.
+    """
+    from torchvision.datasets import SVHN
+
+    splits, files = [], []
+    for name in ("train", "test"):
+        files.append(fetch(Remote(*SVHN.split_list[name]), data_dir))
+        stored = SVHN(files[-1].parent, name)
+        pixels = np.ascontiguousarray(stored.data.transpose(0, 2, 3, 1))  # (N, H, W, 3)
+        splits.append(_split(pixels, stored.labels, image_size))
+    digits = tuple(str(digit) for digit in range(10))
+    source = SVHN.split_list["train"][0].rpartition("/")[0]
+    return ImageDataset("svhn", splits[0], splits[1], digits, source, files_checksum(files))
+
+
+def fetch(remote: Remote, data_dir: Path) -> Path:
+    """The verified file: in the downloads, in the folder of `PELAP_DATA_DIR`, or from the network.
+
+    Raises:
+        DataError: It is damaged, or cannot be downloaded.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    path = find_file(remote.filename, data_dir)
+    if path is None:
+        return _download(remote, data_dir)
+    if not check_integrity(path, remote.md5):
+        raise DataError(
+            f"{path}: damaged or incomplete (its md5 is not {remote.md5}); "
+            "delete it and run `pelap download` again"
+        )
+    return path
+
+
+def files_checksum(files: list[Path]) -> str:
+    """Hexadecimal SHA-256 of the files one after the other, as of ``cat FILES | sha256sum``."""
+    sha = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: sha)
+    return sha.hexdigest()
+
+
+def _download(remote: Remote, data_dir: Path) -> Path:
+    """Download beside the final place; only a verified file takes the final name."""
+    from torchvision.datasets import utils
+
+    folder = data_dir / DOWNLOADS
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as partial:
+        try:
+            utils.download_url(remote.url, partial, remote.filename, remote.md5)
+        except (OSError, RuntimeError, HTTPException) as error:  # OSError: URLError, timeouts, full disk
+            raise DataError(
+                f"{remote.url}: cannot be downloaded ({one_line(error)}); "
+                f"{where_to_put(remote.filename, data_dir)} (md5 {remote.md5})"
+            ) from None
+        os.replace(Path(partial) / remote.filename, folder / remote.filename)
+    return folder / remote.filename
+
+
+def _split(pixels: Any, labels: Any, image_size: int) -> Split:
+    """A split from an array (N, H, W, 3) uint8 and its labels (N,), in an order that is drawn."""
+    images = resize_all(pixels, image_size)
+    return make_split(images, [int(label) for label in labels], generator(0, "torchvision"))

@@ -1,0 +1,1 @@
+"""From noise to latents and back: schedule, loss, sampler, and the denoiser that scoring looks at."""

@@ -1,0 +1,99 @@
+"""The reverse process: from noise to latents, by diffusers' schedulers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pelap.config import DiffusionParams, SamplerParams
+from pelap.core.errors import ConfigError
+from pelap.models.schedule import make_scheduler
+from pelap.models.text_conditioner import Guidance
+
+
+class ReverseProcess:
+    """From noise to latents: a scheduler and its time steps, made once and used for any number of batches.
+
+    Args:
+        diffusion: The forward process that the UNet was trained with.
+        sampler: Which reverse process, in how many steps.
+        device: Where latents are.
+
+    Raises:
+        ConfigError: The number of steps does not divide that of the forward process.
+    """
+
+    def __init__(self, diffusion: DiffusionParams, sampler: SamplerParams, device: torch.device) -> None:
+        if diffusion.num_train_timesteps % sampler.steps:
+            raise ConfigError(
+                f"{sampler.steps} sampling steps do not divide the model's {diffusion.num_train_timesteps} "
+                "time steps; use e.g. 50"
+            )
+        self.draws = sampler.kind != "ddim"
+        """Whether its steps add noise."""
+        self._scheduler = make_scheduler(diffusion, sampler.kind)
+        self._scheduler.set_timesteps(sampler.steps)
+        # As numbers for the scheduler and as tensors for the UNet: no copy to the device in a step.
+        self._steps: list[int] = self._scheduler.timesteps.tolist()
+        self._on_device = self._scheduler.timesteps.to(device)  # (steps,)
+
+    @torch.no_grad()
+    def run(
+        self,
+        unet: nn.Module,
+        noise: torch.Tensor,
+        generators: Sequence[torch.Generator] | None = None,
+        support: torch.Tensor | None = None,
+        guidance: Guidance | None = None,
+    ) -> torch.Tensor:
+        """Denoise from t = T-1 down; what does not draw can be recorded, see `pelap.core.graphs`.
+
+        Args:
+            unet: ``unet(x, t).sample`` predicts the noise in x.
+            noise: Standard normal (B, C, h, w): the starting point.
+            generators: One CPU generator an item for the noise of the steps, where they have any.
+            support: Ones, and zeros where latents are kept at zero; any shape that broadcasts. None: ones.
+            guidance: What the UNet is told beside the time step; None: nothing.
+
+        Returns:
+            Latents (B, C, h, w) of the noise's type; under autocast only the UNet computes in less.
+        """
+        options = {"generator": list(generators) if generators else None} if self.draws else {}
+        latents = noise if support is None else noise * support
+        for step, on_device in zip(self._steps, self._on_device, strict=True):
+            predicted = _predicted(unet, latents, on_device, guidance).to(latents.dtype)
+            latents = self._scheduler.step(predicted, step, latents, **options).prev_sample
+            if support is not None:
+                latents = latents * support
+        return latents
+
+
+def _predicted(
+    unet: nn.Module, latents: torch.Tensor, timestep: torch.Tensor, guidance: Guidance | None
+) -> torch.Tensor:
+    """The noise in latents (B, C, h, w), with classifier-free guidance where its scale is not 1."""
+    predicted: torch.Tensor
+    if guidance is None or guidance.scale == 1:
+        predicted = unet(latents, timestep, **(guidance.conditions if guidance else {})).sample
+        return predicted
+    both = unet(torch.cat([latents, latents]), timestep, **guidance.conditions).sample
+    told, untold = both.chunk(2)
+    predicted = untold + guidance.scale * (told - untold)
+    return predicted
+
+
+def sample_latents(
+    unet: nn.Module,
+    diffusion: DiffusionParams,
+    sampler: SamplerParams,
+    noise: torch.Tensor,
+    generators: Sequence[torch.Generator] | None = None,
+    support: torch.Tensor | None = None,
+    guidance: Guidance | None = None,
+) -> torch.Tensor:
+    """One batch of latents by a `ReverseProcess`, whose arguments these are.
+
+    Raises:
+        ConfigError: The number of steps does not divide that of the forward process.
+    """
+    return ReverseProcess(diffusion, sampler, noise.device).run(unet, noise, generators, support, guidance)

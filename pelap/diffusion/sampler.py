@@ -1,0 +1,213 @@
+"""Pictures from a model or a pipeline."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from pelap.config import SamplerParams
+from pelap.core.device import autocast, normalise_in_fp32, synchronise, uses_bf16
+from pelap.core.finite import finite
+from pelap.core.graphs import Graphed
+from pelap.core.rng import generator, noise
+from pelap.data.dataset import all_equal, to_uint8
+from pelap.diffusion.reverse import ReverseProcess
+from pelap.models.deep_cache import DeepCache
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.text_conditioner import Guidance
+
+PURPOSE = "sample"
+"""The stream of the starting noise: all models make picture i of a seed from the same noise."""
+
+BATCH_SIZE = 128
+
+REMEDY = "mend its weights, remove less of it, or use other steps or another scheduler"
+
+
+class Source(Protocol):
+    """Something that makes pictures from noise; a `LatentPipeline` is one."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+
+    @property
+    def num_asked(self) -> int:
+        """How many prompts or classes items ask for in turn: item i for number i % num_asked; 1 for none."""
+
+    def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
+        """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
+
+    def paint(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures, float (B, 3 or 1, H, W) in [-1, 1] or a bit beyond, on the source's device."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The same as uint8, on its device or the CPU; a `ModelError` where they are not finite."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model of this project, in evaluation mode, with a reverse process.
+
+    Its weights must not change any more. On a CUDA device the whole way from noise to latents is recorded
+    once and replayed for every batch of the same size, where no step draws noise.
+    """
+
+    model: LatentDiffusion
+    sampler: SamplerParams
+    precision: str = "fp32"
+    """Of the UNet, see `pelap.core.device.autocast`. Steps between its calls, and the decoder, which is a
+    small part of the time and leaves its rounding in the pictures, are always float32."""
+    record: bool = True
+    """False never records."""
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cpu" and uses_bf16(self.device, self.precision):
+            normalise_in_fp32(self.model.unet)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def name(self) -> str:
+        return self.model.info.name
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.model.latent_shape
+
+    @property
+    def num_asked(self) -> int:
+        return 1 if self.model.conditioner is None else len(self.model.conditioner.prompts)
+
+    def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
+        conditions = self._conditions(indices)
+        if not self._process.draws:
+            # A replay overwrites what the one before it gave.
+            return self._denoise((_pinned(noise, self.device), conditions)).clone()
+        step_noise = [generator(seed, "sample-step", i) for i in indices]
+        with autocast(self.device, self.precision):
+            start, guidance = noise.to(self.device), self._guidance(conditions)
+            return self._process.run(self.model.unet, start, step_noise, self._support, guidance)
+
+    def _conditions(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            guidance = self.model.guidance(indices)
+        return {} if guidance is None else guidance.conditions
+
+    def _guidance(self, conditions: dict[str, torch.Tensor]) -> Guidance | None:
+        conditioner = self.model.conditioner
+        return None if conditioner is None else Guidance(conditions, conditioner.guidance_scale)
+
+    def paint(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.model.decode_sample(latents)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return to_uint8(finite(self.paint(latents), f"{self.name}: pictures", REMEDY))
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded; the next batches are recorded anew."""
+        self.__dict__.pop("_denoise", None)
+
+    @cached_property
+    def _process(self) -> ReverseProcess:
+        return ReverseProcess(self.model.info.diffusion, self.sampler, self.device)
+
+    @cached_property
+    def _support(self) -> torch.Tensor | None:
+        with torch.no_grad():
+            return self.model.support()
+
+    @cached_property
+    def _denoise(self) -> Graphed[torch.Tensor]:
+        process, support = self._process, self._support  # made before anything is recorded
+
+        def denoise(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
+            noise, conditions = given
+            guidance = self._guidance(conditions)
+            # Entered anew by every call: what autocast keeps of the weights belongs to the recording.
+            with autocast(self.device, self.precision):
+                return process.run(self.model.unet, noise, support=support, guidance=guidance)
+
+        # A deep cache reads the time step on the CPU, which waits for the device.
+        record = self.record and not isinstance(self.model.unet, DeepCache)
+        return Graphed(denoise, self.device, record)
+
+
+def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor in memory from which a copy to a CUDA device need not be waited for."""
+    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
+
+
+@torch.no_grad()
+def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZE) -> torch.Tensor:
+    """Generate pictures.
+
+    Args:
+        source: What makes them.
+        num: How many pictures, at least 1; picture i depends on (seed, i) alone.
+        seed: Names the noise.
+        batch_size: Pictures at a time; changes nothing but speed and memory.
+
+    Returns:
+        uint8 (num, 3 or 1, H, W) on the CPU.
+
+    Raises:
+        ModelError: Latents or pictures are not finite; they would be black.
+    """
+    pictures, of_latents, of_pictures = torch.empty(0), [], []
+    for start in range(0, num, batch_size):
+        indices = range(start, min(start + batch_size, num))
+        latents = source.denoise(noise(source.latent_shape, seed, PURPOSE, indices), indices, seed)
+        painted = source.paint(latents)
+        of_latents.append(_zeros_or_nan(latents))
+        of_pictures.append(_zeros_or_nan(painted))
+        made = to_uint8(painted)
+        if start == 0:
+            pictures = torch.empty((num, *made.shape[1:]), dtype=made.dtype, pin_memory=made.is_cuda)
+        # Waited for at the end alone, so that noise is drawn while the device computes.
+        pictures[indices.start : indices.stop].copy_(made, non_blocking=True)
+    synchronise(made.device)
+    finite(torch.cat(of_latents), f"{source.name}: latents", REMEDY)
+    finite(torch.cat(of_pictures), f"{source.name}: pictures", REMEDY)
+    return pictures
+
+
+def in_turn(num_images: int, sources: Iterable[Source]) -> torch.Tensor:
+    """What each of so many pictures is asked to be, (num_images,) int64 without meaning but for equality.
+
+    One answer for all sources, as pictures of theirs from the same noise are compared: where they ask for
+    different numbers of things in turn, for each pair of these.
+    """
+    return torch.arange(num_images) % math.lcm(*(source.num_asked for source in sources))
+
+
+def _zeros_or_nan(items: torch.Tensor) -> torch.Tensor:
+    """(B, ...) to (B,), on the same device: 0 for an item that is finite. Nothing is waited for."""
+    least, most = items.reshape(len(items), -1).aminmax(dim=1)
+    return (most - least) * 0
+
+
+def sample_images(
+    model: LatentDiffusion, sampler: SamplerParams, num: int, seed: int, batch_size: int = BATCH_SIZE
+) -> torch.Tensor:
+    """Generate pictures with a model of this project; see `sample_from`."""
+    return sample_from(ModelSource(model, sampler), num, seed, batch_size)
+
+
+def said_if_alike(name: str, images: torch.Tensor) -> list[str]:
+    """A warning, printed and returned, where all of several pictures (N, C, H, W) are the same."""
+    if len(images) < 2 or not all_equal(images):
+        return []
+    line = f"{name}: all {len(images)} pictures are the same"
+    print(f"warning: {line}")
+    return [line]

@@ -1,0 +1,1 @@
+"""Bringing a pruned denoiser back, with the dense one as teacher."""

@@ -1,0 +1,187 @@
+"""A whole model as a folder, and any such folder, pruned or not, back to a model.
+
+::
+
+    model/config.json                   which parts, and what they were trained as
+    model/vae, mask, normaliser, conditioner, scheduler, unet    each in diffusers' own format
+    model/unet/plan.json, pruned.safetensors         instead of the usual weights when pruned (pelap.surgery)
+    model/vae/kept_channels.json, cut.safetensors    the same for a pretrained autoencoder that was cut
+
+These have their weights under another file name: plain diffusers then refuses the folder instead of
+loading it with fresh random weights where something is gone.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
+from pydantic import ValidationError
+from torch import nn
+
+from pelap.config import DiffusionParams, SoundParams, VariantParams
+from pelap.config.load import explain
+from pelap.core import files
+from pelap.core.errors import DataError, ModelError
+from pelap.core.part_io import (
+    CONFIG,
+    INDEX,
+    build_part,
+    demand_replaceable,
+    load_part,
+    load_weights,
+    read_config,
+    save_part,
+)
+from pelap.core.weight_files import demand_one_network
+from pelap.models.cut import CutLightUNet
+from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
+from pelap.models.light_unet import LightUNet
+from pelap.models.mask import ImportanceMask, LatentNormaliser
+from pelap.models.pretrained_vae import PretrainedVAE
+from pelap.models.schedule import make_scheduler
+from pelap.models.text_conditioner import TextConditioner
+from pelap.models.vae import VAE
+
+FORMAT = 2
+KEPT_CHANNELS = "kept_channels.json"
+CUT_WEIGHTS = "cut.safetensors"
+UNETS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, LightUNet, CutLightUNet)}
+UNetLoader: TypeAlias = Callable[[type[ModelMixin], Path], nn.Module]
+OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNormaliser, "conditioner": TextConditioner}
+
+
+def save_model(model: LatentDiffusion, folder: Path) -> None:
+    """Write a model folder atomically.
+
+    Args:
+        model: What to save.
+        folder: Replaced if it is a model's or a pipeline's.
+
+    Raises:
+        ModelError: The folder holds files, and no model or pipeline.
+    """
+    demand_replaceable(folder, CONFIG, INDEX)
+    with files.atomic_dir(folder) as partial:
+        _save_vae(model.vae, partial / "vae")
+        for name in OPTIONAL_PARTS:
+            part = getattr(model, name)
+            if part is not None:
+                save_part(part, partial / name)
+        save_part(model.unet, partial / "unet")
+        make_scheduler(model.info.diffusion).save_pretrained(partial / "scheduler")
+        files.write_json(partial / CONFIG, _info_to_json(model))
+
+
+def load_dense_unet(kind: type[ModelMixin], folder: Path) -> nn.Module:
+    """A UNet of which nothing was pruned, from its folder."""
+    unet: nn.Module = load_part(kind, folder)
+    return unet
+
+
+def load_model(
+    folder: Path, device: torch.device | None = None, load_unet: UNetLoader = load_dense_unet
+) -> LatentDiffusion:
+    """Rebuild a model, in evaluation mode.
+
+    Args:
+        folder: That `save_model` wrote.
+        device: Where to.
+        load_unet: Of a class, from a folder.
+
+    Raises:
+        ModelError: Not a model folder, or a file is missing or of another shape.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder; train one first, or correct the path")
+    config = read_config(folder)
+    if (folder / INDEX).is_file():
+        raise ModelError(
+            f"{folder}: holds two networks, a model ({CONFIG}) and a pipeline ({INDEX}) that was saved over "
+            "it; make the model again in another folder"
+        )
+    info = _info_from_json(config, folder / CONFIG)
+    optional = {
+        name: load_part(kind, folder / name) if name in config["parts"] else None
+        for name, kind in OPTIONAL_PARTS.items()
+    }
+    model = LatentDiffusion(
+        info, _load_vae(folder / "vae"), load_unet(_unet_class(folder / "unet"), folder / "unet"), **optional
+    )
+    return model.to(device).eval()
+
+
+def _save_vae(vae: Autoencoder, folder: Path) -> None:
+    if not isinstance(vae, PretrainedVAE):
+        save_part(vae, folder)
+    elif not vae.is_cut:
+        save_part(vae.vae, folder)
+    else:
+        vae.vae.save_config(folder)
+        files.write_json(folder / KEPT_CHANNELS, vae.kept)
+        files.save_tensors(folder / CUT_WEIGHTS, vae.vae.state_dict())
+
+
+def _load_vae(folder: Path) -> Autoencoder:
+    if read_config(folder).get("_class_name") == VAE.__name__:
+        own: VAE = load_part(VAE, folder)
+        return own
+    if not (folder / KEPT_CHANNELS).exists():
+        return PretrainedVAE(load_part(AutoencoderKL, folder))
+    demand_one_network(folder)
+    whole = PretrainedVAE(build_part(AutoencoderKL, folder))
+    vae = whole.keep(_kept_channels(folder / KEPT_CHANNELS, whole.latent_channels))
+    load_weights(vae.vae, folder / CUT_WEIGHTS)
+    return vae
+
+
+def _kept_channels(path: Path, channels: int) -> list[int]:
+    try:
+        kept = files.read_json(path)
+    except DataError as error:
+        raise ModelError(str(error)) from None
+    if not (isinstance(kept, list) and kept and kept == [c for c in range(channels) if c in kept]):
+        raise ModelError(
+            f"{path}: expected a rising list of channels in 0..{channels - 1}; make the model again"
+        )
+    return kept
+
+
+def _unet_class(folder: Path) -> type[ModelMixin]:
+    name = read_config(folder).get("_class_name")
+    if name not in UNETS:
+        raise ModelError(f"{folder / CONFIG}: unknown UNet {name!r}; use one of {', '.join(UNETS)}")
+    return UNETS[name]
+
+
+def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
+    info = {field.name: getattr(model.info, field.name) for field in fields(ModelInfo)}
+    info["variant"] = model.info.variant.model_dump(mode="json")
+    info["diffusion"] = model.info.diffusion.model_dump(mode="json")
+    info["sound"] = model.info.sound and model.info.sound.model_dump(mode="json")
+    parts = [
+        "vae",
+        "unet",
+        "scheduler",
+        *(name for name in OPTIONAL_PARTS if getattr(model, name) is not None),
+    ]
+    return {"pelap_format": FORMAT, "parts": parts, "info": info}
+
+
+def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
+    if config.get("pelap_format") != FORMAT:
+        raise ModelError(f"{path}: not a PeLAP model of format {FORMAT}; give a folder that `pelap` wrote")
+    try:
+        info = dict(config["info"])
+        info["variant"] = VariantParams(**info["variant"])
+        info["diffusion"] = DiffusionParams(**info["diffusion"])
+        info["sound"] = info.get("sound") and SoundParams(**info["sound"])
+        info["cut_channels"] = tuple(info.get("cut_channels", ()))
+        list(config["parts"])
+        return ModelInfo(**info)
+    except ValidationError as error:
+        raise ModelError(f"{path}: {explain(error)}; make the model again") from None
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path}: {files.one_line(error)}; make the model again") from None

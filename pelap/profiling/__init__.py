@@ -1,0 +1,1 @@
+"""Cost: time, multiply-accumulates, memory."""

@@ -1,0 +1,1 @@
+"""How much each operator matters: LD-Pruner's score, its statistics, and what it is compared with."""

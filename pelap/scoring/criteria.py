@@ -1,0 +1,355 @@
+"""Importances of operators that need no denoising run for each of them; the lowest goes first.
+
+They are what LD-Pruner's score is compared with: chance, the size of the weights, a first-order estimate of
+the loss, the error of a single step, and how little an operator changes what it is given.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pelap.core.errors import ModelError
+from pelap.core.finite import finite
+from pelap.core.rng import generator
+from pelap.surgery.operators import Operator, hooked, standing_in
+from pelap.surgery.replacements import StandIn, argument_of, input_of, output_size
+
+MEND = "train it longer, mend it, or leave the criterion out"
+
+
+class Call(NamedTuple):
+    """What a network is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def repeat(self, network: nn.Module, copies: int = 1) -> torch.Tensor:
+        """What the network gives (copies * B, ...), each of B rows given `copies` times over.
+
+        The network gets tensors of its own, which it may write over.
+        """
+        rows = _rows(network, self)
+        return output_of(network(*_copied(self.args, rows, copies), **_copied(self.kwargs, rows, copies)))
+
+
+def output_of(value: Any) -> torch.Tensor:
+    """The tensor in what a denoiser returns: itself, diffusers' ``.sample``, or the first of a tuple.
+
+    Raises:
+        ModelError: There is none.
+    """
+    if not isinstance(value, torch.Tensor):
+        value = value[0] if isinstance(value, tuple) and value else getattr(value, "sample", None)
+    if not isinstance(value, torch.Tensor):
+        raise ModelError("criteria: the denoiser gives no tensor; let it return one, a tuple or `.sample`")
+    return value
+
+
+def record_calls(network: nn.Module, run: Callable[[], object], num_calls: int) -> list[Call]:
+    """What `run` calls the network with, at calls spread evenly over the run.
+
+    Args:
+        network: The denoiser.
+        run: Runs it, several times over, as a sampler does; all calls' arguments are held until it ends.
+        num_calls: How many calls to keep: the first, the last and some between; the middle one if it is 1,
+            all if there are no more.
+
+    Returns:
+        Arguments, with copies of the tensors, in the order of the calls.
+
+    Raises:
+        ModelError: The network is not called.
+    """
+    calls: list[Call] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(Call(_copied(args), _copied(kwargs)))
+
+    handle = network.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    if not calls:
+        raise ModelError(f"criteria: the run never calls {type(network).__name__}; give the one it uses")
+    if num_calls == 1:
+        return [calls[(len(calls) - 1) // 2]]
+    wanted = min(num_calls, len(calls))
+    return [calls[round(i * (len(calls) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
+
+
+def random(operators: Sequence[Operator], seed: int) -> dict[str, float]:
+    """Uniform numbers in 0..1, each operator's by its name, whatever other operators there are."""
+    return {
+        operator.name: float(torch.rand((), generator=generator(seed, f"random {operator.name}")))
+        for operator in operators
+    }
+
+
+@torch.no_grad()
+def magnitude(network: nn.Module, operators: Sequence[Operator]) -> dict[str, float]:
+    """L2 norm of all of an operator's parameters; infinite, never to be taken, where it has none."""
+    return {operator.name: _finite(_norm(network.get_submodule(operator.name))) for operator in operators}
+
+
+def _norm(module: nn.Module) -> float:
+    squares = [float(parameter.double().square().sum()) for parameter in module.parameters()]
+    return math.sqrt(sum(squares)) if squares else math.inf
+
+
+@torch.no_grad()
+def block_similarity(
+    network: nn.Module, calls: Sequence[Call], operators: Sequence[Operator], stand_ins: Mapping[str, StandIn]
+) -> dict[str, float]:
+    """How far the replacement's direction is from the operator's on the operator's own inputs, 0..2.
+
+    Source: block influence of ShortGPT (Men et al. 2024), 1 - mean cosine of output and input over rows,
+    with the replacement's value in the place of the input. A row is one of the batch, or the whole tensor
+    where an operator's rows are others. One pass a call serves all operators.
+
+    Args:
+        network: The denoiser, in evaluation mode.
+        calls: From `record_calls`.
+        operators: From `find_operators`.
+        stand_ins: From `make_stand_ins`.
+    """
+    sums = {operator.name: [0.0, 0] for operator in operators}
+
+    def compare(operator: Operator, y: torch.Tensor, instead: torch.Tensor) -> None:
+        cosines = _cosines(_by_row(operator, y.double()), _by_row(operator, instead.double()))
+        sums[operator.name][0] += float(cosines.sum())
+        sums[operator.name][1] += len(cosines)
+
+    with _beside(network, operators, stand_ins, compare):
+        for call in calls:
+            call.repeat(network)
+    return {name: _finite(1 - total / count if count else math.nan) for name, (total, count) in sums.items()}
+
+
+def _by_row(operator: Operator, y: torch.Tensor) -> torch.Tensor:
+    """(R, ...) as (R, N); one row where rows are not those of the batch."""
+    return y.reshape(len(y) if operator.batched else 1, -1)
+
+
+def _cosines(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(R,) of rows (R, N); two rows of zeros are the same."""
+    norms = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)
+    both_zero = (norms[0] == 0) & (norms[1] == 0)
+    one_zero = (norms[0] == 0) ^ (norms[1] == 0)
+    cosines: torch.Tensor = (x * y).sum(dim=1) / (norms[0] * norms[1])
+    return cosines.masked_fill_(both_zero, 1.0).masked_fill_(one_zero, 0.0)
+
+
+@torch.no_grad()
+def output_error(
+    network: nn.Module,
+    calls: Sequence[Call],
+    operators: Sequence[Operator],
+    stand_ins: Mapping[str, StandIn],
+    rows_per_batch: int = 128,
+) -> dict[str, float]:
+    """Relative squared error of the denoiser's output with that operator alone replaced, mean over calls.
+
+    ||out_mod - out||^2 / ||out||^2 over all rows of a call; infinite where it is not finite.
+
+    Args:
+        network: The denoiser, in evaluation mode, so that no row depends on another.
+        calls: From `record_calls`.
+        operators: From `find_operators`.
+        stand_ins: From `make_stand_ins`.
+        rows_per_batch: Operators share a pass while the rows of all of them together are no more than this.
+
+    Raises:
+        ModelError: The output with nothing replaced is not finite, or all zero.
+    """
+    totals = {operator.name: 0.0 for operator in operators}
+    for call in calls:
+        rows, expected = _rows(network, call), call.repeat(network).double()
+        size = float(finite(expected.square().sum(), "output_error: the denoiser's output", MEND))
+        if size == 0:
+            raise ModelError(f"output_error: the denoiser gives zeros, which no error is relative to; {MEND}")
+        for group in _groups(operators, max(1, rows_per_batch // rows)):
+            with _replaced(network, group, stand_ins, rows):
+                made = call.repeat(network, len(group)).double()
+            for operator, part in zip(group, made.chunk(len(group)), strict=True):
+                totals[operator.name] += float((part - expected).square().sum()) / size
+    return {name: _finite(total / len(calls) if calls else math.nan) for name, total in totals.items()}
+
+
+def _groups(operators: Sequence[Operator], size: int) -> Iterator[list[Operator]]:
+    """Operators that share a pass: those whose rows are the batch's, up to `size`, and the others alone."""
+    together = [operator for operator in operators if operator.batched]
+    for start in range(0, len(together), size):
+        yield together[start : start + size]
+    for operator in operators:
+        if not operator.batched:
+            yield [operator]
+
+
+@contextmanager
+def _replaced(
+    network: nn.Module, group: Sequence[Operator], stand_ins: Mapping[str, StandIn], rows: int
+) -> Iterator[None]:
+    """Operator i of the group is replaced on the i-th `rows` rows of the batch alone."""
+    if len(group) == 1:
+        with standing_in(network, {group[0].name: stand_ins[group[0].name]}):
+            yield
+        return
+    places = {operator.name: slice(i * rows, (i + 1) * rows) for i, operator in enumerate(group)}
+
+    def put(operator: Operator, y: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
+        place = places[operator.name]
+        y = y.clone()  # others may hold what the operator gave
+        y[place] = instead[place]
+        return y
+
+    with _beside(network, group, stand_ins, put):
+        yield
+
+
+def taylor(
+    network: nn.Module,
+    losses: Sequence[Callable[[], torch.Tensor]],
+    operators: Sequence[Operator],
+    stand_ins: Mapping[str, StandIn],
+) -> dict[str, float]:
+    """First-order estimate of what each replacement does to the loss, from one pass and its gradient a loss.
+
+    The sum over rows of the batch of |sum of dL/dy * (replacement(x) - y) over the row|, mean over losses. An
+    operator's calls in a pass add up before the absolute value is taken; where its rows are not the batch's,
+    so do all of its elements.
+
+    Source: Molchanov et al. 2017 (equation 8), with the replacement's value in the place of zero.
+
+    Args:
+        network: The denoiser, in evaluation mode. Its parameters may be frozen; their `grad` stays as it is.
+        losses: Each runs the network and gives a scalar, the same at every call of it.
+        operators: From `find_operators`.
+        stand_ins: From `make_stand_ins`.
+
+    Raises:
+        ModelError: A loss has no gradient with respect to the operators, or is not finite.
+    """
+    totals = {operator.name: 0.0 for operator in operators}
+    gates: dict[tuple[str, int], torch.Tensor] = {}
+
+    def blend(operator: Operator, y: torch.Tensor, instead: torch.Tensor) -> torch.Tensor | None:
+        if not torch.is_grad_enabled():
+            return None  # of a pass that the loss does not depend on
+        key = operator.name, len(y) if operator.batched else 1
+        if key not in gates:
+            kind = torch.promote_types(y.dtype, torch.float32)
+            gates[key] = torch.zeros(key[1], dtype=kind, device=y.device, requires_grad=True)
+        blended: torch.Tensor = _Blend.apply(y, gates[key], instead - y.detach())
+        return blended
+
+    for loss in losses if operators else ():
+        gates.clear()
+        with torch.enable_grad(), _beside(network, operators, stand_ins, blend):
+            value = loss()
+        finite(value.detach(), "taylor: the loss", MEND)
+        for name, slope in _slopes(value, gates):
+            totals[name] += float(slope.abs().sum())
+    return {name: _finite(total / len(losses) if losses else math.nan) for name, total in totals.items()}
+
+
+def _slopes(
+    loss: torch.Tensor, gates: Mapping[tuple[str, int], torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gradients of the gates that count; those of parameters are neither computed nor added to."""
+    inputs = list(gates.values())
+    found = torch.autograd.grad(loss, inputs, allow_unused=True) if inputs and loss.requires_grad else ()
+    slopes = [(name, slope) for (name, _), slope in zip(gates, found, strict=False) if slope is not None]
+    if not slopes:
+        raise ModelError("taylor: a loss is without gradient; let it run the network, and not in no_grad")
+    yield from slopes
+
+
+class _Blend(torch.autograd.Function):
+    """y + gate * change at gate = 0, gate being (R,) for rows of y, with the gradient of both.
+
+    Not written as that sum, which would be without value where the change is not finite.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, gate: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, change)
+        return y.clone()  # the network may write over what it gets
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        (grad,) = grads
+        gate, change = ctx.saved_tensors
+        slope = (grad.to(gate.dtype) * change.to(gate.dtype)).reshape(len(gate), -1).sum(dim=1)
+        return grad, slope, None
+
+
+@contextmanager
+def _beside(
+    network: nn.Module,
+    operators: Sequence[Operator],
+    stand_ins: Mapping[str, StandIn],
+    see: Callable[[Operator, torch.Tensor, torch.Tensor], torch.Tensor | None],
+) -> Iterator[None]:
+    """Call ``see(operator, y, instead)`` with what each operator and its replacement give.
+
+    A tensor that `see` returns takes the place of the operator's.
+    """
+    known = {operator.name: operator for operator in operators}
+    modules = {name: network.get_submodule(name) for name in known}
+    instead: dict[str, torch.Tensor] = {}
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # Not after the call: an operator may write over what it is given.
+        stand_in = stand_ins[name]
+        given = input_of(stand_in.argument, args, kwargs).detach()
+        with torch.no_grad():
+            made = stand_in.replace(given, output_size(args, kwargs))
+        shared = made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+        instead[name] = made.clone() if shared else made
+
+    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        made = output[0] if isinstance(output, tuple) else output
+        seen = see(known[name], made, instead.pop(name))
+        if seen is None:
+            return None
+        return (seen, *output[1:]) if isinstance(output, tuple) else seen
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+        with hooked(modules, after):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(network: nn.Module, call: Call) -> int:
+    """Rows of the batch that a network is called with."""
+    return len(input_of(argument_of(network), call.args, call.kwargs))
+
+
+def _copied(value: Any, rows: int = 0, copies: int = 1) -> Any:
+    """A copy of arguments down to their tensors; those of `rows` rows hold them `copies` times over."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        several = copies > 1 and value.ndim > 0 and len(value) == rows
+        return torch.cat([value] * copies) if several else value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(part, rows, copies) for name, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_copied(part, rows, copies) for part in value)
+    return value
+
+
+def _finite(value: float) -> float:
+    """Infinite where a value is not a number: never to be taken."""
+    return value if math.isfinite(value) else math.inf

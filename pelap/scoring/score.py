@@ -1,0 +1,329 @@
+"""LD-Pruner's score: how much the generated latents change without an operator (section 2.3).
+
+score = ||avg(L_orig) - avg(L_mod)||_2 + ||std(L_orig) - std(L_mod)||_2, with avg and std taken elementwise
+over the set of latents, and the norm over the elements of a latent.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from pelap.core.errors import ModelError
+from pelap.core.finite import finite
+from pelap.core.rng import generator
+from pelap.scoring.latents import LatentStore
+from pelap.scoring.statistic import Bootstrap, Formula, distances, score
+from pelap.surgery.operators import Operator, hooked, standing_in
+from pelap.surgery.replacements import StandIn, input_of, output_size
+
+Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+"""Noise (B, ...) and the items that its rows are, to latents of the same shape, through the denoiser under
+examination. A row of the result depends on its noise and its item alone."""
+
+ORIGINALS = "score: the untouched model's latents are not finite"
+MEND = "train it longer, mend it, or use other steps or another scheduler"
+ORIGINAL = ".original"
+"""Name of the untouched model's latents in a store, which no submodule can have."""
+
+RUNGS = (8, 4, 2, 1)
+"""With early stop, operators are compared after 1/8, 1/4 and 1/2 of the latents."""
+MIN_RUNG = 4
+"""Latents below which nothing is stopped."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How to score."""
+
+    formula: Formula = "avg+std"
+    rows_per_batch: int = 128
+    """Rows of noise in one pass: several operators share it, or one takes several passes."""
+    num_sets: int = 1
+    """Item i is of set i % num_sets; the rank correlation is between the sets."""
+    early_stop: float | None = None
+    """Share of the operators, those of the lowest scores, that are surely scored to the end; None: all."""
+    num_resamples: int = 200
+    seed: int = 0
+    """Names the bootstrap's draws."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What scoring gave."""
+
+    table: pd.DataFrame
+    """A row an operator, least score first; see `score_operators`."""
+    original: torch.Tensor
+    """Latents of the untouched model (N, ...) on the CPU."""
+    rank_correlation: float | None
+    """Spearman's, of the scores from one set with those from another, the mean over pairs of sets, of the
+    operators that were scored to the end."""
+    num_rows: int
+    """Rows of noise that were denoised for the operators, N an operator without early stop."""
+
+
+@torch.no_grad()
+def score_operators(
+    unet: nn.Module,
+    denoise: Denoise,
+    operators: Sequence[Operator],
+    stand_ins: Mapping[str, StandIn],
+    noise: torch.Tensor,
+    scoring: Scoring = Scoring(),
+    store: LatentStore | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """Score every operator, replacing one at a time.
+
+    Several operators share a batch: each owns a slice of it, on which its replacement works. The batch
+    repeats the same noise for every slice.
+
+    Args:
+        unet: The denoiser that `denoise` uses, in evaluation mode. Its convolutions are channels-last after.
+        denoise: The whole denoising process.
+        operators: From `find_operators`.
+        stand_ins: From `make_stand_ins`.
+        noise: (N, ...), N >= 2, the starting points of the set of latents; row i is item i.
+        scoring: How.
+        store: Where latents are kept, and where those of an interrupted call are found.
+        report: Called with the number of rows done, of N times the number of operators.
+
+    Returns:
+        The table has the columns operator, kind, replacement, parent, num_calls, avg_dist, std_dist,
+        score, score_low, score_high (95 % bootstrap interval), num_latents (that these come from) and
+        stopped_early.
+
+    Raises:
+        ModelError: The same noise gives other latents the next time, or in another batch, or the untouched
+            model's are not finite.
+    """
+    store = store or LatentStore()
+    order = _order(len(noise), scoring)
+    noise, denoise = _channels_last(unet, noise[order]), _of_items(denoise, order)
+    _check_denoise(denoise, noise)
+    _denoise_original(denoise, noise, scoring.rows_per_batch, store)
+    original = finite(store.get(ORIGINAL), ORIGINALS, MEND)
+    running, num_done = list(operators), sum(store.count(operator.name) for operator in operators)
+    num_wanted = math.ceil((scoring.early_stop or 1.0) * len(operators))
+    for end in _rungs(len(noise), scoring.early_stop):
+        for group, items in _work(running, end, scoring.rows_per_batch, store):
+            replaced = [(operator, stand_ins[operator.name]) for operator in group]
+            _denoise_group(unet, denoise, replaced, noise, items, store)
+            num_done += len(group) * len(items)
+            report(num_done)
+        if end < len(noise):
+            running = _still_running(running, num_wanted, original[:end], scoring, store)
+    if num_done < len(operators) * len(noise):
+        report(len(operators) * len(noise))
+    return _scores(operators, original, order.argsort(), scoring, store)
+
+
+def _order(num: int, scoring: Scoring) -> torch.Tensor:
+    """Which item is looked at when, (num,) int64.
+
+    Where operators are compared after a part of the items, that part has to stand for all: it is drawn, the
+    same of every set, as items go through prompts or classes in their order.
+    """
+    items = torch.arange(num)
+    if scoring.early_stop is None:
+        return items
+    place = torch.randperm(num, generator=generator(0, "score order"))
+    return place[items // scoring.num_sets].argsort(stable=True)
+
+
+def _of_items(denoise: Denoise, order: torch.Tensor) -> Denoise:
+    """The same, called with places in an order instead of items."""
+    items = order.tolist()
+    return lambda noise, places: denoise(noise, [items[place] for place in places])
+
+
+def _channels_last(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
+    """Lay out 2-D convolutions and noise the way that kernels are fastest in; values stay as they are."""
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return noise.contiguous(memory_format=torch.channels_last) if noise.ndim == 4 else noise
+
+
+def _check_denoise(denoise: Denoise, noise: torch.Tensor) -> None:
+    """Refuse what would make scores of noise: chance between two calls, or between rows of a batch."""
+    first, again = (denoise(noise[:2], range(2)) for _ in range(2))
+    alone = denoise(noise[:1], range(1))
+    finite(first, ORIGINALS, MEND)
+    scale = float(first.std())
+    change, mixing = float((first - again).abs().max()), float((first[:1] - alone).abs().max())
+    if change > 1e-4 * scale:
+        raise ModelError(
+            f"score: the same noise gives other latents the next time (by {change:.2g}, their standard "
+            f"deviation is {scale:.2g}); put it into evaluation mode, and draw the noise of steps by item"
+        )
+    if mixing > 1e-2 * scale:
+        raise ModelError(
+            f"score: a latent depends on the others of its batch (by {mixing:.2g}, their standard deviation "
+            f"is {scale:.2g}); put the model into evaluation mode, or use norms that do not look across it"
+        )
+
+
+def _denoise_original(denoise: Denoise, noise: torch.Tensor, rows: int, store: LatentStore) -> None:
+    for items in _chunks(store.count(ORIGINAL), len(noise), rows):
+        store.append(ORIGINAL, denoise(noise[items.start : items.stop], items))
+
+
+def _rungs(num_latents: int, early_stop: float | None) -> list[int]:
+    """After how many latents to look which operators are out, the last being all of them."""
+    if early_stop is None:
+        return [num_latents]
+    return sorted({min(num_latents, max(MIN_RUNG, num_latents // part)) for part in RUNGS})
+
+
+def _chunks(start: int, end: int, size: int) -> Iterator[range]:
+    for first in range(start, end, size):
+        yield range(first, min(first + size, end))
+
+
+def _work(
+    operators: Sequence[Operator], end: int, rows: int, store: LatentStore
+) -> Iterator[tuple[list[Operator], range]]:
+    """Operators to examine together, and the items to do it on, until each has `end` latents."""
+    starts = sorted({store.count(operator.name) for operator in operators})
+    for start in starts:
+        behind = [operator for operator in operators if store.count(operator.name) == start]
+        for items in _chunks(start, end, rows):
+            together = [operator for operator in behind if operator.batched]
+            size = max(1, rows // len(items))
+            for group in _chunks(0, len(together), size):
+                yield together[group.start : group.stop], items
+            for operator in behind:
+                if not operator.batched:
+                    yield [operator], items
+
+
+def _denoise_group(
+    unet: nn.Module,
+    denoise: Denoise,
+    group: Sequence[tuple[Operator, StandIn]],
+    noise: torch.Tensor,
+    items: range,
+    store: LatentStore,
+) -> None:
+    """Latents of each operator's absence for these items, into the store."""
+    rows = noise[items.start : items.stop]
+    if len(group) == 1:
+        ((operator, stand_in),) = group
+        with standing_in(unet, {operator.name: stand_in}):
+            store.append(operator.name, denoise(rows, items))
+        return
+    with _replaced_on_slices(unet, group, len(items)):
+        latents = denoise(torch.cat([rows] * len(group)), list(items) * len(group))
+    for (operator, _), part in zip(group, latents.chunk(len(group)), strict=True):
+        store.append(operator.name, part)
+
+
+@contextmanager
+def _replaced_on_slices(
+    unet: nn.Module, group: Sequence[tuple[Operator, StandIn]], num_items: int
+) -> Iterator[None]:
+    """Operator i of the group is replaced on slice i of the batch alone."""
+    places = {operator.name: (i, stand_in) for i, (operator, stand_in) in enumerate(group)}
+
+    def slices(tensor: torch.Tensor) -> torch.Tensor:
+        # Guidance stacks copies of the whole batch: rows are (copies, operators, items).
+        rows: torch.Tensor = tensor.unflatten(0, (-1, len(group), num_items))
+        return rows
+
+    def replace(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        place, stand_in = places[name]
+        given = input_of(stand_in.argument, args, kwargs)
+        made = output[0] if isinstance(output, tuple) else output
+        if made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+            made = made.clone()  # others may still read what was given
+        part = stand_in.replace(slices(given)[:, place].flatten(0, 1), output_size(args, kwargs))
+        slices(made)[:, place] = part.unflatten(0, (-1, num_items))
+        return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    with hooked({name: unet.get_submodule(name) for name in places}, replace):
+        yield
+
+
+def _still_running(
+    running: Sequence[Operator],
+    num_wanted: int,
+    original: torch.Tensor,
+    scoring: Scoring,
+    store: LatentStore,
+) -> list[Operator]:
+    """Those that may be among the lowest `num_wanted`: that are in at least one resampled set."""
+    bootstrap = Bootstrap(original, scoring.num_resamples, scoring.seed)
+    latents = [store.get(operator.name)[: len(original)] for operator in running]
+    draws = torch.stack([bootstrap.draws(scoring.formula, each) for each in latents])  # (O, R)
+    ceilings = draws.kthvalue(min(num_wanted, len(running)), dim=0).values  # (R,)
+    among = (draws <= ceilings).any(dim=1).tolist()
+    return [operator for operator, may_be in zip(running, among, strict=True) if may_be]
+
+
+def _scores(
+    operators: Sequence[Operator],
+    original: torch.Tensor,
+    place_of: torch.Tensor,
+    scoring: Scoring,
+    store: LatentStore,
+) -> Scores:
+    """Scores of latents in the order that they were looked at; `place_of` (N,) says where an item is."""
+    bootstraps: dict[int, Bootstrap] = {}
+    rows, by_set, num_rows = [], [], 0
+    first, original = original, original[place_of]
+    for operator in operators:
+        latents = store.get(operator.name)
+        num = len(latents)
+        whole = num == len(original)
+        untouched, latents = (original, latents[place_of]) if whole else (first[:num], latents)
+        if num not in bootstraps:
+            bootstraps[num] = Bootstrap(untouched, scoring.num_resamples, scoring.seed)
+        rows.append(_row(operator, untouched, latents, bootstraps[num], scoring.formula))
+        rows[-1]["stopped_early"] = not whole
+        num_rows += num
+        if whole:
+            sets = range(scoring.num_sets)
+            step = scoring.num_sets
+            by_set.append([score(scoring.formula, original[i::step], latents[i::step]) for i in sets])
+    table = pd.DataFrame(rows).sort_values(["score", "operator"], ignore_index=True)
+    return Scores(table, original, _rank_correlation(by_set), num_rows)
+
+
+def _row(
+    operator: Operator, original: torch.Tensor, latents: torch.Tensor, bootstrap: Bootstrap, formula: Formula
+) -> dict[str, Any]:
+    avg_dist, std_dist = distances(original, latents)
+    low, high = bootstrap.interval(formula, latents)
+    return {
+        "operator": operator.name,
+        "kind": operator.kind,
+        "replacement": operator.replacement.name,
+        "parent": operator.parent,
+        "num_calls": operator.num_calls,
+        "avg_dist": avg_dist,
+        "std_dist": std_dist,
+        "score": score(formula, original, latents),
+        "score_low": low,
+        "score_high": high,
+        "num_latents": len(latents),
+    }
+
+
+def _rank_correlation(by_set: Sequence[Sequence[float]]) -> float | None:
+    """Mean Spearman correlation between the sets' scores; None where there is none."""
+    if len(by_set) < 3 or len(by_set[0]) < 2:
+        return None
+    columns = list(zip(*by_set, strict=True))
+    if any(len(set(column)) < 2 for column in columns):
+        return None  # without differences there is no order
+    pairs = [float(spearmanr(first, second).statistic) for first, second in combinations(columns, 2)]
+    return sum(pairs) / len(pairs)

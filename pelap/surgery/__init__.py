@@ -1,0 +1,1 @@
+"""Cutting operators out of a network: which there are, what replaces them, plans, and their application."""

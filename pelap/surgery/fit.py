@@ -1,0 +1,138 @@
+"""Least-squares starts of replacements: what comes closest to the operator on the activations that it sees.
+
+Closed form, from sums over every call of a denoising run, in double precision.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pelap.core.rng import generator
+from pelap.surgery.operators import Operator, Start, hooked
+from pelap.surgery.replacements import (
+    AvgPool,
+    Nearest,
+    Projection,
+    ScaleShift,
+    StandIn,
+    build_stand_in,
+    input_of,
+)
+
+Fittable = Projection | ScaleShift
+
+
+def make_stand_ins(
+    unet: nn.Module,
+    operators: Sequence[Operator],
+    run: Callable[[], object],
+    start: Start = "fitted",
+    seed: int = 0,
+) -> dict[str, StandIn]:
+    """The replacement of every operator, by its name, ready for `score_operators` and `apply_plan`.
+
+    Args:
+        unet: The denoiser.
+        operators: From `find_operators` with the same `start`.
+        run: Runs the denoiser on what it usually sees; called at most once.
+        start: ``fitted`` by least squares, ``random``, or ``parameter_free``: nothing to start.
+        seed: Names the random start.
+    """
+    stand_ins = {}
+    for operator in operators:
+        module = unet.get_submodule(operator.name)
+        stand_ins[operator.name] = build_stand_in(operator.replacement, module, operator.name, unet)
+    fittable = {name: part for name, part in stand_ins.items() if _fittable(part) is not None}
+    if start == "random":
+        for name, stand_in in fittable.items():
+            _start_at_random(stand_in, generator(seed, f"stand-in {name}"))
+    elif fittable:
+        _fit(unet, fittable, run)
+    return stand_ins
+
+
+def _fittable(stand_in: StandIn) -> Fittable | None:
+    return next((step for step in stand_in.steps if isinstance(step, Fittable)), None)
+
+
+def _start_at_random(stand_in: StandIn, stream: torch.Generator) -> None:
+    """Normal weights that keep the variance; no bias."""
+    step = _fittable(stand_in)
+    assert step is not None
+    weight, bias = _parameters(step)
+    with torch.no_grad():
+        fan_in = weight[0].numel() if isinstance(step, Projection) else 1
+        weight.copy_(torch.randn(weight.shape, generator=stream) / fan_in**0.5)
+        bias.zero_()
+
+
+def _parameters(step: Fittable) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(step, ScaleShift):
+        return step.scale, step.shift
+    assert step.linear.bias is not None
+    return step.linear.weight, step.linear.bias
+
+
+def _fit(unet: nn.Module, stand_ins: dict[str, StandIn], run: Callable[[], object]) -> None:
+    sums = {name: _Sums(stand_in) for name, stand_in in stand_ins.items()}
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        x = input_of(stand_ins[name].argument, args, kwargs)
+        sums[name].add(x, output[0] if isinstance(output, tuple) else output)
+
+    with hooked({name: unet.get_submodule(name) for name in stand_ins}, record), torch.no_grad():
+        run()
+        for name in stand_ins:
+            sums[name].solve()
+
+
+class _Sums:
+    """Normal equations of y = W x + b, or of y = w x + b for each channel by itself."""
+
+    def __init__(self, stand_in: StandIn) -> None:
+        step = _fittable(stand_in)
+        assert step is not None
+        self.step: Fittable = step
+        self.before = [s for s in stand_in.steps if isinstance(s, AvgPool)]
+        self.after = [s for s in stand_in.steps if isinstance(s, Nearest)]
+        self.gram: torch.Tensor | float = 0.0
+        self.cross: torch.Tensor | float = 0.0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        for pool in self.before:
+            x = pool(x)
+        for repeat in self.after:
+            x = repeat(x, y.shape[-2:])
+        rows, targets = self._rows(x), self._rows(y)
+        ones = torch.ones_like(rows[:, :1])
+        if isinstance(self.step, Projection):
+            design = torch.cat([rows, ones], dim=1)  # (R, C + 1)
+            self.gram = self.gram + design.T @ design
+            self.cross = self.cross + design.T @ targets  # (C + 1, C')
+        else:
+            design = torch.stack([rows, ones.expand_as(rows)])  # (2, R, C)
+            self.gram = self.gram + torch.einsum("irc,jrc->cij", design, design)
+            self.cross = self.cross + torch.einsum("irc,rc->ci", design, targets).unsqueeze(-1)
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, C) in double precision."""
+        step = self.step
+        last = step.channels_last if isinstance(step, ScaleShift) else isinstance(step.linear, nn.Linear)
+        return (x if last else x.movedim(1, -1)).flatten(0, -2).double()
+
+    def solve(self) -> None:
+        """Write the least-norm solution into the step, which stays as it is if nothing finite was seen."""
+        if not isinstance(self.gram, torch.Tensor) or not isinstance(self.cross, torch.Tensor):
+            return
+        if not (self.gram.isfinite().all() and self.cross.isfinite().all()):
+            return
+        solution = torch.linalg.pinv(self.gram, hermitian=True) @ self.cross
+        weight, bias = _parameters(self.step)
+        if isinstance(self.step, Projection):
+            weight.copy_(solution[:-1].T.reshape(weight.shape))
+            bias.copy_(solution[-1])
+        else:
+            weight.copy_(solution[:, 0, 0])
+            bias.copy_(solution[:, 1, 0])

@@ -1,0 +1,331 @@
+"""Which building blocks of a denoiser can be removed: found by watching a real forward pass.
+
+An operator is a convolution, a linear layer, a normalisation, an activation, an attention layer, or a block
+made of them (LD-Pruner, section 2.1). It is offered if every one of its calls can be replaced, which is tried
+out: the replacement is put in, the network runs, and all shapes must be as before.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from pelap.core.errors import ModelError
+from pelap.surgery.replacements import (
+    Replacement,
+    StandIn,
+    argument_of,
+    build_stand_in,
+    input_of,
+    residual_steps,
+)
+
+KINDS: dict[str, str] = {
+    "Conv1d": "convolution",
+    "Conv2d": "convolution",
+    "ConvTranspose2d": "convolution",
+    "Linear": "linear",
+    "BatchNorm2d": "normalisation",
+    "GroupNorm": "normalisation",
+    "InstanceNorm2d": "normalisation",
+    "LayerNorm": "normalisation",
+    "RMSNorm": "normalisation",
+    "ApproximateGELU": "activation",
+    "ELU": "activation",
+    "GEGLU": "activation",
+    "GELU": "activation",
+    "Hardswish": "activation",
+    "LeakyReLU": "activation",
+    "Mish": "activation",
+    "PReLU": "activation",
+    "ReLU": "activation",
+    "SiLU": "activation",
+    "Softplus": "activation",
+    "SwiGLU": "activation",
+    "Tanh": "activation",
+    "Attention": "attention",
+    "MultiheadAttention": "attention",
+    "FeedForward": "feed_forward",
+    "LightBlock": "block",
+    "ResnetBlock2D": "residual_block",
+    "ResnetBlockCondNorm2D": "residual_block",
+    "BasicTransformerBlock": "transformer_block",
+    "Transformer2DModel": "transformer",
+    "Downsample2D": "downsampler",
+    "Upsample2D": "upsampler",
+}
+"""Kind of an operator by the name of its class or of a class that it extends: names, so that no model code
+is imported here."""
+
+KEPT = (
+    "conv_in",
+    "conv_out",
+    "pos_embed",
+    "proj_out",
+    "proj_out_1",
+    "proj_out_2",
+    "add_embedding",
+    "class_embedding",
+    "time_embed",
+    "time_embed_act",
+    "time_embedding",
+    "time_proj",
+)
+"""Never offered, by their names at the top: without these there is no input, no output or no time."""
+
+EMBEDDING = "Embed"
+"""Part of the name of every class that embeds time, labels or patches; nothing inside one is offered."""
+
+MISFITS = (AssertionError, AttributeError, LookupError, ModelError, RuntimeError, TypeError, ValueError)
+"""What a network raises that cannot do without an operator."""
+
+Norm = Literal["identity", "scale_shift"]
+Start = Literal["fitted", "random", "parameter_free"]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One candidate for removal."""
+
+    name: str
+    """As in ``unet.named_modules()``."""
+    kind: str
+    replacement: Replacement
+    """What stands in its place."""
+    parent: str | None
+    """The smallest operator that it lies in."""
+    num_calls: int = 1
+    """How often a forward pass calls it."""
+    input_shape: tuple[int, ...] = ()
+    """Of its first call."""
+    output_shape: tuple[int, ...] = ()
+    batched: bool = True
+    """Whether the rows of its tensors are the rows of the denoiser's batch, at every call."""
+
+
+class Call(NamedTuple):
+    """What one call of a module took and gave."""
+
+    input_shape: tuple[int, ...]
+    """Empty if it was not given a tensor first."""
+    output_shape: tuple[int, ...]
+    num_outputs: int
+    """0 for a bare tensor, else the length of the tuple."""
+
+
+def keep_inputs(unet: nn.Module) -> None:
+    """Let no activation write over its input, which others may read where the operator before it is gone."""
+    for module in unet.modules():
+        if getattr(module, "inplace", False) is True:
+            setattr(module, "inplace", False)  # noqa: B010  (a checked assignment wants a tensor or a module)
+
+
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Forward hooks ``hook(name, module, args, kwargs, output)`` on modules, taken off again."""
+    handles = [
+        module.register_forward_hook(partial(hook, name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace(unet: nn.Module, forward: Callable[[], object], names: Iterable[str]) -> dict[str, list[Call]]:
+    """Every call of the named submodules during ``forward()``; ``""`` is the network itself."""
+    calls: dict[str, list[Call]] = {name: [] for name in names}
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls[name].append(_call(module, args, kwargs, output))
+
+    with hooked({name: unet.get_submodule(name) for name in calls}, record), torch.no_grad():
+        forward()
+    return calls
+
+
+def _call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Call:
+    try:
+        given = tuple(input_of(argument_of(module), args, kwargs).shape)
+    except ModelError:
+        given = ()
+    first = output[0] if isinstance(output, tuple) and output else output
+    made = tuple(first.shape) if isinstance(first, torch.Tensor) else ()
+    return Call(given, made, len(output) if isinstance(output, tuple) else 0)
+
+
+def find_operators(
+    unet: nn.Module,
+    forward: Callable[[], object],
+    norm: Norm = "identity",
+    start: Start = "fitted",
+    keep: Collection[str] = KEPT,
+    kinds: Mapping[str, str] = KINDS,
+    only: Collection[str] | None = None,
+) -> list[Operator]:
+    """Every operator of `unet` that can be replaced, in the order of ``named_modules()``.
+
+    Args:
+        unet: The denoiser; see `keep_inputs` for what is changed in it.
+        forward: Runs it once on an input of the usual shape.
+        norm: What replaces a normalisation.
+        start: How projections start; ``parameter_free`` puts `Regroup` in their place.
+        keep: First parts of the names of modules that are not offered.
+        kinds: Which classes are operators, and of which kind; add your own blocks to `KINDS`.
+        only: Try these names alone, where a plan is to be completed.
+
+    Raises:
+        ModelError: There is none.
+    """
+    keep_inputs(unet)
+    found = {
+        name: kind for name, kind in _candidates(unet, keep, kinds).items() if only is None or name in only
+    }
+    calls = trace(unet, forward, ["", *found])
+    rows = _rows(calls.pop("")[0])
+    operators = []
+    for name, kind in found.items():
+        module = unet.get_submodule(name)
+        replacement = choose_replacement(kind, module, calls[name], norm, start)
+        if replacement is not None and _can_stand_in(unet, name, replacement, calls[name], forward):
+            first = calls[name][0]
+            operators.append(
+                Operator(
+                    name,
+                    kind,
+                    replacement,
+                    parent=None,
+                    num_calls=len(calls[name]),
+                    input_shape=first.input_shape,
+                    output_shape=first.output_shape,
+                    batched=all(_rows(call) == rows for call in calls[name]),
+                )
+            )
+    if not operators and only is None:
+        raise ModelError(f"{type(unet).__name__}: has no operator that can be replaced; see KINDS")
+    return _with_parents(operators)
+
+
+def _candidates(unet: nn.Module, keep: Collection[str], kinds: Mapping[str, str]) -> dict[str, str]:
+    """Kind by name of the modules that are operators, offered or not."""
+    embeddings = [name for name, module in unet.named_modules() if EMBEDDING in type(module).__name__]
+    found = {}
+    for name, module in unet.named_modules():
+        kind = next((kinds[c.__name__] for c in type(module).__mro__ if c.__name__ in kinds), None)
+        kept = name.split(".")[0] in keep or any(name == e or is_inside(name, e) for e in embeddings)
+        if name and kind is not None and not kept:
+            found[name] = kind
+    return found
+
+
+def _rows(call: Call) -> tuple[int, int]:
+    """Leading dimensions of what a call took and gave."""
+    given = call.input_shape[0] if call.input_shape else 0
+    # A network may wrap its output in an object of its own; then its input must do.
+    return given, call.output_shape[0] if call.output_shape else given
+
+
+def choose_replacement(
+    kind: str, module: nn.Module, calls: list[Call], norm: Norm, start: Start
+) -> Replacement | None:
+    """The cheapest thing that gives the shape of the first call; None if there is none (see the table)."""
+    if not calls or not calls[0].input_shape or not calls[0].output_shape:
+        return None
+    call = calls[0]
+    if residual_steps(module) is not None:
+        return Replacement("residual", num_outputs=call.num_outputs)
+    if call.input_shape == call.output_shape:
+        if kind == "normalisation" and norm == "scale_shift" and start != "parameter_free":
+            return scale_shift(module, call.input_shape)
+        return Replacement("identity", num_outputs=call.num_outputs)
+    replacement = _reshaping(kind, call, "regroup" if start == "parameter_free" else "projection")
+    return replacement if replacement is not None and _is_cheaper(replacement, module) else None
+
+
+def scale_shift(norm: nn.Module, shape: tuple[int, ...]) -> Replacement:
+    """A scale and a shift for each channel of what a normalisation of this shape works on."""
+    channels_first = any(c.__name__.startswith(("Group", "Batch", "Instance")) for c in type(norm).__mro__)
+    return Replacement("scale_shift", shape[1 if channels_first else -1], channels_last=not channels_first)
+
+
+def _reshaping(kind: str, call: Call, projection: str) -> Replacement | None:
+    """Pooling or repeating, and a change of channels; None where that is not how the shapes differ."""
+    given, made = call.input_shape, call.output_shape
+    is_map = len(given) == 4 and kind != "linear"
+    if len(given) != len(made) or len(given) < 2 or (kind == "convolution" and not is_map):
+        return None
+    if not is_map and given[:-1] != made[:-1]:
+        return None
+    lower, higher = is_map and made[2] < given[2], is_map and made[2] > given[2]
+    channels = (given[1], made[1]) if is_map else (given[-1], made[-1])
+    steps = ["avg_pool"] * lower + [projection] * (channels[0] != channels[1]) + ["nearest"] * higher
+    factor = -(-max(given[2], made[2]) // min(given[2], made[2])) if is_map else 1
+    if not steps:
+        return None
+    channels = channels if projection in steps else (0, 0)
+    return Replacement("+".join(steps), *channels, factor, not is_map, call.num_outputs)
+
+
+def _is_cheaper(replacement: Replacement, module: nn.Module) -> bool:
+    """A projection in place of a 1x1 convolution or a linear layer would change nothing but the weights."""
+    return _num_params(build_stand_in(replacement, module)) < max(_num_params(module), 1)
+
+
+def _num_params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _can_stand_in(
+    unet: nn.Module,
+    name: str,
+    replacement: Replacement,
+    calls: list[Call],
+    forward: Callable[[], object],
+) -> bool:
+    """Whether the network runs with the replacement, and the replacement gives the shapes of every call."""
+    stand_in = build_stand_in(replacement, unet.get_submodule(name), name, unet)
+    try:
+        with standing_in(unet, {name: stand_in}):
+            return trace(unet, forward, [name])[name] == calls
+    except MISFITS:
+        return False  # somebody looks into the operator, or the shapes do not fit further on
+
+
+@contextmanager
+def standing_in(unet: nn.Module, stand_ins: Mapping[str, StandIn]) -> Iterator[None]:
+    """Put modules in the places of operators for the length of the block."""
+    originals = {name: unet.get_submodule(name) for name in stand_ins}
+    try:
+        for name, stand_in in stand_ins.items():
+            put(unet, name, stand_in)
+        yield
+    finally:
+        for name, module in originals.items():
+            put(unet, name, module)
+
+
+def put(unet: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` the submodule called `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(unet.get_submodule(parent), child, module)
+
+
+def is_inside(name: str, other: str) -> bool:
+    """Whether operator `name` is a part of operator `other`."""
+    return name.startswith(f"{other}.")
+
+
+def _with_parents(operators: list[Operator]) -> list[Operator]:
+    names = [operator.name for operator in operators]
+    return [dataclasses.replace(operator, parent=_parent(operator.name, names)) for operator in operators]
+
+
+def _parent(name: str, names: list[str]) -> str | None:
+    return max((other for other in names if is_inside(name, other)), key=len, default=None)

@@ -1,0 +1,158 @@
+"""A plan: which operators to remove, and what takes their place; data that a person can read and edit."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pelap.core import files
+from pelap.core.errors import PlanError
+from pelap.surgery.operators import Operator, is_inside, scale_shift
+from pelap.surgery.replacements import Replacement, replacement_from_json
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One operator to take out, and what takes its place."""
+
+    operator: str
+    kind: str = ""
+    replacement: Replacement | None = None
+    """None: what `find_operators` offers for it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of a plan."""
+        entry = {"operator": self.operator, "kind": self.kind}
+        return entry | (self.replacement.to_json() if self.replacement else {})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operators to remove, all at once; an operator inside a removed one is not listed."""
+
+    operators: tuple[Removal, ...]
+    target: dict[str, float] = field(default_factory=dict)
+    """What was asked for, as one entry."""
+    time_reduction: float = 0.0
+    """Share of the UNet's time that the removed operators took when they were scored, less that of the
+    replacements."""
+    num_params: int = 0
+    """Parameters removed, less those of the replacements."""
+    network: str = ""
+    """`fingerprint` of the network that it is for; empty: any."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "format": FORMAT,
+            "network": self.network,
+            "target": self.target,
+            "time_reduction": self.time_reduction,
+            "num_params": self.num_params,
+            "operators": [removal.to_json() for removal in self.operators],
+        }
+
+
+def fingerprint(unet: nn.Module) -> str:
+    """Class of a network and a digest of the names and shapes of its parameters, not of their values."""
+    shapes = {name: list(parameter.shape) for name, parameter in unet.named_parameters()}
+    return f"{type(unet).__name__}-{files.digest(shapes)}"
+
+
+def demand_network(plan: Plan, unet: nn.Module) -> None:
+    """Raise a `PlanError` if the plan was made for a network of another class or other shapes."""
+    if plan.network not in ("", fingerprint(unet)):
+        raise PlanError(
+            f"plan: was made for the network {plan.network}, this one is {fingerprint(unet)}; give the model "
+            'that it was made for, or drop its "network" to try it all the same'
+        )
+
+
+def plan_from_json(value: Any, source: str) -> Plan:
+    """Read a plan; only ``operators`` is needed, and its entries may be bare names.
+
+    Raises:
+        PlanError: It is not a plan.
+    """
+    entries = value.get("operators") if isinstance(value, Mapping) else None
+    if not isinstance(entries, list):
+        raise PlanError(f'{source}: not a pruning plan; expected an object with a list "operators"')
+    removals = tuple(_removal(entry, source) for entry in entries)
+    try:
+        return Plan(
+            removals,
+            dict(value.get("target", {})),
+            float(value.get("time_reduction", 0.0)),
+            int(value.get("num_params", 0)),
+            str(value.get("network", "")),
+        )
+    except (OverflowError, TypeError, ValueError) as error:
+        raise PlanError(f"{source}: target, time_reduction or num_params: {error}; drop that key") from None
+
+
+def _removal(entry: Any, source: str) -> Removal:
+    fields = {"operator": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, Mapping) or "operator" not in fields:
+        raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
+    texts = [fields["operator"], fields.get("kind", ""), fields.get("replacement", "")]
+    if not all(isinstance(text, str) for text in texts):
+        raise PlanError(f"{source}: operators: {entry!r}: names must be texts")
+    where = f"{source}: operators: {fields['operator']!r}"
+    replacement = replacement_from_json(fields, where) if "replacement" in fields else None
+    return Removal(texts[0], texts[1], replacement)
+
+
+def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) -> Plan:
+    """The plan with kinds, replacements and their numbers filled in, for this network.
+
+    Raises:
+        PlanError: It is another network's, or names something that cannot be replaced here.
+    """
+    demand_network(plan, unet)
+    offered = {operator.name: operator for operator in operators}
+    removals = []
+    for removal in plan.operators:
+        if removal.operator not in offered:
+            raise PlanError(
+                f"plan: {type(unet).__name__} has no operator {removal.operator!r} that can be replaced; the "
+                "plan belongs to another model, or correct this entry (scores.csv lists all names)"
+            )
+        operator = offered[removal.operator]
+        replacement = _completed(removal.replacement, operator, unet.get_submodule(operator.name))
+        removals.append(Removal(operator.name, operator.kind, replacement))
+    return dataclasses.replace(plan, operators=tuple(removals), network=fingerprint(unet))
+
+
+def _completed(wanted: Replacement | None, operator: Operator, module: nn.Module) -> Replacement:
+    possible = {operator.replacement.name: operator.replacement}
+    if operator.input_shape == operator.output_shape:
+        for name in ("identity", "residual"):
+            possible[name] = dataclasses.replace(operator.replacement, name=name)
+        if operator.kind == "normalisation":
+            possible["scale_shift"] = scale_shift(module, operator.input_shape)
+    for one, other in (("projection", "regroup"), ("regroup", "projection")):
+        if one in operator.replacement.steps:
+            swapped = operator.replacement.name.replace(one, other)
+            possible[swapped] = dataclasses.replace(operator.replacement, name=swapped)
+    if wanted is None:
+        return operator.replacement
+    if wanted.name not in possible and max(wanted.in_channels, wanted.factor) > 1:
+        return wanted  # somebody who gives the numbers knows what fits
+    if wanted.name not in possible:
+        raise PlanError(
+            f"plan: {operator.name}: cannot be replaced by {wanted.name}; use {' or '.join(possible)}"
+        )
+    return possible[wanted.name]
+
+
+def check_disjoint(names: Sequence[str]) -> None:
+    """Raise a `PlanError` where an operator is listed twice, or inside another one."""
+    for position, name in enumerate(names):
+        for other in (*names[:position], *names[position + 1 :]):
+            if name == other or is_inside(name, other):
+                how = "twice" if name == other else f"inside {other!r}, which goes as a whole"
+                raise PlanError(f"plan: {name!r} is listed {how}; drop one of the entries")

@@ -1,0 +1,596 @@
+"""The paper at full scale, at a size for tests: order, resumption, the clock, tables and the archive."""
+
+import json
+import math
+import signal
+import statistics
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from interruption import SAVE_EVERY
+from ruamel.yaml import YAML
+from tiny import LIGHT, ROOT, tiny_raw
+
+import pelap.stages.collapse
+import pelap.stages.evaluate
+import pelap.stages.train
+from pelap.cli import EXIT_UNFINISHED, main
+from pelap.commands import paper as runner
+from pelap.commands import paper_records
+from pelap.commands.paper_study import load_study
+from pelap.commands.time_limit import TimeIsUp, time_limit
+from pelap.config.load import load_params, read_yaml
+from pelap.core import files
+from pelap.core.errors import ConfigError, TrainingError
+from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
+from pelap.pipelines.model_io import load_model
+from pelap.report.figures.style import to_png
+from pelap.stages.context import Context
+from pelap.training.trainer import Trainer
+from workflow.studies.paper import tables as report
+from workflow.studies.paper.results import lambdas
+
+QUICK: dict[str, Any] = {
+    **LIGHT,
+    "evaluate__latency_repeats": None,
+    "evaluate__only_frechet": True,
+    "evaluate__dense_steps": [],
+    "evaluate__num_images": 6,
+    "evaluate__num_reference": 12,
+    "download__image_size": 16,
+    "train__epochs": 1,
+    "train__steps_per_epoch": 4,
+    "train__at_once": 1,
+    "train__preview": {"kind": "ddim", "steps": 2},
+}
+PARTS: dict[str, Any] = {
+    "pelap-a": {
+        "preset": "tiny.yaml",
+        "stages": ["train", "collapse", "evaluate"],
+        "variants": ["baseline", "pelap"],
+        "set": {"evaluate.models": "variants", "train.log_every": 1},
+    },
+    "ablation": {"preset": "lambdas.yaml", "stages": ["train", "collapse"]},
+}
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    with path.open("w") as file:
+        YAML().dump(value, file)
+
+
+def write_study(folder: Path, **changes: Any) -> Path:
+    """A study of two quick parts in an own folder, with the two presets that it names."""
+    folder.mkdir(exist_ok=True)
+    write_yaml(folder / "tiny.yaml", tiny_raw(**QUICK))
+    two = {f"pelap-{name}": {"strength": "seed", "penalty": name / 100} for name in (1, 5)}
+    write_yaml(folder / "lambdas.yaml", tiny_raw(**QUICK, variants=two, score__variant="pelap-1"))
+    study = {"dataset": "photos", "seeds": [0, 1], "budget": "tiny", "parts": PARTS} | changes
+    write_yaml(folder / "study.yaml", study)
+    return folder / "study.yaml"
+
+
+def run(study: Path, root: Path, *options: str, data: Path | None = None) -> int:
+    place = str(data or root.parent / "data")
+    argv = ["paper", "--study", str(study), "--root", str(root), "--data", place, "--device", "cpu"]
+    return main([*argv, *options])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a study that ran to its end in one command."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(write_study(folder), folder / "root") == 0
+    return folder / "root"
+
+
+def watch(patch: pytest.MonkeyPatch) -> list[str]:
+    """What is run from now on: part, seed and stage, of `train` with its variants."""
+    calls: list[str] = []
+
+    def watched(stage: str, original: Any) -> Any:
+        def noted(context: Context) -> None:
+            seed, part = context.paths.root.name, context.paths.root.parent.name
+            variants = f" {','.join(context.params.variants)}" if stage == "train" else ""
+            calls.append(f"{part} {seed} {stage}{variants}")
+            original(context)
+
+        return noted
+
+    for stage in ("train", "collapse", "evaluate"):
+        module = getattr(pelap.stages, stage)
+        patch.setattr(module, "run", watched(stage, module.run))
+    return calls
+
+
+def quick_stages(patch: pytest.MonkeyPatch) -> list[str]:
+    """As `watch`, with stages that do nothing."""
+    for stage in ("train", "collapse", "evaluate"):
+        patch.setattr(getattr(pelap.stages, stage), "run", lambda context: None)
+    patch.setattr(runner, "write_results", lambda paths, study: None)
+    patch.setattr(runner.download, "run", lambda context: None)
+    return watch(patch)
+
+
+EVERY_STAGE = [
+    "pelap-a seed0 train baseline,pelap",
+    "pelap-a seed0 collapse",
+    "pelap-a seed0 evaluate",
+    "ablation seed0 train pelap-1,pelap-5",
+    "ablation seed0 collapse",
+    "pelap-a seed1 train baseline,pelap",
+    "pelap-a seed1 collapse",
+    "pelap-a seed1 evaluate",
+    "ablation seed1 train pelap-1,pelap-5",
+    "ablation seed1 collapse",
+]
+
+
+def test_the_first_seed_of_every_part_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = quick_stages(monkeypatch)
+    assert run(write_study(tmp_path), tmp_path / "root") == 0
+    assert calls == EVERY_STAGE
+
+
+def test_other_pictures_are_another_study(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    before = load_study(write_study(folder)).cells[0]
+    raw = read_yaml(folder / "tiny.yaml")
+    raw["download"]["photos"]["min_crop"] += 1
+    write_yaml(folder / "tiny.yaml", raw)
+    write_yaml(folder / "lambdas.yaml", {**read_yaml(folder / "lambdas.yaml"), "download": raw["download"]})
+    after = load_study(folder / "study.yaml").cells[0]
+    assert all(before.digest(stage) != after.digest(stage) for stage in before.stages)
+
+
+def test_other_pictures_in_the_same_place_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, packed = quick_stages(monkeypatch), packed_dataset(tmp_path / "data", "photos")
+    study, contents = write_study(tmp_path), iter([b"one", b"one", b"other"])
+    packed.parent.mkdir()
+    monkeypatch.setattr(runner.download, "is_packed", lambda params, data: False)
+    monkeypatch.setattr(runner.download, "run", lambda context: packed.write_bytes(next(contents)))
+    for expected in (EVERY_STAGE, [], EVERY_STAGE):
+        calls.clear()
+        assert run(study, tmp_path / "root") == 0
+        assert calls == expected
+
+
+def test_finished_stages_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = quick_stages(monkeypatch)
+    study = write_study(tmp_path)
+    assert run(study, tmp_path / "root") == 0
+    calls.clear()
+    assert run(study, tmp_path / "root") == 0
+    assert calls == []
+
+
+def test_stages_of_other_code_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = quick_stages(monkeypatch)
+    study, root = write_study(tmp_path), tmp_path / "root"
+    assert run(study, root) == 0
+    assert run(study, root) == 0
+    assert "other code" not in capsys.readouterr().out
+    code = paper_records.stage_code
+    monkeypatch.setattr(paper_records, "stage_code", lambda stage: code(stage) + "0" * (stage == "train"))
+    calls.clear()
+    assert run(study, root) == 0
+    said = capsys.readouterr().out
+    assert "pelap-a seed 0: train; ablation seed 0: train; pelap-a seed 1: train" in said
+    assert calls == []
+
+
+def test_changed_parameters_run_again_what_reads_them_and_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = quick_stages(monkeypatch)
+    run(write_study(tmp_path), tmp_path / "root")
+    calls.clear()
+    stale = PaperPaths(tmp_path / "root").cell("photos", "pelap-a", 0).train("baseline").model
+    stale.mkdir(parents=True)
+    part = PARTS["pelap-a"]
+    changed = PARTS | {"pelap-a": part | {"set": part["set"] | {"evaluate.batch_size": 3}}}
+    assert run(write_study(tmp_path, parts=changed), tmp_path / "root") == 0
+    assert calls == ["pelap-a seed0 evaluate", "pelap-a seed1 evaluate"]
+    assert stale.is_dir()
+    calls.clear()
+    changed = PARTS | {"pelap-a": part | {"set": part["set"] | {"train.lr": 0.5}}}
+    assert run(write_study(tmp_path, parts=changed), tmp_path / "root") == 0
+    assert calls == [call for call in EVERY_STAGE if call.startswith("pelap-a")]
+    assert not stale.exists()
+
+
+def test_a_killed_stage_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = quick_stages(monkeypatch)
+
+    def killed(context: Context) -> None:
+        raise SystemExit
+
+    study = write_study(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(pelap.stages.collapse, "run", killed)
+        run(study, tmp_path / "root")
+    calls.clear()
+    assert run(study, tmp_path / "root") == 0
+    assert calls == EVERY_STAGE[1:]
+
+
+def test_a_failure_ends_its_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick_stages(monkeypatch)
+
+    def fail(context: Context) -> None:
+        if context.params.seed == 0 and "pelap-1" in context.params.variants:
+            raise TrainingError("the loss is not finite; lower lr")
+
+    monkeypatch.setattr(pelap.stages.train, "run", fail)
+    calls = watch(monkeypatch)
+    assert run(write_study(tmp_path), tmp_path / "root") == 2
+    assert calls == [call for call in EVERY_STAGE if call != "ablation seed0 collapse"]
+    error = capsys.readouterr().err
+    assert "failed: ablation seed 0: train: the loss is not finite; lower lr\n" in error
+    assert error.splitlines()[-1] == (
+        "pelap: error: ablation seed 0: train: the loss is not finite; lower lr; "
+        "all that does not need it is done"
+    )
+
+
+def test_time_is_up_in_the_middle_and_the_same_comes_out(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the second variant's training, then in an evaluation; the first variant is not trained again."""
+    root, study, data = tmp_path / "root", write_study(tmp_path, seeds=[0]), whole.parent / "data"
+    monkeypatch.setattr(SAVE_EVERY, -1.0)
+    taken: list[str] = []
+    step = Trainer._step
+
+    def cut(self: Trainer, *args: Any) -> Any:
+        taken.append(f"{self.label} {self.progress.step}")
+        if taken.count("train pelap 3") == 1 and taken[-1] == "train pelap 3":
+            raise TimeIsUp
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", cut)
+    assert run(study, root, data=data) == EXIT_UNFINISHED
+    out, err = capsys.readouterr()
+    assert "the time is up" in err
+    assert "0 of 5 stages finished" in out
+    assert "left: pelap-a seed 0 (train, collapse, evaluate), ablation seed 0 (train, collapse)\n" in out
+    assert out.splitlines()[-1] == "run the same command again"
+    assert PaperPaths(root).archive.is_file()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pelap.stages.evaluate, "_figures", lambda *args: (_ for _ in ()).throw(TimeIsUp))
+        assert run(study, root, data=data) == EXIT_UNFINISHED
+    assert taken.count("train baseline 0") == 1
+    assert taken.count("train pelap 2") == 1
+    assert taken.count("train pelap 3") == 2
+    assert "2 of 5 stages finished" in capsys.readouterr().out
+
+    assert run(study, root, data=data) == 0
+    assert "5 of 5 stages finished" in capsys.readouterr().out
+    assert numbers(root) == numbers(whole)
+    record = files.read_json(PaperPaths(root).cell("photos", "pelap-a", 0).record("evaluate"))
+    assert (record["cut_off"], record["finished"]) == (1, True)
+
+
+def numbers(root: Path) -> list[tuple[Any, ...]]:
+    """All values of the first seed but times."""
+    cells = files.read_csv(PaperPaths(root).cells)
+    cells = cells[cells["seed"] == 0]
+    timed = cells["metric"].str.startswith("seconds_")
+    kept = cells[~timed].fillna(-1.0)
+    assert len(kept) > 50
+    return list(kept.itertuples(index=False, name=None))
+
+
+def test_a_stage_that_never_gets_done_in_time_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick_stages(monkeypatch)
+
+    def endless(context: Context) -> None:
+        raise TimeIsUp
+
+    monkeypatch.setattr(pelap.stages.collapse, "run", endless)
+    study = write_study(tmp_path)
+    assert run(study, tmp_path / "root") == EXIT_UNFINISHED
+    assert "starts anew each time" not in capsys.readouterr().err
+    assert run(study, tmp_path / "root") == EXIT_UNFINISHED
+    line = "pelap-a seed 0: collapse was cut off 2 times and starts anew each time; raise --minutes\n"
+    assert line in capsys.readouterr().err
+
+
+def test_the_clock_ends_the_work_and_is_then_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_stages(monkeypatch)
+
+    def slow(context: Context) -> None:
+        time.sleep(60)
+
+    monkeypatch.setattr(pelap.stages.train, "run", slow)
+    handler = signal.getsignal(signal.SIGALRM)
+    # The reserve for the tables is a share of so short a time, which starts with the command.
+    assert run(write_study(tmp_path), tmp_path / "root", "--minutes", "0.03") == EXIT_UNFINISHED
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_a_swallowed_end_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pelap.commands.time_limit.AGAIN_SECONDS", 0.05)
+    swallowed = 0
+    with pytest.raises(TimeIsUp), time_limit(0.05):
+        try:
+            time.sleep(60)
+        except TimeIsUp:
+            swallowed += 1
+        time.sleep(60)
+    assert swallowed == 1
+
+
+def test_no_minutes_are_for_the_tables_alone(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = watch(monkeypatch)
+    PaperPaths(whole).table.unlink()
+    assert run(whole.parent / "study.yaml", whole, "--minutes", "0") == 0
+    assert calls == []
+    assert PaperPaths(whole).table.is_file()
+
+
+def test_table_has_mean_deviation_and_number_of_the_runs(whole: Path) -> None:
+    paths = PaperPaths(whole)
+    table = files.read_csv(paths.table)
+    assert list(table.columns) == report.TABLE_COLUMNS
+    runs = [paths.cell("photos", "pelap-a", seed) for seed in (0, 1)]
+    found = [files.read_csv(run.collapse_table).set_index("variant")["recon_mse"]["pelap"] for run in runs]
+    row = row_of(table, "pelap-a", "pelap", "recon_mse")
+    assert row["mean"] == pytest.approx(statistics.mean(found))
+    assert row["sd"] == pytest.approx(statistics.stdev(found))
+    assert (row["n"], row["dataset"]) == (2, "photos")
+    samples = [files.read_metrics(run.metrics)["baseline"]["fd_effnet_lite0"] for run in runs]
+    row = row_of(table, "pelap-a", "baseline", "fd_effnet_lite0")
+    assert row["mean"] == pytest.approx(statistics.mean(value for value in samples if value is not None))
+    seconds = [files.read_json(run.record("train"))["seconds"] for run in runs]
+    row = row_of(table, "pelap-a", report.ALL_MODELS, "seconds_train")
+    assert row["mean"] == pytest.approx(statistics.mean(seconds))
+    assert min(seconds) > 0
+
+
+def row_of(table: pd.DataFrame, part: str, model: str, metric: str) -> Any:
+    keys = (table["part"] == part) & (table["model"] == model) & (table["metric"] == metric)
+    return table[keys].iloc[0]
+
+
+def test_the_papers_figures_stand_beside_their_part_alone(whole: Path) -> None:
+    table = files.read_csv(PaperPaths(whole).table)
+    beside = table.dropna(subset=["paper"])
+    assert {(row.model, row.metric): str(row.paper) for row in beside.itertuples()} == {
+        ("baseline", "diffusion_loss"): "0.0240",
+        ("baseline", "recon_mse"): "24.67",
+        ("pelap", "mean_mask"): "near 0",
+        ("pelap", "diffusion_loss"): "0.0236",
+        ("pelap", "recon_mse"): "22.59",
+        ("pelap", "predictor_params"): "292",
+    }
+    assert set(beside["part"]) == {"pelap-a"}
+    assert row_of(table, "pelap-a", "pelap", "predictor_params")["mean"] == 292  # 4 latent channels
+
+
+def test_every_number_says_its_budget_and_data_set(whole: Path) -> None:
+    table = files.read_csv(PaperPaths(whole).table)
+    assert set(table["dataset"]) == {"photos"}
+    assert table["budget"].str.startswith("tiny, 1 epochs of 4 batches of 32, ").all()
+    page = PaperPaths(whole).page.read_text()
+    assert "## ablation on photos\n\nBudget: tiny, 1 epochs of 4 batches of 32, " in page
+    assert "## Beside the paper's own figures" in page
+    protocol = files.read_json(PaperPaths(whole).protocol)
+    assert (protocol["finished"], protocol["stages"]) == (10, 10)
+    for row in protocol["ran"]:
+        assert {"seconds", "device", "versions", "precision", "dataset", "seed"} <= set(row)
+    train = [row["seconds"] for row in protocol["ran"] if row["seed"] == 1]
+    assert protocol["seconds_by_seed"]["photos seed 1"] == pytest.approx(sum(train))
+    precisions = {(row["stage"], row["precision"]) for row in protocol["ran"]}
+    assert precisions == {("train", "fp32"), ("collapse", None), ("evaluate", "fp32")}
+
+
+def test_a_run_holds_the_parameters_to_repeat_a_stage(whole: Path) -> None:
+    run = PaperPaths(whole).cell("photos", "pelap-a", 1)
+    for stage in ("train", "collapse", "evaluate"):
+        params = load_params(run.params, stage)
+        assert (params.seed, list(params.variants)) == (1, ["baseline", "pelap"])
+    assert load_params(run.params, "train").train.log_every == 1
+    assert load_model(run.train("pelap").model).info.seed == 1
+
+
+def test_archive_has_small_files_and_no_model(whole: Path) -> None:
+    paths = PaperPaths(whole)
+    with tarfile.open(paths.archive) as archive:
+        names = archive.getnames()
+        table = archive.extractfile("paper/table.csv")
+        assert table is not None
+        assert table.read() == paths.table.read_bytes()
+    assert {Path(name).suffix for name in names} == {".csv", ".json", ".png", ".md", ".yaml"}
+    assert not [name for name in names if {"model", ".resume"} & set(Path(name).parts)]
+    for wanted in ("collapse/collapse.csv", "evaluate/metrics.json", "stages/train.json", "params.yaml",
+                   "train/baseline/history.csv"):  # fmt: skip
+        assert f"paper/photos/pelap-a/seed1/{wanted}" in names
+    pictures = [name for name in names if name.endswith("/evaluate/samples/pelap.png")]
+    assert pictures == ["paper/photos/pelap-a/seed0/evaluate/samples/pelap.png"]
+    assert "paper/figures/photos-ablation-lambda.png" in names
+    assert "paper/figures/photos-pelap-a-controls.png" in names
+
+
+def test_tables_of_an_unfinished_study_have_what_is_finished(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path)
+    assert run(study, tmp_path / "root", "--minutes", "0") == EXIT_UNFINISHED
+    assert "0 of 10 stages finished" in capsys.readouterr().out
+    assert len(files.read_csv(PaperPaths(tmp_path / "root").table)) == 0
+    # A seed more than there are runs of: what was there before still counts.
+    more = write_study(tmp_path / "more", seeds=[0, 1, 2])
+    assert run(more, whole, "--minutes", "0") == EXIT_UNFINISHED
+    assert "10 of 15 stages finished" in capsys.readouterr().out
+    assert set(files.read_csv(PaperPaths(whole).table)["n"]) == {2}
+
+
+def test_another_data_set_has_runs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_stages(monkeypatch)
+    study = write_study(tmp_path)
+    assert run(study, tmp_path / "root", "--dataset", "svhn") == 0
+    records = [file.relative_to(tmp_path / "root").parts[0] for file in tmp_path.glob("root/*/*/*/stages/*")]
+    assert set(records) == {"svhn"}
+
+
+PELAP_A = PARTS["pelap-a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, 1]}, "seeds: one is given twice"),
+        ({"seed": 1}, "seed: unknown key"),
+        ({"dataset": "nope"}, "'nope' is unknown"),
+        ({"parts": {"a": {"stages": ["train"]}}}, "parts.a.preset: missing"),
+        ({"parts": {"a": PELAP_A | {"preset": "no.yaml"}}}, "parts.a.preset: no file"),
+        ({"parts": {"a": PELAP_A | {"epochs": 3}}}, "parts.a.epochs: unknown key"),
+        ({"parts": {"a": PELAP_A | {"variants": ["best"]}}}, "the preset has no best; use some of baseline"),
+        ({"parts": {"a": PELAP_A | {"set": {"train.epoch": 3}}}}, "set.train.epoch: no stage"),
+        ({"parts": {"a": PELAP_A | {"set": {"score.formula": "avg"}}}}, "set.score.formula: no stage"),
+        ({"parts": {"a": PELAP_A | {"set": {"train.epochs": 0}}}}, "parts.a: train.epochs: "),
+        ({"parts": {"a": PELAP_A | {"set": {"seed": 3}}}}, "set.seed: all parts share it"),
+        ({"parts": {"a": PELAP_A | {"stages": ["download"]}}}, "parts.a.stages"),
+        ({"parts": {"a": PELAP_A | {"stages": ["collapse", "train"], "set": {}}}}, "order train, collapse"),
+        (
+            {"parts": {"a": PELAP_A | {"stages": ["train", "report"], "set": {}}}},
+            "report needs collapse, score",
+        ),
+        ({"parts": {"a": PELAP_A | {"set": {}}}}, "evaluate needs score, prune, distill too"),
+        (
+            {"parts": PARTS | {"b": PELAP_A | {"set": PELAP_A["set"] | {"download.image_size": 32}}}},
+            "parts.b: its section download makes other pictures",
+        ),
+    ],
+)
+def test_a_bad_study_is_found_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    assert run(write_study(tmp_path, **changes), tmp_path / "root") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"pelap: error: {tmp_path / 'study.yaml'}: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_data_set_that_cannot_be_had_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PELAP_DATA_DIR", raising=False)
+    assert run(write_study(tmp_path), tmp_path / "root", "--dataset", "cifar10-jpeg") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pelap: error: ")
+    assert "cifar10-jpeg" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("minutes", ["-1", "x", "inf", "nan"])
+def test_minutes_must_be_a_number(minutes: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["paper", "--minutes", minutes])
+
+
+def test_cell_texts() -> None:
+    assert report.cell(0.02361, 0.00012, 5) == "0.02361 ± 0.00012 (5)"
+    assert report.cell(22.59, math.nan, 1) == "22.59 (1)"
+    assert report.cell(820748.0, 0.0, 2) == "820,748 ± 0 (2)"
+
+
+def test_ablation_is_told_by_variants_that_differ_in_the_penalty_alone(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path))
+    assert lambdas(study.parts["ablation"]) == {"pelap-1": 0.01, "pelap-5": 0.05}
+    assert lambdas(study.parts["pelap-a"]) == {}
+
+
+def test_ablation_figure_of_one_run_and_of_several() -> None:
+    def values(seeds: int) -> pd.DataFrame:
+        rows = [
+            ("photos", "ablation", seed, model, metric, 0.1 + seed)
+            for seed in range(seeds)
+            for model in ("a", "b")
+            for _, _, metric in report.ABLATION_PANELS
+        ]
+        return pd.DataFrame(rows, columns=report.VALUE_COLUMNS)
+
+    for seeds in (1, 3):
+        figure = report.ablation_figure(values(seeds), {"a": 0.001, "b": 0.1})
+        assert [axis.get_xscale() for axis in figure.axes] == ["log"] * 4
+        to_png(figure)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-cpu"])
+def test_the_studies_are_what_they_say(name: str) -> None:
+    study = load_study(ROOT / "workflow" / f"{name}.yaml")
+    assert list(study.parts) == ["pelap-a", "ablation", "controls", "pruning"]
+    assert [cell.part for cell in study.cells[:4]] == list(study.parts)
+    paper, ablation = study.parts["pelap-a"].params, study.parts["ablation"]
+    assert list(paper.variants) == ["baseline", "pelap"]
+    assert paper.lambda_ == 0.01
+    assert list(lambdas(ablation).values()) == [0.001, 0.005, 0.01, 0.05, 0.1]
+    assert study.parts["pruning"].stages[-3:] == ("distill", "evaluate", "report")
+    if name == "paper":
+        assert study.dataset == "cifar10"
+        assert len({cell.seed for cell in study.cells}) == 5
+        assert (paper.train.epochs, ablation.params.train.epochs) == (100, 30)
+        assert study.parts["pruning"].params.evaluate.num_images >= 10_000
+
+
+def test_ablation_preset_is_the_papers_model_with_other_penalties() -> None:
+    raw, paper = (read_yaml(ROOT / "presets" / f"{name}.yaml") for name in ("ablation", "pelap-a"))
+    for section in ("lambda", "download", "vae", "unet", "diffusion", "collapse"):
+        assert raw[section] == paper[section], section
+    differing = {key for key in paper["train"] if raw["train"][key] != paper["train"][key]}
+    assert differing == {"epochs", "vae_epochs", "at_once"}
+
+
+STUDENTS = {"distilled": {"start": "pruned", "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 0.0}}
+
+
+@pytest.mark.slow
+def test_all_stages_of_a_part(tmp_path: Path) -> None:
+    part = {
+        "preset": "tiny.yaml",
+        "stages": ["train", "collapse", "score", "prune", "distill", "evaluate", "report"],
+        "variants": ["invariant"],
+    }
+    study, root = write_study(tmp_path, seeds=[0], parts={"pruning": part}), tmp_path / "root"
+    write_yaml(tmp_path / "tiny.yaml", tiny_raw(**QUICK, prune__num_params=500, distill__students=STUDENTS))
+    assert run(study, root) == 0
+    done = RunPaths(root / "photos" / "pruning" / "seed0")
+    assert done.report_page.is_file()
+    with tarfile.open(PaperPaths(root).archive) as archive:
+        names = archive.getnames()
+    assert "paper/photos/pruning/seed0/distill/result.json" in names
+    assert "paper/photos/pruning/seed0/report/overview.md" in names
+    assert "paper/figures/photos-pruning-models.png" in names
+    assert not [name for name in names if "models" in Path(name).parts]
+    table = files.read_csv(PaperPaths(root).table)
+    metrics = json.loads(done.metrics.read_text())
+    distance = row_of(table, "pruning", "distilled-500", "fd_effnet_lite0")["mean"]
+    assert distance == metrics["distilled-500"]["fd_effnet_lite0"]
+    assert row_of(table, "pruning", "invariant", "rank_correlation")["n"] == 1
+
+
+def test_study_errors_are_config_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_study(tmp_path / "list.yaml")

@@ -1,0 +1,501 @@
+"""Parameters are checked before anything else, and every offending key is named at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import ROOT, raw_params, tiny_raw
+
+from pelap.config import LightUNetParams, PelapVAEParams, VariantParams
+from pelap.config import load as config
+from pelap.config.load import (
+    STAGE_KEYS,
+    STAGES,
+    latent_problem,
+    load_params,
+    parse_params,
+    read_yaml,
+    select_keys,
+)
+from pelap.core.errors import ConfigError
+from pelap.datasets.photos import PHOTOGRAPHS
+from pelap.datasets.synthesis import RECIPES
+
+UNET = raw_params()["unet"]
+
+
+def _message(**overrides: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_params(raw_params(**overrides), "params.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=str)
+def test_shipped_parameters_are_valid(path: Path) -> None:
+    load_params(path)
+
+
+def test_default_lambda() -> None:
+    assert load_params(ROOT / "params.yaml").lambda_ == 0.001
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"trian": 3}, "trian: unknown key"),
+        ({"train__lrr": 3}, "train.lrr: unknown key"),
+        ({"train__lr": "fast"}, "train.lr: "),
+        ({"train__lr": -1.0}, "train.lr: input should be greater than 0 (it is -1.0)"),
+        ({"train__lr": float("inf")}, "train.lr: "),
+        ({"train__lr": float("nan")}, "train.lr: "),
+        ({"train__epochs": 2.5}, "train.epochs: "),
+        ({"train__epochs": True}, "train.epochs: "),
+        ({"seed": -1}, "seed: "),
+        ({"lambda": -0.1}, "lambda: "),
+        ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of photos, sounds, cifar10"),
+        ({"score__variant": "best"}, "score.variant: 'best' is not a variant; use one of baseline"),
+        ({"evaluate__sampler": {"kind": "ddim", "steps": 7}}, "evaluate.sampler.steps: 7 does not divide"),
+        ({"prune__num_params": 5}, "prune: give exactly one of"),
+        ({"prune__time_reduction": None}, "prune: give exactly one of"),
+        ({"unet": {"kind": "dit"}}, "unet: "),
+        ({"unet__channels": [30, 60, 60]}, "not a multiple of norm_num_groups"),
+        ({"variants__pelap__mask": "none"}, "variants.pelap.mask: unknown key"),
+        ({"variants__pelap__gate": "soft"}, "variants.pelap.gate: input should be 'none', 'sigmoid'"),
+        ({"variants__pelap__encoder_losses": ["kl"]}, "variants.pelap.encoder_losses.0: input should be"),
+        ({"variants": {}}, "variants: "),
+        ({"seed": 10**30}, "seed: "),
+        ({"lambda_": 0.1}, "lambda_: unknown key"),
+        ({"train__lr_min": 1.0}, "lr_min must not exceed lr"),
+        ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
+        (
+            {"download__image_size": 20},
+            "the UNet halves latents 2 times, but those of 20 pixels have a side of 5",
+        ),
+        ({"unet": {"kind": "light", "width": 8}}, "unet.light.stem: missing"),
+        ({"vae": {"kind": "autoencoder_kl", "source": ""}}, "vae.autoencoder_kl.source: "),
+        ({"train__steps_per_epoch": 0}, "train.steps_per_epoch: "),
+        ({"train__vae_epochs": 0}, "train.vae_epochs: "),
+        ({"collapse__scale_threshold": 1.0}, "collapse.scale_threshold: "),
+        ({"evaluate__num_reference": 8000}, "num_reference + num_images is 9500"),
+        ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
+    ],
+)
+def test_bad_value_is_named(overrides: dict[str, Any], expected: str) -> None:
+    assert expected in _message(**overrides)
+
+
+# --- variants ---------------------------------------------------------------------------------------
+
+TOPK = {"gate": "topk", "k": 2, "strength": "seed"}
+KL = {"kind": "autoencoder_kl", "source": "somewhere"}
+VARIANTS: list[tuple[dict[str, Any], str]] = [
+    # the gate and its channels
+    (TOPK | {"k": 5}, "k is 5, but there are 4 latent channels"),
+    (TOPK | {"k": 0}, "k: input should be greater than 0"),
+    ({"gate": "topk", "strength": "seed"}, "belongs to gate topk; give both or neither"),
+    ({"k": 2, "strength": "seed"}, "belongs to gate topk; give both or neither"),
+    ({"strength": "lambda", "mask_lr": 0.0}, "mask_lr: input should be greater than 0"),
+    # the penalty
+    (TOPK | {"strength": "lambda"}, "a sparsity penalty changes nothing; use strength seed"),
+    (TOPK | {"penalty": 0.1}, "a sparsity penalty changes nothing; use strength seed"),
+    ({"strength": "seed", "penalty": -0.1}, "penalty: input should be greater than or equal to 0"),
+    ({"strength": "lambda", "penalty": 0.1}, "penalty is for strength seed"),
+    ({"strength": "lambda", "schedule": "linear"}, "warmup_epochs above 0 belong together"),
+    ({"strength": "lambda", "warmup_epochs": 2}, "warmup_epochs above 0 belong together"),
+    ({"strength": "seed", "schedule": "cosine", "warmup_epochs": 2}, "there is no penalty to warm up"),
+    (
+        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 7},
+        "warmup_epochs: ends after start_epoch + warmup_epochs = 7 epochs, training after 6",
+    ),
+    (
+        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 3},
+        "warmup_epochs: ends after start_epoch + warmup_epochs = 7 epochs, training after 6",
+    ),
+    ({"strength": "lambda", "start_epoch": 6}, "start_epoch: 6 leaves none of the 6 train.epochs"),
+    # nothing to learn from
+    ({"strength": "lambda", "mask_losses": []}, "no loss is left to train the mask"),
+    ({"strength": "lambda", "mask_losses": ["diffusion"]}, "the penalty does not reach the mask"),
+    (
+        {"strength": "seed", "penalty": 1.0, "mask_losses": ["diffusion"]},
+        "the penalty does not reach the mask",
+    ),
+    (
+        {"strength": "seed", "adaptive": False, "normalise": "after_mask"},
+        "no loss is left to train the mask",
+    ),
+    ({"strength": "lambda", "mask_losses": ["reconstruction"]}, "no loss is left to train the mask"),
+    ({"strength": "seed", "mask_losses": ["sparsity"]}, "no loss is left to train the mask"),
+    # no mask at all
+    ({"gate": "none", "strength": "lambda"}, "strength lambda needs a mask"),
+    ({"gate": "none", "strength": "seed", "decode_from": "z*m"}, "decode_from z*m needs a mask"),
+    ({"gate": "none", "strength": "seed", "normalise": "after_mask"}, "normalise after_mask needs a mask"),
+    ({"gate": "none", "strength": "seed", "adaptive": False}, "adaptive: there is no mask; leave it out"),
+    (
+        {"gate": "none", "strength": "seed", "k": 2, "mask_lr": 0.1, "penalty": 0.1, "start_epoch": 1},
+        "k, mask_lr, penalty, start_epoch: there is no mask",
+    ),
+    ({"gate": "none", "strength": "seed", "mask_losses": ["diffusion"]}, "mask_losses: there is no mask"),
+    ({"gate": "none", "strength": "seed", "cut": True}, "cut: there is no mask"),
+    (
+        {"gate": "none", "strength": "seed", "schedule": "linear", "warmup_epochs": 1},
+        "schedule, warmup_epochs: there is no mask",
+    ),
+    # decoder and encoder
+    (TOPK | {"cut": True}, "cut takes channels away that a decoder of z was trained on"),
+    (
+        {"strength": "lambda", "vae_training": "first", "encoder_losses": ["reconstruction"]},
+        "vae_training first keeps every loss from the encoder; leave encoder_losses out",
+    ),
+    (
+        {"strength": "lambda", "vae": KL, "vae_training": "frozen", "encoder_losses": ["diffusion"]},
+        "vae_training frozen keeps every loss from the encoder; leave encoder_losses out",
+    ),
+    ({"strength": "lambda", "vae_training": "frozen"}, "frozen needs a pretrained vae"),
+    ({"strength": "lambda", "vae": KL}, "vae_training joint, but a pretrained autoencoder_kl stays as it is"),
+    (
+        {"strength": "lambda", "vae": KL, "vae_training": "first"},
+        "vae_training first, but a pretrained autoencoder_kl stays as it is",
+    ),
+    # a UNet of its own
+    (
+        {"strength": "lambda", "unet": UNET | {"channels": [32] * 5, "attention": [False] * 5}},
+        "the UNet halves latents 4 times, but those of 32 pixels have a side of 8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), VARIANTS, ids=[message for _, message in VARIANTS])
+def test_a_coupling_that_contradicts_itself_is_refused(fields: dict[str, Any], expected: str) -> None:
+    message = _message(variants__pelap=fields, train__epochs=6)
+    assert "variants.pelap" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        TOPK | {"k": 4},
+        TOPK | {"cut": True, "decode_from": "z*m", "adaptive": False},
+        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 2},
+        {"strength": "lambda", "start_epoch": 5},
+        {"strength": "lambda", "mask_losses": ["sparsity"]},
+        {"strength": "seed", "penalty": 0.1, "mask_losses": ["sparsity"]},
+        {"strength": "seed", "mask_losses": ["reconstruction"], "decode_from": "z*m"},
+        {"strength": "seed", "schedule": "cosine", "warmup_epochs": 2, "penalty": 0.1},
+        {"strength": "lambda", "vae": KL, "vae_training": "frozen"},
+        {"gate": "none", "strength": "seed", "encoder_losses": ["reconstruction"], "vae_training": "joint"},
+        {"gate": "none", "strength": "seed", "normalise": "before_mask", "vae_training": "first"},
+    ],
+    ids=str,
+)
+def test_a_coupling_at_the_edge_is_allowed(fields: dict[str, Any]) -> None:
+    params = parse_params(raw_params(variants__pelap=fields, train__epochs=6), "params.yaml")
+    assert params.variants["pelap"] == VariantParams(**fields)
+
+
+def test_a_penalty_of_lambda_zero_trains_no_mask() -> None:
+    fields = {"strength": "lambda", "mask_losses": ["sparsity"]}
+    message = _message(variants__pelap=fields, **{"lambda": 0.0})
+    assert "variants.pelap: lambda is 0 and no other loss trains the mask" in message
+    # A weight of its own does not depend on lambda.
+    fields = {"strength": "seed", "penalty": 0.1, "mask_losses": ["sparsity"]}
+    parse_params(raw_params(variants__pelap=fields, **{"lambda": 0.0}), "params.yaml")
+
+
+def test_the_weight_of_the_penalty() -> None:
+    assert VariantParams(strength="lambda").weight(0.25) == 0.25
+    assert VariantParams(strength="seed", penalty=0.5).weight(0.25) == 0.5
+    assert VariantParams(strength="seed").weight(0.25) == 0
+
+
+def test_what_a_variant_leaves_out_is_as_in_the_paper() -> None:
+    everything = ("diffusion", "reconstruction", "sparsity")
+    paper = {
+        "gate": "sigmoid",
+        "adaptive": True,
+        "schedule": "constant",
+        "start_epoch": 0,
+        "normalise": "none",
+        "decode_from": "z",
+        "encoder_losses": everything,
+        "mask_losses": everything,
+        "vae_training": "joint",
+        "cut": False,
+    }
+    assert VariantParams(strength="lambda") == VariantParams(strength="lambda", **paper)
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=str)
+def test_every_variant_survives_json(path: Path) -> None:
+    for name, variant in load_params(path).variants.items():
+        plain = json.loads(json.dumps(variant.model_dump(mode="json")))
+        assert VariantParams(**plain) == variant, name
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "channels", "expected"),
+    [
+        (32, 8, 4, None),
+        (32, 4, 2, None),
+        (36, 8, 4, "pictures of 36 pixels are no multiple of the autoencoder's factor 8"),
+        (32, 16, 4, "the UNet halves latents 2 times, but those of 32 pixels have a side of 2"),
+        (32, 8, 1, "k is 2, but there are 1 latent channels"),
+    ],
+)
+def test_latents_of_a_pretrained_autoencoder_must_suit_mask_and_unet(
+    size: int, factor: int, channels: int, expected: str | None
+) -> None:
+    params = parse_params(raw_params(), "params.yaml")
+    found = latent_problem(VariantParams(**TOPK), params.unet, size, factor, channels)
+    assert found is None if expected is None else expected in str(found)
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def test_every_offending_key_is_named_in_one_message() -> None:
+    message = _message(seed="x", train__lr=-1.0, evaluate__typo=1)
+    assert all(key in message for key in ("seed", "train.lr", "evaluate.typo"))
+
+
+def test_missing_key_is_named() -> None:
+    raw = raw_params()
+    del raw["distill"]["steps"]
+    with pytest.raises(ConfigError, match=r"distill\.steps: missing"):
+        parse_params(raw, "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["real", "pruned-3", "distilled-3", "longer"])
+def test_variant_may_not_take_the_name_of_a_row(name: str) -> None:
+    variants = raw_params()["variants"]
+    prune = {"time_reduction": None, "num_params": None, "num_operators": [3, 5]}
+    assert f"variants.{name}" in _message(variants=variants | {name: variants["pelap"]}, prune=prune)
+    free = raw_params(variants=variants | {"pruned-4": variants["pelap"]}, prune=prune)
+    assert "pruned-4" in parse_params(free, "p").variants
+
+
+@pytest.mark.parametrize("name", ["real", "pruned"])
+def test_student_may_not_take_the_name_of_a_row(name: str) -> None:
+    students = raw_params()["distill"]["students"]
+    assert f"distill.students.{name}" in _message(distill__students=students | {name: students["distilled"]})
+
+
+NO_TARGET = {"time_reduction": None, "num_params": None, "num_operators": None}
+
+
+def _amounts(**prune: Any) -> dict[str, float]:
+    """How much each plan removes, by its name."""
+    plans = parse_params(raw_params(prune=NO_TARGET | prune), "p").prune.plans
+    return {name: wanted.amount for name, wanted in plans.items()}
+
+
+def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() -> None:
+    assert _amounts(time_reduction=0.35) == _amounts(time_reduction=[0.35]) == {"35": 0.35}
+    assert _amounts(time_reduction=[0.07, 0.125]) == {"7": 0.07, "12.5": 0.125}
+    assert _amounts(num_params=[100000]) == {"100000": 100000}
+
+
+def test_of_several_methods_the_plans_have_their_names_and_a_method_may_have_amounts_of_its_own() -> None:
+    methods = {
+        "avg": {"criterion": "avg", "selection": "order"},
+        "greedy": {"criterion": "score", "selection": "ratio", "rescore": 0.1, "amounts": [0.2, 0.5]},
+    }
+    raw = raw_params(prune=NO_TARGET | {"time_reduction": 0.35, "methods": methods})
+    plans = parse_params(raw, "p").prune.plans
+    expected = {"avg-35": ("avg", 0.35), "greedy-20": ("greedy", 0.2), "greedy-50": ("greedy", 0.5)}
+    assert {name: (wanted.name, wanted.amount) for name, wanted in plans.items()} == expected
+    assert plans["greedy-20"].method.rescore == 0.1
+    alone = {"greedy": methods["greedy"]}
+    assert _amounts(time_reduction=0.35, methods=alone) == {"20": 0.2, "50": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        (
+            {"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 1.5]}}},
+            "shares of the time are at most 1",
+        ),
+        ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 0.5]}}}, "a names an amount twice"),
+        ({"num_params": 3, "methods": {"a": {"amounts": [2.5]}}}, "num_params are whole numbers"),
+        ({"num_params": 3, "methods": {"a": {"rescore": 0.1}}}, "methods.a.rescore is a share of the time"),
+        ({"time_reduction": 0.3, "methods": {"a": {"criterion": "luck"}}}, "prune.methods.a.criterion"),
+        ({"time_reduction": 0.3, "methods": {"a": {"selection": "luck"}}}, "prune.methods.a.selection"),
+        ({"time_reduction": 0.3, "methods": {}}, "prune.methods"),
+        ({"time_reduction": 0.3, "trials": -1}, "prune.trials"),
+    ],
+)
+def test_methods_are_checked(prune: dict[str, Any], message: str) -> None:
+    methods = {
+        name: {"criterion": "score", "selection": "order"} | fields
+        for name, fields in prune.get("methods", {"a": {}}).items()
+    }
+    assert message in _message(prune=NO_TARGET | prune | {"methods": methods})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"prune__time_reduction": []}, "prune.time_reduction"),
+        ({"prune__time_reduction": [0.25, 1.5]}, "prune.time_reduction.1"),
+        ({"prune__time_reduction": [0.25, 0.25]}, "names an amount twice"),
+        ({"distill__validate_every": 241}, "validate_every must not exceed steps"),
+        ({"distill__select": "distance"}, "select distance needs quality"),
+        ({"distill__students": {}}, "distill.students"),
+        ({"evaluate__dense_steps": [7]}, "evaluate.dense_steps.0: 7 does not divide"),
+        ({"evaluate__dense_steps": [10, 10]}, "dense_steps names something twice"),
+    ],
+)
+def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], message: str) -> None:
+    assert message in _message(**overrides)
+
+
+def test_no_two_rows_have_one_name() -> None:
+    students = raw_params()["distill"]["students"]
+    same = {"x": students["distilled"], "x-b": students["distilled"]}
+    method = {"criterion": "score", "selection": "order"}
+    message = _message(distill__students=same, prune__methods={"a": method, "b-a": method})
+    assert "rows: two would be called x-b-a-25" in message
+    taken = {"pruned-ld": students["distilled"]}
+    message = _message(distill__students=taken, prune__methods={"ld-pruner": method, "pruner": method})
+    assert "rows: two would be called pruned-ld-pruner-25" in message
+
+
+@pytest.mark.parametrize("criterion", ["random", "avg"])
+def test_only_scores_are_made_again(criterion: str) -> None:
+    method = {"m": {"criterion": criterion, "selection": "order", "rescore": 0.1}}
+    assert "rescore goes with criterion: score" in _message(prune__methods=method, score__criteria=["random"])
+
+
+def test_a_criterion_of_a_method_has_to_be_scored() -> None:
+    method = {"similar": {"criterion": "block_similarity", "selection": "order"}}
+    assert "prune.methods.similar.criterion: block_similarity is not among" in _message(prune__methods=method)
+    there = raw_params(prune__methods=method, score__criteria=["block_similarity"])
+    assert parse_params(there, "p").prune.methods["similar"].criterion == "block_similarity"
+
+
+def test_a_student_learns_something_and_one_of_them_is_pruned() -> None:
+    longer = raw_params()["distill"]["students"]["longer"]
+    assert "none starts from the pruned" in _message(distill__students={"longer": longer})
+    idle = longer | {"task_weight": 0.0}
+    message = _message(distill__students={"a": longer, "b": idle})
+    assert "distill.students.b: all three weights are zero" in message
+
+
+def test_every_student_but_the_dense_is_trained_for_every_plan() -> None:
+    params = parse_params(raw_params(prune__time_reduction=[0.25, 0.35]), "p")
+    rows = params.distill.rows(params.prune.plans)
+    students = ("distilled", "output-only", "scratch")
+    expected = {f"{name}-{plan}": plan for plan in ("25", "35") for name in students}
+    assert {name: plan for name, (_, plan) in rows.items()} == expected | {"longer": None}
+
+
+def test_a_student_skips_the_plans_of_its_patterns() -> None:
+    students = raw_params()["distill"]["students"]
+    one = {"distilled": students["distilled"] | {"skip": ["avg-*", "only-?"]}, "longer": students["longer"]}
+    params = parse_params(raw_params(distill__students=one | {"scratch": students["scratch"]}), "p")
+    rows = params.distill.rows(["avg-35", "score-35", "my-avg-35", "only-a", "only-ab"])
+    trained = {plan for student, plan in rows.values() if student.skip}
+    assert trained == {"score-35", "my-avg-35", "only-ab"}
+    assert sum(name.startswith("scratch-") for name in rows) == 5
+    assert rows["longer"][1] is None
+
+
+def test_scientific_notation_is_a_number_and_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("a: 1e-3\n")
+    assert read_yaml(path) == {"a": 0.001}
+    path.write_text("a: 1\na: 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_yaml(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [None, [], {("a",): 1}, {1: 2}])
+def test_not_a_parameter_file(raw: object) -> None:
+    with pytest.raises(ConfigError, match=r"expected a mapping"):
+        parse_params(raw, "params.yaml")
+
+
+def test_numbers_repeated_for_the_check_are_those_of_their_modules() -> None:
+    assert len(PHOTOGRAPHS) == config.NUM_PHOTOGRAPHS
+    assert len(RECIPES) == config.NUM_RECIPES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_content_with_its_own_keys(stage: str) -> None:
+    params = parse_params(select_keys(tiny_raw(), stage), "part", stage)
+    with pytest.raises(ConfigError, match="missing"):
+        parse_params({}, "part", stage)
+    unused = next(key for key in ("vae", "prune") if key not in STAGE_KEYS[stage])
+    assert not hasattr(params, unused)
+
+
+def test_lambda_is_kept_from_variants_that_do_not_use_it() -> None:
+    raw = raw_params(**{"lambda": 0.5})
+    assert select_keys(raw, "train", "baseline")["lambda"] == 0
+    assert select_keys(raw, "train", "pelap")["lambda"] == 0.5
+    assert list(select_keys(raw, "train", "pelap")["variants"]) == ["pelap"]
+
+
+def test_presets_have_the_keys_of_the_default() -> None:
+    def keys(raw: dict[str, Any]) -> set[str]:
+        free = ("vae", "unet", "variants", "folders")  # their keys depend on a kind or are names
+        return {
+            f"{key}.{sub}" if isinstance(value, dict) and key not in free else key
+            for key, value in raw.items()
+            for sub in (value if isinstance(value, dict) and key not in free else [""])
+        }
+
+    presets = sorted((ROOT / "presets").glob("*.yaml"))
+    assert presets
+    for path in presets:
+        assert keys(read_yaml(path)) == keys(raw_params()), path.name
+
+
+def test_paper_preset_is_the_paper() -> None:
+    params = load_params(ROOT / "presets" / "pelap-a.yaml")
+    assert params.dataset == "cifar10"
+    assert params.seed == 42
+    assert params.vae == PelapVAEParams(kind="pelap", width=64, latent_channels=4)
+    assert params.unet == LightUNetParams(kind="light", width=64, stem=False)
+    assert params.variants["pelap"] == VariantParams(strength="lambda")
+    train = params.train
+    assert (train.epochs, train.batch_size, train.lr, train.lr_min) == (100, 128, 2e-4, 1e-5)
+    assert (train.weight_decay, train.grad_clip, train.kl_weight) == (1e-4, 1.0, 0.001)
+    assert (train.lr_update, train.select, train.ema_decay, train.horizontal_flip) == (
+        "epoch",
+        "best",
+        0,
+        True,
+    )
+    diffusion = params.diffusion
+    assert (diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end) == (1000, 1e-4, 0.02)
+    assert params.lambda_ == 0.01
+
+
+def test_an_autoencoder_that_cannot_be_trained_as_told_is_refused_with_the_keys_of_train_alone() -> None:
+    raw = tiny_raw(variants={"own": {"strength": "lambda", "vae_training": "frozen"}}, score__variant="own")
+    with pytest.raises(ConfigError, match="vae_training frozen needs a pretrained vae"):
+        parse_params(select_keys(raw, "train"), "test", "train")
+
+
+@pytest.mark.parametrize("section", ["train", "distill", "evaluate.classifier"])
+def test_sounds_are_not_mirrored(section: str) -> None:
+    classifier = {"steps": 1, "batch_size": 8, "lr": 0.1, "width": 8, "horizontal_flip": False}
+    raw = tiny_raw(
+        dataset="sounds", evaluate__classifier=classifier, train__horizontal_flip=False,
+        distill__horizontal_flip=False,
+    )  # fmt: skip
+    parse_params(raw, "tiny")
+    place = raw
+    for name in section.split("."):
+        place = place[name]
+    place["horizontal_flip"] = True
+    with pytest.raises(ConfigError, match=f"{section}.horizontal_flip: would turn sounds backwards"):
+        parse_params(raw, "tiny")

@@ -1,0 +1,161 @@
+"""What appears under its final name is complete, and nothing is lost."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from pelap.core import files
+from pelap.core.errors import BusyError, DataError, PelapError
+
+
+def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"a": float("nan")})
+    with pytest.raises(RuntimeError), files.atomic_path(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert files.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with files.atomic_dir(folder) as partial:
+        (partial / "one").touch()
+    with pytest.raises(RuntimeError), files.atomic_dir(folder) as partial:
+        (partial / "two").touch()
+        raise RuntimeError
+    assert [p.name for p in folder.iterdir()] == ["one"]
+    with files.atomic_dir(folder) as partial:
+        (partial / "two").touch()
+    assert [p.name for p in folder.iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def _hold(
+    path: Path, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event"
+) -> None:
+    with files.exclusive(path):
+        ready.set()
+        done.wait(30)
+
+
+def test_second_process_in_one_folder_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", ready, done))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(BusyError, match="another pelap process"), files.exclusive(tmp_path / "out"):
+        pass
+    done.set()
+    other.join()
+    with files.exclusive(tmp_path / "out"):
+        pass
+
+
+def test_tables_and_tensors_survive_exactly(tmp_path: Path) -> None:
+    table = pd.DataFrame({"name": ["a", "b"], "value": [0.1, 1 / 3]})
+    files.write_csv(tmp_path / "t.csv", table)
+    pd.testing.assert_frame_equal(files.read_csv(tmp_path / "t.csv"), table, check_exact=True)
+    names = pd.DataFrame({"class_name": ["NA", "001"], "value": [float("nan"), 1.0]})
+    files.write_csv(tmp_path / "n.csv", names)
+    assert files.read_csv(tmp_path / "n.csv")["class_name"].tolist() == ["NA", "001"]
+    assert files.read_csv(tmp_path / "n.csv")["value"].isna().tolist() == [True, False]
+    with pytest.raises(DataError, match="lacks the columns score"):
+        files.read_csv(tmp_path / "n.csv", ["value", "score"])
+    tensors = {"x": torch.randn(3, 2).T, "n": torch.arange(3)}
+    files.save_tensors(tmp_path / "t.safetensors", tensors, {"note": "here"})
+    loaded, metadata = files.load_tensors(tmp_path / "t.safetensors")
+    assert metadata == {"note": "here"}
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_files_have_the_mode_that_others_expect(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        files.save_tensors(tmp_path / "t.safetensors", {"x": torch.zeros(1)})
+        with files.atomic_dir(tmp_path / "model") as partial:
+            save_file({"x": torch.zeros(1)}, partial / "t.safetensors")
+    finally:
+        os.umask(umask)
+    for path in (tmp_path / "t.safetensors", tmp_path / "model" / "t.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    expected = pytest.raises(PelapError, match=r"out: cannot be written \(No space left")
+    with expected, files.atomic_dir(tmp_path / "out"):
+        raise SafetensorError("No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_csv, files.load_tensors])
+def test_missing_and_broken_files_are_named_in_one_line(tmp_path: Path, read: object) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(DataError, match="no such file"):
+        read(path)  # type: ignore[operator]
+    path.write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(DataError) as caught:
+        read(path)  # type: ignore[operator]
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PelapError, match="cannot write here"):
+        files.check_writable(tmp_path / "file" / "below")
+
+
+def test_digest_tells_values_apart_and_ignores_their_order() -> None:
+    assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 2, "b": 1})
+
+
+def test_names_of_plans_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    files.write_csv(path, pd.DataFrame({"plan": ["25", "12.5", "007"], "value": [1.0, 2.0, 3.0]}))
+    table = files.read_csv(path)
+    assert list(table["plan"]) == ["25", "12.5", "007"]
+    assert table["value"].sum() == 6
+
+
+def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:
+    """The library writes metadata in the order of a table that it seeds by chance."""
+    metadata = {name: f'{name} "caf\u00e9"\n\u0001' for name in "hgfedcba"}
+    tensors = {"b": torch.arange(4), "a": torch.ones(2, 3)}
+    written = set()
+    for index in range(8):
+        path = tmp_path / f"{index}.safetensors"
+        files.save_tensors(path, tensors, metadata)
+        written.add(path.read_bytes())
+        loaded, found = files.load_tensors(path)
+        assert found == metadata
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert len(written) == 1
+    files.save_tensors(path, {"a": torch.ones(1)})
+    assert files.load_tensors(path) == ({"a": torch.ones(1)}, {})
+
+
+def test_a_folder_behind_a_link_is_replaced_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "disk" / "model" / "old").touch()
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    for name in ("new", "newer"):
+        with files.atomic_dir(tmp_path / "model") as partial:
+            (partial / name).touch()
+        assert (tmp_path / "model").is_symlink()
+        assert [path.name for path in (tmp_path / "disk" / "model").iterdir()] == [name]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(PelapError, match="file: is a file"), files.atomic_dir(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "model", "file"}

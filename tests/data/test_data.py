@@ -1,0 +1,283 @@
+"""Data sets: photographs, the packed file, batches, the stage."""
+
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import expect_error, tiny_params
+
+from pelap.config import DownloadParams, Params, PhotoCrops, SoundParams
+from pelap.core import files
+from pelap.core.errors import BusyError, DataError
+from pelap.core.paths import RunPaths, packed_dataset, packed_key
+from pelap.core.rng import generator
+from pelap.data.dataset import (
+    ImageDataset,
+    Split,
+    epoch_picks,
+    load_dataset,
+    make_split,
+    pick,
+    pixel_checksum,
+    save_dataset,
+    to_float,
+    to_uint8,
+)
+from pelap.data.pictures import decode
+from pelap.datasets.photos import draw_crop, regions
+from pelap.datasets.sources import build_dataset
+from pelap.stages import download
+from pelap.stages.context import Context
+
+CROPS = PhotoCrops(train_per_photo=6, test_per_photo=2, min_crop=48, max_crop=160)
+SOUNDS = SoundParams(
+    sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=2, test_per_class=1
+)
+
+
+def params(**changes: object) -> DownloadParams:
+    base = DownloadParams(image_size=16, photos=CROPS, sounds=SOUNDS, folders={})
+    return base.model_copy(update=changes)
+
+
+def small_dataset(count: int = 12) -> ImageDataset:
+    images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator(0, "test"), dtype=torch.uint8)
+    train = Split(images, torch.arange(count) % 3)
+    test = Split(255 - images, torch.arange(count) % 3)
+    return ImageDataset("x", train, test, ("a", "b", "c"), "here", pixel_checksum(train, test))
+
+
+# --- photographs
+
+
+def test_photos_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    first, again, other = (build_dataset("photos", params(), seed, tmp_path) for seed in (0, 0, 1))
+    assert torch.equal(first.train.images, again.train.images)
+    assert torch.equal(first.test.images, again.test.images)
+    assert first.checksum == again.checksum != other.checksum
+    assert first.train.images.shape == (48, 3, 16, 16)
+    assert first.train.images.dtype == torch.uint8
+    assert first.train.labels.bincount().tolist() == [6] * 8
+    assert first.test.labels.bincount().tolist() == [2] * 8
+    assert len(first.class_names) == 8
+
+
+def test_more_photo_crops_keep_the_first_ones(tmp_path: Path) -> None:
+    few = build_dataset("photos", params(), 0, tmp_path).train
+    many = build_dataset(
+        "photos", params(photos=CROPS.model_copy(update={"train_per_photo": 8})), 0, tmp_path
+    )
+    assert torch.equal(many.train.images[: len(few)], few.images)
+
+
+@pytest.mark.parametrize("size", [(451, 300), (300, 451), (512, 512), (150, 96)])
+def test_regions_are_disjoint_and_hold_their_crops(size: tuple[int, int]) -> None:
+    pixels = np.zeros(size, dtype=int)
+    for split, areas in regions(*size, min_crop=48).items():
+        for area in areas:
+            pixels[area.left : area.right, area.top : area.bottom] += 1
+            assert area.short_side >= CROPS.min_crop
+        for i in range(200):
+            crop = draw_crop(areas, CROPS, generator(0, split, i))
+            assert crop.right - crop.left == crop.bottom - crop.top >= CROPS.min_crop
+            assert any(
+                area.left <= crop.left
+                and crop.right <= area.right
+                and area.top <= crop.top
+                and crop.bottom <= area.bottom
+                for area in areas
+            )
+    assert (pixels == 1).all()
+
+
+def test_too_large_a_crop_is_refused(tmp_path: Path) -> None:
+    large = CROPS.model_copy(update={"min_crop": 151, "max_crop": 300})
+    expect_error(lambda: build_dataset("photos", params(photos=large), 0, tmp_path), "min_crop", "150")
+
+
+# --- the packed file and batches
+
+
+def test_uint8_survives_float() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    floats = to_float(values)
+    assert floats.dtype == torch.float32
+    assert floats.min() == -1
+    assert floats.max() == 1
+    assert torch.equal(to_uint8(floats), values)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_every_prefix_of_a_split_is_balanced() -> None:
+    labels = [0] * 8 + [1] * 4
+    split = make_split([torch.full((3, 1, 1), i) for i in range(12)], labels)
+    assert split.labels[:6].bincount().tolist() == [4, 2]
+    assert split.images[:, 0, 0, 0][split.labels == 1].tolist() == [8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("order", [range(200), range(199, -1, -1)], ids=["by class", "backwards"])
+def test_a_prefix_of_a_drawn_split_says_nothing_of_where_a_picture_stood(order: Iterable[int]) -> None:
+    images = [torch.full((1, 1, 1), i) for i in order]
+    labels = [i // 2 for i in order]  # a hundred classes of two
+    split = make_split(images, labels, generator(0, "test"))
+    assert sorted(split.images.flatten().tolist()) == list(range(200))
+    assert split.labels.tolist() == [i // 2 for i in split.images.flatten().tolist()]
+    assert split.labels[:100].bincount(minlength=100).tolist() == [1] * 100
+    few = split.labels[:25].float()  # not the first of the classes, nor the last
+    assert abs(few.mean() - 49.5) < 4 * 29 / 25**0.5
+    assert few.std() > 15
+    again = make_split(images, labels, generator(0, "test"))
+    assert torch.equal(again.images, split.images)
+
+
+def test_packed_file_round_trip(tmp_path: Path) -> None:
+    dataset, path = small_dataset(), tmp_path / "x.safetensors"
+    save_dataset(dataset, path)
+    loaded = load_dataset(path)
+    assert torch.equal(loaded.train.images, dataset.train.images)
+    assert torch.equal(loaded.test.labels, dataset.test.labels)
+    assert (loaded.name, loaded.class_names, loaded.source) == ("x", ("a", "b", "c"), "here")
+    assert loaded.checksum == dataset.checksum
+
+
+def test_unusable_packed_files_are_refused(tmp_path: Path) -> None:
+    path, good = tmp_path / "x.safetensors", small_dataset()
+    expect_error(lambda: load_dataset(path), str(path), "pelap download")
+    save_dataset(good, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    expect_error(lambda: load_dataset(path), str(path))
+    files.save_tensors(path, {"weights": torch.zeros(2)})
+    expect_error(lambda: load_dataset(path), "class_names")
+    images, labels = good.test.images, good.test.labels
+    for bad in (
+        Split(images, labels + 1),
+        Split(images, labels - 1),
+        Split(images.float(), labels),
+        Split(images[:, :1], labels),
+        Split(images[:, :, :4], labels),
+        Split(images, labels[:-1]),
+        Split(images, labels.int()),
+        Split(images[:0], labels[:0]),
+    ):
+        save_dataset(ImageDataset("x", good.train, bad, ("a", "b", "c"), "", ""), path)
+        expect_error(lambda: load_dataset(path), "test", "pelap download")
+    for shaped in (images[:, :1], images[:, :, :4]):  # alike in train and test
+        split, again = Split(shaped, labels), Split(shaped.clone(), labels.clone())
+        save_dataset(ImageDataset("x", split, again, ("a", "b", "c"), "", ""), path)
+        expect_error(lambda: load_dataset(path), "(N, 3, 8, 8)")
+
+
+def test_an_epoch_shows_every_picture_once() -> None:
+    images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 3, 4, 4)
+
+    def epoch(index: int, size: int) -> list[int]:
+        picks = epoch_picks(12, size, generator(0, "order", index), flip=True)
+        batches = [pick(images, chosen) for chosen in picks]
+        assert all(batch.shape == (size, 3, 4, 4) and batch.dtype == torch.float32 for batch in batches)
+        return to_uint8(torch.cat(batches))[:, 0, 0, 0].tolist()
+
+    assert sorted(epoch(0, 4)) == list(range(12))
+    assert epoch(0, 4) == epoch(0, 4) != epoch(1, 4)
+    assert len(set(epoch(0, 5))) == 10
+    with pytest.raises(DataError, match="13"):
+        epoch_picks(12, 13, generator(0, "order"), flip=False)
+
+
+def test_flips_mirror_about_half_of_the_pictures() -> None:
+    images = torch.zeros(400, 3, 2, 2, dtype=torch.uint8)
+    images[:, :, 0, 0] = 255  # bright at the top left
+    (picks,) = epoch_picks(400, 400, generator(0, "flip"), flip=True)
+    flipped = pick(images, picks)
+    at_left, at_right = flipped[:, 0, 0, 0] == 1, flipped[:, 0, 0, 1] == 1
+    assert torch.equal(at_left, ~at_right)
+    assert 150 < at_right.sum() < 250
+    (picks,) = epoch_picks(400, 400, generator(0, "flip"), flip=False)
+    assert torch.equal(to_uint8(pick(images, picks)), images)
+
+
+def test_pictures_are_turned_upright() -> None:
+    image = Image.new("RGB", (8, 8))
+    image.paste((255, 255, 255), (0, 0, 8, 4))  # bright above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    buffer = BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    assert decode(buffer.getvalue(), 8)[:, :, 0].tolist() == [[0] * 4 + [255] * 4] * 3
+
+
+# --- the stage
+
+
+def test_the_stage_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = Params.model_construct(dataset="photos", seed=0, download=params())
+    context = Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+    download.run(context)
+    assert len(context.dataset().train) == 48
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "photos: 48 train and 16 test" in out
+    assert str(packed_dataset(tmp_path, "photos")) in out
+    with files.exclusive(packed_dataset(tmp_path, "photos")), pytest.raises(BusyError):
+        download.run(context)
+
+
+def test_a_packed_file_of_other_parameters_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = Params.model_construct(dataset="photos", seed=0, download=params())
+    assert not download.is_packed(chosen, tmp_path)
+    download.run(Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu")))
+    capsys.readouterr()
+    assert download.is_packed(chosen, tmp_path)
+    assert capsys.readouterr().out == ""
+    for name, other in (
+        ("image_size", chosen.model_copy(update={"download": params(image_size=32)})),
+        ("seed", chosen.model_copy(update={"seed": 1})),
+    ):
+        assert not download.is_packed(other, tmp_path)
+        assert f"made of other {name}" in capsys.readouterr().out
+    packed_key(tmp_path, "photos").unlink()  # somebody else's: nothing is known of it
+    assert download.is_packed(chosen, tmp_path)
+
+
+def test_a_packed_file_of_pictures_that_are_gone_is_taken_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    folders = {"mine": str(tmp_path / "mine")}
+    chosen = Params.model_construct(dataset="mine", seed=0, download=params(folders=folders))
+    packed_dataset(tmp_path, "mine").touch()
+    files.write_json(packed_key(tmp_path, "mine"), download.made_of(chosen, tmp_path))
+    assert download.is_packed(chosen, tmp_path)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "mine").rmdir()
+    assert download.is_packed(chosen, tmp_path)
+    assert "download.folders.mine: not to be seen from here" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    expect_error(lambda: build_dataset("stl", params(), 0, tmp_path), "'stl'", "download.folders")
+
+
+def test_packed_data_know_the_parameters_that_they_were_made_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def context(**overrides: Any) -> Context:
+        return Context(tiny_params(**overrides), RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+
+    small = {"train_per_photo": 2, "test_per_photo": 1, "min_crop": 48, "max_crop": 96}
+    same = {"download__photos": small, "evaluate__num_images": 4, "evaluate__num_reference": 8}
+    same |= {"evaluate__classifier": None}
+    download.run(context(**same))
+    capsys.readouterr()
+    context(**same).dataset()
+    context(**same, download__folders={"mine": "somewhere"}).dataset()
+    assert capsys.readouterr().out == ""
+    changed = small | {"max_crop": 80}
+    context(**(same | {"download__photos": changed, "seed": 7})).dataset()
+    assert "made with another seed, photos than the parameters have now" in capsys.readouterr().out

@@ -1,0 +1,149 @@
+"""A model and a data set small enough for tests, from the real constructors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pelap.config import Params, VariantParams
+from pelap.config.load import parse_params, parts_of, read_yaml
+from pelap.core.errors import DataError
+from pelap.data.dataset import ImageDataset, Split
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
+
+ROOT = Path(__file__).parents[2]
+LIGHT: dict[str, Any] = {"unet": {"kind": "light", "width": 8, "stem": False}}
+"""Overrides for the paper's UNet."""
+
+
+def raw_params(**overrides: Any) -> dict[str, Any]:
+    """The default parameters as plain data, with dotted keys (``a__b``) overridden."""
+    raw = read_yaml(ROOT / "params.yaml")
+    for key, value in overrides.items():
+        *sections, last = key.split("__")
+        target = raw
+        for section in sections:
+            target = target[section]
+        target[last] = value
+    return raw
+
+
+def tiny_raw(**overrides: Any) -> dict[str, Any]:
+    """A whole run's parameters that finish in seconds."""
+    tiny = {
+        "download__photos": {"train_per_photo": 40, "test_per_photo": 8, "min_crop": 48, "max_crop": 96},
+        "vae__width": 8,
+        "unet": {
+            "kind": "unet2d",
+            "channels": [8, 16],
+            "layers_per_block": 1,
+            "attention": [False, True],
+            "attention_head_dim": 8,
+            "norm_num_groups": 4,
+        },
+        "train__epochs": 2,
+        "train__vae_epochs": 1,
+        "train__batch_size": 32,
+        "train__log_every": 2,
+        "train__num_validation": 16,
+        "train__preview": {"kind": "ddim", "steps": 4},
+        "train__precision": "fp32",
+        "collapse__num_images": 32,
+        "score__num_latents": 4,
+        "score__sampler": {"kind": "ddim", "steps": 4},
+        "score__batch_size": 32,
+        "score__latency_batch_size": 4,
+        "score__latency_repeats": 3,
+        "prune": {
+            "time_reduction": None,
+            "num_params": 3000,
+            "num_operators": None,
+            "methods": {"ld-pruner": {"criterion": "score", "selection": "order"}},
+            "trials": 2,
+            "singles": 0,
+        },
+        "distill__steps": 6,
+        "distill__warmup_steps": 2,
+        "distill__batch_size": 16,
+        "distill__log_every": 2,
+        "distill__precision": "fp32",
+        "distill__validate_every": 3,
+        "distill__num_validation": 8,
+        "evaluate__num_images": 24,
+        "evaluate__num_reference": 64,
+        "evaluate__num_reconstructions": 16,
+        "evaluate__sampler": {"kind": "ddim", "steps": 4},
+        "evaluate__dense_steps": [2],
+        "evaluate__latency_batch_sizes": [4, 1],
+        "evaluate__latency_repeats": 3,
+        "evaluate__sampler_repeats": 3,
+    }
+    return raw_params(**(tiny | overrides))
+
+
+def tiny_params(**overrides: Any) -> Params:
+    return parse_params(tiny_raw(**overrides), "tiny")
+
+
+def tiny_dataset(num_train: int = 64, num_test: int = 16, side: int = 16) -> ImageDataset:
+    """Random pictures of two classes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(num: int) -> Split:
+        images = torch.randint(0, 256, (num, 3, side, side), dtype=torch.uint8, generator=generator)
+        return Split(images, torch.arange(num) % 2)
+
+    return ImageDataset("tiny", split(num_train), split(num_test), ("even", "odd"), "random", "0" * 64)
+
+
+def tiny_model(
+    variant: str = "invariant",
+    seed: int = 0,
+    side: int = 16,
+    fields: VariantParams | dict[str, Any] | None = None,
+    **overrides: Any,
+) -> LatentDiffusion:
+    """A fresh model of a variant, in evaluation mode, for pictures of 16x16.
+
+    `fields` replaces some of the variant's fields, or all of them by a whole `VariantParams`.
+    """
+    raw = tiny_raw(**overrides)
+    params = parse_params(raw, "tiny")
+    coupling = (
+        fields
+        if isinstance(fields, VariantParams)
+        else VariantParams(**(raw["variants"][variant] | (fields or {})))
+    )
+    info = ModelInfo(
+        name=variant,
+        variant=coupling,
+        diffusion=params.diffusion,
+        image_size=side,
+        dataset="tiny",
+        seed=seed,
+        strength=coupling.weight(params.lambda_),
+        ema_decay=0.0,
+    )
+    vae, unet = parts_of(coupling, params.vae, params.unet)
+    torch.manual_seed(seed)
+    return build_model(info, build_vae(vae), unet).eval()
+
+
+def set_logits(model: LatentDiffusion, *logits: float) -> None:
+    """Give the mask these logits, whatever the picture: one for all channels, or one each."""
+    assert model.mask is not None
+    target = model.mask.layers[-1].bias if model.mask.config.adaptive else model.mask.logits
+    with torch.no_grad():
+        target.copy_(torch.tensor(logits).expand_as(target))
+
+
+def expect_error(call: Callable[[], object], *parts: str) -> None:
+    """The call must fail with a one-line `DataError` that holds all parts."""
+    with pytest.raises(DataError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message

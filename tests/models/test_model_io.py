@@ -1,0 +1,283 @@
+"""Model folders: a round trip changes nothing, a damaged folder is refused in one line."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from tiny import LIGHT, set_logits, tiny_model
+from tiny_pipelines import tiny_ddim
+
+from pelap.config import VariantParams
+from pelap.core import files
+from pelap.core.errors import ModelError, PlanError
+from pelap.core.part_io import save_part
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.pipelines.model_io import load_model, save_model
+from pelap.pipelines.pipeline_io import is_pipeline, load_pipeline, save_pipeline
+from pelap.surgery.apply import apply_plan
+from pelap.surgery.plan import Plan, plan_from_json
+from pelap.surgery.pruned_reader import load_plan
+
+PLAN = plan_from_json({"operators": ["mid_block.attentions.0", "down_blocks.0.resnets.0.norm1"]}, "test")
+
+OTHER = plan_from_json({"operators": ["mid_block.resnets.0", "down_blocks.0.resnets.0.norm1"]}, "test")
+
+
+def _same(model: LatentDiffusion, other: LatentDiffusion) -> None:
+    assert other.info == model.info
+    assert model.state_dict().keys() == other.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("variant", ["baseline", "pelap", "invariant"])
+@pytest.mark.parametrize("options", [{}, LIGHT], ids=["unet2d", "light"])
+def test_round_trip(tmp_path: Path, variant: str, options: dict[str, object]) -> None:
+    model = tiny_model(variant, **options)
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    _same(model, loaded)
+    assert not loaded.training
+
+
+COUPLINGS: list[dict[str, Any]] = [
+    {"gate": "none", "strength": "seed", "normalise": "before_mask", "encoder_losses": ["reconstruction"]},
+    {"strength": "lambda", "normalise": "after_mask", "decode_from": "z*m", "vae_training": "first"},
+    {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "mask_lr": 0.01, "start_epoch": 1},
+    {"gate": "hard_concrete", "strength": "seed", "penalty": 0.5, "schedule": "cosine", "warmup_epochs": 2},
+    {
+        "gate": "hard_concrete",
+        "adaptive": False,
+        "strength": "lambda",
+        "vae": {"kind": "pelap", "width": 8, "latent_channels": 6},
+        "unet": LIGHT["unet"] | {"stem": True},
+    },
+]
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS, ids=range(len(COUPLINGS)))
+def test_every_coupling_survives_a_round_trip(tmp_path: Path, coupling: dict[str, Any]) -> None:
+    model = tiny_model(fields=VariantParams(**coupling))
+    latents = torch.randn(3, *model.latent_shape)
+    if model.mask is not None:
+        set_logits(model, *torch.linspace(-4, 4, model.latent_shape[0]).tolist())
+    if model.normaliser is not None:
+        model.train()
+        model.unet_input(model.encode(torch.rand(4, 3, 16, 16)).latents, model.gates(latents[:1]))
+        model.eval()
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    _same(model, loaded)
+    assert torch.equal(loaded.gates(latents).values, model.gates(latents).values)
+    support, expected = loaded.support(), model.support()
+    assert (support is None) == (expected is None)
+    assert support is None or torch.equal(support, expected)
+    assert torch.equal(loaded.decode_sample(latents), model.decode_sample(latents))
+
+
+def test_a_mask_that_has_not_started_is_still_open_when_it_is_read_again(tmp_path: Path) -> None:
+    model = tiny_model("pelap")
+    assert model.mask is not None
+    model.mask.started.fill_(False)
+    save_model(model, tmp_path / "model")
+    latents = torch.randn(2, 4, 4, 4)
+    assert torch.equal(load_model(tmp_path / "model").gates(latents).values, torch.ones(2, 4))
+
+
+def test_a_model_of_the_first_format_is_refused(tmp_path: Path) -> None:
+    # As the version before wrote it: a variant with other fields.
+    variant = {"mask": "sigmoid", "strength": "lambda", "detach": [], "normalise": False, "decode_from": "z"}
+    save_model(tiny_model("pelap"), tmp_path / "model")
+    config = files.read_json(tmp_path / "model" / "config.json")
+    config["info"]["variant"] = variant
+    for number, message in ((1, "not a PeLAP model of format 2"), (2, "variant|unknown key")):
+        files.write_json(tmp_path / "model" / "config.json", config | {"pelap_format": number})
+        with pytest.raises(ModelError, match=message) as caught:
+            load_model(tmp_path / "model")
+        assert "\n" not in str(caught.value)
+
+
+def test_pruned_round_trip(tmp_path: Path) -> None:
+    model = tiny_model()
+    x = torch.randn(2, 4, 4, 4)
+    model.unet = apply_plan(model.unet, PLAN)
+    save_model(model, tmp_path / "model", PLAN)
+    loaded = load_model(tmp_path / "model")
+    _same(model, loaded)
+    assert torch.equal(loaded.unet(x, 3).sample, model.unet(x, 3).sample)
+
+
+def test_plain_diffusers_reads_an_unpruned_unet_and_refuses_a_pruned_one(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_model(model, tmp_path / "dense")
+    x = torch.randn(2, 4, 4, 4)
+    plain = UNet2DModel.from_pretrained(tmp_path / "dense" / "unet")
+    assert torch.equal(plain(x, 3).sample, model.unet(x, 3).sample)
+    model.unet = apply_plan(model.unet, PLAN)
+    save_model(model, tmp_path / "pruned", PLAN)
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model"):
+        UNet2DModel.from_pretrained(tmp_path / "pruned" / "unet")
+
+
+def test_no_pickle_is_written(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    suffixes = {path.suffix for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+
+
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "vae/config.json", WEIGHTS, "unet/config.json", "mask/config.json"]
+)
+def test_missing_file_is_named(tmp_path: Path, file: str) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    (tmp_path / "model" / file).unlink()
+    with pytest.raises(ModelError, match=file.replace(".", r"\.")) as caught:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    path = tmp_path / "model" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
+        load_model(tmp_path / "model")
+
+
+def test_wrong_shaped_lacking_and_surplus_tensors(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    path = tmp_path / "model" / WEIGHTS
+    tensors, _ = files.load_tensors(path)
+    name = "mean_head.weight"
+    cases = {
+        r"mean_head\.weight has shape \(1,\)": tensors | {name: torch.zeros(1)},
+        "lacks tensor": {key: value for key, value in tensors.items() if key != name},
+        "unknown tensor extra": tensors | {"extra": torch.zeros(1)},
+        r"mean_head\.weight: NaN or infinite": tensors | {name: tensors[name].clone().fill_(math.inf)},
+        r"mean_head\.weight holds numbers of another kind": tensors | {name: tensors[name].long()},
+    }
+    for message, broken in cases.items():
+        files.save_tensors(path, broken)
+        with pytest.raises(ModelError, match=message):
+            load_model(tmp_path / "model")
+
+
+def test_not_a_model_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model folder"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(ModelError, match="not a PeLAP model"):
+        load_model(tmp_path)
+
+
+def test_plan_in_a_model_folder_that_names_an_unknown_operator(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.unet = apply_plan(model.unet, PLAN)
+    save_model(model, tmp_path / "model", PLAN)
+    files.write_json(tmp_path / "model" / "unet" / "plan.json", {"operators": ["nowhere"]})
+    with pytest.raises(PlanError, match="no operator 'nowhere'"):
+        load_model(tmp_path / "model")
+    with pytest.raises(PlanError, match="no such file"):
+        load_plan(tmp_path / "plan.json")
+
+
+# A folder that holds something already
+
+
+def with_plan(plan: Plan | None, shift: float) -> LatentDiffusion:
+    """Every shift is another network."""
+    model = tiny_model()
+    with torch.no_grad():
+        for weight in model.unet.parameters():
+            weight.add_(shift)
+    if plan is not None:
+        model.unet = apply_plan(model.unet, plan)
+    return model
+
+
+NETWORKS: dict[str, Callable[[], LatentDiffusion]] = {
+    "dense": lambda: with_plan(None, 0.1),
+    "dense otherwise": lambda: with_plan(None, 0.4),
+    "pruned": lambda: with_plan(PLAN, 0.2),
+    "pruned otherwise": lambda: with_plan(OTHER, 0.3),
+}
+WRITERS: dict[str, Callable[[LatentDiffusion, Path], None]] = {
+    "save_model": lambda model, folder: save_model(model, folder),
+    "save_part": lambda model, folder: save_part(model.unet, folder / "unet"),
+    "save_pretrained": lambda model, folder: model.unet.save_pretrained(folder / "unet"),
+    "in shards": lambda model, folder: model.unet.save_pretrained(folder / "unet", max_shard_size="60KB"),
+    "a variant": lambda model, folder: model.unet.save_pretrained(folder / "unet", variant="fp16"),
+    "a pickle": lambda model, folder: model.unet.save_pretrained(folder / "unet", safe_serialization=False),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("second", NETWORKS)
+@pytest.mark.parametrize("first", NETWORKS)
+def test_what_was_saved_last_is_loaded_or_the_folder_is_refused(
+    tmp_path: Path, first: str, second: str, writer: str
+) -> None:
+    save_model(NETWORKS[first](), tmp_path / "model")
+    model = NETWORKS[second]()
+    WRITERS[writer](model, tmp_path / "model")
+    is_dense, over_pruned = second.startswith("dense"), first.startswith("pruned")
+    by_us = writer in ("save_model", "save_part")
+    refused = is_dense and first != second and not by_us and (over_pruned or writer != "save_pretrained")
+    if refused:
+        with pytest.raises(ModelError, match=r"unet: holds two networks, \S+ .*and \S+ ") as caught:
+            load_model(tmp_path / "model")
+        assert "\n" not in str(caught.value)
+        return
+    loaded = load_model(tmp_path / "model").unet
+    assert loaded.state_dict().keys() == model.unet.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], t) for name, t in model.unet.state_dict().items())
+    if not is_dense:
+        with pytest.raises(OSError, match="diffusion_pytorch_model"):
+            UNet2DModel.from_pretrained(tmp_path / "model" / "unet")
+
+
+def test_a_pipeline_that_was_saved_over_a_model_is_not_taken_for_it(tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "model")
+    tiny_ddim().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"two networks, a model .* and a pipeline"):
+        load_model(tmp_path / "model")
+    assert is_pipeline(tmp_path / "model")
+    assert load_pipeline(tmp_path / "model").unet.config.in_channels == 3
+    save_model(tiny_model(), tmp_path / "model")
+    assert load_model(tmp_path / "model") is not None
+
+
+def test_a_whole_pruned_model_is_handed_over(tmp_path: Path) -> None:
+    save_model(with_plan(PLAN, 0.0), tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(model)):
+        _same(model, other)
+        save_model(other, tmp_path / "again")
+        _same(model, load_model(tmp_path / "again"))
+
+
+def test_files_of_the_users_own_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    (tmp_path / "mine" / "sub" / "photo.png").touch()
+    folder = tmp_path / "mine"
+    saves = (lambda: save_model(tiny_model(), folder), lambda: save_pipeline(tiny_ddim(), folder))
+    for save in saves:
+        with pytest.raises(ModelError, match="holds files that are no model's"):
+            save()
+    assert (tmp_path / "mine" / "sub" / "photo.png").exists()
+    save_model(tiny_model(), tmp_path / "model")
+    save_pipeline(tiny_ddim(), tmp_path / "model")  # a model's is replaced
+    assert not (tmp_path / "model" / "vae").exists()

@@ -1,0 +1,476 @@
+"""Prompts: tokens, what pictures and samples are told, guidance, and models that listen."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_dataset, tiny_raw
+
+from pelap.commands.sample import sample
+from pelap.config import DiffusionParams, SamplerParams, TextConditioning, VariantParams
+from pelap.config.load import parse_params
+from pelap.core.errors import ConfigError, DataError, ModelError
+from pelap.data.dataset import ImageDataset
+from pelap.diffusion.loss import denoise
+from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.reverse import sample_latents
+from pelap.diffusion.sampler import ModelSource, sample_images
+from pelap.distillation.model_batches import ModelBatches
+from pelap.masking.collapse import observe
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
+from pelap.models.text_conditioner import (
+    PADDING,
+    UNKNOWN,
+    Guidance,
+    TextConditioner,
+    build_conditioner,
+)
+from pelap.pipelines.model_io import load_model, save_model
+from pelap.scoring.latents import LatentStore
+from pelap.scoring.score import score_operators
+from pelap.stages.score import find, fit, scoring_of
+from pelap.stages.trained import demand_trained_on
+from pelap.training import joint
+from pelap.training.joint import denoising_losses, draw, train_jointly
+
+TEXT: dict[str, Any] = {
+    "kind": "text",
+    "templates": ["a {}", "{}"],
+    "num_tokens": 4,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "dropout": 0.25,
+    "guidance_scale": 3.0,
+    "prompts": None,
+}
+UNET: dict[str, Any] = {
+    "kind": "unet2d_condition",
+    "channels": [8, 16],
+    "layers_per_block": 1,
+    "attention": [False, True],
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+NAMES = ("even", "odd")
+DDIM = SamplerParams(kind="ddim", steps=4)
+CPU = torch.device("cpu")
+
+
+def told_raw(**overrides: Any) -> dict[str, Any]:
+    return tiny_raw(**({"conditioning": TEXT, "unet": UNET} | overrides))
+
+
+def told_params(**overrides: Any) -> Any:
+    return parse_params(told_raw(**overrides), "tiny")
+
+
+def conditioner(**fields: Any) -> TextConditioner:
+    torch.manual_seed(0)
+    return build_conditioner(TextConditioning(**(TEXT | fields)), NAMES, None).eval()
+
+
+def told_model(**fields: Any) -> LatentDiffusion:
+    """A fresh model with a conditioner, whose cross-attention says something."""
+    params = told_params()
+    variant = VariantParams(gate="none", strength="seed", normalise="before_mask", vae_training="first")
+    info = ModelInfo("dense", variant, params.diffusion, 16, "tiny", 0, 0.0, 0.0)
+    told = conditioner(**fields)
+    return build_model(info, build_vae(params.vae), params.unet, told).eval()
+
+
+# Tokens
+
+
+def test_a_prompt_is_words_in_lower_case_without_punctuation() -> None:
+    told = TextConditioner(["stereo_motorcycle", "coffee"], ["a photo of {}!"])
+    tokens = told.tokens(["A photo, of COFFEE", "a photo of stereo motorcycle"])
+    assert tokens.shape == (2, 8)
+    assert (tokens[0] != PADDING).sum() == 4
+    assert (tokens[1] != PADDING).sum() == 5
+    assert torch.equal(tokens[0, :3], tokens[1, :3])
+    assert len({int(token) for token in tokens.unique()}) == 6 + 1  # six words, and padding
+
+
+def test_words_of_prompts_have_tokens_of_their_own() -> None:
+    told = conditioner()
+    assert not torch.equal(told.tokens(["even"]), told.tokens(["odd"]))
+    assert not torch.equal(told.tokens(["even odd"]), told.tokens(["odd even"]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a dog", "prompt 'a dog': 'dog' is not in the model's vocabulary; use words of a, even, odd"),
+        ("a a a a a", "has 5 words; use 1 to 4"),
+        ("...", "has 0 words; use 1 to 4"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_refused(prompt: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        conditioner().tokens(["even", prompt])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# What pictures and samples are told
+
+
+def test_training_draws_templates_and_leaves_the_share_without_prompt() -> None:
+    told, labels = conditioner(), torch.arange(4000) % 2
+    drawn = told.drawn_for(labels, torch.Generator().manual_seed(0))
+    silent = (drawn == PADDING).all(dim=1)
+    assert silent.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    for label, name in enumerate(NAMES):
+        given = {tuple(row) for row in drawn[(labels == label) & ~silent].tolist()}
+        assert given == {tuple(row) for row in told.tokens([f"a {name}", name]).tolist()}
+
+
+def test_without_dropout_every_picture_has_a_prompt() -> None:
+    told = conditioner(dropout=0.0, guidance_scale=1.0)
+    drawn = told.drawn_for(torch.zeros(500, dtype=torch.int64), torch.Generator().manual_seed(0))
+    assert (drawn != PADDING).any(dim=1).all()
+
+
+def test_what_is_drawn_depends_on_the_stream_alone() -> None:
+    told, labels = conditioner(), torch.arange(50) % 2
+    first, again = (told.drawn_for(labels, torch.Generator().manual_seed(3)) for _ in range(2))
+    other = told.drawn_for(labels, torch.Generator().manual_seed(4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_samples_take_turns_in_classes_and_know_what_they_are_asked_for() -> None:
+    told = conditioner()
+    assert told.prompts == ("a even", "a odd", "even", "odd")
+    assert told.asked_of(range(6)).tolist() == [0, 1, 0, 1, 0, 1]
+    assert torch.equal(told.of_items([5, 0]), told.tokens(["a odd", "a even"]))
+
+
+def test_other_prompts_can_be_asked_for() -> None:
+    told = conditioner()
+    told.ask_for(["odd", "even odd", "a"])
+    assert torch.equal(told.of_items([3]), told.tokens(["odd"]))
+    assert told.asked_of(range(4)).tolist() == [1, UNKNOWN, UNKNOWN, 1]
+    with pytest.raises(DataError, match="'cat' is not in"):
+        told.ask_for(["cat"])
+    assert told.prompts == ("odd", "even odd", "a")
+
+
+def test_classes_whose_names_are_parts_of_others_are_told_apart() -> None:
+    told = TextConditioner(["cat", "black cat", "photo"], ["a photo of {}", "{}"])
+    assert told.asked_of(range(6)).tolist() == [0, 1, 2] * 2  # made by templates: known without a look
+    told.ask_for(["black cat", "a cat", "photo of photo", "black cat of cat photo"])
+    assert told.asked_of(range(4)).tolist() == [1, 0, 2, UNKNOWN]
+
+
+def test_a_class_is_found_by_whole_words() -> None:
+    told = TextConditioner(["cat", "cattle"], ["{}"])
+    assert told.asked_of([0, 1]).tolist() == [0, 1]
+
+
+def test_held_out_pictures_get_the_first_template() -> None:
+    told = conditioner()
+    assert torch.equal(told.of_labels(torch.tensor([1, 0])), told.tokens(["a odd", "a even"]))
+
+
+def test_hidden_states_of_a_prompt_do_not_depend_on_the_others() -> None:
+    told = conditioner()
+    tokens = told.of_items(range(4))
+    with torch.no_grad():
+        together, alone = told(tokens), told(tokens[2:3])
+    assert together.shape == (4, 4, 16)
+    torch.testing.assert_close(together[2:3], alone)
+    assert not torch.allclose(together[0], together[1])
+
+
+# Guidance
+
+
+class Told(torch.nn.Module):
+    """Predicts what it is told."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
+        self.rows = len(x)
+        value = encoder_hidden_states.mean(dim=(1, 2))[:, None, None, None]
+        return type("Output", (), {"sample": value.expand_as(x)})()
+
+
+def steps_of(guidance: Guidance) -> tuple[torch.Tensor, int]:
+    """Where one step from zero leads, and the rows that the network was given."""
+    network = Told()
+    diffusion = DiffusionParams(num_train_timesteps=10, beta_start=0.01, beta_end=0.02)
+    one = SamplerParams(kind="ddim", steps=1)
+    return sample_latents(network, diffusion, one, torch.zeros(2, 1, 2, 2), guidance=guidance), network.rows
+
+
+def test_guidance_goes_from_the_prediction_without_prompt_through_the_one_with_it() -> None:
+    told, untold = torch.full((2, 4, 8), 0.3), torch.full((2, 4, 8), 0.1)
+    both = {"encoder_hidden_states": torch.cat([told, untold])}
+    guided, rows = steps_of(Guidance(both, 2.0))
+    expected, alone = steps_of(Guidance({"encoder_hidden_states": torch.full((2, 4, 8), 0.5)}, 1.0))
+    torch.testing.assert_close(guided, expected)
+    assert (rows, alone) == (4, 2)
+
+
+def test_guidance_of_a_model_has_prompts_first_and_none_after_them() -> None:
+    model = told_model()
+    guidance = model.guidance([1, 2])
+    assert guidance is not None
+    assert model.conditioner is not None
+    with torch.no_grad():
+        expected = model.conditioner(
+            torch.cat([model.conditioner.tokens(["a odd", "even"]), model.conditioner.no_prompt(2)])
+        )
+    torch.testing.assert_close(guidance.conditions["encoder_hidden_states"], expected)
+    assert guidance.scale == 3.0
+
+
+def test_without_guidance_nothing_is_computed_twice() -> None:
+    guidance = told_model(guidance_scale=1.0).guidance([0, 1])
+    assert guidance is not None
+    assert len(guidance.conditions["encoder_hidden_states"]) == 2
+
+
+def test_a_sample_follows_its_prompt_and_not_its_batch() -> None:
+    model = told_model()
+    source, noise = ModelSource(model, DDIM), torch.randn(4, *model.latent_shape)
+    assert model.conditioner is not None
+    assert source.num_asked == len(model.conditioner.prompts) > 1
+    together = source.denoise(noise, range(4), 0)
+    # Guidance and few steps make rounding larger.
+    torch.testing.assert_close(source.denoise(noise[2:3], [2], 0), together[2:3], rtol=0, atol=1e-3)
+    assert not torch.allclose(source.denoise(noise[2:3], [3], 0), together[2:3], atol=1e-2)
+    torch.testing.assert_close(denoise(model, DDIM, noise), together, rtol=0, atol=1e-3)
+
+
+def test_stochastic_samplers_are_guided_too() -> None:
+    model = told_model()
+    source = ModelSource(model, SamplerParams(kind="ddpm", steps=4))
+    noise = torch.randn(1, *model.latent_shape)
+    one, other = (source.denoise(noise, [0], 0) for _ in range(2))
+    assert torch.equal(one, other)
+    assert model.conditioner is not None
+    model.conditioner.ask_for(["odd"])
+    assert not torch.allclose(source.denoise(noise, [0], 0), one, atol=1e-4)
+
+
+# Models
+
+
+def test_training_teaches_the_text_encoder_with_the_unet(tmp_path: Path) -> None:
+    model = told_model()
+    assert model.conditioner is not None
+    before = {name: value.clone() for name, value in model.conditioner.named_parameters()}
+    params = told_params().train
+    trained, progress = train_jointly(model, tiny_dataset(), params, CPU, tmp_path / "resume")
+    assert trained.conditioner is not None
+    after = dict(trained.conditioner.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert progress.history[-1]["noise"] > 0
+
+
+def test_the_loss_depends_on_what_the_denoiser_is_told() -> None:
+    model = told_model()
+    latents, alphas = torch.randn(4, *model.latent_shape), torch.linspace(0.99, 0.01, 1000)
+    even, odd = (draw(model, 4, 0, "test", 0, model.tokens_for(torch.full((4,), label))) for label in (0, 1))
+    assert torch.equal(even.noise, odd.noise)
+    losses = [denoising_losses(model, latents, random, 0.0, alphas)["noise"] for random in (even, odd)]
+    assert losses[0] != losses[1]
+
+
+def test_a_saved_model_makes_the_same(tmp_path: Path) -> None:
+    model = told_model()
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert loaded.conditioner is not None
+    assert model.conditioner is not None
+    assert loaded.conditioner.prompts == model.conditioner.prompts
+    assert torch.equal(sample_images(loaded, DDIM, 5, 0), sample_images(model, DDIM, 5, 0))
+
+
+def test_another_unet_listens_to_the_same_conditioner() -> None:
+    model = told_model()
+    assert model.with_unet(model.unet, "pruned", 0.0).conditioner is model.conditioner
+
+
+def shuffled_dataset() -> ImageDataset:
+    """Whose labels do not take turns, so that no wrong order gives them by chance."""
+    dataset = tiny_dataset()
+    labels = torch.randint(2, (len(dataset.train),), generator=torch.Generator().manual_seed(5))
+    return replace(dataset, train=replace(dataset.train, labels=labels))
+
+
+def test_pictures_are_given_the_prompts_of_their_own_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
+    assert model.conditioner is not None
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    pick = joint.pick
+
+    def seen(images: torch.Tensor, picks: joint.Picks) -> torch.Tensor:
+        given.append((picks.indices, torch.empty(0)))
+        return pick(images, picks)
+
+    def losses(model: LatentDiffusion, latents: torch.Tensor, random: joint.Draw, *others: Any) -> Any:
+        if len(random.tokens) == 32 and given and not len(given[-1][1]):
+            given[-1] = (given[-1][0], random.tokens)
+        return denoising_losses(model, latents, random, *others)
+
+    monkeypatch.setattr(joint, "pick", seen)
+    monkeypatch.setattr(joint, "denoising_losses", losses)
+    train_jointly(model, dataset, told_params().train, CPU, tmp_path / "resume")
+    trained_on = [(indices, tokens) for indices, tokens in given if len(tokens)]
+    assert len(trained_on) >= 2
+    for indices, tokens in trained_on:
+        assert torch.equal(tokens, model.conditioner.of_labels(dataset.train.labels[indices]))
+
+
+def test_students_are_given_the_prompts_of_their_own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
+    assert model.conditioner is not None
+    batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
+    picks: list[torch.Tensor] = []
+    posteriors = batches.posteriors
+
+    def noted(chosen: Any) -> Any:
+        picks.append(chosen.indices)
+        return posteriors(chosen)
+
+    monkeypatch.setattr(batches, "posteriors", noted)
+    batch = next(iter(batches(0)))
+    with torch.no_grad():
+        expected = model.conditioner(model.conditioner.of_labels(dataset.train.labels[picks[0]]))
+    torch.testing.assert_close(batch.conditions["encoder_hidden_states"], expected)
+
+
+def test_students_are_told_what_pictures_are() -> None:
+    model, dataset = told_model(), tiny_dataset()
+    batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
+    batch = next(iter(batches(0)))
+    assert batch.conditions["encoder_hidden_states"].shape == (16, 4, 16)
+    assert batch.predict(model.unet).shape == batch.target.shape
+    held_out = next(iter(batches.held_out()))
+    assert model.conditioner is not None
+    with torch.no_grad():
+        expected = model.conditioner(model.conditioner.of_labels(dataset.test.labels[:8]))
+    torch.testing.assert_close(held_out.conditions["encoder_hidden_states"], expected)
+
+
+def test_collapse_is_observed_with_the_prompts_of_the_labels() -> None:
+    model, test = told_model(), tiny_dataset().test
+    told, mistaken = (
+        observe(model, test.images, 0, 16, labels=labels) for labels in (test.labels, 1 - test.labels)
+    )
+    assert not torch.allclose(told.noise_errors, mistaken.noise_errors)
+    torch.testing.assert_close(told.unet_inputs, mistaken.unet_inputs)
+
+
+def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> None:
+    model = told_model()
+    subject = model_subject(model, DDIM, seed=0, num_seeds=2)
+    names = [operator.name for operator in find(subject, told_params().score)]
+    assert any(name.endswith("attn2") for name in names)
+    start = torch.randn(1, *model.latent_shape).expand(4, -1, -1, -1)
+    latents = subject.denoise(start, range(4))
+    torch.testing.assert_close(latents[0], latents[1])  # item 0 of either seed: the first prompt
+    assert not torch.allclose(latents[1], latents[2], atol=1e-4)
+    assert subject.task_loss is not None
+    loss = subject.task_loss(latents, range(len(latents)), torch.Generator().manual_seed(0))
+    assert loss.isfinite()
+
+
+def test_operators_of_a_guided_model_have_the_same_scores_together_as_alone(tmp_path: Path) -> None:
+    model, params = told_model(), told_params().score
+    subject = model_subject(model, DDIM, seed=0)
+    operators = [operator for operator in find(subject, params) if "down_blocks.1" in operator.name][:12]
+    stand_ins = fit(subject, operators, params, 0)
+    start = subject.noise(4, 1, 0)
+
+    def scores(rows: int) -> Any:
+        scoring = replace(scoring_of(params, 0), rows_per_batch=rows)
+        store = LatentStore(tmp_path / str(rows))
+        table = score_operators(
+            subject.network, subject.denoise, operators, stand_ins, start, scoring, store
+        ).table
+        return table.set_index("operator").loc[[operator.name for operator in operators], "score"]
+
+    alone, together = scores(4), scores(48)
+    assert (alone > 0).any()
+    assert together.to_numpy() == pytest.approx(alone.to_numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_prompts_and_guidance_are_part_of_what_latents_are_made_with() -> None:
+    def protocol(model: LatentDiffusion) -> dict[str, Any]:
+        return model_subject(model, DDIM, seed=0).protocol
+
+    model, strong, other = told_model(), told_model(guidance_scale=5.0), told_model()
+    assert other.conditioner is not None
+    other.conditioner.ask_for(["odd"])
+    said = [protocol(each) for each in (model, strong, other)]
+    assert said[0] != said[1] != said[2] != said[0]
+
+
+# Parameters and the command
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"unet__kind": "unet2d"}, "its UNet takes no prompts; use unet.kind unet2d_condition"),
+        ({"conditioning": {"kind": "none"}}, "unet2d_condition needs prompts; use conditioning.kind text"),
+        ({"conditioning__templates": ["no place"]}, "a template has one {}"),
+        ({"conditioning__width": 15}, "width 15 is not a multiple of heads 2"),
+        ({"conditioning__dropout": 0.0}, "give dropout above 0, or guidance_scale: 1"),
+    ],
+)
+def test_conditioning_that_makes_no_sense_is_refused(overrides: dict[str, Any], message: str) -> None:
+    raw = told_raw()
+    for key, value in overrides.items():
+        section, _, last = key.partition("__")
+        raw[section] = raw[section] | {last: value} if last else value
+    with pytest.raises(ConfigError) as error:
+        parse_params(raw, "tiny")
+    assert message in str(error.value)
+
+
+def test_samples_are_made_of_a_file_of_prompts(tmp_path: Path) -> None:
+    model, prompts = told_model(), tmp_path / "prompts.txt"
+    save_model(model, tmp_path / "model")
+    prompts.write_text("odd\n")
+    sample(tmp_path / "model", 2, 0, 4, tmp_path / "odd", "cpu", prompts)
+    sample(tmp_path / "model", 2, 0, 4, tmp_path / "own", "cpu")
+    first = [(tmp_path / folder / "00000.png").read_bytes() for folder in ("odd", "own")]
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("\n\n", "holds no prompt"), ("even\na cat\n", "'cat' is not in the model's vocabulary")],
+)
+def test_a_file_of_prompts_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    save_model(told_model(), tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        sample(tmp_path / "model", 1, 0, 4, tmp_path / "out", "cpu", tmp_path / "prompts.txt")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_meets_the_classes_and_pictures_that_it_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, learnt = told_model(), tiny_dataset()
+    model.info = replace(model.info, data=learnt.key.name)
+    demand_trained_on(model, tmp_path, learnt)
+    demand_trained_on(model, tmp_path, replace(learnt, source="elsewhere", checksum="1" * 64))
+    assert capsys.readouterr().out == ""
+    demand_trained_on(model, tmp_path, tiny_dataset(num_train=63))
+    assert "was trained on other pictures" in capsys.readouterr().out
+    with pytest.raises(ModelError, match="prompts of the classes even, odd, the data have odd, even"):
+        demand_trained_on(model, tmp_path, replace(learnt, class_names=("odd", "even")))
+    model.info = replace(model.info, data="")  # of an older version
+    demand_trained_on(model, tmp_path, tiny_dataset(num_train=63))
+    assert capsys.readouterr().out == ""

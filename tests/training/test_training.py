@@ -1,0 +1,313 @@
+"""Losses on fixed tensors, and a loop that can be cut and goes on as if it had not been."""
+
+import math
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interruption import cut_training, record_steps
+from tiny import set_logits, tiny_dataset, tiny_model, tiny_params
+
+from pelap.config import VariantParams
+from pelap.core.errors import TrainingError
+from pelap.core.keys import key
+from pelap.core.resume import ResumeState
+from pelap.models.latent_diffusion import Encoded, LatentDiffusion, apply_mask
+from pelap.models.schedule import add_noise, alphas_cumprod
+from pelap.training import joint
+from pelap.training.checkpoint import load_checkpoint, save_checkpoint
+from pelap.training.joint import draw, joint_losses, train_jointly
+from pelap.training.parallel import train_alone
+from pelap.training.trainer import (
+    Losses,
+    Optimisation,
+    Progress,
+    Trainer,
+    cosine,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_kl_of_fixed_tensors() -> None:
+    nothing = torch.zeros(3, 2)
+    assert not Encoded(nothing, nothing, nothing).kl().any()
+    mean, logvar = torch.full((3, 2), 2.0), torch.full((3, 2), math.log(4.0))
+    expected = torch.full((3, 2), 0.5 * (4 + 4 - 1 - math.log(4)))
+    torch.testing.assert_close(Encoded(mean, mean, logvar).kl(), expected)
+
+
+COUPLINGS = {
+    "baseline": VariantParams(gate="none", strength="seed"),
+    "paper": VariantParams(strength="lambda"),
+    "masked": VariantParams(strength="lambda", normalise="before_mask", decode_from="z*m"),
+    "after": VariantParams(strength="lambda", normalise="after_mask"),
+    "static": VariantParams(gate="hard_concrete", adaptive=False, strength="lambda", decode_from="z*m"),
+}
+
+
+def _pictures() -> torch.Tensor:
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_loss_terms_are_the_definition(coupling: str) -> None:
+    fields = COUPLINGS[coupling]
+    model = tiny_model(fields=fields)
+    if model.mask is not None:
+        set_logits(model, 2.0, 0.5, 1.0, 0.0)
+    images, random = _pictures(), draw(model, 4, 0, "test", 0)
+    alphas = alphas_cumprod(model.info.diffusion)
+    with torch.no_grad():
+        losses = joint_losses(model, images, random, 0.001, 0.25, alphas)
+        mean, logvar = model.vae.encode(images)
+        z = mean + (logvar / 2).exp() * random.posterior
+        z = model.normaliser(z) if fields.normalise == "before_mask" else z
+        m, cost = model.gates(z)
+        clean = apply_mask(z, m)
+        clean = model.normaliser(clean) if fields.normalise == "after_mask" else clean
+        noisy = add_noise(clean, random.noise, random.timesteps, alphas)
+        noise = (model.unet(noisy, random.timesteps).sample - random.noise).square().mean()
+        decoded = model.vae.decode(apply_mask(z, m) if fields.decode_from == "z*m" else z)
+        recon = (decoded - images).square().mean()
+        normal = torch.distributions.Normal
+        kl = torch.distributions.kl_divergence(normal(mean, (logvar / 2).exp()), normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(losses["noise"], noise)
+    torch.testing.assert_close(losses["recon"], recon)
+    torch.testing.assert_close(losses["kl"], kl)
+    torch.testing.assert_close(losses["mean_mask"], m.mean())
+    torch.testing.assert_close(losses["loss"], recon + 0.001 * kl + noise + 0.25 * cost.mean())
+
+
+def test_the_autoencoder_alone_has_no_other_loss() -> None:
+    model = tiny_model(fields=COUPLINGS["masked"])
+    images, random = _pictures(), draw(model, 4, 0, "test", 0)
+    alphas = alphas_cumprod(model.info.diffusion)
+    assert model.mask is not None
+    model.mask.started.fill_(False)  # joint training with an open mask decodes the same latents
+    expected = joint_losses(model, images, random, 0.5, 0.0, alphas)
+    losses = joint.autoencoder_losses(model, images, random, 0.5)
+    torch.testing.assert_close(losses["recon"], expected["recon"])
+    torch.testing.assert_close(losses["loss"], expected["recon"] + 0.5 * expected["kl"])
+    losses["loss"].backward()
+    assert all(p.grad is None for part in (model.unet, model.mask) for p in part.parameters())
+    assert all(p.grad is not None for p in model.vae.parameters())
+
+
+@pytest.mark.parametrize(
+    ("coupling", "slope"),
+    [
+        # Of the mean cost in one of four logits at 3: of sigmoid(3), and of P(open) = sigmoid(3 + 2/3 ln 11).
+        ("paper", 0.9525741 * (1 - 0.9525741) / 4),
+        ("masked", 0.9525741 * (1 - 0.9525741) / 4),
+        ("static", 0.9900335 * (1 - 0.9900335) / 4),
+    ],
+)
+def test_penalty_pulls_the_mask_down(coupling: str, slope: float) -> None:
+    def gradient(strength: float) -> torch.Tensor:
+        model = tiny_model(fields=COUPLINGS[coupling])
+        alphas = alphas_cumprod(model.info.diffusion)
+        random = draw(model, 4, 0, "test", 0)
+        joint_losses(model, _pictures(), random, 0.001, strength, alphas)["loss"].backward()
+        assert model.mask is not None
+        return model.mask.layers[-1].bias.grad if model.mask.config.adaptive else model.mask.logits.grad
+
+    pull = gradient(10.0) - gradient(0.0)
+    torch.testing.assert_close(pull, torch.full((4,), 10 * slope), rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
+    how = Optimisation(2, 1, lambda step: 0.1 * (step + 1), 0.1, 0.5, 0.9, "fp32", 1)
+    start, target = torch.tensor([[3.0, -4.0]]), torch.tensor([[100.0, 0.0]])
+
+    def loss(weight: torch.Tensor) -> torch.Tensor:
+        return (weight - target).square().sum()
+
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.weight.data.copy_(start)
+    trainer = Trainer(model, how, CPU, tmp_path / "c", "test")
+    nothing = repeat(torch.zeros(()))
+    train_alone(trainer.steps(nothing, lambda _: lambda _: {"loss": loss(model.weight)}, lambda _: None))
+
+    reference = torch.nn.Parameter(start.clone())
+    optimiser = torch.optim.AdamW([reference], lr=0.1, weight_decay=0.1)
+    averages: list[torch.Tensor] = []
+    for step in range(2):
+        optimiser.param_groups[0]["lr"] = 0.1 * (step + 1)
+        optimiser.zero_grad()
+        loss(reference).backward()
+        torch.nn.utils.clip_grad_norm_([reference], 0.5)
+        optimiser.step()
+        now = reference.detach().clone()
+        averages.append(now if not averages else averages[-1].lerp(now, 1 - min(0.9, 2 / 11)))
+    torch.testing.assert_close(model.weight, reference)
+    torch.testing.assert_close(trainer.kept.weight.detach(), averages[-1])
+
+
+def test_cosine_goes_from_lr_to_lr_min() -> None:
+    assert cosine(1.0, 0.1, 0.0) == 1.0
+    assert cosine(1.0, 0.1, 0.5) == pytest.approx(0.55)
+    assert cosine(1.0, 0.1, 1.0) == pytest.approx(0.1)
+
+
+def _train(
+    checkpoint: Path, fields: VariantParams = COUPLINGS["masked"], **overrides: object
+) -> tuple[LatentDiffusion, list[dict[str, float]]]:
+    model = tiny_model(fields=fields, **overrides)
+    params = tiny_params(**overrides).train
+    kept, progress = train_jointly(model, tiny_dataset(), params, CPU, checkpoint)
+    return kept, progress.history
+
+
+FIRST = VariantParams(
+    strength="lambda", normalise="before_mask", decode_from="z*m", vae_training="first", start_epoch=1
+)
+
+
+@pytest.mark.parametrize(
+    # 4 steps an epoch; FIRST trains its autoencoder for 4 steps, then without mask for 4.
+    ("fields", "cut_at", "ema_decay"),
+    [
+        (COUPLINGS["masked"], 5, 0.0),
+        (COUPLINGS["masked"], 5, 0.9),
+        (FIRST, 2, 0.9),
+        (FIRST, 4, 0.9),
+        (FIRST, 6, 0.0),
+        (FIRST, 9, 0.9),
+    ],
+    ids=["joint", "joint averaged", "vae alone", "boundary", "unmasked", "masked"],
+)
+def test_interrupted_training_ends_where_uninterrupted_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: VariantParams, cut_at: int, ema_decay: float
+) -> None:
+    options: dict[str, Any] = {
+        "train__ema_decay": ema_decay,
+        "train__batch_size": 16,
+        "train__select": "best",
+        "train__log_every": 1,
+        "train__num_validation": 8,
+    }
+    expected, expected_history = _train(tmp_path / "whole", fields, **options)
+    with monkeypatch.context() as patch:
+        cut_training(patch, cut_at)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path / "cut", fields, **options)
+    with monkeypatch.context() as patch:
+        taken = record_steps(patch)
+        resumed, history = _train(tmp_path / "cut", fields, **options)
+    assert taken[0] == cut_at  # it went on, and did not start over
+    assert [row["step"] for row in history] == [row["step"] for row in expected_history]
+    assert history[-1]["loss"] == expected_history[-1]["loss"]
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Path) -> None:
+    first, again = _train(tmp_path / "a")[0], _train(tmp_path / "b")[0]
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    fresh = tiny_model(seed=1, fields=COUPLINGS["masked"])
+    other, _ = train_jointly(fresh, tiny_dataset(), tiny_params().train, CPU, tmp_path / "c")
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_moving_average_differs_from_the_last_weights_and_includes_statistics(tmp_path: Path) -> None:
+    average, _ = _train(tmp_path / "a", train__ema_decay=0.9)
+    last, _ = _train(tmp_path / "b", train__ema_decay=0.0)
+    assert average.normaliser is not None
+    assert last.normaliser is not None
+    assert not torch.equal(average.vae.mean_head.weight, last.vae.mean_head.weight)
+    stored = average.normaliser.statistics.running_var
+    assert not torch.equal(stored, last.normaliser.statistics.running_var)
+    assert not torch.equal(stored, torch.ones(4))
+
+
+def test_infinite_loss_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        _train(tmp_path / "a", train__lr=1e30, train__batch_size=8)
+
+
+def test_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("baseline")
+    how = {"train__select": "best", "train__ema_decay": 0.0, "train__batch_size": 16}
+    seen: list[torch.Tensor] = []
+    real = Trainer.keep_current
+
+    def keep(self: Trainer) -> None:
+        real(self)
+        seen.append(self.current.vae.mean_head.weight.detach().clone())  # type: ignore[union-attr]
+
+    monkeypatch.setattr(Trainer, "keep_current", keep)
+    scripted = iter([3.0, 1.0, 2.0])
+    real_losses = joint.joint_losses
+
+    def losses(model: LatentDiffusion, *args: Any) -> Losses:
+        values = real_losses(model, *args)
+        return values if model.training else values | {"loss": torch.tensor(next(scripted))}
+
+    monkeypatch.setattr(joint, "joint_losses", losses)
+    params = tiny_params(**how, train__epochs=3).train
+    kept, progress = train_jointly(model, tiny_dataset(), params, CPU, tmp_path / "a")
+    assert [row["loss"] for row in progress.validation] == [3, 1, 2]
+    assert len(seen) == 2
+    assert torch.equal(kept.vae.mean_head.weight, seen[-1])
+    assert not torch.equal(model.vae.mean_head.weight, seen[-1])
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        _train(tmp_path / "a", train__lr=1e38, train__batch_size=64, train__epochs=1)
+
+
+def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
+    model, empty = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = empty.weight.clone()
+    save_checkpoint(tmp_path / "c", {"model": model}, Progress(step=3))
+    assert load_checkpoint(tmp_path / "c", {"model": torch.nn.Linear(2, 2)}, Progress())
+    assert not load_checkpoint(tmp_path / "c", {"model": torch.nn.Linear(3, 2)}, Progress())
+    for lacking in (torch.nn.Linear(2, 2), torch.optim.AdamW(empty.parameters())):
+        assert not load_checkpoint(tmp_path / "c", {"model": empty, "lacking": lacking}, Progress())
+    assert torch.equal(empty.weight, before)
+    (tmp_path / "c" / "progress.json").write_text("{")
+    assert not load_checkpoint(tmp_path / "c", {"model": model}, Progress())
+
+
+def test_work_that_starts_anew_says_what_is_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def begin(label: str = "train-a", **parts: Any) -> ResumeState:
+        return ResumeState(tmp_path / "resume", label, key(**parts))
+
+    first = begin(lr=1, data=2, code=3)
+    assert begin(lr=5, data=2, code=3).folder != first.folder  # nothing was saved: nothing is said
+    save_checkpoint(begin(lr=1, data=2, code=3).folder, {"model": torch.nn.Linear(2, 2)}, Progress())
+    assert begin(lr=1, data=2, code=3).folder == first.folder
+    begin("train-a-b", lr=1, data=2, code=3)  # other work, whose name begins alike
+    assert capsys.readouterr().out == ""
+    other = begin(lr=1, data=4, code=6)
+    assert other.folder != first.folder
+    assert capsys.readouterr().out == (
+        "train-a: starts anew; the run that was interrupted has another data, code\n"
+    )
+    begin("train-a-b", lr=1).drop()
+    assert first.folder.is_dir()
+    other.drop()  # the state of other parameters goes too
+    assert not (tmp_path / "resume").exists()
+
+
+def test_compiled_training_translates_the_losses_of_each_phase_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translated: list[Any] = []
+
+    def translate(losses: Any, dynamic: bool) -> Any:
+        assert not dynamic
+        translated.append(losses)
+        return losses
+
+    monkeypatch.setattr(torch, "compile", translate)
+    _, history = _train(tmp_path / "a", FIRST, train__execution="compiled", train__batch_size=16)
+    assert len(translated) == 2  # the autoencoder alone, and what follows
+    _, expected = _train(tmp_path / "b", FIRST, train__execution="eager", train__batch_size=16)
+    assert len(translated) == 2
+    assert [row["loss"] for row in history] == [row["loss"] for row in expected]

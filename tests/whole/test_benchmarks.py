@@ -1,0 +1,383 @@
+"""Benchmarks: their rows, their counts, and that each runs. None of it depends on how fast anything is."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_raw
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pelap.pipelines.model_io import save_model
+from pelap.surgery.apply import apply_plan
+from pelap.surgery.plan import Plan, Removal
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import counting  # noqa: E402
+import harness  # noqa: E402
+import memory  # noqa: E402
+import roofline  # noqa: E402
+import sampling  # noqa: E402
+import scoring  # noqa: E402
+import table  # noqa: E402
+import training  # noqa: E402
+
+CPU = torch.device("cpu")
+KEYS = ["name", "ours", "reference", "ratio", "unit", "device", "versions"]
+GONE = "mid_block.attentions.0"
+COMMITTED = ROOT / "results" / "bench" / "bench.json"
+OF_EACH = {
+    "training": [
+        "training",
+        "training, bf16 of fp32",
+        "training, share of the peak",
+        "ablation, five lambdas at once",
+    ],
+    "sampling": [*(f"sampling, {kind}" for kind in sampling.KINDS), "sampling, pruned against our dense"],
+    "scoring": ["scoring", "scoring, early stop", "scoring, rows denoised with early stop"],
+    "memory": [f"memory of {part}" for part in memory.PARTS],
+}
+"""Rows that every device has."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A dense model and a pruned one, as folders."""
+    root, dense = tmp_path_factory.mktemp("models"), tiny_model()
+    plan = Plan((Removal(GONE, "attention"),))
+    pruned = dense.with_unet(apply_plan(dense.unet, plan), "pruned", 0.0)
+    save_model(dense, root / "dense")
+    save_model(pruned, root / "pruned", plan)
+    return {name: str(root / name) for name in ("dense", "pruned")}
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> str:
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(tiny_raw(evaluate__batch_size=8)))
+    return str(path)
+
+
+def demand_rows(entries: list[harness.Entry], out: Path) -> dict[str, harness.Entry]:
+    """The rows by name; they are what was written, and every number is finite and above 0."""
+    rows = json.loads(out.read_text())
+    assert rows == [asdict(entry) for entry in entries]
+    for row in rows:
+        assert list(row) == KEYS
+        assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("ours", "reference", "ratio"))
+        assert row["device"] == f"cpu, {torch.get_num_threads()} threads"
+        assert "torch" in row["versions"]
+    return {entry.name: entry for entry in entries}
+
+
+@pytest.mark.parametrize(("unit", "ratio"), [("s", 2.0), ("MiB", 2.0), ("rows", 2.0), ("images/s", 0.5)])
+def test_a_ratio_above_1_means_ours_is_better(unit: str, ratio: float) -> None:
+    assert harness.compare("any", 1.0, 2.0, unit, CPU).ratio == ratio
+
+
+def test_a_unit_without_direction_is_refused() -> None:
+    with pytest.raises(ValueError, match="any: unknown unit 'm'"):
+        harness.compare("any", 1.0, 2.0, "m", CPU)
+
+
+def broken_rows() -> dict[str, Any]:
+    good = asdict(harness.compare("any", 1.0, 2.0, "s", CPU))
+    return {
+        "no list": good,
+        "a key is missing": [{key: good[key] for key in KEYS[:-1]}],
+        "a key too many": [good | {"more": 1}],
+        "text for a number": [good | {"ratio": "2"}],
+        "not finite": [good | {"ours": math.nan}],
+        "nothing": [good | {"reference": 0.0}],
+    }
+
+
+@pytest.mark.parametrize("what", list(broken_rows()))
+def test_rows_that_are_no_rows_are_refused(what: str) -> None:
+    with pytest.raises(ValueError, match=r"file\.json"):
+        harness.check_entries(broken_rows()[what], "file.json")
+
+
+def test_rounds_are_interleaved_reversed_in_turn_and_the_first_do_not_count() -> None:
+    calls: list[str] = []
+    runs: dict[str, Callable[[], Any]] = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times, _ = harness.in_turns(runs, 2, CPU, "any", warmup=1)
+    assert "".join(calls) == "abc" + "cba" + "abc"
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_a_convolution_is_counted_as_by_hand() -> None:
+    conv, x = nn.Conv2d(3, 8, 3, padding=1), torch.randn(2, 3, 16, 16)
+    with torch.no_grad(), counting.Counter() as counter:
+        conv(x)
+    (kernel,) = counter.kernels
+    assert kernel.kind == "convolution, forward"
+    assert kernel.dtype == "float32"
+    assert kernel.flops == 2 * (2 * 8 * 16 * 16) * (3 * 3 * 3)
+    assert kernel.bytes == 4 * (2 * 3 * 16 * 16 + 8 * 3 * 3 * 3 + 8 + 2 * 8 * 16 * 16)
+
+
+def test_operations_are_those_that_pytorch_counts_forward_and_backward() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.ConvTranspose2d(8, 4, 4, stride=2), nn.Flatten())
+    x = torch.randn(2, 3, 8, 8)
+    with FlopCounterMode(display=False) as wanted:
+        model(x).square().sum().backward()
+    with counting.Counter() as counter:
+        model(x).square().sum().backward()
+    assert sum(kernel.flops for kernel in counter.kernels) == wanted.get_total_flops() > 0
+    kinds = {kernel.kind for kernel in counter.kernels if kernel.flops}
+    assert kinds == {"convolution, forward", "convolution, backward"}
+
+
+def moved(function: Callable[[], object]) -> int:
+    with counting.Counter() as counter:
+        function()
+    return sum(kernel.bytes for kernel in counter.kernels)
+
+
+def test_bytes_are_what_has_to_be_read_and_written() -> None:
+    a, b, row = torch.ones(10, 10), torch.ones(10, 10), torch.ones(1, 10)
+    assert moved(lambda: a.view(100)[5:].view(5, 19).t()) == 0  # views
+    assert moved(lambda: a + b) == 3 * 400
+    assert moved(lambda: a.add_(b)) == 3 * 400  # reads both, writes one
+    assert moved(lambda: a.copy_(b)) == 2 * 400
+    assert moved(lambda: a.fill_(1.0)) == 400
+    assert moved(lambda: a + row.expand(10, 10)) == 2 * 400 + 40
+    assert moved(lambda: a.to(torch.bfloat16)) == 400 + 200
+    assert moved(lambda: torch.empty(10, 10)) == 0
+    assert moved(lambda: torch._foreach_mul_([a, b], 2.0)) == 4 * 400
+
+
+def test_a_kernel_takes_the_longer_of_computing_and_moving() -> None:
+    rates = counting.Rates({"float32": 100.0, "bfloat16": 200.0, "convolution float32": 400.0}, 10.0)
+
+    def least(kind: str, dtype: str, flops: int, num_bytes: int) -> float:
+        return rates.least_seconds(counting.Kernel("any", kind, dtype, flops, num_bytes))
+
+    assert least("matrix products", "float32", 1000, 20) == 10.0
+    assert least("matrix products", "bfloat16", 1000, 20) == 5.0
+    assert least("convolution, backward", "float32", 1000, 20) == 2.5
+    assert least("matrix products", "float32", 1000, 200) == 20.0
+    assert least("norm", "int64", 0, 30) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::convolution_backward", "convolution, backward"),
+        ("aten::mkldnn_convolution", "convolution, forward"),
+        ("aten::addmm", "matrix products"),
+        ("aten::native_group_norm_backward", "norm"),
+        ("aten::normal_", "rest"),
+        ("aten::silu_backward", "activation"),
+        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::_to_copy", "copies and casts"),
+        ("aten::add", "rest"),
+    ],
+)
+def test_operators_have_classes(name: str, kind: str) -> None:
+    assert counting.kind_of(name) == kind
+
+
+def test_training_runs(params: str, tmp_path: Path) -> None:
+    sizes = ["--side", "16", "--pictures", "64", "--steps", "1", "--rounds", "1", "--ablation-steps", "1"]
+    options = ["--params", params, "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "rows.json")]
+    rows = demand_rows(training.main([*sizes, *options]), tmp_path / "rows.json")
+    assert list(rows) == OF_EACH["training"]
+
+
+def test_the_reference_trains_from_our_weights_and_reads_every_loss(params: str) -> None:
+    setting = training.Setting(training.load_params(Path(params), "train"), 64, 16, CPU)
+    losses = next(training.reference_steps(setting, 0))
+    assert {"loss", "recon", "kl", "noise"} <= set(losses)
+    assert all(type(value) is float for value in losses.values())
+    both = [setting.model().state_dict() for _ in range(2)]
+    assert all(torch.equal(both[0][name], both[1][name]) for name in both[0])
+
+
+def test_pictures_of_the_reference_are_in_the_range_of_ours() -> None:
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    seen, wanted = training.Pictures(images)[0], training.to_float(images)[0]
+    same = torch.allclose(seen, wanted, atol=1e-6)
+    assert same or torch.allclose(seen, wanted.flip(-1), atol=1e-6)
+
+
+def test_sampling_runs(folders: dict[str, str], tmp_path: Path) -> None:
+    models = ["--dense", folders["dense"], "--pruned", folders["pruned"], "--distilled", folders["pruned"]]
+    sizes = ["--steps", "2", "--images", "2", "--rounds", "1", "--device", "cpu"]
+    rows = demand_rows(
+        sampling.main([*models, *sizes, "--out", str(tmp_path / "rows.json")]), tmp_path / "rows.json"
+    )
+    assert set(OF_EACH["sampling"]) <= set(rows)
+
+
+@torch.no_grad()
+def test_the_pipeline_that_sampling_is_compared_with_samples_as_we_do() -> None:
+    model = tiny_model("baseline")
+    sampler = sampling.SamplerParams(kind="ddim", steps=4)
+    pipeline = sampling.reference_run(model, sampler, 2).func
+    theirs = pipeline(batch_size=2, num_inference_steps=4, output_type="np", generator=torch.manual_seed(3))
+    start = torch.randn(2, *model.latent_shape, generator=torch.manual_seed(3))
+    ours = sampling.ModelSource(model, sampler).denoise(start, range(2), 0)
+    seen = torch.as_tensor(theirs.images).permute(0, 3, 1, 2)
+    assert torch.allclose(seen, (ours / 2 + 0.5).clamp(0, 1), atol=1e-4)
+
+
+def test_scoring_runs(folders: dict[str, str], tmp_path: Path) -> None:
+    sizes = [
+        "--latents",
+        "8",
+        "--steps",
+        "2",
+        "--rows",
+        "16",
+        "--rounds",
+        "1",
+        "--every",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    options = ["--model", folders["dense"], "--out", str(tmp_path / "rows.json")]
+    rows = demand_rows(scoring.main([*sizes, *options]), tmp_path / "rows.json")
+    assert list(rows) == OF_EACH["scoring"]
+
+
+def test_frechet_runs(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+    import frechet
+
+    count = 8
+    real, made = frechet.features_like_inceptions(count, 0), frechet.features_like_inceptions(count, 1)
+    times, results = harness.in_turns(
+        {"ours": frechet.feature_runs(made, real)["ours"]} | dict.fromkeys(frechet.NAMES[1:], lambda: 1.0),
+        1,
+        CPU,
+        "distance",
+    )
+    entries = harness.finish(frechet.rows("distance", times, CPU), {}, tmp_path / "rows.json")
+    assert set(demand_rows(entries, tmp_path / "rows.json")) == {
+        "distance, torch-fidelity",
+        "distance, torchmetrics",
+    }
+    assert results["ours"] > 0
+
+
+def test_memory_of_a_process_is_its_own(params: str, tmp_path: Path) -> None:
+    """What this process holds does not count with what the measured one held."""
+    held = torch.ones(2**28)  # 1 GiB, touched
+    sizes = ["--pictures", "64", "--side", "16", "--steps", "1", "--images", "8", "--reference", "16"]
+    options = ["--params", params, "--device", "cpu", "--out", str(tmp_path / "rows.json")]
+    rows = demand_rows(
+        memory.main([*sizes, *options, "--parts", "imports", "training"]), tmp_path / "rows.json"
+    )
+    assert list(rows) == ["memory of imports", "memory of training"]
+    assert all(entry.reference == 4096 and entry.unit == "MiB" for entry in rows.values())
+    assert 50 < rows["memory of imports"].ours < memory.peak_resident_mib() - 1024 + 512
+    assert held[-1] == 1
+
+
+def test_memory_says_which_command_failed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"pelap train --params .*nowhere.yaml: .*nowhere.yaml"):
+        memory.measure(tmp_path, "cpu", ["train", "--params", str(tmp_path / "nowhere.yaml")])
+
+
+def test_roofline_runs(
+    params: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roofline, "product_rate", lambda *_, **__: 1e9)
+    sizes = [
+        "--side",
+        "16",
+        "--images",
+        "2",
+        "--rows",
+        "16",
+        "--every",
+        "12",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    files = ["--out", str(tmp_path / "roofline.json"), "--tables", str(tmp_path / "roofline.md")]
+    result = roofline.main(["--params", params, "--model", folders["dense"], *sizes, *files])
+    assert json.loads((tmp_path / "roofline.json").read_text()) == result
+    names = [work["name"].split(",")[0] for work in result["works"]]
+    assert names == ["training step", "sampling step", "scoring pass", "feature pass"]
+    for work in result["works"]:
+        assert work["name"] in (tmp_path / "roofline.md").read_text()
+        for key in ("flops", "bytes", "predicted_s", "measured_s", "gap", "kernels"):
+            assert math.isfinite(work[key])
+            assert work[key] > 0
+        assert "convolution, forward" in work["by_class"]
+        assert sum(kind["bytes"] for kind in work["by_class"].values()) == pytest.approx(work["bytes"])
+
+
+def write_rows(path: Path, *names: str) -> None:
+    path.write_text(json.dumps([asdict(harness.compare(name, 1.0, 2.0, "s", CPU)) for name in names]))
+
+
+def test_rows_of_several_files_make_one_table(tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{name}.json") for name in "ab"]
+    write_rows(Path(files[0]), "first", "second")
+    write_rows(Path(files[1]), "third")
+    table.main([*files, "--out", str(tmp_path / "out")])
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [row["name"] for row in rows] == ["first", "second", "third"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| third | 1 | 2 | s | 2.00 |" in text
+
+
+def run_all(folder: Path, scripts: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """`python benchmarks` with these scripts in the place of the benchmarks."""
+    here = folder / "benchmarks"
+    here.mkdir()
+    for name in ("__main__", "harness", "table"):
+        (here / f"{name}.py").write_text((BENCHMARKS / f"{name}.py").read_text())
+    for name, text in scripts.items():
+        (here / f"{name}.py").write_text(text)
+    command = [sys.executable, str(here), "--only", *scripts, "--out", str(folder / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+WORKS = """
+import json, sys
+rows = [dict(name="good", ours=1.0, reference=2.0, ratio=2.0, unit="s", device="cpu", versions={})]
+open(sys.argv[sys.argv.index("--out") + 1], "w").write(json.dumps(rows))
+"""
+
+
+def test_one_benchmark_that_fails_costs_no_other_its_rows(tmp_path: Path) -> None:
+    done = run_all(tmp_path, {"training": "raise ValueError('no luck')", "scoring": WORKS})
+    assert done.returncode == 1
+    assert "training: failed: ValueError: no luck" in done.stderr
+    assert "scoring: done" in done.stderr
+    assert [row["name"] for row in json.loads((tmp_path / "out" / "bench.json").read_text())] == ["good"]
+    assert "| good |" in done.stdout
+
+
+def test_all_benchmarks_that_work_end_well(tmp_path: Path) -> None:
+    done = run_all(tmp_path, {"scoring": WORKS})
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_committed_rows_are_whole() -> None:
+    names = [entry.name for entry in harness.check_entries(json.loads(COMMITTED.read_text()), "bench.json")]
+    for wanted in OF_EACH.values():
+        assert set(wanted) <= set(names)
+    assert len(set(names)) == len(names)
+    assert any(name.startswith("distance of") for name in names)
+    assert any(name.endswith("pictures to statistics, torchmetrics") for name in names)

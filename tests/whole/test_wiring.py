@@ -1,0 +1,550 @@
+"""dvc.yaml, the Snakefile and the packaging agree with the code: they cannot drift apart unseen."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+import pelap
+from pelap.config.load import STAGE_KEYS, STAGES, load_params, read_yaml
+from pelap.core.paths import RunPaths, input_file, packed_dataset
+from pelap.stages.inputs import READING
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+RAW = read_yaml(ROOT / "params.yaml")
+RUN = RunPaths(Path("results/default"))
+STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
+STUDY = read_yaml(STUDY_FILE)
+CHOOSING_FILE = ROOT / "presets" / "choosing.yaml"
+PRESETS = sorted((ROOT / "presets").rglob("*.yaml"))
+TASKS = read_yaml(ROOT / "workflow" / "config.yaml")["tasks"]
+PLUMBING = {"pelap.config", "pelap.stages"}
+"""Packages that check and hand on, and change no result: an edit of them reruns nothing."""
+
+
+def resolve(value: Any, context: Mapping[str, Any]) -> Any:
+    """Fill in ``${a.b}`` as DVC does."""
+    if isinstance(value, list):
+        return [resolve(item, context) for item in value]
+    if isinstance(value, Mapping):
+        return {resolve(k, context): resolve(v, context) for k, v in value.items()}
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        found: Any = context
+        for part in match[1].split("."):
+            found = found[part]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", look_up, value)
+
+
+def dvc_stages() -> dict[str, dict[str, Any]]:
+    """The stages of dvc.yaml with every template filled in."""
+    stages = {}
+    for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items():
+        if "foreach" in stage:
+            assert stage["foreach"] == "${variants}"
+            for key, item in RAW["variants"].items():
+                stages[f"{name}@{key}"] = resolve(stage["do"], {**RAW, "key": key, "item": item})
+        else:
+            stages[name] = resolve(stage, RAW)
+    return stages
+
+
+DVC = dvc_stages()
+INPUTS = DVC.pop("inputs")
+"""Not a stage of a run: looks at what is outside of it."""
+
+
+def paths(stage: Mapping[str, Any], *kinds: str) -> set[str]:
+    entries = [entry for kind in kinds for entry in stage.get(kind, [])]
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+def outputs(stage: Mapping[str, Any]) -> set[str]:
+    return paths(stage, "outs", "metrics", "plots")
+
+
+def expected_outputs(name: str) -> set[str]:
+    if name.startswith("train@"):
+        train = RUN.train(name.removeprefix("train@"))
+        found = [train.model, train.history, train.validation, train.reconstructions, train.samples]
+    else:
+        found = {
+            "download": [packed_dataset(Path("data"), RAW["dataset"])],
+            "collapse": [RUN.collapse],
+            "score": [RUN.score],
+            "prune": [RUN.plans, RUN.pruned_models, RUN.prune_result, RUN.changes],
+            "distill": [
+                RUN.distilled_models,
+                RUN.distill_history,
+                RUN.distill_validation,
+                RUN.distill_result,
+            ],
+            "evaluate": [
+                RUN.metrics,
+                RUN.budget,
+                RUN.differences,
+                RUN.latencies,
+                RUN.evaluate_protocol,
+                RUN.samples("").parent,
+                RUN.reconstructions("").parent,
+            ],
+            "report": [RUN.report_page, RUN.report_figure, RUN.report_table],
+        }[name]
+    return {str(path) for path in found}
+
+
+def within(inner: str, outer: str) -> bool:
+    return f"{inner}/".startswith(f"{outer}/")
+
+
+def test_dvc_looks_at_what_the_parameters_name_outside() -> None:
+    assert INPUTS["always_changed"]
+    assert outputs(INPUTS) == {str(input_file(Path("data"), stage)) for stage in READING}
+    for name, stage in DVC.items():
+        file = str(input_file(Path("data"), name.partition("@")[0]))
+        assert (file in paths(stage, "deps")) == (file in outputs(INPUTS))
+
+
+def test_dvc_has_the_stages_in_order() -> None:
+    assert tuple(dict.fromkeys(name.partition("@")[0] for name in DVC)) == STAGES
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_dvc_lists_the_parameters_that_the_stage_reads(name: str) -> None:
+    stage, _, variant = name.partition("@")
+    expected = set(STAGE_KEYS[stage])
+    if variant:
+        expected -= {"lambda", "variants"}
+        expected |= {f"variants.{variant}", RAW["variants"][variant]["strength"]}
+    assert set(DVC[name]["params"]) == expected
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_dvc_outputs_are_the_run_paths(name: str) -> None:
+    assert outputs(DVC[name]) == expected_outputs(name)
+
+
+@pytest.mark.parametrize("name", DVC)
+def test_dvc_reads_what_earlier_stages_wrote(name: str) -> None:
+    names = list(DVC)
+    written = {path for before in names[: names.index(name)] for path in outputs(DVC[before])}
+    stage = name.partition("@")[0]
+    written |= {str(input_file(Path("data"), stage))} & outputs(INPUTS)
+    read = {path for path in paths(DVC[name], "deps") if not path.startswith("pelap/")}
+    orphans = {path for path in read if not any(within(out, path) or within(path, out) for out in written)}
+    assert orphans == set()
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("pelap", cache_dir=None, exclude_type_checking_imports=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_depends_on_the_packages_that_the_stage_imports(stage: str, imports: grimp.ImportGraph) -> None:
+    module = f"pelap.stages.{stage}"
+    packages = {".".join(name.split(".")[:2]) for name in imports.find_upstream_modules(module)}
+    expected = {name.replace(".", "/") for name in packages - PLUMBING if name != "pelap"}
+    definition = next(DVC[name] for name in DVC if name.partition("@")[0] == stage)
+    listed = {path for path in paths(definition, "deps") if path.startswith("pelap/")}
+    assert listed - {"pelap/core"} == {f"pelap/stages/{stage}.py", *expected} - {"pelap/core"}
+    assert "pelap/core" in listed
+
+
+def test_no_training_depends_on_surgery_scoring_or_reports() -> None:
+    for name, stage in DVC.items():
+        if name.startswith("train@"):
+            late = {
+                f"pelap/{package}" for package in ("surgery", "scoring", "pruning", "evaluation", "report")
+            }
+            assert not paths(stage, "deps") & late
+
+
+def test_dvc_plots_draw_declared_files() -> None:
+    written = {path for stage in DVC.values() for path in outputs(stage)}
+    for entry in read_yaml(ROOT / "dvc.yaml")["plots"]:
+        for plot in entry.values():
+            assert all(any(within(path, out) for out in written) for path in plot["y"])
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_have_the_keys_of_the_default(preset: Path) -> None:
+    load_params(preset)
+    assert set(read_yaml(preset)) == set(RAW)
+
+
+def test_versions_agree() -> None:
+    citation = read_yaml(ROOT / "CITATION.cff")
+    assert citation["version"] == pelap.__version__
+    assert f"pelap:{pelap.__version__}" in (ROOT / "Snakefile").read_text()
+    assert f"pelap:{pelap.__version__}" in (ROOT / "Dockerfile").read_text()
+    assert f"## [{pelap.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_lock_pins_every_dependency() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
+    pinned = {normal(line.partition("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {normal(re.split(r"[\[<>=~!; ]", name)[0]) for name in wanted} <= pinned
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_imports_go_one_way() -> None:
+    result = run(ROOT, "lint-imports", "--no-cache")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project without results, in a Git repository of its own."""
+    folder = tmp_path_factory.mktemp("my project")
+    for name in ("dvc.yaml", "params.yaml", "Snakefile", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("pelap", "workflow", "profiles", "presets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc")
+    fake = folder / "bin" / "pelap"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -S "{ROOT / "tests" / "helpers" / "fake_pelap.py"}" "$@"\n'
+    )
+    fake.chmod(0o755)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder / "bin"), str(BIN), os.environ.get("PATH", "")]),
+        "PYTHONPATH": str(folder),
+        "PELAP_CALLS": str(folder / "calls.txt"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def calls(folder: Path, *command: str) -> set[str]:
+    """The stages that a command runs."""
+    log = folder / "calls.txt"
+    log.write_text("")
+    result = run(folder, *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return set(log.read_text().split())
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    file = folder / "params.yaml"
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+TRAINED = {f"train@{variant}" for variant in RAW["variants"]}
+PENALISED = {f"train@{name}" for name, fields in RAW["variants"].items() if fields["strength"] == "lambda"}
+AFTER_TRAIN = {"collapse", "score", "prune", "distill", "evaluate", "report"}
+AFTER_PRUNE = {"prune", "distill", "evaluate", "report"}
+OWN_VARIANT = (
+    "\nvariants:\n",
+    "\nvariants:\n  own: {normalise: before_mask, encoder_losses: [reconstruction], strength: seed}\n",
+)
+LAMBDA = (f"\nlambda: {RAW['lambda']}", "\nlambda: 0.02")
+SHARE = (f"time_reduction: {RAW['prune']['time_reduction']}", "time_reduction: 0.31")
+
+
+@pytest.mark.slow
+def test_dvc_reruns_what_a_change_affects_and_nothing_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calls(project, "dvc", "repro") == {"download", *TRAINED, *AFTER_TRAIN}
+    assert calls(project, "dvc", "repro") == set()
+    monkeypatch.setenv("PELAP_INPUTS", "pictures, prompts and weights are others now")
+    again = calls(project, "dvc", "repro")
+    assert {"download", *TRAINED, "evaluate"} <= again
+    edit(project, *SHARE)
+    assert calls(project, "dvc", "repro") == AFTER_PRUNE
+    edit(project, *LAMBDA)
+    assert PENALISED < calls(project, "dvc", "repro") <= PENALISED | AFTER_TRAIN
+    edit(project, *OWN_VARIANT)
+    assert calls(project, "dvc", "repro") == {"train@own", "collapse", "evaluate", "report"}
+    shutil.copy(ROOT / "params.yaml", project)
+
+
+@pytest.mark.slow
+def test_snakemake_reruns_what_a_change_affects_and_nothing_else(project: Path) -> None:
+    sweep = ("snakemake", "--cores", "4", "all_seeds", "--config", "seeds=[3]")
+    assert calls(project, *sweep) == {"download", *TRAINED, *AFTER_TRAIN, "compare"}
+    for path in (RUN.metrics, RUN.report_page, *(RUN.train(name).model for name in RAW["variants"])):
+        assert (project / "results/sweep/photos/seed3" / path.relative_to(RUN.root)).exists()
+    edit(project, *SHARE)
+    assert calls(project, *sweep) == {*AFTER_PRUNE, "compare"}
+    edit(project, *LAMBDA)
+    assert calls(project, *sweep) == {*PENALISED, *AFTER_TRAIN, "compare"}
+    with (project / "pelap" / "stages" / "collapse.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *sweep) == {"collapse", "report"}
+    assert calls(project, *sweep) == set()
+    shutil.copy(ROOT / "params.yaml", project)
+
+
+@pytest.mark.slow
+def test_snakemake_notices_changes_without_its_own_memory(project: Path, tmp_path: Path) -> None:
+    """What was in .snakemake is lost with it: a clone, a copy, a folder that somebody tidied up."""
+    pictures = tmp_path / "my pictures"
+    for split in ("train", "test"):
+        (pictures / split / "a").mkdir(parents=True)
+        (pictures / split / "a" / "1.png").write_text("x")
+    edit(project, "  folders: ", f"  folders:\n    mine: {pictures}\n    # ")
+    sweep = ("snakemake", "--cores", "4", "all_seeds", "--config", "datasets=[mine]", "seeds=[3,4]")
+
+    def forgetful() -> set[str]:
+        shutil.rmtree(project / ".snakemake")
+        return calls(project, *sweep)
+
+    try:
+        assert calls(project, *sweep) == {"download", *TRAINED, *AFTER_TRAIN, "compare"}
+        assert (project / "results/sweep/summary.csv").read_text() == "mine/seed3 mine/seed4"
+        assert forgetful() == set()
+        edit(project, *LAMBDA)
+        assert forgetful() == {*PENALISED, *AFTER_TRAIN, "compare"}
+        assert forgetful() == set()
+        with (project / "pelap" / "stages" / "report.py").open("a") as module:
+            module.write("# edited\n")
+        assert forgetful() == {"report"}
+        (pictures / "train" / "a" / "1.png").write_text("another")
+        assert forgetful() == {"download", *TRAINED, *AFTER_TRAIN, "compare"}
+        sweep = (*sweep[:-1], "seeds=[3]")
+        assert forgetful() == {"compare"}
+        assert (project / "results/sweep/summary.csv").read_text() == "mine/seed3"
+        assert forgetful() == set()
+    finally:
+        shutil.copy(ROOT / "params.yaml", project)
+
+
+@pytest.mark.slow
+def test_snakemake_notices_code_that_was_edited_and_looked_at_during_a_job(project: Path) -> None:
+    """The look writes down the new code; the job, which runs the old, ends later."""
+    data, packed = project / "data/sweep/seed11", "data/sweep/seed11/params/photos.yaml"
+    download = ("snakemake", "--cores", "4", packed)
+    assert calls(project, *download) == {"download"}
+    with (project / "pelap" / "stages" / "download.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *download, "-n") == set()
+    key = data / "params" / "photos.key"
+    for file in filter(Path.is_file, data.rglob("*")):
+        os.utime(file, ns=(0, key.stat().st_mtime_ns + int(1e9) * (file != key)))
+    assert calls(project, *download) == {"download"}
+    assert calls(project, *download) == set()
+
+
+def planned(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """How often a dry run would run each rule."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)\n\n", result.stdout + result.stderr, re.S | re.M)
+    assert table is not None
+    return {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "prefix", "preset"),
+    [("all_seeds", "", "params.yaml"), ("pruning_study", "pruning_", "presets/study.yaml")],
+)
+def test_snakemake_plans_every_cell(project: Path, target: str, prefix: str, preset: str) -> None:
+    grid = (f"{prefix}datasets=[photos,cifar10]", f"{prefix}seeds=[7,8]", f"{prefix}params={ROOT / preset}")
+    result = run(project, "snakemake", "-n", "--cores", "4", target, "--config", *grid)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cells, variants = 4, len(read_yaml(ROOT / preset)["variants"])
+    assert planned(result) == {
+        "download": 3,  # photos differ from seed to seed, cifar10 does not
+        "train": cells * variants,
+        **dict.fromkeys(AFTER_TRAIN, cells),
+        "compare": 1,
+        target: 1,
+        "total": 3 + cells * (variants + len(AFTER_TRAIN)) + 2,
+    }
+
+
+@pytest.mark.slow
+def test_ways_to_choose_are_compared_cell_by_cell_without_collapse_and_report(project: Path) -> None:
+    grid = ("choosing_datasets=[photos,cifar10-jpeg]", "choosing_seeds=[7,8]")
+    result = run(project, "snakemake", "-n", "--cores", "4", "choosing", "--config", *grid)
+    assert result.returncode == 0, result.stdout + result.stderr
+    cells = 4
+    assert planned(result) == {
+        "download": 3,
+        **dict.fromkeys(("train", "score", "prune", "distill", "evaluate"), cells),
+        "choosing": 1,
+        "total": 3 + 5 * cells + 1,
+    }
+
+
+@pytest.mark.slow
+def test_snakemake_plans_every_task(project: Path) -> None:
+    result = run(project, "snakemake", "-n", "--cores", "4", "all_tasks", "--config", "task_seeds=[7,8]")
+    assert result.returncode == 0, result.stdout + result.stderr
+    cells = 2 * len(TASKS)
+    trained = sum(2 * len(read_yaml(project / task["params"])["variants"]) for task in TASKS.values())
+    assert planned(result) == {
+        "download": cells,  # photos and sounds differ from seed to seed
+        "train": trained,
+        **dict.fromkeys(AFTER_TRAIN, cells),
+        "tasks": 1,
+        "all_tasks": 1,
+        "total": cells * (1 + len(AFTER_TRAIN)) + trained + 2,
+    }
+
+
+@pytest.mark.slow
+def test_another_task_is_one_more_entry(project: Path) -> None:
+    """It gets data, a run folder and a place in the summary of its own; the others are left alone."""
+    tasks = ("snakemake", "--cores", "4", "all_tasks", "--config", "task_seeds=[3]")
+    calls(project, *tasks)
+    own = "tasks={own: {params: presets/study.yaml, dataset: cifar10}}"  # merged with those of the file
+    assert calls(project, *tasks, own) == {"download", "train@dense", *AFTER_TRAIN, "tasks"}
+    assert packed_dataset(project / "data/tasks/own/shared", "cifar10").exists()
+    cell = RunPaths(project / "results/tasks/own/cifar10/seed3")
+    assert cell.report_page.exists()
+    written = read_yaml(cell.root / "params" / "evaluate.yaml")
+    assert (written["dataset"], written["seed"]) == ("cifar10", 3)
+    assert calls(project, *tasks, own) == set()
+
+
+@pytest.mark.slow
+def test_another_way_to_choose_does_not_score_again(project: Path) -> None:
+    choosing = ("snakemake", "--cores", "4", "choosing", "--config", "choosing_seeds=[3]")
+    pruned = {"prune", "distill", "evaluate", "choosing"}
+    assert calls(project, *choosing) == {"download", "train@dense", "score"} | pruned
+    change(project, CHOOSING_FILE, lambda raw: raw["prune"]["methods"]["avg"].update(selection="knapsack"))
+    assert calls(project, *choosing) == pruned
+    with (project / "pelap" / "pruning" / "rounds.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *choosing) == pruned
+    assert calls(project, *choosing) == set()
+    shutil.copy(CHOOSING_FILE, project / "presets")
+
+
+@pytest.mark.slow
+def test_study_plans_every_control(project: Path) -> None:
+    controls, cells = len(STUDY["variants"]), 4
+    grid = ("--config", "study_datasets=[photos,cifar10-jpeg]", "study_seeds=[7,8]")
+    result = run(project, "snakemake", "-n", "--cores", "4", "collapse_study", *grid)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(result) == {
+        "download": 3,
+        "train": cells * controls,
+        "collapse": cells,
+        "evaluate": cells,
+        "study": 1,
+        "collapse_study": 1,
+        "total": 3 + cells * (controls + 2) + 2,
+    }
+
+
+@pytest.mark.slow
+def test_study_reruns_what_a_change_affects_and_nothing_else(project: Path) -> None:
+    study = ("snakemake", "--cores", "4", "collapse_study", "--config", "study_seeds=[3]")
+    trained = {f"train@{name}" for name in STUDY["variants"]}
+    assert calls(project, *study) == {"download", *trained, "collapse", "evaluate", "study"}
+    cell = RunPaths(project / "results/collapse_study/photos/seed3")
+    written = read_yaml(cell.root / "params" / "evaluate.yaml")
+    assert (written["dataset"], written["seed"], written["variants"]) == ("photos", 3, STUDY["variants"])
+    assert packed_dataset(project / "data/collapse_study/seed3", "photos").exists()
+    control = next(name for name, fields in STUDY["variants"].items() if fields.get("penalty"))
+    change(project, STUDY_FILE, lambda raw: raw["variants"][control].update(penalty=0.0123))
+    assert calls(project, *study) == {f"train@{control}", "collapse", "evaluate", "study"}
+    change(project, STUDY_FILE, lambda raw: raw["evaluate"].update(num_images=999))
+    assert calls(project, *study) == {"evaluate", "study"}
+    with (project / "pelap" / "report" / "study.py").open("a") as module:
+        module.write("# edited\n")
+    assert calls(project, *study) == {"study"}
+    assert calls(project, *study) == set()
+    shutil.copy(STUDY_FILE, project / "presets")
+
+
+def change(project: Path, preset: Path, edited: Callable[[dict[str, Any]], None]) -> None:
+    file = project / "presets" / preset.name
+    raw = read_yaml(file)
+    edited(raw)
+    with file.open("w") as stream:
+        YAML().dump(raw, stream)
+
+
+@pytest.mark.slow
+def test_snakemake_lint_is_clean(project: Path) -> None:
+    result = run(project, "snakemake", "--lint")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("seed=[1]", "keys: Additional properties are not allowed ('seed' was unexpected)"),
+        ("datasets=[nope]", "dataset: 'nope' is unknown"),
+        ("study_datasets=[nope]", "presets/collapse_study.yaml: dataset: 'nope' is unknown"),
+        ("study_params=nope.yaml", "nope.yaml: no such file"),
+        ("tasks={own: {params: params.yaml}}", "tasks.own: 'dataset' is a required property"),
+        ("tasks={A/b: {params: params.yaml, dataset: photos}}", "'A/b' does not match"),
+        ("tasks={own: {params: nope.yaml, dataset: photos}}", "nope.yaml: no such file"),
+    ],
+)
+def test_snakemake_refuses_a_wrong_grid(project: Path, config: str, message: str) -> None:
+    target = "collapse_study" if config.startswith("study") else "all_seeds"
+    result = run(project, "snakemake", "-n", target, "--config", config)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+
+
+def test_jobs_set_both_numbers_of_threads_that_torch_looks_at() -> None:
+    # Snakemake exports MKL_NUM_THREADS; with OMP_NUM_THREADS alone two jobs took six times as long.
+    rules = (ROOT / "workflow" / "rules" / "cell.smk").read_text()
+    assert rules.count("        PREPARE\n") == len(STAGES)
+    prepare = (ROOT / "workflow" / "rules" / "common.smk").read_text().partition("PREPARE = ")[2]
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert f"{name}={{resources.torch_threads}}" in prepare
+
+
+TARGETS = re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+TOOLS = ("python", "dvc", "pelap", "snakemake", "pytest", "ruff", "lint-imports", "mypy")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_work_in_a_folder_with_a_space(target: str, tmp_path: Path) -> None:
+    """Stand-ins for the tools note that they were called; nothing is installed."""
+    clone = tmp_path / "my projects" / "pelap"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, clone)
+    for tool in TOOLS:
+        stand_in = clone / ".venv" / "bin" / tool
+        stand_in.write_text(f'#!/bin/sh\necho "{tool} $*" >> "{tmp_path}/calls"\n')
+        stand_in.chmod(0o755)
+    result = run(tmp_path, "make", "-C", str(clone), target, f"PYTHON={sys.executable}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    if target not in ("help", "clean"):
+        noted = (tmp_path / "calls").read_text()
+        assert "python -m pip" in noted
+        assert noted.count("\n") > 1
+        assert (clone / ".venv" / ".installed").is_file()

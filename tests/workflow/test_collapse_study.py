@@ -1,0 +1,219 @@
+"""The collapse study: from the files of its cells to tables and a figure."""
+
+import math
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tiny import ROOT
+
+from pelap.cli import main
+from pelap.config.load import read_yaml
+from pelap.core import files
+from pelap.core.paths import RunPaths, StudyPaths
+from pelap.report.figures.style import to_png
+from workflow.studies.collapse import tables as report
+from workflow.studies.collapse.summarise import study
+
+CONTROLS = ("baseline", "pelap-1e-2", "invariant-topk-adaptive", "unit-variance")
+METRICS = [
+    "latent_channels", "mean_mask", "active_channels", "unet_input_std", "diffusion_loss", "gaussian_floor",
+    "floor_ratio", "zero_latent_floor", "recon_mse", "masked_recon_mse", "fd_effnet_lite0", "psnr", "ssim",
+]  # fmt: skip
+
+
+def row_of(control: str, seed: int) -> dict[str, Any]:
+    shut = control.startswith("pelap")
+    return {
+        "variant": control,
+        "verdict": "mask collapse" if shut else "healthy" if seed else "partial mask",
+        "reason": "as, said",
+        "latent_channels": 8,
+        "mean_mask": 0.002 + 0.001 * seed if shut else 1.0,
+        "active_channels": 0 if shut else 8 - (seed == 0),
+        "unet_input_std": 0.004 * (1 + seed) if shut else 1.0,
+        "diffusion_loss": 0.026 + 0.001 * seed if shut else 0.3 + 0.01 * seed,
+        "gaussian_floor": 1e-6 if shut else 0.4,
+        "floor_ratio": math.nan if shut else 0.75,
+        "zero_latent_floor": 0.0234,
+        "recon_mse": 20.0 + seed,
+        "masked_recon_mse": 400.0 if shut else 21.0,
+    }
+
+
+def write_cell(root: Path, dataset: str, seed: int, controls: tuple[str, ...] = CONTROLS) -> RunPaths:
+    run = RunPaths(root / dataset / f"seed{seed}")
+    files.write_csv(run.collapse_table, pd.DataFrame([row_of(control, seed) for control in controls]))
+    quality: dict[str, Any] = {
+        control: {"fd_effnet_lite0": 400.0 + seed, "psnr": 20.0, "ssim": 0.5} for control in controls
+    }
+    files.write_json(run.metrics, quality | {"real": {"fd_effnet_lite0": 50.0}})
+    return run
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for dataset in ("photos", "cifar10-jpeg"):
+        for seed in (0, 1, 10):
+            write_cell(tmp_path, dataset, seed)
+    return tmp_path
+
+
+def value(summary: pd.DataFrame, control: str, metric: str, dataset: str = "photos") -> "pd.Series[Any]":
+    keys = (summary["control"] == control) & (summary["metric"] == metric)
+    return summary[keys & (summary["dataset"] == dataset)].iloc[0]
+
+
+def test_summary_equals_the_sums_by_hand(root: Path) -> None:
+    study(root)
+    summary = files.read_csv(StudyPaths(root).summary)
+    assert list(summary.columns) == ["control", "dataset", "metric", "mean", "std", "n"]
+    row = value(summary, "pelap-1e-2", "unet_input_std")
+    values = [0.004, 0.008, 0.044]
+    assert row["mean"] == pytest.approx(sum(values) / 3)
+    assert row["std"] == pytest.approx(math.sqrt(sum((v - sum(values) / 3) ** 2 for v in values) / 2))
+    assert set(summary["n"]) == {3}
+    assert value(summary, "baseline", "psnr")["std"] == 0
+
+
+def test_rows_stand_by_data_set_control_and_metric(root: Path) -> None:
+    study(root)
+    summary = files.read_csv(StudyPaths(root).summary)
+    rows = list(summary[["dataset", "control", "metric"]].itertuples(index=False, name=None))
+    nothing = ("pelap-1e-2", "floor_ratio")  # no seed has a value
+    expected = [(d, c, m) for d in ("cifar10-jpeg", "photos") for c in CONTROLS for m in METRICS]
+    assert rows == [row for row in expected if row[1:] != nothing]
+
+
+def test_cells_have_every_value_of_every_seed(root: Path) -> None:
+    study(root)
+    cells = files.read_csv(StudyPaths(root).cells)
+    assert list(cells.columns) == ["control", "dataset", "seed", "metric", "value"]
+    assert list(dict.fromkeys(cells["seed"])) == [0, 1, 10]
+    assert len(cells) == 2 * 3 * (len(CONTROLS) * len(METRICS) - 1)
+    assert not cells["value"].isna().any()
+
+
+def test_fewer_than_three_seeds_are_left_out_and_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cell(root, "photos", 10, CONTROLS[:3])
+    write_cell(root, "svhn", 0)
+    run = write_cell(root, "cifar10-jpeg", 1)
+    broken = files.read_csv(run.collapse_table)
+    broken.loc[0, "floor_ratio"] = math.inf
+    files.write_csv(run.collapse_table, broken)
+    study(root)
+    summary = files.read_csv(StudyPaths(root).summary)
+    assert set(summary["n"]) == {3}
+    assert (
+        "left out, fewer than 3 seeds: cifar10-jpeg baseline (floor_ratio), photos unit-variance, svhn\n"
+        in (capsys.readouterr().out)
+    )
+    assert len(files.read_csv(StudyPaths(root).cells).query("dataset == 'svhn'")) > 0
+
+
+def test_verdicts_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(root)
+    lines = capsys.readouterr().out.splitlines()
+    assert "photos pelap-1e-2: mask collapse 3" in lines
+    assert "photos baseline: healthy 2, partial mask 1" in lines
+    assert lines[-1] == f"6 cells summarised in {root / 'summary.csv'}"
+
+
+def test_unfinished_cells_are_named_and_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cell(root, "photos", 11).metrics.unlink()
+    (root / "photos" / "seedling").mkdir()
+    study(root)
+    assert "not finished: photos/seed11\n" in capsys.readouterr().out
+    assert set(files.read_csv(StudyPaths(root).summary)["n"]) == {3}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("collapse/collapse.csv", "", "not a readable CSV table"),
+        ("collapse/collapse.csv", "variant,verdict\na,b\n", "lacks the columns reason, mean_mask"),
+        ("collapse/collapse.csv", None, "no numbers in the columns mean_mask"),
+        ("evaluate/metrics.json", "{", "not valid JSON"),
+        ("evaluate/metrics.json", "{}", "lacks baseline, pelap-1e-2"),
+        ("evaluate/metrics.json", '{"baseline": 3}', "expected a mapping of metrics"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, message: str
+) -> None:
+    path = root / "photos" / "seed0" / file
+    if content is None:
+        files.write_csv(path, files.read_csv(path).assign(mean_mask="much"))
+    else:
+        path.write_text(content)
+    assert main(["study", "--root", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"pelap: error: {path}: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_control_with_two_rows_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cell(root, "photos", 0, ("baseline", "baseline"))
+    assert main(["study", "--root", str(root)]) == 2
+    assert "two rows" in capsys.readouterr().err
+
+
+def test_nothing_to_summarise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "--root", str(tmp_path / "none")]) == 2
+    assert "no finished DATASET/seedN here" in capsys.readouterr().err
+
+
+def test_figure_has_a_row_of_panels_per_data_set(root: Path) -> None:
+    study(root)
+    assert StudyPaths(root).figure.read_bytes().startswith(b"\x89PNG")
+    cells, summary = files.read_csv(StudyPaths(root).cells), files.read_csv(StudyPaths(root).summary)
+    figure = report.study_figure(cells, summary, {"photos": 50.0})
+    assert len(figure.axes) == 2 * len(report.PANELS)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == list(CONTROLS)
+    for axis, panel in zip(figure.axes, 2 * report.PANELS, strict=True):
+        assert axis.get_xscale() == ("log" if panel.log else "linear")
+    assert figure.axes[4].get_xlim()[0] == 0
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_figure_of_values_that_a_logarithm_has_not(seeds: int) -> None:
+    rows = [
+        (control, "photos", seed, metric, number)
+        for seed in range(seeds)
+        for control, number in (("baseline", 0.0), ("own_$name", seed * 1e-3))
+        for metric in report.FIGURE_METRICS
+    ]
+    cells = pd.DataFrame(rows, columns=report.CELL_COLUMNS)
+    summary, few = report.summarise(cells)
+    assert bool(len(summary)) == (seeds >= 3)
+    assert bool(len(few)) == (seeds < 3)
+    to_png(report.study_figure(cells, summary, {}))
+
+
+def test_names_of_families() -> None:
+    assert [report.family(name) for name in CONTROLS] == ["baseline", "pelap", "invariant", "unit"]
+
+
+@pytest.mark.parametrize("name", ["collapse_study", "collapse_study_gpu"])
+def test_presets_differ_in_size_alone(name: str) -> None:
+    raw = read_yaml(ROOT / "presets" / f"{name}.yaml")
+    assert list(raw["variants"]) == list(read_yaml(ROOT / "presets" / "collapse_study.yaml")["variants"])
+    assert {fields["strength"] for fields in raw["variants"].values()} == {"seed"}
+    assert raw["evaluate"]["models"] == "variants"
+    assert raw["evaluate"]["latency_repeats"] is None
+
+
+def test_git_keeps_the_tables_and_the_figure_alone() -> None:
+    root = Path("results/collapse_study")
+    paths = StudyPaths(root)
+    kept = [paths.summary, paths.cells, paths.figure]
+    others = [RunPaths(root / "photos" / "seed0").metrics, root / "logs" / "study.log"]
+    command = ["git", "check-ignore", "--no-index", *map(str, kept + others)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stdout.split() == [str(path) for path in others]
