@@ -16,7 +16,6 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
-    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
@@ -24,6 +23,20 @@ from diffusers import (
 )
 from interruption import cut_training, record_steps
 from PIL import Image
+from pipeline_pairs import (
+    CPU,
+    KINDS,
+    REMOVED,
+    batches_of,
+    dataset_for,
+    denoiser,
+    distillation_params,
+    dit_of_two_classes,
+    part_of,
+    save_data,
+    save_pair,
+    student_of,
+)
 from tiny import tiny_dataset, tiny_model, tiny_params
 from tiny_pipelines import (
     PROMPTS,
@@ -44,12 +57,11 @@ from pelap.commands import sample as sampling
 from pelap.commands.distill_pipeline import distill_pipeline
 from pelap.commands.evaluate_pipelines import evaluate_pipelines
 from pelap.commands.sample import sample
-from pelap.config import Params
 from pelap.config.run import LossWeights
 from pelap.core import files
 from pelap.core import rng as seeding
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
-from pelap.data.dataset import ImageDataset, save_dataset, to_float
+from pelap.data.dataset import ImageDataset, to_float
 from pelap.distillation import pipeline_batches
 from pelap.distillation.distill import distill, matched_blocks
 from pelap.distillation.pipeline_batches import PipelineBatches, encode
@@ -64,7 +76,6 @@ from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.operators import find_operators
 from pelap.surgery.plan import complete_plan, plan_from_json
 
-CPU = torch.device("cpu")
 STEPS = 4
 # diffusers' Euler schedulers with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
@@ -75,55 +86,8 @@ def _same_weights_in_every_run() -> None:
     torch.manual_seed(0)
 
 
-def dit_of_two_classes() -> DiffusionPipeline:
-    pipe = tiny_dit()
-    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
-    pipe.transformer = awake(DiTTransformer2DModel(**(config | {"num_embeds_ada_norm": 2})))
-    return pipe
-
-
-KINDS = {
-    "ddim": tiny_ddim,
-    "ldm": tiny_ldm,
-    "stable_diffusion": tiny_stable_diffusion,
-    "dit": dit_of_two_classes,
-}
-SIDES = {"ddim": 8}
 """Of the pictures; of all others 16."""
-REMOVED = {
-    "unet": ["mid_block.resnets.0", "down_blocks.1.resnets.0"],
-    "transformer": ["transformer_blocks.0.attn1"],
-}
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def part_of(pipe: DiffusionPipeline) -> str:
-    return "transformer" if "transformer" in pipe.components else "unet"
-
-
-def denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
-    network: torch.nn.Module = getattr(pipe, part_of(pipe))
-    return network
-
-
-def save_pair(folder: Path, kind: str, names: list[str] | None = None) -> tuple[Path, Path]:
-    """The dense pipeline's folder and the pruned one's."""
-    pipe = KINDS[kind]()
-    save_pipeline(pipe, folder / "dense")
-    removed = REMOVED[part_of(pipe)] if names is None else names
-    plan = plan_from_json({"operators": removed}, "test")
-    setattr(pipe, part_of(pipe), apply_plan(denoiser(pipe), plan))
-    save_pipeline(pipe, folder / "pruned", plan)
-    return folder / "dense", folder / "pruned"
-
-
-def save_data(folder: Path, dataset: ImageDataset) -> Path:
-    save_dataset(dataset, folder / "photos.safetensors")
-    return folder
-
-
-def dataset_for(kind: str) -> ImageDataset:
-    return tiny_dataset(num_train=64, side=SIDES.get(kind, 16))
 
 
 def pictures_in(folder: Path) -> torch.Tensor:
@@ -389,12 +353,6 @@ def test_evaluation_refuses_what_does_not_fit(tmp_path: Path) -> None:
 # --- what is learnt from ----------------------------------------------------------------------------
 
 
-def batches_of(
-    pipe: DiffusionPipeline, dataset: ImageDataset | None = None, **overrides: Any
-) -> PipelineBatches:
-    return PipelineBatches(pipe, dataset or tiny_dataset(side=16), tiny_params(**overrides).distill, 0)
-
-
 SCHEDULERS = {
     "ddpm": DDPMScheduler(beta_schedule="scaled_linear"),
     "ddim": DDIMScheduler(rescale_betas_zero_snr=True),
@@ -615,24 +573,6 @@ def test_blocks_that_are_gone_are_not_compared() -> None:
 
 
 # --- distil -----------------------------------------------------------------------------------------
-
-
-def distillation_params(**overrides: Any) -> Params:
-    quick = {
-        "distill__steps": 30,
-        "distill__lr": 2e-3,
-        "distill__warmup_steps": 2,
-        "distill__ema_decay": 0.0,
-        "distill__log_every": 1,
-        "distill__batch_size": 16,
-    }
-    return tiny_params(**(quick | overrides))
-
-
-def student_of(**weights: float) -> dict[str, dict[str, Any]]:
-    """The section `distill.students` with one student, whose other weights are 0."""
-    none = dict.fromkeys(("task_weight", "output_weight", "feature_weight"), 0.0)
-    return {"one": {"start": "pruned", **none, **weights}}
 
 
 @each_kind

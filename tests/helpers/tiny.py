@@ -16,6 +16,26 @@ from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_mode
 ROOT = Path(__file__).parents[2]
 LIGHT: dict[str, Any] = {"unet": {"kind": "light", "width": 8, "stem": False}}
 """Overrides for the paper's UNet."""
+TEXT: dict[str, Any] = {
+    "kind": "text",
+    "templates": ["a {}", "{}"],
+    "num_tokens": 4,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "dropout": 0.25,
+    "guidance_scale": 3.0,
+    "prompts": None,
+}
+UNET: dict[str, Any] = {
+    "kind": "unet2d_condition",
+    "channels": [8, 16],
+    "layers_per_block": 1,
+    "attention": [False, True],
+    "attention_head_dim": 8,
+    "norm_num_groups": 4,
+}
+"""Prompts, and the UNet that takes them."""
 
 
 def raw_params(**overrides: Any) -> dict[str, Any]:

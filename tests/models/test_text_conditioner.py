@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_dataset, tiny_raw
+from tiny import TEXT, UNET, tiny_dataset, tiny_raw
 
 from pelap.commands.sample import sample
 from pelap.config import DiffusionParams, SamplerParams, TextConditioning, VariantParams
@@ -35,25 +35,6 @@ from pelap.stages.trained import demand_trained_on
 from pelap.training import joint
 from pelap.training.joint import denoising_losses, draw, train_jointly
 
-TEXT: dict[str, Any] = {
-    "kind": "text",
-    "templates": ["a {}", "{}"],
-    "num_tokens": 4,
-    "width": 16,
-    "layers": 1,
-    "heads": 2,
-    "dropout": 0.25,
-    "guidance_scale": 3.0,
-    "prompts": None,
-}
-UNET: dict[str, Any] = {
-    "kind": "unet2d_condition",
-    "channels": [8, 16],
-    "layers_per_block": 1,
-    "attention": [False, True],
-    "attention_head_dim": 8,
-    "norm_num_groups": 4,
-}
 NAMES = ("even", "odd")
 DDIM = SamplerParams(kind="ddim", steps=4)
 CPU = torch.device("cpu")

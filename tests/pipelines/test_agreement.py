@@ -16,7 +16,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
 )
-from test_pipeline_stages import (
+from pipeline_pairs import (
     CPU,
     batches_of,
     distillation_params,

@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from test_conditioning import TEXT, UNET
-from tiny import tiny_raw
+from tiny import TEXT, UNET, tiny_raw
 
 from pelap.commands import sample
 from pelap.config.load import STAGES, load_params
