@@ -15,11 +15,11 @@ import pandas as pd
 from pelap.config import SamplerParams
 from pelap.core.device import choose_device
 from pelap.core.progress import progress
-from pelap.diffusion.denoiser import Subject
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.denoiser import Denoiser
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model
 from pelap.scoring.score import Scoring, score_operators
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Norm, Start, find_operators
 
 WAYS: dict[str, dict[str, tuple[Norm, Start]]] = {
@@ -38,18 +38,20 @@ def belongs(group: str, kind: str, replacement: str) -> bool:
     return "projection" in replacement or "regroup" in replacement
 
 
-def scores(subject: Subject, group: str, norm: Norm, start: Start, num_latents: int, rows: int) -> pd.Series:
+def scores(
+    denoiser: Denoiser, group: str, norm: Norm, start: Start, num_latents: int, rows: int
+) -> pd.Series:
     operators = [
         operator
-        for operator in find_operators(subject.network, subject.forward(3), norm, start)
+        for operator in find_operators(denoiser.network, denoiser.forward(3), norm, start)
         if belongs(group, operator.kind, operator.replacement.name)
     ]
-    noise = subject.noise(num_latents, 1, 0)
-    stand_ins = make_stand_ins(
-        subject.network, operators, lambda: subject.denoise(noise, range(num_latents)), start
+    noise = denoiser.noise(num_latents, 1, 0)
+    replacements = fit_replacements(
+        denoiser.network, operators, lambda: denoiser.denoise(noise, range(num_latents)), start
     )
     scoring = Scoring(rows_per_batch=rows)
-    table = score_operators(subject.network, subject.denoise, operators, stand_ins, noise, scoring).table
+    table = score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, scoring).table
     return table.set_index("operator")["score"]
 
 
@@ -64,12 +66,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     model = load_model(args.model, choose_device(args.device))
-    subject = model_subject(model, SamplerParams(kind="ddim", steps=args.steps), seed=0)
+    denoiser = model_denoiser(model, SamplerParams(kind="ddim", steps=args.steps), seed=0)
     rows = []
     with progress("ways", sum(map(len, WAYS.values()))) as report:
         for group, ways in WAYS.items():
             by_way = {
-                way: scores(subject, group, norm, start, args.latents, args.rows)
+                way: scores(denoiser, group, norm, start, args.latents, args.rows)
                 for way, (norm, start) in ways.items()
             }
             # What a way does not offer is left out of the comparison.

@@ -38,11 +38,11 @@ from pelap.core import graphs
 from pelap.core.device import describe, full_precision, has_fast_bf16, keep_freed_memory
 from pelap.core.files import write_json
 from pelap.core.rng import noise
-from pelap.diffusion.model_denoiser import model_subject
-from pelap.diffusion.sampler import PURPOSE, ModelSource
+from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.sampler import PURPOSE, ModelGenerator
 from pelap.evaluation.features import EffNetLite0
 from pelap.scoring.score import Scores, Scoring, score_operators
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import find_operators
 
 Run = Callable[[], Any]
@@ -98,7 +98,7 @@ def sampling_step(model: Path | None, num: int, device: torch.device) -> Work:
     network = default_model("dense", model, device)[0]
 
     def sampling() -> Run:
-        source = ModelSource(network, sampler)
+        source = ModelGenerator(network, sampler)
         start = noise(source.latent_shape, 0, PURPOSE, range(num))
         return torch.no_grad()(partial(source.denoise, start, range(num), 0))
 
@@ -109,17 +109,21 @@ def sampling_step(model: Path | None, num: int, device: torch.device) -> Work:
 def scoring_pass(model: Path | None, rows: int, every: int, device: torch.device) -> Work:
     """Of the same network with some operators replaced, in float32."""
     sampler, num_latents = SamplerParams(kind="ddim", steps=4), rows // 8
-    subject = model_subject(default_model("dense", model, device)[0], sampler, seed=0)
-    operators = find_operators(subject.network, subject.forward(3))[::every]
-    start = subject.noise(num_latents, 1, 0)
-    stand_ins = make_stand_ins(subject.network, operators, lambda: subject.denoise(start, range(num_latents)))
+    denoiser = model_denoiser(default_model("dense", model, device)[0], sampler, seed=0)
+    operators = find_operators(denoiser.network, denoiser.forward(3))[::every]
+    start = denoiser.noise(num_latents, 1, 0)
+    replacements = fit_replacements(
+        denoiser.network, operators, lambda: denoiser.denoise(start, range(num_latents))
+    )
 
     def run() -> Scores:
         scoring = Scoring(rows_per_batch=rows)
         with full_precision():
-            return score_operators(subject.network, subject.denoise, operators, stand_ins, start, scoring)
+            return score_operators(
+                denoiser.network, denoiser.denoise, operators, replacements, start, scoring
+            )
 
-    counter = Counted(subject.network)
+    counter = Counted(denoiser.network)
     with counter:
         run()
     return Work(f"scoring pass, {rows} rows", run, unrecorded(run), counter.rows / rows, exact=True)

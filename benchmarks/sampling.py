@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py [--steps 20] [--images N] [--out FILE.json]
 
-Ours is `pelap.diffusion.sampler.ModelSource`, which every stage samples with. The reference is diffusers'
+Ours is `pelap.diffusion.sampler.ModelGenerator`, which every stage samples with. The reference is diffusers'
 DDIMPipeline, called as its documentation says, with the dense network as diffusers loads it and the same
 schedule in the same number of steps. Both start from nothing, so each draws its noise in its own way, and end
 with latents on the host: the decoder is in neither, for the pipeline has none. All take turns; medians count.
@@ -25,7 +25,7 @@ from torch import nn
 from pelap.config import SamplerParams
 from pelap.core.device import has_fast_bf16
 from pelap.core.rng import noise
-from pelap.diffusion.sampler import PURPOSE, ModelSource
+from pelap.diffusion.sampler import PURPOSE, ModelGenerator
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.schedule import make_scheduler
 
@@ -37,7 +37,7 @@ Run = Callable[[], Any]
 
 def our_run(model: LatentDiffusion, sampler: SamplerParams, num: int, precision: str) -> Run:
     """Latents of the first items, from their noise on."""
-    source = ModelSource(model, sampler, precision)
+    source = ModelGenerator(model, sampler, precision)
 
     def run() -> torch.Tensor:
         start = noise(source.latent_shape, 0, PURPOSE, range(num))

@@ -19,35 +19,35 @@ from harness import Entry, argument_parser, compare, finish, in_turns
 
 from pelap.config import SamplerParams
 from pelap.core.device import full_precision
-from pelap.diffusion.denoiser import Subject
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.denoiser import Denoiser
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.scoring.score import Scores, Scoring, score_operators
 from pelap.scoring.statistic import distances
 from pelap.surgery.apply import apply_plan
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, find_operators
-from pelap.surgery.plan import Plan, Removal
-from pelap.surgery.replacements import StandIn
+from pelap.surgery.plan import Plan, PlanEntry
+from pelap.surgery.replacements import Replacement
 
 LOWEST = 1 / 3
 
 
 def plain_loop(
     model: Any,
-    subject: Subject,
+    denoiser: Denoiser,
     operators: list[Operator],
-    stand_ins: dict[str, StandIn],
+    replacements: dict[str, Replacement],
     noise: torch.Tensor,
 ) -> pd.DataFrame:
     """The definition, word for word."""
     dense, items = model.unet, range(len(noise))
     rows = []
     with torch.no_grad():
-        original = subject.denoise(noise, items)
+        original = denoiser.denoise(noise, items)
         for operator in operators:
-            plan = Plan((Removal(operator.name, operator.kind, operator.replacement),))
-            model.unet = apply_plan(dense, plan, stand_ins)
-            avg_dist, std_dist = distances(original, subject.denoise(noise, items))
+            plan = Plan((PlanEntry(operator.name, operator.kind, operator.replacement),))
+            model.unet = apply_plan(dense, plan, replacements)
+            avg_dist, std_dist = distances(original, denoiser.denoise(noise, items))
             rows.append({"operator": operator.name, "score": avg_dist + std_dist})
     model.unet = dense
     return pd.DataFrame(rows)
@@ -63,18 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
     args = parser.parse_args(arguments)
     device = args.device
     model, words = default_model("dense", args.model, device)
-    subject = model_subject(model, SamplerParams(kind="ddim", steps=args.steps), seed=0)
-    operators = find_operators(subject.network, subject.forward(3))[:: args.every]
-    noise = subject.noise(args.latents, 1, 0)
-    stand_ins = make_stand_ins(subject.network, operators, lambda: subject.denoise(noise, range(len(noise))))
+    denoiser = model_denoiser(model, SamplerParams(kind="ddim", steps=args.steps), seed=0)
+    operators = find_operators(denoiser.network, denoiser.forward(3))[:: args.every]
+    noise = denoiser.noise(args.latents, 1, 0)
+    replacements = fit_replacements(
+        denoiser.network, operators, lambda: denoiser.denoise(noise, range(len(noise)))
+    )
 
     def ours(early_stop: float | None) -> Scores:
         scoring = Scoring(rows_per_batch=args.rows, early_stop=early_stop)
-        return score_operators(subject.network, subject.denoise, operators, stand_ins, noise, scoring)
+        return score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, scoring)
 
     def plain() -> pd.DataFrame:
         model.unet.to(memory_format=torch.contiguous_format)
-        return plain_loop(model, subject, operators, stand_ins, noise)
+        return plain_loop(model, denoiser, operators, replacements, noise)
 
     runs = {"plain": plain, "batched": lambda: ours(None), "early stop": lambda: ours(LOWEST)}
     with full_precision():

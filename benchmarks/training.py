@@ -41,8 +41,8 @@ from pelap.core.device import has_fast_bf16, keep_freed_memory, synchronise
 from pelap.data.dataset import ImageDataset, Split, to_float
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.models.schedule import alphas_cumprod
-from pelap.training.joint import Draw, draw, joint_losses, joint_training
-from pelap.training.parallel import Training, train_together
+from pelap.training.joint import StepNoise, draw_step_noise, joint_losses, joint_training
+from pelap.training.parallel import Training, train_parallel
 
 VARIANT = "pelap"
 LAMBDAS = (0.001, 0.005, 0.01, 0.05, 0.1)
@@ -201,11 +201,11 @@ def reference(setting: Setting, num_workers: int) -> Iterator[Callable[[int], No
         process.kill()
 
 
-def draw_there(model: LatentDiffusion, num: int, device: torch.device) -> Draw:
+def draw_there(model: LatentDiffusion, num: int, device: torch.device) -> StepNoise:
     """Random numbers of a step, from the device's own generator."""
     shape = (num, *model.latent_shape)
     total = model.info.diffusion.num_train_timesteps
-    return Draw(
+    return StepNoise(
         torch.randn(shape, device=device),
         torch.randn(shape, device=device),
         torch.randint(total, (num,), device=device),
@@ -218,7 +218,7 @@ def flops_of_picture(setting: Setting) -> float:
     """Operations of a step's products and convolutions, forward and backward, for one picture."""
     model = setting.model().train()
     images = to_float(setting.dataset.train.images[:COUNTED])
-    random = draw(model, COUNTED, 0, "count", 0)
+    random = draw_step_noise(model, COUNTED, 0, "count", 0)
     alphas = alphas_cumprod(setting.params.diffusion)
     with FlopCounterMode(display=False) as counter:
         joint_losses(model, images, random, 1.0, 1.0, alphas)["loss"].backward()
@@ -230,7 +230,7 @@ def ablation(setting: Setting, num_steps: int, at_once: int) -> None:
     numbers = setting.numbers(num_steps=num_steps)
     with tempfile.TemporaryDirectory() as folder:  # a new one at every call, or runs would be resumed
         trainings = [setting.training(Path(folder) / str(value), numbers, value) for value in LAMBDAS]
-        train_together(trainings, setting.device, at_once)
+        train_parallel(trainings, setting.device, at_once)
 
 
 def default_workers() -> int:

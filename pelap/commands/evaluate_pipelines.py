@@ -24,12 +24,12 @@ from pelap.evaluation.comparison import (
     time_images,
 )
 from pelap.evaluation.features import CLASSIFIER
-from pelap.evaluation.real import Real, real_pictures
-from pelap.evaluation.reference import FLOOR, Figures
+from pelap.evaluation.real import EvaluationReference, real_pictures
+from pelap.evaluation.reference import REAL_ROW, ImageMetrics
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import class_numbers, differences_in_training
 from pelap.pipelines.opening import demand_pictures_of, open_pipeline
-from pelap.pipelines.pipeline_denoiser import pipeline_subject
+from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.report import protocol as protocol_of
 from pelap.report.tables import metrics_frame, rich_table
 
@@ -88,8 +88,8 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for folder in folders:
         name = folder.resolve().name
-        if name == FLOOR or name in named:
-            other = "the row of real pictures" if name == FLOOR else str(named[name])
+        if name == REAL_ROW or name in named:
+            other = "the row of real pictures" if name == REAL_ROW else str(named[name])
             raise ConfigError(
                 f"{folder}: has the name of {other}; rename it, rows are called by folder names"
             )
@@ -130,7 +130,9 @@ def _open(
     return pipelines
 
 
-def _figures(params: Params, pipelines: Mapping[str, LatentPipeline], real: Real) -> dict[str, Figures]:
+def _figures(
+    params: Params, pipelines: Mapping[str, LatentPipeline], real: EvaluationReference
+) -> dict[str, ImageMetrics]:
     """What samples of every pipeline say, those of all but the first beside the first's."""
     first, *others = pipelines
     return measure_pictures(pipelines, real, params.evaluate, params.seed, Pairs(first, others))
@@ -140,13 +142,13 @@ def _measure(
     params: Params,
     folders: Mapping[str, Path],
     pipelines: Mapping[str, LatentPipeline],
-    figures: Mapping[str, Figures],
+    figures: Mapping[str, ImageMetrics],
     device: torch.device,
 ) -> tuple[dict[str, Metrics], pd.DataFrame]:
     """All metrics by name, and the table of latencies."""
     seed, precision = params.seed, params.evaluate.precision
     subjects = {
-        name: pipeline_subject(pipe, name, seed, precision=precision) for name, pipe in pipelines.items()
+        name: pipeline_denoiser(pipe, name, seed, precision=precision) for name, pipe in pipelines.items()
     }
     weights = {name: folders[name] / pipeline.part for name, pipeline in pipelines.items()}
     costs, latencies = compare_costs(subjects, weights, params.evaluate, device)

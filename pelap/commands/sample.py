@@ -10,12 +10,12 @@ from pelap.core.device import choose_device
 from pelap.core.errors import ConfigError
 from pelap.core.files import atomic_dir
 from pelap.core.paths import GRID
-from pelap.data.media import Medium, medium_of
+from pelap.data.modality import Modality, modality_of
 from pelap.data.prompts import read_prompts
 from pelap.diffusion.sampler import (
     BATCH_SIZE,
-    ModelSource,
-    Source,
+    ImageGenerator,
+    ModelGenerator,
     said_if_alike,
     sample_from,
 )
@@ -58,26 +58,26 @@ def sample(
     said_if_alike(str(folder), images)
     with atomic_dir(out) as partial:
         for index in range(num):
-            maker.medium.save(images[index : index + 1], partial / f"{index:05d}")
-        maker.medium.save_grid(images, partial / GRID)
-    print(f"{num} {maker.medium.noun} and {GRID} in {out}")
+            maker.modality.save(images[index : index + 1], partial / f"{index:05d}")
+        maker.modality.save_grid(images, partial / GRID)
+    print(f"{num} {maker.modality.noun} and {GRID} in {out}")
 
 
 class _Maker(NamedTuple):
-    source: Source
+    source: ImageGenerator
     batch_size: int
     """Samples at a time."""
-    medium: Medium
+    modality: Modality
 
 
 def _maker(folder: Path, steps: int, device: torch.device, prompts: Path | None) -> _Maker:
     if is_pipeline(folder):
         pipeline = open_pipeline(folder, steps, device, prompts)
-        return _Maker(pipeline, PIPELINE_BATCH_SIZE, medium_of(None))
+        return _Maker(pipeline, PIPELINE_BATCH_SIZE, modality_of(None))
     model = load_model(folder, device)
     if prompts is not None:
         if model.conditioner is None:
             raise ConfigError(f"--prompts {prompts}: {folder} takes no text; leave --prompts out")
-        model.conditioner.ask_for(read_prompts(prompts))
-    source = ModelSource(model, SamplerParams(kind="ddim", steps=steps))
-    return _Maker(source, BATCH_SIZE, medium_of(model.info.sound))
+        model.conditioner.set_prompts(read_prompts(prompts))
+    source = ModelGenerator(model, SamplerParams(kind="ddim", steps=steps))
+    return _Maker(source, BATCH_SIZE, modality_of(model.info.sound))

@@ -24,9 +24,9 @@ from pelap.core.errors import ConfigError
 TORCHVISION_DATASETS = ("cifar10", "cifar100", "svhn")
 BUILTIN_DATASETS = ("photos", "sounds", *TORCHVISION_DATASETS)
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
-FLOOR = "real"
+REAL_ROW = "real"
 """Row of real pictures in the evaluation; no model may take its name."""
-PRUNED_ROWS = (FLOOR, "pruned")
+PRUNED_ROWS = (REAL_ROW, "pruned")
 """What no student may be called; `pruned-<plan>` are the networks before any fine-tuning."""
 
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
@@ -328,7 +328,7 @@ def _made_items_suffice(params: Params) -> list[str]:
 
 
 def _variants_have_names_of_their_own(params: Params) -> list[str]:
-    return [_row_taken(f"variants.{name}") for name in params.variants if name == FLOOR]
+    return [_row_taken(f"variants.{name}") for name in params.variants if name == REAL_ROW]
 
 
 def _students_have_names_of_their_own(params: Params) -> list[str]:

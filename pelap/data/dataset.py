@@ -202,14 +202,16 @@ def all_equal(images: torch.Tensor) -> bool:
     return bool((images == images[:1]).all())
 
 
-class Picks(NamedTuple):
+class BatchIndices(NamedTuple):
     """Which pictures make a batch."""
 
     indices: torch.Tensor  # (B,) int64
     mirrored: torch.Tensor  # (B,) bool: left to right
 
 
-def epoch_picks(num_images: int, batch_size: int, generator: torch.Generator, flip: bool) -> Iterator[Picks]:
+def epoch_indices(
+    num_images: int, batch_size: int, generator: torch.Generator, flip: bool
+) -> Iterator[BatchIndices]:
     """One epoch in random order, on the CPU; pictures beyond the last whole batch are dropped.
 
     Args:
@@ -230,10 +232,10 @@ def epoch_picks(num_images: int, batch_size: int, generator: torch.Generator, fl
     mirrored = torch.rand(num_images, generator=generator) < (0.5 if flip else 0.0)
     whole = num_images - num_images % batch_size
     chunks = [every[:whole].split(batch_size) for every in (order, mirrored)]
-    return (Picks(*chunk) for chunk in zip(*chunks, strict=True))
+    return (BatchIndices(*chunk) for chunk in zip(*chunks, strict=True))
 
 
-def pick(images: torch.Tensor, picks: Picks) -> torch.Tensor:
+def gather_batch(images: torch.Tensor, indices: BatchIndices) -> torch.Tensor:
     """The pictures of a batch, float32 (B, 3 or 1, H, W) in [-1, 1], of uint8 (N, 3 or 1, H, W) beside it."""
-    batch = images[picks.indices]  # (B, 3 or 1, H, W)
-    return to_float(torch.where(picks.mirrored[:, None, None, None], batch.flip(-1), batch))
+    batch = images[indices.indices]  # (B, 3 or 1, H, W)
+    return to_float(torch.where(indices.mirrored[:, None, None, None], batch.flip(-1), batch))

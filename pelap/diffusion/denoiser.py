@@ -18,7 +18,7 @@ PURPOSE = "score"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Denoiser:
     """A denoiser under examination."""
 
     name: str
@@ -54,7 +54,7 @@ class Subject:
             network: Called instead, with the same arguments.
         """
         start = noise(self.latent_shape, 0, "cost", range(batch_size)).to(self.device)
-        call = first_call(self.network, lambda: self.denoise(start, range(batch_size)))
+        call = capture_first_call(self.network, lambda: self.denoise(start, range(batch_size)))
 
         mixed = uses_bf16(self.device, self.precision)
 
@@ -92,7 +92,7 @@ class _CalledError(Exception):
     """Stops a denoising run at the first call of its network."""
 
 
-def first_call(network: nn.Module, run: Callable[[], object]) -> Callable[[nn.Module], object]:
+def capture_first_call(network: nn.Module, run: Callable[[], object]) -> Callable[[nn.Module], object]:
     """What `run` calls `network` with first, as a function that calls any network so.
 
     The run ends there; nothing of the network is computed.

@@ -17,7 +17,7 @@ class Noisy(NamedTuple):
 
     clean: torch.Tensor  # (B, C, h, w) z*m, normalised where the variant says so
     latents: torch.Tensor  # (B, C, h, w) with noise, zero in channels that are gone
-    support: torch.Tensor | None  # (B or 1, C, 1, 1) ones for channels that are there; None: all
+    open_channels: torch.Tensor | None  # (B or 1, C, 1, 1) ones for channels that are there; None: all
 
 
 def add_noise_to(
@@ -31,16 +31,18 @@ def add_noise_to(
     """Mask latents (B, C, h, w) and add noise of the same shape at time steps (B,); see `add_noise`."""
     clean = model.unet_input(latents, gates)
     noisy = add_noise(clean, noise, timesteps, alphas)
-    support = model.support(gates)
-    return Noisy(clean, noisy if support is None else noisy * support, support)
+    open_channels = model.open_channels(gates)
+    return Noisy(clean, noisy if open_channels is None else noisy * open_channels, open_channels)
 
 
-def noise_error(predicted: torch.Tensor, noise: torch.Tensor, support: torch.Tensor | None) -> torch.Tensor:
+def noise_error(
+    predicted: torch.Tensor, noise: torch.Tensor, open_channels: torch.Tensor | None
+) -> torch.Tensor:
     """Mean squared error of each picture's prediction, (B,), over the channels that are there."""
     errors = (predicted.float() - noise).square()
-    if support is None:
+    if open_channels is None:
         return errors.mean(dim=(1, 2, 3))
-    there = support.expand(len(errors), *support.shape[1:])
+    there = open_channels.expand(len(errors), *open_channels.shape[1:])
     return (errors * there).mean(dim=(2, 3)).sum(dim=1) / there.sum(dim=(1, 2, 3)).clamp_min(1)
 
 
@@ -62,4 +64,4 @@ def denoise(
     """
     guidance = model.guidance(range(len(noise)) if items is None else items)
     unet, diffusion = model.unet, model.info.diffusion
-    return sample_latents(unet, diffusion, sampler, noise, generators, model.support(), guidance)
+    return sample_latents(unet, diffusion, sampler, noise, generators, model.open_channels(), guidance)

@@ -7,19 +7,19 @@ import torch
 from pelap.config import SamplerParams
 from pelap.core.device import normalise_in_fp32, uses_bf16
 from pelap.core.rng import generator
-from pelap.diffusion.denoiser import Subject
+from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.loss import denoise, noise_error
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.schedule import SPACING, add_noise, alphas_cumprod
 
 
-def model_subject(
+def model_denoiser(
     model: LatentDiffusion,
     sampler: SamplerParams,
     seed: int,
     num_seeds: int = 1,
     precision: str = "fp32",
-) -> Subject:
+) -> Denoiser:
     """A model of this project; the seeds name the noise of a stochastic sampler's steps, as in `noise`."""
     device = next(model.unet.parameters()).device
     if device.type == "cpu" and uses_bf16(device, precision):
@@ -33,16 +33,19 @@ def model_subject(
     alphas = alphas_cumprod(model.info.diffusion)
 
     def task_loss(latents: torch.Tensor, items: Sequence[int], stream: torch.Generator) -> torch.Tensor:
-        place, support = latents.device, model.support()
+        place, open_channels = latents.device, model.open_channels()
         timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(place)
         error = torch.randn(latents.shape, generator=stream).to(place)
         noisy = add_noise(latents, error, timesteps, alphas.to(place))
         prompts = model.tokens_of([i // num_seeds for i in items])
-        seen, conditions = noisy if support is None else noisy * support, model.conditions(prompts.to(place))
+        seen, conditions = (
+            noisy if open_channels is None else noisy * open_channels,
+            model.conditions(prompts.to(place)),
+        )
         predicted = model.unet(seen, timesteps, **conditions).sample
-        return noise_error(predicted, error, support).mean()
+        return noise_error(predicted, error, open_channels).mean()
 
-    return Subject(
+    return Denoiser(
         name=model.info.name,
         network=model.unet,
         latent_shape=model.latent_shape,

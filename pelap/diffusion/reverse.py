@@ -43,7 +43,7 @@ class ReverseProcess:
         unet: nn.Module,
         noise: torch.Tensor,
         generators: Sequence[torch.Generator] | None = None,
-        support: torch.Tensor | None = None,
+        open_channels: torch.Tensor | None = None,
         guidance: Guidance | None = None,
     ) -> torch.Tensor:
         """Denoise from t = T-1 down; what does not draw can be recorded, see `pelap.core.graphs`.
@@ -52,19 +52,19 @@ class ReverseProcess:
             unet: ``unet(x, t).sample`` predicts the noise in x.
             noise: Standard normal (B, C, h, w): the starting point.
             generators: One CPU generator an item for the noise of the steps, where they have any.
-            support: Ones, and zeros where latents are kept at zero; any shape that broadcasts. None: ones.
+            open_channels: Ones, and zeros where latents stay at zero; any shape that broadcasts. None: ones.
             guidance: What the UNet is told beside the time step; None: nothing.
 
         Returns:
             Latents (B, C, h, w) of the noise's type; under autocast only the UNet computes in less.
         """
         options = {"generator": list(generators) if generators else None} if self.draws else {}
-        latents = noise if support is None else noise * support
+        latents = noise if open_channels is None else noise * open_channels
         for step, on_device in zip(self._steps, self._on_device, strict=True):
             predicted = _predicted(unet, latents, on_device, guidance).to(latents.dtype)
             latents = self._scheduler.step(predicted, step, latents, **options).prev_sample
-            if support is not None:
-                latents = latents * support
+            if open_channels is not None:
+                latents = latents * open_channels
         return latents
 
 
@@ -88,7 +88,7 @@ def sample_latents(
     sampler: SamplerParams,
     noise: torch.Tensor,
     generators: Sequence[torch.Generator] | None = None,
-    support: torch.Tensor | None = None,
+    open_channels: torch.Tensor | None = None,
     guidance: Guidance | None = None,
 ) -> torch.Tensor:
     """One batch of latents by a `ReverseProcess`, whose arguments these are.
@@ -96,4 +96,6 @@ def sample_latents(
     Raises:
         ConfigError: The number of steps does not divide that of the forward process.
     """
-    return ReverseProcess(diffusion, sampler, noise.device).run(unet, noise, generators, support, guidance)
+    return ReverseProcess(diffusion, sampler, noise.device).run(
+        unet, noise, generators, open_channels, guidance
+    )

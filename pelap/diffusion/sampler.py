@@ -27,7 +27,7 @@ BATCH_SIZE = 128
 REMEDY = "mend its weights, remove less of it, or use other steps or another scheduler"
 
 
-class Source(Protocol):
+class ImageGenerator(Protocol):
     """Something that makes pictures from noise; a `LatentPipeline` is one."""
 
     @property
@@ -53,7 +53,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelGenerator:
     """A model of this project, in evaluation mode, with a reverse process.
 
     Its weights must not change any more. On a CUDA device the whole way from noise to latents is recorded
@@ -125,18 +125,18 @@ class ModelSource:
     @cached_property
     def _support(self) -> torch.Tensor | None:
         with torch.no_grad():
-            return self.model.support()
+            return self.model.open_channels()
 
     @cached_property
     def _denoise(self) -> Graphed[torch.Tensor]:
-        process, support = self._process, self._support  # made before anything is recorded
+        process, open_channels = self._process, self._support  # made before anything is recorded
 
         def denoise(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
             noise, conditions = given
             guidance = self._guidance(conditions)
             # Entered anew by every call: what autocast keeps of the weights belongs to the recording.
             with autocast(self.device, self.precision):
-                return process.run(self.model.unet, noise, support=support, guidance=guidance)
+                return process.run(self.model.unet, noise, open_channels=open_channels, guidance=guidance)
 
         # A deep cache reads the time step on the CPU, which waits for the device.
         record = self.record and not isinstance(self.model.unet, DeepCache)
@@ -149,7 +149,7 @@ def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZE) -> torch.Tensor:
+def sample_from(source: ImageGenerator, num: int, seed: int, batch_size: int = BATCH_SIZE) -> torch.Tensor:
     """Generate pictures.
 
     Args:
@@ -182,7 +182,7 @@ def sample_from(source: Source, num: int, seed: int, batch_size: int = BATCH_SIZ
     return pictures
 
 
-def in_turn(num_images: int, sources: Iterable[Source]) -> torch.Tensor:
+def in_turn(num_images: int, sources: Iterable[ImageGenerator]) -> torch.Tensor:
     """What each of so many pictures is asked to be, (num_images,) int64 without meaning but for equality.
 
     One answer for all sources, as pictures of theirs from the same noise are compared: where they ask for
@@ -201,7 +201,7 @@ def sample_images(
     model: LatentDiffusion, sampler: SamplerParams, num: int, seed: int, batch_size: int = BATCH_SIZE
 ) -> torch.Tensor:
     """Generate pictures with a model of this project; see `sample_from`."""
-    return sample_from(ModelSource(model, sampler), num, seed, batch_size)
+    return sample_from(ModelGenerator(model, sampler), num, seed, batch_size)
 
 
 def said_if_alike(name: str, images: torch.Tensor) -> list[str]:

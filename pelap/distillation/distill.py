@@ -50,11 +50,11 @@ class NoisyBatch:
     latents: torch.Tensor  # (B, C, h, w) with noise
     timesteps: torch.Tensor  # (B,)
     target: torch.Tensor  # (B, C, h, w) what a network's first C channels should be
-    support: torch.Tensor | None = None
+    open_channels: torch.Tensor | None = None
     """(B or 1, C, 1, 1) ones for channels that are there; None: all."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """What else a network is called with, by keyword."""
-    taught: torch.Tensor | None = None
+    teacher_prediction: torch.Tensor | None = None
     """(B, C, h, w) what the teacher predicts, where that is known already."""
 
     def predict(self, network: nn.Module) -> torch.Tensor:
@@ -140,21 +140,21 @@ class FeatureTap:
 
 
 def relative_distance(
-    student: torch.Tensor, teacher: torch.Tensor, support: torch.Tensor | None = None
+    student: torch.Tensor, teacher: torch.Tensor, open_channels: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean squared difference over the teacher's mean square: nothing dominates by its scale.
 
     Args:
         student: What is compared, of any shape; (B, C, h, w) where there is a support.
         teacher: What it should be.
-        support: Which channels are there, and counted; see `NoisyBatch`.
+        open_channels: Which channels are there, and counted; see `NoisyBatch`.
     """
     teacher = teacher.float()
-    if support is None:
+    if open_channels is None:
         difference, size = F.mse_loss(student.float(), teacher), teacher.square().mean()
     else:
         nothing = torch.zeros_like(teacher)
-        difference, size = (noise_error(each, teacher, support).mean() for each in (student, nothing))
+        difference, size = (noise_error(each, teacher, open_channels).mean() for each in (student, nothing))
     return difference / size.clamp_min(1e-12)
 
 
@@ -195,29 +195,32 @@ class Objective:
     def _terms(self, student: nn.Module, batch: NoisyBatch) -> Losses:
         if self.teacher is None:
             return {"task": _task(batch.predict(student), batch)}
-        target, taught = self._ask(self.teacher, batch)
+        target, teacher_prediction = self._ask(self.teacher, batch)
         with FeatureTap(student, self.names) as learnt:
             predicted = batch.predict(student)
         terms = {
             "task": _task(predicted, batch),
-            "output": relative_distance(predicted, target, batch.support),
+            "output": relative_distance(predicted, target, batch.open_channels),
         }
         if self.weights.feature_weight:
-            distances = [relative_distance(learnt.features[name], taught[name]) for name in taught]
+            distances = [
+                relative_distance(learnt.features[name], teacher_prediction[name])
+                for name in teacher_prediction
+            ]
             nothing = torch.zeros((), device=predicted.device)
             terms["feature"] = torch.stack(distances).mean() if distances else nothing
         return terms
 
     def _ask(self, teacher: nn.Module, batch: NoisyBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         """The teacher's prediction, and its features where they count."""
-        if batch.taught is not None and not self.names:
-            return batch.taught, {}
+        if batch.teacher_prediction is not None and not self.names:
+            return batch.teacher_prediction, {}
         with FeatureTap(teacher, self.names) as tap, torch.no_grad():
             return batch.predict(teacher), tap.features
 
 
 def _task(predicted: torch.Tensor, batch: NoisyBatch) -> torch.Tensor:
-    return noise_error(predicted, batch.target, batch.support).mean()
+    return noise_error(predicted, batch.target, batch.open_channels).mean()
 
 
 @torch.no_grad()

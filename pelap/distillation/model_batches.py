@@ -7,14 +7,14 @@ import torch
 from pelap.config import DistillParams
 from pelap.core.graphs import to_device
 from pelap.core.rng import generator
-from pelap.data.dataset import ImageDataset, Picks
+from pelap.data.dataset import BatchIndices, ImageDataset
 from pelap.diffusion.loss import add_noise_to
 from pelap.distillation.distill import NoisyBatch
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.schedule import alphas_cumprod
-from pelap.training.joint import Draw, draw
+from pelap.training.joint import StepNoise, draw_step_noise
 from pelap.training.posteriors import Posteriors, frozen_posteriors
-from pelap.training.trainer import picks_from
+from pelap.training.trainer import indices_from
 
 
 class ModelBatches:
@@ -62,29 +62,29 @@ class ModelBatches:
     def __call__(self, step: int) -> Iterator[NoisyBatch]:
         """The batches from `step` on."""
         size, flip = self.params.batch_size, self.params.horizontal_flip
-        picks = picks_from(self.num_images, size, self.seed, "distill-order", flip, step)
-        for index, chosen in enumerate(picks, start=step):
+        indices = indices_from(self.num_images, size, self.seed, "distill-order", flip, step)
+        for index, chosen in enumerate(indices, start=step):
             stream = generator(self.seed, "distill-prompts", index)
             tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
-            random = draw(self.model, size, self.seed, "distill-step", index, tokens)
+            random = draw_step_noise(self.model, size, self.seed, "distill-step", index, tokens)
             yield self._noisy(self.posteriors, chosen, random)
 
     def held_out(self) -> Iterator[NoisyBatch]:
         """Test pictures; the noise of each is its own, whatever the size of a batch."""
-        for indices in torch.arange(self.num_held_out).split(self.params.batch_size):
-            tokens = self.model.tokens_for(self.held_out_labels[indices])
+        for items in torch.arange(self.num_held_out).split(self.params.batch_size):
+            tokens = self.model.tokens_for(self.held_out_labels[items])
             draws = [
-                draw(self.model, 1, self.seed, "distill-validate", i, prompt[None])
-                for i, prompt in zip(indices.tolist(), tokens, strict=True)
+                draw_step_noise(self.model, 1, self.seed, "distill-validate", i, prompt[None])
+                for i, prompt in zip(items.tolist(), tokens, strict=True)
             ]
-            random = Draw(*(torch.cat(column) for column in zip(*draws, strict=True)))
-            picks = Picks(indices, torch.zeros_like(indices, dtype=torch.bool))
-            yield self._noisy(self.held_out_posteriors, picks, random)
+            random = StepNoise(*(torch.cat(column) for column in zip(*draws, strict=True)))
+            indices = BatchIndices(items, torch.zeros_like(items, dtype=torch.bool))
+            yield self._noisy(self.held_out_posteriors, indices, random)
 
-    def _noisy(self, posteriors: Posteriors, picks: Picks, random: Draw) -> NoisyBatch:
-        picks, random = to_device((picks, random), self.device)
-        latents = self.model.encoded(posteriors(picks), random.posterior).latents
+    def _noisy(self, posteriors: Posteriors, indices: BatchIndices, random: StepNoise) -> NoisyBatch:
+        indices, random = to_device((indices, random), self.device)
+        latents = self.model.encoded(posteriors(indices), random.posterior).latents
         gates = self.model.gates(latents)
         noisy = add_noise_to(self.model, latents, gates, random.noise, random.timesteps, self.alphas)
         conditions = self.model.conditions(random.tokens)
-        return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.support, conditions)
+        return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.open_channels, conditions)

@@ -16,12 +16,12 @@ from pelap.config import DistillParams
 from pelap.core.finite import finite
 from pelap.core.graphs import to_device
 from pelap.core.rng import generator
-from pelap.data.dataset import ImageDataset, Split, pick, to_float
+from pelap.data.dataset import ImageDataset, Split, gather_batch, to_float
 from pelap.distillation.distill import NoisyBatch
 from pelap.models.schedule import add_noise
 from pelap.pipelines import LatentPipeline, refuse
 from pelap.pipelines.agreement import class_numbers
-from pelap.training.trainer import picks_from
+from pelap.training.trainer import indices_from
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -76,11 +76,11 @@ class PipelineBatches:
     def __call__(self, step: int) -> Iterator[NoisyBatch]:
         """The batches from `step` on."""
         size, flip = self.params.batch_size, self.params.horizontal_flip
-        picks = picks_from(len(self._images), size, self.seed, "distill-order", flip, step)
-        for index, chosen in enumerate(picks, start=step):
+        indices = indices_from(len(self._images), size, self.seed, "distill-order", flip, step)
+        for index, chosen in enumerate(indices, start=step):
             stream = generator(self.seed, "distill-step", index)
             chosen = to_device(chosen, self.device)
-            yield self._noisy(pick(self._images, chosen), self._labels[chosen.indices], stream)
+            yield self._noisy(gather_batch(self._images, chosen), self._labels[chosen.indices], stream)
 
     def held_out(self) -> Iterator[NoisyBatch]:
         """Test pictures, with the same noise at every call."""

@@ -54,7 +54,7 @@ class SharedBatches:
                 if position != index:  # behind batches that were kept, and not made again
                     made = self._batches(index)
                 batch, position = next(made), index + 1
-            if asks and batch.taught is None:
+            if asks and batch.teacher_prediction is None:
                 batch = self._taught(batch)
             self._keep(index, batch)
             yield batch
@@ -64,14 +64,14 @@ class SharedBatches:
         if self._held_out is None:
             self._held_out = list(self._batches.held_out())
         for index, batch in enumerate(self._held_out):
-            if asks and batch.taught is None:
+            if asks and batch.teacher_prediction is None:
                 self._held_out[index] = self._taught(batch)
             yield self._held_out[index]
 
     @torch.no_grad()
     def _taught(self, batch: NoisyBatch) -> NoisyBatch:
         with autocast(batch.latents.device, self._precision):
-            return replace(batch, taught=batch.predict(self._teacher))
+            return replace(batch, teacher_prediction=batch.predict(self._teacher))
 
     def _keep(self, index: int, batch: NoisyBatch) -> None:
         """Put the batch in the place of what is kept of that step, if there is room for what is new."""

@@ -21,7 +21,7 @@ from pelap.core.files import exclusive, load_tensors, save_tensors, tensors_dige
 from pelap.core.keys import Key, code_of, key
 from pelap.core.progress import progress
 from pelap.core.rng import generator
-from pelap.data.dataset import ImageDataset, epoch_picks, pick, to_float
+from pelap.data.dataset import ImageDataset, epoch_indices, gather_batch, to_float
 from pelap.evaluation.features import CLASSIFIER, ChunkedExtractor
 
 _FIRST_SIDE = 16
@@ -255,9 +255,9 @@ def _batches(
     def endless() -> Iterator[tuple[Tensor, Tensor]]:
         for epoch in count(1):
             stream = generator(seed, CLASSIFIER, epoch)
-            for picks in epoch_picks(len(train), params.batch_size, stream, params.horizontal_flip):
-                here = type(picks)(*(part.to(device) for part in picks))
-                yield _laid_out(pick(images, here)), labels[here.indices]
+            for indices in epoch_indices(len(train), params.batch_size, stream, params.horizontal_flip):
+                here = type(indices)(*(part.to(device) for part in indices))
+                yield _laid_out(gather_batch(images, here)), labels[here.indices]
 
     return endless()
 

@@ -20,13 +20,13 @@ from pelap.core.progress import progress
 from pelap.core.rng import noise
 from pelap.core.weight_files import weights_bytes
 from pelap.data.dataset import ImageDataset
-from pelap.diffusion.denoiser import Subject, said_if_some_are_left
-from pelap.diffusion.sampler import Source, in_turn, said_if_alike, sample_from
+from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
+from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.frechet import standard_error
 from pelap.evaluation.image_quality import SSIM_SIDE, lpips, psnr, ssim
-from pelap.evaluation.real import Real
-from pelap.evaluation.reference import FLOOR, Figures
+from pelap.evaluation.real import EvaluationReference
+from pelap.evaluation.reference import REAL_ROW, ImageMetrics
 from pelap.profiling.cost import count_macs, count_params, peak_memory_mib
 from pelap.profiling.latency import Latency, compiled, measure_latency
 
@@ -51,14 +51,14 @@ class Pairs:
 
 
 def measure_pictures(
-    sources: Mapping[str, Source],
-    real: Real,
+    sources: Mapping[str, ImageGenerator],
+    real: EvaluationReference,
     params: EvaluateParams,
     seed: int,
     pairs: Pairs,
     show: Show = lambda name, images: None,
     asked: Mapping[str, torch.Tensor] = NOTHING_ASKED,
-) -> dict[str, Figures]:
+) -> dict[str, ImageMetrics]:
     """Figures of every source's samples, and of the floor, by name; all are made from the same noise.
 
     Args:
@@ -76,7 +76,7 @@ def measure_pictures(
         for done, (name, source) in enumerate(sources.items(), start=1):
             images = make_pictures(source, params, seed)
             show(name, images)
-            heard = real.medium.perceived(images)
+            heard = real.modality.rendered(images)
             figures = real.reference.measure(heard, params.only_frechet, strata)
             metrics = figures.metrics | _agreement(real, heard, asked.get(name))
             if name == pairs.dense:
@@ -87,47 +87,52 @@ def measure_pictures(
             notes = (*said_if_alike(name, images), *left)
             result[name] = _checked(name, replace(figures, metrics=metrics, notes=notes))
             report(done, name)
-        show(FLOOR, real.floor)
-        result[FLOOR] = _floor(real, params, bool(asked))
-        report(len(sources) + 1, FLOOR)
+        show(REAL_ROW, real.floor)
+        result[REAL_ROW] = _floor(real, params, bool(asked))
+        report(len(sources) + 1, REAL_ROW)
     return result
 
 
-def make_pictures(source: Source, params: EvaluateParams, seed: int) -> torch.Tensor:
+def make_pictures(source: ImageGenerator, params: EvaluateParams, seed: int) -> torch.Tensor:
     """Samples (num_images, C, H, W) uint8; picture i depends on (seed, i) alone."""
     return sample_from(source, params.num_images, seed, params.batch_size)
 
 
-def measure_distance(source: Source, real: Real, params: EvaluateParams, seed: int) -> Figures:
+def measure_distance(
+    source: ImageGenerator, real: EvaluationReference, params: EvaluateParams, seed: int
+) -> ImageMetrics:
     """The Frechet distances of a source's samples alone; as those of `measure_pictures`."""
     images = make_pictures(source, params, seed)
     said_if_alike(source.name, images)
     asked = in_turn(params.num_images, [source])
-    heard = real.medium.perceived(images)
+    heard = real.modality.rendered(images)
     return _checked(source.name, real.reference.measure(heard, only_frechet=True, strata=asked))
 
 
-def _checked(name: str, figures: Figures) -> Figures:
+def _checked(name: str, figures: ImageMetrics) -> ImageMetrics:
     for metric, value in figures.metrics.items():
         finite(value, f"{name}: {metric}", "look at its samples and at what measures them", DataError)
     return figures
 
 
-def _agreement(real: Real, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:
+def _agreement(real: EvaluationReference, images: torch.Tensor, asked: torch.Tensor | None) -> Metrics:
     """How many pictures are taken for what was asked for, where that can be said."""
     if real.classifier is None or asked is None:
         return {}
     return agreement(real.classifier, images, asked)
 
 
-def _floor(real: Real, params: EvaluateParams, prompted: bool) -> Figures:
+def _floor(real: EvaluationReference, params: EvaluateParams, prompted: bool) -> ImageMetrics:
     """The row of other real pictures, with what it alone has."""
     figures = real.reference.measure(real.floor, params.only_frechet, real.floor_labels)
-    metrics, notes = figures.metrics | _floor_alone(real, prompted), tuple(said_if_alike(FLOOR, real.floor))
-    return _checked(FLOOR, replace(figures, metrics=metrics, notes=notes))
+    metrics, notes = (
+        figures.metrics | _floor_alone(real, prompted),
+        tuple(said_if_alike(REAL_ROW, real.floor)),
+    )
+    return _checked(REAL_ROW, replace(figures, metrics=metrics, notes=notes))
 
 
-def _floor_alone(real: Real, prompted: bool) -> Metrics:
+def _floor_alone(real: EvaluationReference, prompted: bool) -> Metrics:
     """What only the row of real pictures has.
 
     Beside agreements with prompts it is the accuracy on test pictures. Where samples are not perceived as
@@ -136,9 +141,9 @@ def _floor_alone(real: Real, prompted: bool) -> Metrics:
     metrics: Metrics = {}
     if real.classifier is not None and prompted:
         metrics |= share(real.classifier.test_accuracy, real.classifier.num_test)
-    if not real.medium.lossless:
+    if not real.modality.lossless:
         vocoded = real.reference.measure(
-            real.medium.perceived(real.floor), only_frechet=True, strata=real.floor_labels
+            real.modality.rendered(real.floor), only_frechet=True, strata=real.floor_labels
         )
         metrics |= {f"{name}_vocoded": vocoded.metrics[name] for name in vocoded.replicates}
     return metrics
@@ -153,12 +158,12 @@ def _to_dense(images: torch.Tensor, dense: torch.Tensor, network: nn.Module | No
     return metrics
 
 
-def main_metric(figures: Mapping[str, Figures]) -> str:
+def main_metric(figures: Mapping[str, ImageMetrics]) -> str:
     """The Frechet distance of the first extractor, by its name."""
-    return next(iter(figures[FLOOR].replicates))
+    return next(iter(figures[REAL_ROW].replicates))
 
 
-def difference(one: Figures, other: Figures, metric: str) -> tuple[float, float]:
+def difference(one: ImageMetrics, other: ImageMetrics, metric: str) -> tuple[float, float]:
     """How much larger a Frechet distance is, and the standard error of that.
 
     Both are of pictures from the same noise, whose chances are the same in part: they are taken away
@@ -169,7 +174,7 @@ def difference(one: Figures, other: Figures, metric: str) -> tuple[float, float]
     return one.metrics[metric] - other.metrics[metric], error
 
 
-def recovered(pruned: Figures, tuned: Figures, dense: Figures, metric: str) -> float | None:
+def recovered(pruned: ImageMetrics, tuned: ImageMetrics, dense: ImageMetrics, metric: str) -> float | None:
     """Share of what pruning cost in a Frechet distance that fine-tuning brought back; 1 is all of it.
 
     None where pruning cost nothing that could be told from chance, at twice the standard error.
@@ -181,7 +186,7 @@ def recovered(pruned: Figures, tuned: Figures, dense: Figures, metric: str) -> f
 
 
 def differences(
-    figures: Mapping[str, Figures], rows: Collection[str], against: Collection[str]
+    figures: Mapping[str, ImageMetrics], rows: Collection[str], against: Collection[str]
 ) -> pd.DataFrame:
     """The first Frechet distance of each of `rows`, less that of each of `against` other than itself."""
     metric = main_metric(figures)
@@ -195,7 +200,7 @@ def differences(
 
 
 def compare_costs(
-    subjects: Mapping[str, Subject],
+    subjects: Mapping[str, Denoiser],
     weights: Mapping[str, Path],
     params: EvaluateParams,
     device: torch.device,
@@ -220,15 +225,15 @@ def compare_costs(
     latencies = _latencies(subjects, params, params.latency_repeats, device)
     size = params.latency_batch_sizes[0]
     metrics = {}
-    for name, subject in subjects.items():
+    for name, denoiser in subjects.items():
         latency = latencies[name, size, "eager"]
         metrics[name] = {
             "latency_ms": latency.median_ms,
             "latency_iqr_ms": latency.iqr_ms,
             "latency_least_ms": latency.least_ms,
-            "params": count_params(subject.network),
-            "macs": count_macs(subject.network, subject.forward(1))[""],
-            "peak_memory_mib": peak_memory_mib(subject.network, subject.forward(size), device),
+            "params": count_params(denoiser.network),
+            "macs": count_macs(denoiser.network, denoiser.forward(1))[""],
+            "peak_memory_mib": peak_memory_mib(denoiser.network, denoiser.forward(size), device),
             "disk_mib": disk_mib(weights[name]),
         }
     table = [(*key, latency.median_ms, latency.iqr_ms, latency.repeats) for key, latency in latencies.items()]
@@ -236,10 +241,10 @@ def compare_costs(
 
 
 def _latencies(
-    subjects: Mapping[str, Subject], params: EvaluateParams, repeats: int, device: torch.device
+    subjects: Mapping[str, Denoiser], params: EvaluateParams, repeats: int, device: torch.device
 ) -> dict[tuple[str, int, str], Latency]:
     """Time of one pass by name, batch size and mode."""
-    networks = {"eager": {name: subject.network for name, subject in subjects.items()}}
+    networks = {"eager": {name: denoiser.network for name, denoiser in subjects.items()}}
     result: dict[tuple[str, int, str], Latency] = {}
     with ExitStack() as stack:
         if params.latency_compiled:
@@ -276,7 +281,7 @@ def disk_mib(folder: Path) -> float:
 
 
 def time_images(
-    sources: Mapping[Key, Source], params: EvaluateParams, device: torch.device
+    sources: Mapping[Key, ImageGenerator], params: EvaluateParams, device: torch.device
 ) -> dict[Key, Metrics]:
     """Time of one picture, from noise to decoded pixels, in batches of the first of `latency_batch_sizes`.
 
@@ -295,7 +300,7 @@ def time_images(
     }
 
 
-def _sampling(source: Source, size: int) -> Callable[[], object]:
+def _sampling(source: ImageGenerator, size: int) -> Callable[[], object]:
     start = noise(source.latent_shape, 0, "cost", range(size))
 
     def sample() -> object:
@@ -307,11 +312,11 @@ def _sampling(source: Source, size: int) -> Callable[[], object]:
 
 def protocol_of_figures(
     dataset: ImageDataset,
-    real: Real,
+    real: EvaluationReference,
     params: EvaluateParams,
     seed: int,
     device: torch.device,
-    figures: Mapping[str, Figures],
+    figures: Mapping[str, ImageMetrics],
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What stands beside a table of figures, as a JSON object; `extra` is what only this table has."""

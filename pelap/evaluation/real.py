@@ -10,28 +10,28 @@ from torch import nn
 from pelap.config import EvaluateParams
 from pelap.core.errors import DataError
 from pelap.data.dataset import ImageDataset
-from pelap.data.media import Medium, medium_of
+from pelap.data.modality import Modality, modality_of
 from pelap.evaluation.classifier import Classifier, trained_classifier
 from pelap.evaluation.features import CLASSIFIER, Extractor, make_extractor, metric_name
 from pelap.evaluation.image_quality import load_lpips, lpips
-from pelap.evaluation.reference import FLOOR, Reference
+from pelap.evaluation.reference import REAL_ROW, Reference
 
 CLASSIFIER_SEED = 0
 """The same for every seed of a run: all that learn from one data set are measured by one network."""
 
 
 @dataclass(frozen=True)
-class Real:
+class EvaluationReference:
     """Real train pictures, or sounds by their spectrograms."""
 
     reference: Reference
     """What samples are compared with."""
     floor: torch.Tensor  # (num_images, C, H, W) uint8
-    """Others, for the row `FLOOR`: what no model can be expected to go below."""
+    """Others, for the row `REAL_ROW`: what no model can be expected to go below."""
     floor_labels: torch.Tensor  # (num_images,) int64
     lpips: nn.Module | None
     """Where its weights are given."""
-    medium: Medium
+    modality: Modality
     """How samples reach a viewer or listener, which is how they are measured."""
     classifier: Classifier | None
     """Where parameters have one."""
@@ -51,7 +51,7 @@ class Real:
         keys = {"sample_rate", "num_fft", "hop_length", "range_db"}
         return {
             **self.reference.describe(params.num_images),
-            "medium": self.medium.noun,
+            "medium": self.modality.noun,
             "sound": None if sound is None else sound.model_dump(include=keys),
             "classifier": classifier,
             "lpips": self.lpips is not None,
@@ -63,18 +63,20 @@ class Real:
         if CLASSIFIER in params.extractors:
             lines.append(
                 f"{metric_name('fd', CLASSIFIER)}: features of a small network that learnt from the train "
-                f"{self.medium.noun}, the reference and the row {FLOOR} among them; neither FID nor FAD, "
-                "compare it only among models of this data set"
+                f"{self.modality.noun}, the reference and the row {REAL_ROW} among them; neither FID nor "
+                "FAD, compare it only among models of this data set"
             )
         if dataset.sound is not None:
             lines.append(
                 "sounds: samples are measured as heard, as spectrograms of what Griffin-Lim makes of them; "
-                f"the row {FLOOR} is not, its distances after Griffin-Lim end in _vocoded"
+                f"the row {REAL_ROW} is not, its distances after Griffin-Lim end in _vocoded"
             )
         return lines
 
 
-def real_pictures(dataset: ImageDataset, params: EvaluateParams, cache: Path, device: torch.device) -> Real:
+def real_pictures(
+    dataset: ImageDataset, params: EvaluateParams, cache: Path, device: torch.device
+) -> EvaluationReference:
     """The first `num_reference` train pictures are the reference, the `num_images` after them the floor.
 
     Args:
@@ -110,4 +112,6 @@ def real_pictures(dataset: ImageDataset, params: EvaluateParams, cache: Path, de
     reference = Reference(images[: params.num_reference], extractors, cache)
     floor = slice(params.num_reference, wanted)
     labels = dataset.train.labels[floor]
-    return Real(reference, images[floor], labels, network, medium_of(dataset.sound), classifier)
+    return EvaluationReference(
+        reference, images[floor], labels, network, modality_of(dataset.sound), classifier
+    )

@@ -28,7 +28,7 @@ from pelap.evaluation.frechet import (
 from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
 from pelap.evaluation.prdc import NUM_NEIGHBOURS, coverage, radii
 
-FLOOR = "real"
+REAL_ROW = "real"
 """Row of another draw of real pictures: what no model can be expected to go below."""
 
 NUM_KEPT = 10_000
@@ -39,7 +39,7 @@ _CHUNK = 1000
 
 
 @dataclass(frozen=True)
-class Figures:
+class ImageMetrics:
     """What was measured of a set of pictures."""
 
     metrics: dict[str, float]
@@ -82,7 +82,9 @@ class Reference:
         """One an extractor, in their order; computed or read when first asked for."""
         return [self._side(extractor) for extractor in self._extractors]
 
-    def measure(self, images: Tensor, only_frechet: bool = False, strata: Tensor | None = None) -> Figures:
+    def measure(
+        self, images: Tensor, only_frechet: bool = False, strata: Tensor | None = None
+    ) -> ImageMetrics:
         """Every figure of a set of pictures.
 
         Args:
@@ -102,7 +104,7 @@ class Reference:
             DataError: Other pictures than these, or features that are no numbers.
         """
         self._check(images)
-        figures = Figures({}, {})
+        figures = ImageMetrics({}, {})
         for extractor, side in zip(self._extractors, self._sides, strict=True):
             name = metric_name("fd", extractor.name)
             features = torch.cat([extractor(chunk) for chunk in images.split(_CHUNK)])

@@ -184,7 +184,7 @@ def _cut_stemless(unet: LightUNet, kept: Sequence[int]) -> LightUNet:
 def _demand_whole(unet: nn.Module) -> None:
     """Refuse a UNet from which pruning removed modules: they would come back with the new configuration.
 
-    Its modules are compared with those of a fresh one rather than asked for pruning's own stand-ins: any
+    Its modules are compared with those of a fresh one rather than asked for pruning's own replacements: any
     other change would be lost just the same.
     """
     fresh = type(unet).from_config(_public(unet))  # type: ignore[attr-defined]

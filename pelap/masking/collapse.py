@@ -114,8 +114,8 @@ class Observer:
             finite(torch.cat(tensors).cpu(), f"{model.info.name}: what it makes of pictures", MEND)
             for tensors in zip(*parts, strict=True)
         )
-        support = model.support()
-        there = torch.ones(masks.shape[1]) if support is None else support[0, :, 0, 0].cpu()
+        open_channels = model.open_channels()
+        there = torch.ones(masks.shape[1]) if open_channels is None else open_channels[0, :, 0, 0].cpu()
         floor = zero_latent_floor(model.unet, math.prod(model.latent_shape[1:]))
         return Observations(
             masks=masks,
@@ -222,10 +222,10 @@ def _observe(
     noisy = add_noise_to(model, latents, gates, added, steps, alphas)
     # Zero where the noise is added: behind a normaliser, which would shift it.
     only_noise = add_noise(torch.zeros_like(noisy.clean), added, steps, alphas)
-    nothing = only_noise if noisy.support is None else only_noise * noisy.support
+    nothing = only_noise if noisy.open_channels is None else only_noise * noisy.open_channels
 
     def error_of(seen: torch.Tensor) -> torch.Tensor:
-        return noise_error(model.unet(seen, steps, **conditions).sample, added, noisy.support)
+        return noise_error(model.unet(seen, steps, **conditions).sample, added, noisy.open_channels)
 
     def recon_error(values: torch.Tensor) -> torch.Tensor:
         decoded = model.vae.decode(apply_mask(latents, values))

@@ -67,11 +67,11 @@ class DeepCache(nn.Module):
         if self._last is None or now >= self._last[0] or sample.shape != self._last[1]:
             self.reset()
         whole = self._num_calls % self.interval == 0
-        stand_in = self._keeping if whole else self._giving
+        replacement = self._keeping if whole else self._giving
         try:
             with ExitStack() as stack:
                 for place, module in enumerate(self._deep):
-                    stack.enter_context(_forward_of(module, stand_in(place, module.forward)))
+                    stack.enter_context(_forward_of(module, replacement(place, module.forward)))
                 result = self.unet(sample, timestep, *args, **kwargs)
         except BaseException:
             self.reset()  # what is kept may be of two steps

@@ -25,7 +25,7 @@ from pelap.config import (
     VariantParams,
 )
 from pelap.models.light_unet import LightUNet
-from pelap.models.mask import Gates, ImportanceMask, LatentNormaliser
+from pelap.models.mask import Gates, ImportanceMask, LatentNorm
 from pelap.models.pretrained_vae import PretrainedVAE, load_pretrained_vae
 from pelap.models.text_conditioner import Guidance, TextConditioner
 from pelap.models.vae import VAE
@@ -85,7 +85,7 @@ class LatentDiffusion(nn.Module):
         vae: Autoencoder,
         unet: nn.Module,
         mask: ImportanceMask | None,
-        normaliser: LatentNormaliser | None,
+        normaliser: LatentNorm | None,
         conditioner: TextConditioner | None = None,
     ) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class LatentDiffusion(nn.Module):
             tokens = torch.cat([tokens, self.conditioner.no_prompt(len(tokens))])
         return Guidance(self.conditions(tokens.to(self.conditioner.positions.device)), scale)
 
-    def support(self, gates: Gates | None = None) -> torch.Tensor | None:
+    def open_channels(self, gates: Gates | None = None) -> torch.Tensor | None:
         """Which channels are part of the latent: (B or 1, C, 1, 1) of zeros and ones; None if all.
 
         A channel that a static hard gate closed is gone: it gets no noise, and none is predicted for it.
@@ -309,6 +309,6 @@ def build_model(
             None if conditioner is None else conditioner.config.width,
         ),
         mask if variant.gate != "none" else None,
-        LatentNormaliser(latent_channels=channels) if variant.normalise != "none" else None,
+        LatentNorm(latent_channels=channels) if variant.normalise != "none" else None,
         conditioner,
     )

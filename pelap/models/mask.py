@@ -25,7 +25,7 @@ class Gates(NamedTuple):
     """A mask and what it costs."""
 
     values: torch.Tensor  # (B, C) in 0..1: what latents are multiplied by
-    cost: torch.Tensor  # (B, C) in 0..1: what the sparsity penalty averages
+    open_probability: torch.Tensor  # (B, C) in 0..1: what the sparsity penalty averages
 
 
 class ImportanceMask(ModelMixin, ConfigMixin):
@@ -81,10 +81,10 @@ class ImportanceMask(ModelMixin, ConfigMixin):
         """
         # Outside autocast: bf16 cannot tell a mask of 0.997 from 1.
         with torch.autocast(latents.device.type, enabled=False):
-            values, cost = self._gates(self._logits(latents.float()), uniform)
+            values, open_probability = self._gates(self._logits(latents.float()), uniform)
             return Gates(
                 torch.where(self.started, values, torch.ones_like(values)),
-                torch.where(self.started, cost, torch.ones_like(cost).detach()),
+                torch.where(self.started, open_probability, torch.ones_like(open_probability).detach()),
             )
 
     def _logits(self, latents: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ class ImportanceMask(ModelMixin, ConfigMixin):
         return values, torch.sigmoid(open_logits)
 
 
-class LatentNormaliser(ModelMixin, ConfigMixin):
+class LatentNorm(ModelMixin, ConfigMixin):
     """Unit variance and zero mean per latent channel.
 
     By the batch's own statistics in training, by their stored running averages otherwise. Shrinking

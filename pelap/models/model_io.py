@@ -39,7 +39,7 @@ from pelap.core.weight_files import demand_one_network
 from pelap.models.cut import CutLightUNet
 from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
-from pelap.models.mask import ImportanceMask, LatentNormaliser
+from pelap.models.mask import ImportanceMask, LatentNorm
 from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.schedule import make_scheduler
 from pelap.models.text_conditioner import TextConditioner
@@ -50,7 +50,7 @@ KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"
 UNETS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, LightUNet, CutLightUNet)}
 UNetLoader: TypeAlias = Callable[[type[ModelMixin], Path], nn.Module]
-OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNormaliser, "conditioner": TextConditioner}
+OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNorm, "conditioner": TextConditioner}
 
 
 def save_model(model: LatentDiffusion, folder: Path) -> None:

@@ -81,7 +81,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
             [self.tokens([template.format(phrase) for phrase in self._phrases]) for template in templates]
         )  # (templates, classes, L)
         if prompts:
-            self.ask_for(prompts)
+            self.set_prompts(prompts)
         else:
             every = [text.format(phrase) for text in templates for phrase in self._phrases]
             self._ask(every, list(range(len(self._phrases))) * len(templates))
@@ -92,7 +92,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
         )
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
-    def ask_for(self, prompts: Sequence[str]) -> None:
+    def set_prompts(self, prompts: Sequence[str]) -> None:
         """Make samples of these prompts from now on.
 
         Raises:
@@ -132,7 +132,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
         """Prompts (B, L) of these samples."""
         return self._of_prompts[[item % len(self._of_prompts) for item in items]]
 
-    def asked_of(self, items: Sequence[int]) -> torch.Tensor:
+    def labels_of_prompts(self, items: Sequence[int]) -> torch.Tensor:
         """The label (B,) that each of these samples is asked to be, `UNKNOWN` where that is not clear."""
         return self._asked[[item % len(self._asked) for item in items]]
 

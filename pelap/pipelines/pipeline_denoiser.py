@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pelap.diffusion.denoiser import Subject
+from pelap.diffusion.denoiser import Denoiser
 from pelap.pipelines import LatentPipeline
 
 
-def pipeline_subject(
+def pipeline_denoiser(
     pipeline: LatentPipeline, name: str, seed: int, num_seeds: int = 1, precision: str = "fp32"
-) -> Subject:
+) -> Denoiser:
     """A stranger's pipeline, with its own scheduler and settings.
 
     Every seed goes through the prompts from the first, so that seeds can be compared.
@@ -21,7 +21,7 @@ def pipeline_subject(
         seeds = [seed + i % num_seeds for i in items]
         return pipeline.denoise(start, [i // num_seeds for i in items], seeds)
 
-    return Subject(
+    return Denoiser(
         name=name,
         network=pipeline.denoiser,
         latent_shape=pipeline.latent_shape,

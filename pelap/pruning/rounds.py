@@ -16,7 +16,7 @@ import pandas as pd
 from pelap.core.errors import PlanError
 from pelap.pruning.selection import SCORE, Selection, make_plan
 from pelap.surgery.operators import is_inside
-from pelap.surgery.plan import Plan, Removal
+from pelap.surgery.plan import Plan, PlanEntry
 
 TOLERANCE = 0.01
 """Share of the time that a plan may miss a target by; no other is looked for then."""
@@ -47,7 +47,7 @@ class _State:
     scores: pd.DataFrame
 
 
-class Chooser:
+class TimeBudgetPlanner:
     """Makes plans of one network.
 
     Args:
@@ -121,7 +121,7 @@ class Chooser:
     def _nearest(self, state: _State, more: Callable[[float], Plan], amount: float) -> tuple[Plan, float]:
         """Ask for more or less until the clock says the amount."""
         ask, low, high = amount - state.saved, 0.0, float("inf")
-        tried: dict[tuple[Removal, ...], float] = {}
+        tried: dict[tuple[PlanEntry, ...], float] = {}
         for trial in range(self._trials):
             try:
                 operators = _joined(state.plan, more(ask)).operators

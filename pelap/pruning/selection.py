@@ -24,8 +24,8 @@ from torch import nn
 from pelap.core.errors import PlanError
 from pelap.scoring.statistic import Formula, combine
 from pelap.surgery.operators import is_inside
-from pelap.surgery.plan import Plan, Removal, check_disjoint
-from pelap.surgery.replacements import Replacement, is_replacement
+from pelap.surgery.plan import Plan, PlanEntry, check_disjoint
+from pelap.surgery.replacements import ReplacementSpec, is_replacement
 
 Selection: TypeAlias = Literal["order", "ratio", "knapsack"]
 
@@ -251,7 +251,7 @@ def plan_of(scores: pd.DataFrame, plan: Plan) -> Plan:
     return dataclasses.replace(plan, time_reduction=time_reduction, num_params=saved)
 
 
-def spread(scores: pd.DataFrame, num: int) -> dict[str, Plan]:
+def single_operator_plans(scores: pd.DataFrame, num: int) -> dict[str, Plan]:
     """Plans of one operator each, by its name: evenly spread over the ranking by score.
 
     To see what an operator costs by itself. Operators that stopped early, or whose score is infinite, have no
@@ -332,7 +332,7 @@ def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:
 def _plan(scores: pd.DataFrame, chosen: list[str], target: dict[str, float]) -> Plan:
     rows = scores.set_index("operator").loc[chosen]
     removals = tuple(
-        Removal(str(name), str(row["kind"]), Replacement(str(row["replacement"])))
+        PlanEntry(str(name), str(row["kind"]), ReplacementSpec(str(row["replacement"])))
         for name, row in rows.iterrows()
     )
     return plan_of(scores, Plan(removals, target))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pelap.core.listing import changed
 from pelap.report.figures.budget import measured
-from pelap.report.medium import Nouns, nouns
+from pelap.report.modality import ModalityNames, modality_names
 from pelap.report.rows import CACHED, PRUNED
 from pelap.report.tables import metrics_frame, quality_column
 
@@ -66,9 +66,9 @@ class RunData:
         return metrics_frame(self.metrics, self.scored)
 
     @property
-    def nouns(self) -> Nouns:
+    def modality_names(self) -> ModalityNames:
         """What the models make."""
-        return nouns(self.protocol)
+        return modality_names(self.protocol)
 
     @property
     def timed(self) -> bool:

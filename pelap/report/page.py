@@ -11,11 +11,11 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pelap.config.load import FLOOR
+from pelap.config.load import REAL_ROW
 from pelap.report import (
     collapse,
     distillation,
-    medium,
+    modality,
     protocol,
     words,
 )
@@ -67,7 +67,7 @@ class Grid:
 def render(run: RunData) -> str:
     """The whole page."""
     source = resources.files("pelap.report").joinpath("template.html").read_text(encoding="utf-8")
-    say = run.nouns.put
+    say = run.modality_names.put
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -96,11 +96,11 @@ def render(run: RunData) -> str:
         samples=_grids(run.samples, run.sounds),
         reconstructions=_grids(run.reconstructions),
         heard=bool(run.sounds),
-        prompts=medium.prompts(run.protocol),
-        num_prompts=medium.num_prompts(run.protocol),
-        guidance=medium.guidance(run.protocol),
-        agreement=medium.agreement(run.protocol),
-        guided=medium.guided(run.protocol),
+        prompts=modality.prompts(run.protocol),
+        num_prompts=modality.num_prompts(run.protocol),
+        guidance=modality.guidance(run.protocol),
+        agreement=modality.agreement(run.protocol),
+        guided=modality.guided(run.protocol),
         protocol={key: say(text) if key == "notes" else text for key, text in flat(run.protocol)},
     )
 
@@ -182,14 +182,14 @@ def _figures(run: RunData) -> Iterator[tuple[str, str]]:
         "validation": figures_training.distillation_quality(run.distill_validation, run.students, run.models),
     }
     for name, figure in drawn.items():
-        yield name, to_svg(run.nouns.label(figure), name)
+        yield name, to_svg(run.modality_names.label(figure), name)
 
 
 def _grids(pngs: Mapping[str, bytes], sounds: Mapping[str, bytes] | None = None) -> list[Grid]:
     """In the order given; of sounds the real ones first, so that one knows what to listen for."""
     heard = sounds or {}
     grids = []
-    for name in sorted(pngs, key=lambda name: bool(heard) and name != FLOOR):
+    for name in sorted(pngs, key=lambda name: bool(heard) and name != REAL_ROW):
         width, height = struct.unpack(">II", pngs[name][16:24])  # of the header, the first chunk of every PNG
         magnification = max(1, _GRID_WIDTH // width)
         size = width * magnification, height * magnification

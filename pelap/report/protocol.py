@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import fill
 from typing import Any
 
-from pelap.report import medium
+from pelap.report import modality
 from pelap.report.tables import number
 
 _DIGITS = 12
@@ -23,7 +23,7 @@ def notes(protocol: Mapping[str, Any]) -> list[str]:
     """What is to be kept in mind with these numbers."""
     found = protocol.get("notes") or []
     notes = [str(note) for note in found] if isinstance(found, list) else [str(found)]
-    return [medium.nouns(protocol).put(note) for note in notes]
+    return [modality.modality_names(protocol).put(note) for note in notes]
 
 
 def markdown(protocol: Mapping[str, Any]) -> str:
@@ -43,12 +43,12 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
     yield from _pictures(protocol)
     for extractor in _listed(protocol.get("extractors")):
         yield f"extractor {extractor['name']}{_checksum(extractor.get('sha256'))}"
-    yield from medium.parts(protocol)
+    yield from modality.parts(protocol)
     sampler = protocol.get("sampler")
     if isinstance(sampler, Mapping) and {"kind", "steps"} <= set(sampler):
         yield f"{str(sampler['kind']).upper()}, {sampler['steps']} steps"
     for name, how in (protocol.get("pipelines") or {}).items():
-        rows = medium.rows_per_latent(how)
+        rows = modality.rows_per_latent(how)
         twice = f", {rows} rows a latent" if rows != 1 else ""
         yield f"{name}: {how['scheduler']}, {how['steps']} steps{twice}"
     yield from _average(protocol.get("ema_decay"))
@@ -67,7 +67,7 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
 def _pictures(protocol: Mapping[str, Any]) -> Iterator[str]:
     made, real = protocol.get("num_images"), protocol.get("num_reference")
     if made is not None and real is not None:
-        many = medium.nouns(protocol).many
+        many = modality.modality_names(protocol).many
         yield f"{number(made, 0)} {many} of each model against {number(real, 0)} train {many}"
 
 

@@ -177,7 +177,7 @@ def quality(run: RunData) -> str:
     parts = _distances(others, run, column)
     text += f" Not pruned, trained on: {', '.join(parts)}." if parts else ""
     if "real" in values:
-        floor = run.nouns.put("Real pictures against other real pictures")
+        floor = run.modality_names.put("Real pictures against other real pictures")
         text += f" {floor} have {column.cell(values['real'])}: the floor."
     return text
 
@@ -207,7 +207,7 @@ def equal_time(run: RunData) -> str:
     if not parts:
         return ""
     return (
-        f"Given as much time a {run.nouns.one}, {'; '.join(parts)} "
+        f"Given as much time a {run.modality_names.one}, {'; '.join(parts)} "
         "(straight lines between the numbers of steps that were measured)."
     )
 
@@ -272,7 +272,7 @@ def latents(run: RunData) -> str:
         return ""
     return (
         f"The standard deviation of what the UNet sees is {scales}; near 0 nothing is left to denoise, "
-        f"and a low noise loss says nothing about the {run.nouns.many}."
+        f"and a low noise loss says nothing about the {run.modality_names.many}."
     )
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from pelap.core.errors import ModelError
 from pelap.core.finite import finite
 from pelap.core.rng import generator
-from pelap.surgery.operators import Operator, hooked, standing_in
-from pelap.surgery.replacements import StandIn, argument_of, input_of, output_size
+from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
+from pelap.surgery.replacements import Replacement, argument_of, input_of, output_size
 
 MEND = "train it longer, mend it, or leave the criterion out"
 
@@ -105,7 +105,10 @@ def _norm(module: nn.Module) -> float:
 
 @torch.no_grad()
 def block_similarity(
-    network: nn.Module, calls: Sequence[Call], operators: Sequence[Operator], stand_ins: Mapping[str, StandIn]
+    network: nn.Module,
+    calls: Sequence[Call],
+    operators: Sequence[Operator],
+    replacements: Mapping[str, Replacement],
 ) -> dict[str, float]:
     """How far the replacement's direction is from the operator's on the operator's own inputs, 0..2.
 
@@ -117,7 +120,7 @@ def block_similarity(
         network: The denoiser, in evaluation mode.
         calls: From `record_calls`.
         operators: From `find_operators`.
-        stand_ins: From `make_stand_ins`.
+        replacements: From `fit_replacements`.
     """
     sums = {operator.name: [0.0, 0] for operator in operators}
 
@@ -126,7 +129,7 @@ def block_similarity(
         sums[operator.name][0] += float(cosines.sum())
         sums[operator.name][1] += len(cosines)
 
-    with _beside(network, operators, stand_ins, compare):
+    with _beside(network, operators, replacements, compare):
         for call in calls:
             call.repeat(network)
     return {name: _finite(1 - total / count if count else math.nan) for name, (total, count) in sums.items()}
@@ -151,7 +154,7 @@ def output_error(
     network: nn.Module,
     calls: Sequence[Call],
     operators: Sequence[Operator],
-    stand_ins: Mapping[str, StandIn],
+    replacements: Mapping[str, Replacement],
     rows_per_batch: int = 128,
 ) -> dict[str, float]:
     """Relative squared error of the denoiser's output with that operator alone replaced, mean over calls.
@@ -162,7 +165,7 @@ def output_error(
         network: The denoiser, in evaluation mode, so that no row depends on another.
         calls: From `record_calls`.
         operators: From `find_operators`.
-        stand_ins: From `make_stand_ins`.
+        replacements: From `fit_replacements`.
         rows_per_batch: Operators share a pass while the rows of all of them together are no more than this.
 
     Raises:
@@ -175,7 +178,7 @@ def output_error(
         if size == 0:
             raise ModelError(f"output_error: the denoiser gives zeros, which no error is relative to; {MEND}")
         for group in _groups(operators, max(1, rows_per_batch // rows)):
-            with _replaced(network, group, stand_ins, rows):
+            with _replaced(network, group, replacements, rows):
                 made = call.repeat(network, len(group)).double()
             for operator, part in zip(group, made.chunk(len(group)), strict=True):
                 totals[operator.name] += float((part - expected).square().sum()) / size
@@ -194,11 +197,11 @@ def _groups(operators: Sequence[Operator], size: int) -> Iterator[list[Operator]
 
 @contextmanager
 def _replaced(
-    network: nn.Module, group: Sequence[Operator], stand_ins: Mapping[str, StandIn], rows: int
+    network: nn.Module, group: Sequence[Operator], replacements: Mapping[str, Replacement], rows: int
 ) -> Iterator[None]:
     """Operator i of the group is replaced on the i-th `rows` rows of the batch alone."""
     if len(group) == 1:
-        with standing_in(network, {group[0].name: stand_ins[group[0].name]}):
+        with swapped_modules(network, {group[0].name: replacements[group[0].name]}):
             yield
         return
     places = {operator.name: slice(i * rows, (i + 1) * rows) for i, operator in enumerate(group)}
@@ -209,7 +212,7 @@ def _replaced(
         y[place] = instead[place]
         return y
 
-    with _beside(network, group, stand_ins, put):
+    with _beside(network, group, replacements, put):
         yield
 
 
@@ -217,7 +220,7 @@ def taylor(
     network: nn.Module,
     losses: Sequence[Callable[[], torch.Tensor]],
     operators: Sequence[Operator],
-    stand_ins: Mapping[str, StandIn],
+    replacements: Mapping[str, Replacement],
 ) -> dict[str, float]:
     """First-order estimate of what each replacement does to the loss, from one pass and its gradient a loss.
 
@@ -231,7 +234,7 @@ def taylor(
         network: The denoiser, in evaluation mode. Its parameters may be frozen; their `grad` stays as it is.
         losses: Each runs the network and gives a scalar, the same at every call of it.
         operators: From `find_operators`.
-        stand_ins: From `make_stand_ins`.
+        replacements: From `fit_replacements`.
 
     Raises:
         ModelError: A loss has no gradient with respect to the operators, or is not finite.
@@ -251,7 +254,7 @@ def taylor(
 
     for loss in losses if operators else ():
         gates.clear()
-        with torch.enable_grad(), _beside(network, operators, stand_ins, blend):
+        with torch.enable_grad(), _beside(network, operators, replacements, blend):
             value = loss()
         finite(value.detach(), "taylor: the loss", MEND)
         for name, slope in _slopes(value, gates):
@@ -294,7 +297,7 @@ class _Blend(torch.autograd.Function):
 def _beside(
     network: nn.Module,
     operators: Sequence[Operator],
-    stand_ins: Mapping[str, StandIn],
+    replacements: Mapping[str, Replacement],
     see: Callable[[Operator, torch.Tensor, torch.Tensor], torch.Tensor | None],
 ) -> Iterator[None]:
     """Call ``see(operator, y, instead)`` with what each operator and its replacement give.
@@ -307,10 +310,10 @@ def _beside(
 
     def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         # Not after the call: an operator may write over what it is given.
-        stand_in = stand_ins[name]
-        given = input_of(stand_in.argument, args, kwargs).detach()
+        replacement = replacements[name]
+        given = input_of(replacement.argument, args, kwargs).detach()
         with torch.no_grad():
-            made = stand_in.replace(given, output_size(args, kwargs))
+            made = replacement.replace(given, output_size(args, kwargs))
         shared = made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
         instead[name] = made.clone() if shared else made
 
@@ -325,7 +328,7 @@ def _beside(
     try:
         for name, module in modules.items():
             handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
-        with hooked(modules, after):
+        with forward_hooks(modules, after):
             yield
     finally:
         for handle in handles:

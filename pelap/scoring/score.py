@@ -21,8 +21,8 @@ from pelap.core.finite import finite
 from pelap.core.rng import generator
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.statistic import Bootstrap, Formula, distances, score
-from pelap.surgery.operators import Operator, hooked, standing_in
-from pelap.surgery.replacements import StandIn, input_of, output_size
+from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
+from pelap.surgery.replacements import Replacement, input_of, output_size
 
 Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Noise (B, ...) and the items that its rows are, to latents of the same shape, through the denoiser under
@@ -75,7 +75,7 @@ def score_operators(
     unet: nn.Module,
     denoise: Denoise,
     operators: Sequence[Operator],
-    stand_ins: Mapping[str, StandIn],
+    replacements: Mapping[str, Replacement],
     noise: torch.Tensor,
     scoring: Scoring = Scoring(),
     store: LatentStore | None = None,
@@ -90,7 +90,7 @@ def score_operators(
         unet: The denoiser that `denoise` uses, in evaluation mode. Its convolutions are channels-last after.
         denoise: The whole denoising process.
         operators: From `find_operators`.
-        stand_ins: From `make_stand_ins`.
+        replacements: From `fit_replacements`.
         noise: (N, ...), N >= 2, the starting points of the set of latents; row i is item i.
         scoring: How.
         store: Where latents are kept, and where those of an interrupted call are found.
@@ -115,7 +115,7 @@ def score_operators(
     num_wanted = math.ceil((scoring.early_stop or 1.0) * len(operators))
     for end in _rungs(len(noise), scoring.early_stop):
         for group, items in _work(running, end, scoring.rows_per_batch, store):
-            replaced = [(operator, stand_ins[operator.name]) for operator in group]
+            replaced = [(operator, replacements[operator.name]) for operator in group]
             _denoise_group(unet, denoise, replaced, noise, items, store)
             num_done += len(group) * len(items)
             report(num_done)
@@ -209,7 +209,7 @@ def _work(
 def _denoise_group(
     unet: nn.Module,
     denoise: Denoise,
-    group: Sequence[tuple[Operator, StandIn]],
+    group: Sequence[tuple[Operator, Replacement]],
     noise: torch.Tensor,
     items: range,
     store: LatentStore,
@@ -217,8 +217,8 @@ def _denoise_group(
     """Latents of each operator's absence for these items, into the store."""
     rows = noise[items.start : items.stop]
     if len(group) == 1:
-        ((operator, stand_in),) = group
-        with standing_in(unet, {operator.name: stand_in}):
+        ((operator, replacement),) = group
+        with swapped_modules(unet, {operator.name: replacement}):
             store.append(operator.name, denoise(rows, items))
         return
     with _replaced_on_slices(unet, group, len(items)):
@@ -229,10 +229,10 @@ def _denoise_group(
 
 @contextmanager
 def _replaced_on_slices(
-    unet: nn.Module, group: Sequence[tuple[Operator, StandIn]], num_items: int
+    unet: nn.Module, group: Sequence[tuple[Operator, Replacement]], num_items: int
 ) -> Iterator[None]:
     """Operator i of the group is replaced on slice i of the batch alone."""
-    places = {operator.name: (i, stand_in) for i, (operator, stand_in) in enumerate(group)}
+    places = {operator.name: (i, replacement) for i, (operator, replacement) in enumerate(group)}
 
     def slices(tensor: torch.Tensor) -> torch.Tensor:
         # Guidance stacks copies of the whole batch: rows are (copies, operators, items).
@@ -240,16 +240,16 @@ def _replaced_on_slices(
         return rows
 
     def replace(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        place, stand_in = places[name]
-        given = input_of(stand_in.argument, args, kwargs)
+        place, replacement = places[name]
+        given = input_of(replacement.argument, args, kwargs)
         made = output[0] if isinstance(output, tuple) else output
         if made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
             made = made.clone()  # others may still read what was given
-        part = stand_in.replace(slices(given)[:, place].flatten(0, 1), output_size(args, kwargs))
+        part = replacement.replace(slices(given)[:, place].flatten(0, 1), output_size(args, kwargs))
         slices(made)[:, place] = part.unflatten(0, (-1, num_items))
         return (made, *output[1:]) if isinstance(output, tuple) else made
 
-    with hooked({name: unet.get_submodule(name) for name in places}, replace):
+    with forward_hooks({name: unet.get_submodule(name) for name in places}, replace):
         yield
 
 

@@ -9,34 +9,36 @@ import torch
 from torch import nn
 
 from pelap.config import ScoreParams
-from pelap.diffusion.denoiser import Subject
+from pelap.diffusion.denoiser import Denoiser
 from pelap.profiling.cost import count_macs, count_params
 from pelap.profiling.latency import measure_latency, measure_module_latencies
 from pelap.scoring.score import Scoring
-from pelap.surgery.fit import make_stand_ins
-from pelap.surgery.operators import Operator, find_operators, hooked
-from pelap.surgery.replacements import StandIn
+from pelap.surgery.fit import fit_replacements
+from pelap.surgery.operators import Operator, find_operators, forward_hooks
+from pelap.surgery.replacements import Replacement
 
 TRACE_ROWS = 3
 """Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
 
 
-def find(subject: Subject, params: ScoreParams, only: Sequence[str] | None = None) -> list[Operator]:
-    """The subject's operators, or those named."""
-    return find_operators(subject.network, subject.forward(TRACE_ROWS), params.norm, params.start, only=only)
+def find(denoiser: Denoiser, params: ScoreParams, only: Sequence[str] | None = None) -> list[Operator]:
+    """The denoiser's operators, or those named."""
+    return find_operators(
+        denoiser.network, denoiser.forward(TRACE_ROWS), params.norm, params.start, only=only
+    )
 
 
 def fit(
-    subject: Subject, operators: Sequence[Operator], params: ScoreParams, seed: int
-) -> dict[str, StandIn]:
+    denoiser: Denoiser, operators: Sequence[Operator], params: ScoreParams, seed: int
+) -> dict[str, Replacement]:
     """Replacements of operators, started as the parameters say; the same for the same seed."""
-    start = subject.noise(params.num_latents, params.num_seeds, seed)
+    start = denoiser.noise(params.num_latents, params.num_seeds, seed)
 
     def run_through() -> None:
         for items in torch.arange(len(start)).split(params.batch_size):
-            subject.denoise(start[items], items.tolist())
+            denoiser.denoise(start[items], items.tolist())
 
-    return make_stand_ins(subject.network, operators, run_through, params.start, seed)
+    return fit_replacements(denoiser.network, operators, run_through, params.start, seed)
 
 
 def scoring_of(params: ScoreParams, seed: int) -> Scoring:
@@ -52,19 +54,22 @@ def scoring_of(params: ScoreParams, seed: int) -> Scoring:
 
 
 def costs(
-    subject: Subject, operators: Sequence[Operator], stand_ins: dict[str, StandIn], params: ScoreParams
+    denoiser: Denoiser,
+    operators: Sequence[Operator],
+    replacements: dict[str, Replacement],
+    params: ScoreParams,
 ) -> pd.DataFrame:
     """Parameters, MACs and milliseconds of each operator, parts included, in one pass of the batch."""
-    network, names = subject.network, [operator.name for operator in operators]
-    forward = subject.forward(params.latency_batch_size)
+    network, names = denoiser.network, [operator.name for operator in operators]
+    forward = denoiser.forward(params.latency_batch_size)
     macs = count_macs(network, forward)
-    latencies = measure_module_latencies(network, forward, names, subject.device, params.latency_repeats)
-    instead = _replacement_ms(subject, forward, stand_ins, params.latency_repeats)
+    latencies = measure_module_latencies(network, forward, names, denoiser.device, params.latency_repeats)
+    instead = _replacement_ms(denoiser, forward, replacements, params.latency_repeats)
     return pd.DataFrame(
         {
             "operator": names,
             "params": [count_params(network.get_submodule(name)) for name in names],
-            "replacement_params": [count_params(stand_ins[name]) for name in names],
+            "replacement_params": [count_params(replacements[name]) for name in names],
             "macs": [macs.get(name, 0) for name in names],
             "latency_ms": [latencies[name] for name in names],
             "latency_share": [latencies[name] / latencies[""] for name in names],
@@ -74,19 +79,19 @@ def costs(
 
 
 def _replacement_ms(
-    subject: Subject, forward: Callable[[], object], stand_ins: dict[str, StandIn], repeats: int
+    denoiser: Denoiser, forward: Callable[[], object], replacements: dict[str, Replacement], repeats: int
 ) -> dict[str, float]:
     """Milliseconds of each replacement on what its operator is given in a pass; 0 where it does nothing.
 
     By itself, not in the network: a block and its parts cannot be replaced at once.
     """
-    working = {name: stand_in for name, stand_in in stand_ins.items() if stand_in.steps}
+    working = {name: replacement for name, replacement in replacements.items() if replacement.steps}
     calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in working}
 
     def keep(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls[name].append((args, kwargs))
 
-    with hooked({name: subject.network.get_submodule(name) for name in working}, keep):
+    with forward_hooks({name: denoiser.network.get_submodule(name) for name in working}, keep):
         forward()
 
     def run(name: str) -> None:
@@ -94,5 +99,5 @@ def _replacement_ms(
             for args, kwargs in calls[name]:
                 working[name](*args, **kwargs)
 
-    times = measure_latency({name: partial(run, name) for name in working}, subject.device, repeats)
-    return dict.fromkeys(stand_ins, 0.0) | {name: time.median_ms for name, time in times.items()}
+    times = measure_latency({name: partial(run, name) for name in working}, denoiser.device, repeats)
+    return dict.fromkeys(replacements, 0.0) | {name: time.median_ms for name, time in times.items()}

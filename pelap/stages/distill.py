@@ -17,8 +17,8 @@ from pelap.core.paths import reference_cache
 from pelap.core.resume import ResumeState
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset
-from pelap.data.media import medium_of
-from pelap.diffusion.sampler import ModelSource, in_turn, said_if_alike, sample_from
+from pelap.data.modality import modality_of
+from pelap.diffusion.sampler import ModelGenerator, in_turn, said_if_alike, sample_from
 from pelap.distillation.distill import Distilled, Quality, distill
 from pelap.distillation.model_batches import ModelBatches
 from pelap.distillation.shared_batches import KEPT_BYTES, SharedBatches
@@ -131,7 +131,7 @@ class _Distillation:
         plan = model_plan(folder)
         demand_network(plan, self.teacher.unet)
         if how.start == "scratch":
-            return untrained(self.teacher.unet, plan, self.seed), plan
+            return reinitialised(self.teacher.unet, plan, self.seed), plan
         return trained_model(self.context, folder, self.dataset, load_model).unet, plan
 
     def _state(self, row: str, student: nn.Module, plan: Plan | None, how: StudentParams) -> ResumeState:
@@ -161,7 +161,7 @@ class _Distillation:
         }
 
 
-def untrained(dense: nn.Module, plan: Plan, seed: int) -> nn.Module:
+def reinitialised(dense: nn.Module, plan: Plan, seed: int) -> nn.Module:
     """What a plan makes of a network like `dense`, all with fresh weights, the same for the same seed.
 
     The dense network is built anew and then cut: what a replacement keeps of its operator is fresh too.
@@ -191,16 +191,16 @@ def _quality(context: Context, teacher: LatentDiffusion, dataset: ImageDataset) 
         )
     extractor = make_extractor(EXTRACTOR, context.device)
     reference = Reference(real[: params.num_reference], [extractor], cache=reference_cache(context.data))
-    medium = medium_of(dataset.sound)
+    modality = modality_of(dataset.sound)
     seed = generator(context.params.seed, "distill-quality").initial_seed()
 
     def measure(network: nn.Module) -> Mapping[str, float]:
         model = teacher.with_unet(network, "student", 0.0)
-        source = ModelSource(model, params.sampler, record=False)  # for so few batches it does not pay
+        source = ModelGenerator(model, params.sampler, record=False)  # for so few batches it does not pay
         pictures = sample_from(source, params.num_images, seed)
         said_if_alike("distill.quality", pictures)
         asked = in_turn(params.num_images, [source])
-        return reference.measure(medium.perceived(pictures), only_frechet=True, strata=asked).metrics
+        return reference.measure(modality.rendered(pictures), only_frechet=True, strata=asked).metrics
 
     return measure
 

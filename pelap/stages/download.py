@@ -7,7 +7,7 @@ from pelap.config import Params
 from pelap.core import files
 from pelap.core.paths import packed_dataset, packed_key
 from pelap.data.dataset import ImageDataset, made_by, save_dataset
-from pelap.data.media import medium_of
+from pelap.data.modality import modality_of
 from pelap.datasets.sources import build_dataset
 from pelap.stages.context import Context
 from pelap.stages.inputs import inputs_of, say_unseen, seen_last
@@ -51,7 +51,7 @@ def made_of(params: Params, data: Path) -> dict[str, str | None]:
 
 def describe(dataset: ImageDataset) -> str:
     """The data set in one line."""
-    side, noun = dataset.train.images.shape[-1], medium_of(dataset.sound).noun
+    side, noun = dataset.train.images.shape[-1], modality_of(dataset.sound).noun
     return (
         f"{dataset.name}: {len(dataset.train)} train and {len(dataset.test)} test {noun} "
         f"{side}x{side}, {len(dataset.class_names)} classes, sha256 {dataset.checksum[:12]}"

@@ -15,9 +15,9 @@ from pelap.core.errors import ConfigError, DataError, ModelError
 from pelap.core.finite import finite
 from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
-from pelap.data.media import Medium
-from pelap.diffusion.model_denoiser import model_subject
-from pelap.diffusion.sampler import ModelSource
+from pelap.data.modality import Modality
+from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.sampler import ModelGenerator
 from pelap.evaluation.comparison import (
     Metrics,
     Pairs,
@@ -31,8 +31,8 @@ from pelap.evaluation.comparison import (
     time_images,
 )
 from pelap.evaluation.image_quality import psnr, ssim
-from pelap.evaluation.real import Real, real_pictures
-from pelap.evaluation.reference import FLOOR, Figures
+from pelap.evaluation.real import EvaluationReference, real_pictures
+from pelap.evaluation.reference import REAL_ROW, ImageMetrics
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.text_conditioner import UNKNOWN
@@ -93,7 +93,7 @@ def run(context: Context) -> None:
             costs, latencies = _costs(context, table, models)
             times = _image_times(context, table, rivals)
             figures = _figures(context, table, models, real, partial)
-            qualities = _reconstructions(context, models, dataset.test, real.medium, partial)
+            qualities = _reconstructions(context, models, dataset.test, real.modality, partial)
             steps = params.sampler.steps
             metrics = {
                 name: (
@@ -171,28 +171,30 @@ def _cached(context: Context, table: Table, models: Models) -> dict[str, LatentD
     return result
 
 
-def _source(context: Context, model: LatentDiffusion, num_steps: int | None = None) -> ModelSource:
+def _source(context: Context, model: LatentDiffusion, num_steps: int | None = None) -> ModelGenerator:
     params = context.params.evaluate
     steps = {"steps": num_steps or params.sampler.steps}
     # Times beside those of cached features, which cannot be recorded, have to be of plain runs too.
     record = not params.cache_intervals
-    return ModelSource(model, params.sampler.model_copy(update=steps), params.precision, record)
+    return ModelGenerator(model, params.sampler.model_copy(update=steps), params.precision, record)
 
 
-def _figures(context: Context, table: Table, models: Models, real: Real, folder: Path) -> dict[str, Figures]:
+def _figures(
+    context: Context, table: Table, models: Models, real: EvaluationReference, folder: Path
+) -> dict[str, ImageMetrics]:
     """What samples of every model say, whose first ones are shown in `folder`."""
     params = context.params.evaluate
 
     def show(name: str, images: torch.Tensor) -> None:
         path = _inside(folder, context, context.paths.samples(name))
-        real.medium.save(images[:NUM_SHOWN], path.with_name(path.name.removesuffix(path.suffix)))
+        real.modality.save(images[:NUM_SHOWN], path.with_name(path.name.removesuffix(path.suffix)))
         if name in sources:
             sources[name].forget()
 
     sources = {name: _source(context, model) for name, model in models.items()}
     pairs = Pairs(table.scored, table.derived)
     asked = {
-        name: model.conditioner.asked_of(range(params.num_images))
+        name: model.conditioner.labels_of_prompts(range(params.num_images))
         for name, model in models.items()
         if model.conditioner is not None
     }
@@ -206,18 +208,20 @@ def _inside(folder: Path, context: Context, path: Path) -> Path:
 
 @torch.no_grad()
 def _reconstructions(
-    context: Context, models: Models, test: Split, medium: Medium, folder: Path
+    context: Context, models: Models, test: Split, modality: Modality, folder: Path
 ) -> dict[str, Metrics]:
     """PSNR and SSIM of test pictures through each autoencoder, the way its variant decodes."""
     params = context.params.evaluate
     originals = test.images[: params.num_reconstructions]
-    medium.save_grid(originals[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(FLOOR)))
+    modality.save_grid(
+        originals[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(REAL_ROW))
+    )
     result = {}
     for name, model in models.items():
         batches = originals.to(context.device).split(params.batch_size)
         made = torch.cat([model.reconstruct(to_float(batch)) for batch in batches]).cpu()
         decoded = to_uint8(finite(made, f"{name}: reconstructions", "train its autoencoder again"))
-        medium.save_grid(decoded[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(name)))
+        modality.save_grid(decoded[:NUM_SHOWN], _inside(folder, context, context.paths.reconstructions(name)))
         result[name] = {"psnr": psnr(decoded, originals), "ssim": ssim(decoded, originals)}
     return result
 
@@ -228,7 +232,7 @@ def _costs(context: Context, table: Table, models: Models) -> tuple[dict[str, Me
     sampler = SamplerParams(kind="ddim", steps=1)
     seed, precision = context.params.seed, context.params.evaluate.precision
     subjects = {
-        name: model_subject(model, sampler, seed, precision=precision) for name, model in models.items()
+        name: model_denoiser(model, sampler, seed, precision=precision) for name, model in models.items()
     }
     weights = {name: row.folder / "unet" for name, row in table.rows.items()}
     return compare_costs(subjects, weights, context.params.evaluate, context.device)
@@ -265,8 +269,8 @@ def _budget(
     context: Context,
     table: Table,
     models: Models,
-    real: Real,
-    figures: Mapping[str, Figures],
+    real: EvaluationReference,
+    figures: Mapping[str, ImageMetrics],
     times: Mapping[Entry, Metrics],
 ) -> pd.DataFrame:
     """Quality against time per picture."""
@@ -282,7 +286,7 @@ def _budget(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _recovered(table: Table, name: str, figures: Mapping[str, Figures]) -> Metrics:
+def _recovered(table: Table, name: str, figures: Mapping[str, ImageMetrics]) -> Metrics:
     row = table.rows.get(name)
     if row is None or not row.tuned or row.start != "pruned":
         return {}
@@ -296,7 +300,7 @@ def _prompts(models: Models, num_images: int) -> dict[str, Any] | None:
     """What samples of every model were asked to be, and for how many of them the class is known."""
     for model in models.values():
         if (conditioner := model.conditioner) is not None:
-            asked = conditioner.asked_of(range(num_images))
+            asked = conditioner.labels_of_prompts(range(num_images))
             return conditioner.describe() | {"num_judged": int((asked != UNKNOWN).sum())}
     return None
 
@@ -306,8 +310,8 @@ def _protocol(
     table: Table,
     models: Models,
     dataset: ImageDataset,
-    real: Real,
-    figures: Mapping[str, Figures],
+    real: EvaluationReference,
+    figures: Mapping[str, ImageMetrics],
 ) -> dict[str, Any]:
     params = context.params.evaluate
     extra = {

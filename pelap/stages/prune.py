@@ -19,16 +19,16 @@ from pelap.core.errors import ConfigError, ModelError, PlanError
 from pelap.core.finite import finite
 from pelap.core.listing import listing
 from pelap.core.progress import progress
-from pelap.diffusion.denoiser import Subject
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.denoiser import Denoiser
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.pipelines.opening import open_pipeline
-from pelap.pipelines.pipeline_denoiser import pipeline_subject
+from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.pipelines.pipeline_io import pipeline_plan, save_pipeline
 from pelap.profiling.cost import count_params
-from pelap.pruning.bench import Bench, ModuleCost, Prepared
-from pelap.pruning.rounds import Chooser, Method
-from pelap.pruning.selection import check_scores, plan_of, spread
+from pelap.pruning.pruner import ModuleCost, Prepared, Pruner
+from pelap.pruning.rounds import Method, TimeBudgetPlanner
+from pelap.pruning.selection import check_scores, plan_of, single_operator_plans
 from pelap.stages.context import Context
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, fingerprint
@@ -69,13 +69,13 @@ def run(context: Context, plan_file: Path | None = None) -> None:
     with files.exclusive(paths.prune):
         params, seed = _scored_with(paths.score_protocol)
         dense = load_model(paths.train(params.variant).model, context.device)
-        subject = model_subject(dense, params.sampler, seed, params.num_seeds)
-        _demand_scored_like(paths.score_protocol, subject)
+        denoiser = model_denoiser(dense, params.sampler, seed, params.num_seeds)
+        _demand_scored_like(paths.score_protocol, denoiser)
         scores = files.read_csv(paths.scores)
-        check_scores(scores, subject.network)
-        bench = Bench(subject, scores, params, seed)
-        plans = _plans(bench, context.params.prune, plan_file)
-        pruned = _timed(bench, {name: _prune(bench, name, plan) for name, plan in plans.items()})
+        check_scores(scores, denoiser.network)
+        pruner = Pruner(denoiser, scores, params, seed)
+        plans = _plans(pruner, context.params.prune, plan_file)
+        pruned = _timed(pruner, {name: _prune(pruner, name, plan) for name, plan in plans.items()})
         with files.atomic_dir(paths.prune) as partial:
             for name, each in pruned.items():
                 files.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
@@ -133,15 +133,15 @@ def prune_pipeline(
         scores, protocol = files.read_csv(scores_file), protocol_beside(scores_file)
         score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
-        subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
+        denoiser = pipeline_denoiser(pipeline, folder.name, seed, score.num_seeds)
         if protocol.exists():
-            _demand_scored_like(protocol, subject)
+            _demand_scored_like(protocol, denoiser)
         else:
             print(f"warning: no {protocol} says what the scores were made with; taken for parameters of now")
-        check_scores(scores, subject.network)
-        bench = Bench(subject, scores, score, seed)
-        ((name, plan),) = _plans(bench, params.prune, plan_file).items()
-        pruned = _timed(bench, {name: _prune(bench, name, plan)})[name]
+        check_scores(scores, denoiser.network)
+        pruner = Pruner(denoiser, scores, score, seed)
+        ((name, plan),) = _plans(pruner, params.prune, plan_file).items()
+        pruned = _timed(pruner, {name: _prune(pruner, name, plan)})[name]
         pipeline.denoiser = pruned.network
 
         def write_more(partial: Path) -> None:
@@ -159,22 +159,22 @@ def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
 
 
-def _demand_scored_like(protocol_file: Path, subject: Subject) -> None:
-    """Refuse scores of another sampling than the subject has now; say where prompts or weights are others."""
+def _demand_scored_like(protocol_file: Path, denoiser: Denoiser) -> None:
+    """Refuse scores of another sampling than the denoiser has now; say where prompts or weights are others."""
     scored = files.read_mapping(protocol_file)
-    now = {"network": fingerprint(subject.network), **subject.protocol, "weights": subject.weights}
+    now = {"network": fingerprint(denoiser.network), **denoiser.protocol, "weights": denoiser.weights}
     differing = [
         name for name, value in now.items() if name in scored and _meant(scored[name]) != _meant(value)
     ]
     others = [name for name in differing if name not in MAY_DIFFER]
     if others:
         raise PlanError(
-            f"{protocol_file}: the scores were made with another {', '.join(others)} than {subject.name} has "
-            "now; score it again"
+            f"{protocol_file}: the scores were made with another {', '.join(others)} than {denoiser.name} "
+            "has now; score it again"
         )
     if differing:
         print(
-            f"warning: the scores were made with other {', '.join(differing)} than {subject.name} has now; "
+            f"warning: the scores were made with other {', '.join(differing)} than {denoiser.name} has now; "
             "score it again, unless that is what you want"
         )
 
@@ -187,57 +187,59 @@ def _meant(value: Any) -> Any:
     return value
 
 
-def _plans(bench: Bench, params: PruneParams, plan_file: Path | None) -> dict[str, Plan]:
+def _plans(pruner: Pruner, params: PruneParams, plan_file: Path | None) -> dict[str, Plan]:
     """Plans by name: what the parameters ask for, or the file's, which is called like it."""
     if plan_file is not None:
         if not PLAN_NAME.fullmatch(plan_file.stem):
             raise ConfigError(
                 f"--plan {plan_file}: a plan is called like its file; use letters, digits, dots, - and _"
             )
-        return {plan_file.stem: plan_of(bench.scores, load_plan(plan_file))}
-    chooser = Chooser(bench.scores, bench.saved, bench.rescore, params.trials)
+        return {plan_file.stem: plan_of(pruner.scores, load_plan(plan_file))}
+    planner = TimeBudgetPlanner(pruner.scores, pruner.saved, pruner.rescore, params.trials)
     plans = {}
-    with progress(f"prune {bench.subject.name}", len(params.plans)) as report:
+    with progress(f"prune {pruner.denoiser.name}", len(params.plans)) as report:
         for done, (name, wanted) in enumerate(params.plans.items(), start=1):
             method = Method(wanted.method.criterion, wanted.method.selection, wanted.method.rescore)
-            plans[name] = chooser.plan(method, params.target, wanted.amount)
+            plans[name] = planner.plan(method, params.target, wanted.amount)
             report(done, name)
-    plans = {name: plan_of(bench.scores, plan) for name, plan in plans.items()}
-    return plans | {f"only-{name}": plan for name, plan in spread(bench.scores, params.singles).items()}
+    plans = {name: plan_of(pruner.scores, plan) for name, plan in plans.items()}
+    return plans | {
+        f"only-{name}": plan for name, plan in single_operator_plans(pruner.scores, params.singles).items()
+    }
 
 
-def _prune(bench: Bench, name: str, plan: Plan) -> Pruned:
-    prepared = bench.prepare(plan)
-    network = bench.cut(prepared)
-    joint = _joint_score(bench, name, prepared)
+def _prune(pruner: Pruner, name: str, plan: Plan) -> Pruned:
+    prepared = pruner.prepare(plan)
+    network = pruner.cut(prepared)
+    joint = _joint_score(pruner, name, prepared)
     # A person may have chosen other replacements than those that were scored.
-    saved = count_params(bench.subject.network) - count_params(network)
+    saved = count_params(pruner.denoiser.network) - count_params(network)
     plan = dataclasses.replace(prepared.plan, num_params=saved)
-    changes = _changes(bench, network, plan)
-    sizes = {"params_before": count_params(bench.subject.network), "params_after": count_params(network)}
-    return Pruned(network, plan, changes, _judged(bench, prepared, joint) | sizes)
+    changes = _changes(pruner, network, plan)
+    sizes = {"params_before": count_params(pruner.denoiser.network), "params_after": count_params(network)}
+    return Pruned(network, plan, changes, _judged(pruner, prepared, joint) | sizes)
 
 
-def _joint_score(bench: Bench, name: str, prepared: Prepared) -> float:
+def _joint_score(pruner: Pruner, name: str, prepared: Prepared) -> float:
     """The score of a plan; one that breaks the network is refused, by the operators that do it alone."""
     names = {removal.operator for removal in prepared.plan.operators}
-    scores = bench.scores[bench.scores["operator"].isin(names)]
+    scores = pruner.scores[pruner.scores["operator"].isin(names)]
     alone = scores.loc[~np.isfinite(scores["score"]), "operator"].to_list()
     return finite(
-        bench.joint_score(prepared),
+        pruner.joint_score(prepared),
         f"plan {name}: without its {len(names)} operators latents are not finite (black pictures)",
         f"leave out {', '.join(alone)}" if alone else "remove fewer of them",
         PlanError,
     )
 
 
-def _judged(bench: Bench, prepared: Prepared, joint: float) -> dict[str, Any]:
+def _judged(pruner: Pruner, prepared: Prepared, joint: float) -> dict[str, Any]:
     """Promises of a plan: its joint score, and what that would be, were its operators independent.
 
     None where the score of an operator is not finite.
     """
     names = [removal.operator for removal in prepared.plan.operators]
-    single = bench.scores.set_index("operator")["score"].loc[names]
+    single = pruner.scores.set_index("operator")["score"].loc[names]
     values = {
         "joint_score": joint,
         "sum_of_scores": float(single.sum()),
@@ -247,11 +249,11 @@ def _judged(bench: Bench, prepared: Prepared, joint: float) -> dict[str, Any]:
     return {"num_operators": len(names), "promised_time_reduction": prepared.plan.time_reduction, **finite}
 
 
-def _changes(bench: Bench, network: nn.Module, plan: Plan) -> pd.DataFrame:
+def _changes(pruner: Pruner, network: nn.Module, plan: Plan) -> pd.DataFrame:
     """Every scored operator before and after: action, parameters, MACs and milliseconds of one pass."""
-    actions = {name: _action(name, plan) for name in bench.scores["operator"]}
+    actions = {name: _action(name, plan) for name in pruner.scores["operator"]}
     there = [name for name, action in actions.items() if not action.startswith("gone")]
-    sides = {"before": bench.dense_costs, "after": bench.module_costs(network, there)}
+    sides = {"before": pruner.dense_costs, "after": pruner.module_costs(network, there)}
     rows = [
         {"operator": name or WHOLE, "action": action}
         | {
@@ -274,9 +276,9 @@ def _action(name: str, plan: Plan) -> str:
     return "kept"
 
 
-def _timed(bench: Bench, pruned: Mapping[str, Pruned]) -> dict[str, Pruned]:
+def _timed(pruner: Pruner, pruned: Mapping[str, Pruned]) -> dict[str, Pruned]:
     """The same with measured times: of the untouched network and of all plans, in turns."""
-    dense, *times = bench.times([bench.subject.network, *(each.network for each in pruned.values())])
+    dense, *times = pruner.times([pruner.denoiser.network, *(each.network for each in pruned.values())])
     return {
         name: each._replace(
             result=each.result
@@ -284,7 +286,7 @@ def _timed(bench: Bench, pruned: Mapping[str, Pruned]) -> dict[str, Pruned]:
                 "measured_time_reduction": 1 - time.least_ms / dense.least_ms,
                 "latency_ms_before": dense.median_ms,
                 "latency_ms_after": time.median_ms,
-                "latency_batch_size": bench.params.latency_batch_size,
+                "latency_batch_size": pruner.params.latency_batch_size,
             }
         )
         for (name, each), time in zip(pruned.items(), times, strict=True)

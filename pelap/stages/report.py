@@ -15,7 +15,7 @@ from pelap.report import protocol, tables
 from pelap.report.data import RunData
 from pelap.report.figures import overview as figures
 from pelap.report.figures.style import to_png
-from pelap.report.medium import SOUNDS, nouns
+from pelap.report.modality import SOUNDS, modality_names
 
 if TYPE_CHECKING:
     from pelap.config import Params
@@ -80,7 +80,7 @@ def show(paths: RunPaths) -> None:
 
     metrics, measured_with = files.read_metrics(paths.metrics), files.read_mapping(paths.evaluate_protocol)
     frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
-    item = "sound" if nouns(measured_with).many == SOUNDS else "image"
+    item = "sound" if modality_names(measured_with).many == SOUNDS else "image"
     Console().print(tables.rich_table(frame, item=item))
     print(protocol.terminal(measured_with))
     print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
@@ -90,7 +90,7 @@ def load(params: "Params", paths: RunPaths) -> RunData:
     """Read everything that the report shows."""
     metrics, variants = files.read_metrics(paths.metrics), tuple(params.variants)
     measured_with = files.read_mapping(paths.evaluate_protocol)
-    heard = nouns(measured_with).many == SOUNDS
+    heard = modality_names(measured_with).many == SOUNDS
     return RunData(
         dataset=params.dataset,
         seed=params.seed,
@@ -134,12 +134,12 @@ def _reconstructions(paths: RunPaths, variants: Iterable[str]) -> dict[str, byte
 
 
 def _table(data: RunData) -> str:
-    return data.nouns.put(tables.markdown_table(data.frame)) + protocol.markdown(data.protocol)
+    return data.modality_names.put(tables.markdown_table(data.frame)) + protocol.markdown(data.protocol)
 
 
 def _overview(data: RunData) -> bytes:
     strips = {name: figures.image_strip(png) for name, png in data.samples.items()}
-    return to_png(data.nouns.label(figures.overview(data, strips)))
+    return to_png(data.modality_names.label(figures.overview(data, strips)))
 
 
 def read_png(path: Path) -> bytes:

@@ -13,11 +13,11 @@ from pelap.core.keys import Key, code_of, key
 from pelap.core.listing import named
 from pelap.core.progress import progress
 from pelap.core.resume import ResumeState
-from pelap.diffusion.denoiser import Subject, said_if_some_are_left
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model
 from pelap.pipelines.opening import open_pipeline
-from pelap.pipelines.pipeline_denoiser import pipeline_subject
+from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.scoring.importance import demand_criteria, importances
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import Scores, score_operators
@@ -26,7 +26,7 @@ from pelap.stages.context import Context
 from pelap.surgery.plan import fingerprint
 
 SHAPING = ("num_latents", "num_seeds", "norm", "start", "early_stop")
-"""Parameters of a score that its latents or their order depend on, beside the subject's protocol."""
+"""Parameters of a score that its latents or their order depend on, beside the denoiser's protocol."""
 
 FIRST = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs", "latency_ms"]
 """Columns of the table that come first: what an operator is, matters and costs."""
@@ -46,14 +46,14 @@ def run(context: Context, save_latents: Path | None = None) -> None:
     params, paths, seed = context.params.score, context.paths, context.params.seed
     with files.exclusive(paths.score):
         model = load_model(paths.train(params.variant).model, context.device)
-        subject = model_subject(model, params.sampler, seed, params.num_seeds)
-        state = ResumeState(paths.resume, "score", _key(subject, params, seed))
-        table, scores = _score(subject, params, seed, state)
+        denoiser = model_denoiser(model, params.sampler, seed, params.num_seeds)
+        state = ResumeState(paths.resume, "score", _key(denoiser, params, seed))
+        table, scores = _score(denoiser, params, seed, state)
         with files.atomic_dir(paths.score) as partial:
             files.write_csv(partial / paths.scores.name, table)
-            protocol = _protocol(subject, params, seed, scores)
+            protocol = _protocol(denoiser, params, seed, scores)
             files.write_json(partial / paths.score_protocol.name, protocol)
-        _finish(subject, params, seed, scores, save_latents, state)
+        _finish(denoiser, params, seed, scores, save_latents, state)
     _show(table, scores)
 
 
@@ -83,63 +83,63 @@ def score_pipeline(
     score, seed = params.score, params.seed
     with files.exclusive(out):
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
-        subject = pipeline_subject(pipeline, folder.name, seed, score.num_seeds)
-        state = ResumeState(out.parent, f".{out.name}.resume", _key(subject, score, seed))
-        table, scores = _score(subject, score, seed, state)
+        denoiser = pipeline_denoiser(pipeline, folder.name, seed, score.num_seeds)
+        state = ResumeState(out.parent, f".{out.name}.resume", _key(denoiser, score, seed))
+        table, scores = _score(denoiser, score, seed, state)
         files.write_csv(out, table)
-        files.write_json(protocol_beside(out), _protocol(subject, score, seed, scores))
-        _finish(subject, score, seed, scores, save_latents, state)
+        files.write_json(protocol_beside(out), _protocol(denoiser, score, seed, scores))
+        _finish(denoiser, score, seed, scores, save_latents, state)
     _show(table, scores)
     print(f"scores in {out}")
 
 
 def _score(
-    subject: Subject, params: ScoreParams, seed: int, state: ResumeState
+    denoiser: Denoiser, params: ScoreParams, seed: int, state: ResumeState
 ) -> tuple[pd.DataFrame, Scores]:
-    demand_criteria(subject, params)
+    demand_criteria(denoiser, params)
     numbers = params.num_latents // params.num_seeds
-    said_if_some_are_left(subject.name, numbers, subject.num_asked, "score.num_latents")
-    operators = find(subject, params)
-    stand_ins = fit(subject, operators, params, seed)
-    start = subject.noise(params.num_latents, params.num_seeds, seed)
+    said_if_some_are_left(denoiser.name, numbers, denoiser.num_asked, "score.num_latents")
+    operators = find(denoiser, params)
+    replacements = fit(denoiser, operators, params, seed)
+    start = denoiser.noise(params.num_latents, params.num_seeds, seed)
     store = LatentStore(state.folder)
-    with progress(f"score {subject.name}", len(operators) * len(start)) as report, full_precision():
+    with progress(f"score {denoiser.name}", len(operators) * len(start)) as report, full_precision():
         scoring = scoring_of(params, seed)
         scores = score_operators(
-            subject.network, subject.denoise, operators, stand_ins, start, scoring, store, report
+            denoiser.network, denoiser.denoise, operators, replacements, start, scoring, store, report
         )
-    table = scores.table.merge(costs(subject, operators, stand_ins, params))
-    ranks = importances(subject, operators, stand_ins, scores.original, params, seed)
+    table = scores.table.merge(costs(denoiser, operators, replacements, params))
+    ranks = importances(denoiser, operators, replacements, scores.original, params, seed)
     table = table.assign(**{name: table["operator"].map(values) for name, values in ranks.items()})
     return table[[*FIRST, *(column for column in table if column not in FIRST)]], scores
 
 
-def _key(subject: Subject, params: ScoreParams, seed: int) -> Key:
+def _key(denoiser: Denoiser, params: ScoreParams, seed: int) -> Key:
     """Of the latents of a scoring; what gives others starts anew."""
     return key(
-        networks=subject.weights,
-        sampling=subject.protocol,
+        networks=denoiser.weights,
+        sampling=denoiser.protocol,
         seed=seed,
         score={name: getattr(params, name) for name in SHAPING},
         code=code_of(__name__),
     )
 
 
-def _protocol(subject: Subject, params: ScoreParams, seed: int, scores: Scores) -> dict[str, object]:
+def _protocol(denoiser: Denoiser, params: ScoreParams, seed: int, scores: Scores) -> dict[str, object]:
     return {
         "seed": seed,
         **params.model_dump(),
-        **subject.protocol,
-        "network": fingerprint(subject.network),
-        "weights": subject.weights,
+        **denoiser.protocol,
+        "network": fingerprint(denoiser.network),
+        "weights": denoiser.weights,
         "rank_correlation": scores.rank_correlation,
         "num_rows": scores.num_rows,
-        **environment(subject.device),
+        **environment(denoiser.device),
     }
 
 
 def _finish(
-    subject: Subject,
+    denoiser: Denoiser,
     params: ScoreParams,
     seed: int,
     scores: Scores,
@@ -148,13 +148,13 @@ def _finish(
 ) -> None:
     """Save the latents for whoever wants to check, and drop the resume state."""
     if save_latents is not None:
-        start = subject.noise(params.num_latents, params.num_seeds, seed)
+        start = denoiser.noise(params.num_latents, params.num_seeds, seed)
         about = {
             "seed": seed,
             "num_seeds": params.num_seeds,
             "steps": params.sampler.steps,
-            "spacing": subject.spacing,
-            "subject": subject.name,
+            "spacing": denoiser.spacing,
+            "subject": denoiser.name,
         }
         texts = {name: str(value) for name, value in about.items()}
         files.save_tensors(save_latents, {"noise": start.cpu(), "original": scores.original}, texts)

@@ -17,7 +17,7 @@ from pelap.core.keys import code_of, key
 from pelap.core.paths import TrainPaths
 from pelap.core.resume import ResumeState
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
-from pelap.data.media import medium_of
+from pelap.data.modality import modality_of
 from pelap.data.prompts import read_prompts
 from pelap.diffusion.sampler import said_if_alike, sample_images
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
@@ -26,7 +26,7 @@ from pelap.models.model_io import save_model
 from pelap.models.text_conditioner import TextConditioner, build_conditioner
 from pelap.stages.context import Context
 from pelap.training.joint import joint_training
-from pelap.training.parallel import train_together
+from pelap.training.parallel import train_parallel
 from pelap.training.trainer import Progress
 
 NUM_PREVIEW = 32
@@ -52,7 +52,7 @@ def run(context: Context, variant: str | None = None) -> None:
             held.enter_context(files.exclusive(context.paths.train(name).folder))
         shared = _on_device(dataset, context.device)
         trainings = [_training(context, shared, name, variants[name]) for name in chosen]
-        train_together(trainings, context.device, context.params.train.at_once)
+        train_parallel(trainings, context.device, context.params.train.at_once)
 
 
 def _on_device(dataset: ImageDataset, device: torch.device) -> ImageDataset:
@@ -82,7 +82,7 @@ def _training(
     told = params.conditioning
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)
-    vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
+    vae = build_vae(vae_params, modality_of(dataset.sound).num_channels)
     made_of = key(
         model=info,
         autoencoder=[vae_params, vae],  # its weights too: what is at a pretrained one's place may change
@@ -120,7 +120,7 @@ def _prompts(told: ConditioningParams) -> list[str] | None:
 def _demand_fit(context: Context, dataset: ImageDataset, name: str, variant: VariantParams) -> None:
     """Refuse latents that do not suit UNet or mask; a pretrained autoencoder's are known only here."""
     vae_params, unet_params = parts_of(variant, context.params.vae, context.params.unet)
-    vae = build_vae(vae_params, medium_of(dataset.sound).num_channels)
+    vae = build_vae(vae_params, modality_of(dataset.sound).num_channels)
     size = dataset.train.images.shape[-1]
     problem = latent_problem(variant, unet_params, size, vae.downsampling, vae.latent_channels)
     if problem:
@@ -154,12 +154,12 @@ def _save(
     save_model(model, paths.model)
     files.write_csv(paths.history, pd.DataFrame(progress.history))
     files.write_csv(paths.validation, pd.DataFrame(progress.validation))
-    medium, originals = medium_of(dataset.sound), dataset.test.images[:NUM_PREVIEW]
+    modality, originals = modality_of(dataset.sound), dataset.test.images[:NUM_PREVIEW]
     with torch.no_grad():
         decoded = model.reconstruct(to_float(originals.to(context.device))).cpu()
     finite(decoded, f"{model.info.name}: reconstructions", "train with a lower lr, or in fp32")
     pairs = torch.stack([originals, to_uint8(decoded)], dim=1).flatten(0, 1)  # each picture beside its copy
-    medium.save_grid(pairs, paths.reconstructions)
+    modality.save_grid(pairs, paths.reconstructions)
     samples = sample_images(model, context.params.train.preview, NUM_PREVIEW, context.params.seed)
     said_if_alike(model.info.name, samples)
-    medium.save_grid(samples, paths.samples)
+    modality.save_grid(samples, paths.samples)

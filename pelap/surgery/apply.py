@@ -8,22 +8,22 @@ from typing import TypeVar
 from torch import nn
 
 from pelap.core.errors import PlanError
-from pelap.surgery.operators import is_inside, keep_inputs, put
-from pelap.surgery.plan import Plan, Removal, check_disjoint, demand_network
+from pelap.surgery.operators import disable_inplace, is_inside, put
+from pelap.surgery.plan import Plan, PlanEntry, check_disjoint, demand_network
 from pelap.surgery.pruned_io import keep_plan, plan_kept, removed_operators
-from pelap.surgery.replacements import Replacement, StandIn, build_stand_in
+from pelap.surgery.replacements import Replacement, ReplacementSpec, build_replacement
 
 __all__ = ["apply_plan", "demand_operator", "removed_operators"]
 
 GIVE_TUPLES = ("MultiheadAttention", "Transformer2DModel")
 """Classes of operators whose callers take a part of what they give."""
-UNSPECIFIED = Replacement("residual")
+UNSPECIFIED = ReplacementSpec("residual")
 """The residual path where there is one, else nothing: for a plan of bare names."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | None = None) -> Network:
+def apply_plan(unet: Network, plan: Plan, replacements: Mapping[str, Replacement] | None = None) -> Network:
     """A copy of `unet` without the plan's operators; all other weights are kept.
 
     The copy of a network of diffusers knows the plan, and is saved with it; see `pelap.surgery.pruned_io`.
@@ -31,7 +31,7 @@ def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | Non
     Args:
         unet: The dense network.
         plan: What to take out and what to put in its place. An empty plan gives an equal network.
-        stand_ins: Replacements with their weights, from `make_stand_ins`; without them projections have
+        replacements: Replacements with their weights, from `fit_replacements`; without them projections have
             random weights, to be loaded or trained.
 
     Raises:
@@ -42,18 +42,18 @@ def apply_plan(unet: Network, plan: Plan, stand_ins: Mapping[str, StandIn] | Non
     demand_network(plan, unet)
     for removal in plan.operators:
         demand_operator(unet, removal.operator)
-        _demand_specified(unet, removal, stand_ins or {})
+        _demand_specified(unet, removal, replacements or {})
     pruned = copy.deepcopy(unet)
-    keep_inputs(pruned)
+    disable_inplace(pruned)
     for removal in plan.operators:
-        given = (stand_ins or {}).get(removal.operator)
+        given = (replacements or {}).get(removal.operator)
         module = pruned.get_submodule(removal.operator)
         put(
             pruned,
             removal.operator,
             copy.deepcopy(given)
             if given is not None
-            else build_stand_in(removal.replacement or UNSPECIFIED, module, removal.operator, unet),
+            else build_replacement(removal.replacement or UNSPECIFIED, module, removal.operator, unet),
         )
     if plan.operators and hasattr(pruned, "save_config"):
         keep_plan(pruned, _after(plan_kept(unet), plan))
@@ -87,8 +87,8 @@ def demand_operator(unet: nn.Module, name: str) -> None:
         ) from None
 
 
-def _demand_specified(unet: nn.Module, removal: Removal, stand_ins: Mapping[str, StandIn]) -> None:
+def _demand_specified(unet: nn.Module, removal: PlanEntry, replacements: Mapping[str, Replacement]) -> None:
     """Refuse a bare name where the operator gives a tuple: a tensor in its place would be taken apart."""
     kind = type(unet.get_submodule(removal.operator)).__name__
-    if kind in GIVE_TUPLES and removal.replacement is None and removal.operator not in stand_ins:
+    if kind in GIVE_TUPLES and removal.replacement is None and removal.operator not in replacements:
         raise PlanError(f"plan: {removal.operator}: a {kind} needs its replacement; use complete_plan first")

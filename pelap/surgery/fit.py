@@ -10,27 +10,27 @@ import torch
 from torch import nn
 
 from pelap.core.rng import generator
-from pelap.surgery.operators import Operator, Start, hooked
+from pelap.surgery.operators import Operator, Start, forward_hooks
 from pelap.surgery.replacements import (
     AvgPool,
     Nearest,
     Projection,
+    Replacement,
     ScaleShift,
-    StandIn,
-    build_stand_in,
+    build_replacement,
     input_of,
 )
 
 Fittable = Projection | ScaleShift
 
 
-def make_stand_ins(
+def fit_replacements(
     unet: nn.Module,
     operators: Sequence[Operator],
     run: Callable[[], object],
     start: Start = "fitted",
     seed: int = 0,
-) -> dict[str, StandIn]:
+) -> dict[str, Replacement]:
     """The replacement of every operator, by its name, ready for `score_operators` and `apply_plan`.
 
     Args:
@@ -40,26 +40,26 @@ def make_stand_ins(
         start: ``fitted`` by least squares, ``random``, or ``parameter_free``: nothing to start.
         seed: Names the random start.
     """
-    stand_ins = {}
+    replacements = {}
     for operator in operators:
         module = unet.get_submodule(operator.name)
-        stand_ins[operator.name] = build_stand_in(operator.replacement, module, operator.name, unet)
-    fittable = {name: part for name, part in stand_ins.items() if _fittable(part) is not None}
+        replacements[operator.name] = build_replacement(operator.replacement, module, operator.name, unet)
+    fittable = {name: part for name, part in replacements.items() if _fittable(part) is not None}
     if start == "random":
-        for name, stand_in in fittable.items():
-            _start_at_random(stand_in, generator(seed, f"stand-in {name}"))
+        for name, replacement in fittable.items():
+            _start_at_random(replacement, generator(seed, f"stand-in {name}"))
     elif fittable:
         _fit(unet, fittable, run)
-    return stand_ins
+    return replacements
 
 
-def _fittable(stand_in: StandIn) -> Fittable | None:
-    return next((step for step in stand_in.steps if isinstance(step, Fittable)), None)
+def _fittable(replacement: Replacement) -> Fittable | None:
+    return next((step for step in replacement.steps if isinstance(step, Fittable)), None)
 
 
-def _start_at_random(stand_in: StandIn, stream: torch.Generator) -> None:
+def _start_at_random(replacement: Replacement, stream: torch.Generator) -> None:
     """Normal weights that keep the variance; no bias."""
-    step = _fittable(stand_in)
+    step = _fittable(replacement)
     assert step is not None
     weight, bias = _parameters(step)
     with torch.no_grad():
@@ -75,28 +75,28 @@ def _parameters(step: Fittable) -> tuple[torch.Tensor, torch.Tensor]:
     return step.linear.weight, step.linear.bias
 
 
-def _fit(unet: nn.Module, stand_ins: dict[str, StandIn], run: Callable[[], object]) -> None:
-    sums = {name: _Sums(stand_in) for name, stand_in in stand_ins.items()}
+def _fit(unet: nn.Module, replacements: dict[str, Replacement], run: Callable[[], object]) -> None:
+    sums = {name: _Sums(replacement) for name, replacement in replacements.items()}
 
     def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        x = input_of(stand_ins[name].argument, args, kwargs)
+        x = input_of(replacements[name].argument, args, kwargs)
         sums[name].add(x, output[0] if isinstance(output, tuple) else output)
 
-    with hooked({name: unet.get_submodule(name) for name in stand_ins}, record), torch.no_grad():
+    with forward_hooks({name: unet.get_submodule(name) for name in replacements}, record), torch.no_grad():
         run()
-        for name in stand_ins:
+        for name in replacements:
             sums[name].solve()
 
 
 class _Sums:
     """Normal equations of y = W x + b, or of y = w x + b for each channel by itself."""
 
-    def __init__(self, stand_in: StandIn) -> None:
-        step = _fittable(stand_in)
+    def __init__(self, replacement: Replacement) -> None:
+        step = _fittable(replacement)
         assert step is not None
         self.step: Fittable = step
-        self.before = [s for s in stand_in.steps if isinstance(s, AvgPool)]
-        self.after = [s for s in stand_in.steps if isinstance(s, Nearest)]
+        self.before = [s for s in replacement.steps if isinstance(s, AvgPool)]
+        self.after = [s for s in replacement.steps if isinstance(s, Nearest)]
         self.gram: torch.Tensor | float = 0.0
         self.cross: torch.Tensor | float = 0.0
 

@@ -18,9 +18,9 @@ from torch import nn
 from pelap.core.errors import ModelError
 from pelap.surgery.replacements import (
     Replacement,
-    StandIn,
+    ReplacementSpec,
     argument_of,
-    build_stand_in,
+    build_replacement,
     input_of,
     residual_steps,
 )
@@ -95,7 +95,7 @@ class Operator:
     name: str
     """As in ``unet.named_modules()``."""
     kind: str
-    replacement: Replacement
+    replacement: ReplacementSpec
     """What stands in its place."""
     parent: str | None
     """The smallest operator that it lies in."""
@@ -118,7 +118,7 @@ class Call(NamedTuple):
     """0 for a bare tensor, else the length of the tuple."""
 
 
-def keep_inputs(unet: nn.Module) -> None:
+def disable_inplace(unet: nn.Module) -> None:
     """Let no activation write over its input, which others may read where the operator before it is gone."""
     for module in unet.modules():
         if getattr(module, "inplace", False) is True:
@@ -126,7 +126,7 @@ def keep_inputs(unet: nn.Module) -> None:
 
 
 @contextmanager
-def hooked(modules: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+def forward_hooks(modules: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """Forward hooks ``hook(name, module, args, kwargs, output)`` on modules, taken off again."""
     handles = [
         module.register_forward_hook(partial(hook, name), with_kwargs=True)
@@ -146,7 +146,7 @@ def trace(unet: nn.Module, forward: Callable[[], object], names: Iterable[str]) 
     def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls[name].append(_call(module, args, kwargs, output))
 
-    with hooked({name: unet.get_submodule(name) for name in calls}, record), torch.no_grad():
+    with forward_hooks({name: unet.get_submodule(name) for name in calls}, record), torch.no_grad():
         forward()
     return calls
 
@@ -173,10 +173,10 @@ def find_operators(
     """Every operator of `unet` that can be replaced, in the order of ``named_modules()``.
 
     Args:
-        unet: The denoiser; see `keep_inputs` for what is changed in it.
+        unet: The denoiser; see `disable_inplace` for what is changed in it.
         forward: Runs it once on an input of the usual shape.
         norm: What replaces a normalisation.
-        start: How projections start; ``parameter_free`` puts `Regroup` in their place.
+        start: How projections start; ``parameter_free`` puts `ChannelPool` in their place.
         keep: First parts of the names of modules that are not offered.
         kinds: Which classes are operators, and of which kind; add your own blocks to `KINDS`.
         only: Try these names alone, where a plan is to be completed.
@@ -184,7 +184,7 @@ def find_operators(
     Raises:
         ModelError: There is none.
     """
-    keep_inputs(unet)
+    disable_inplace(unet)
     found = {
         name: kind for name, kind in _candidates(unet, keep, kinds).items() if only is None or name in only
     }
@@ -194,7 +194,7 @@ def find_operators(
     for name, kind in found.items():
         module = unet.get_submodule(name)
         replacement = choose_replacement(kind, module, calls[name], norm, start)
-        if replacement is not None and _can_stand_in(unet, name, replacement, calls[name], forward):
+        if replacement is not None and _can_replace(unet, name, replacement, calls[name], forward):
             first = calls[name][0]
             operators.append(
                 Operator(
@@ -234,28 +234,30 @@ def _rows(call: Call) -> tuple[int, int]:
 
 def choose_replacement(
     kind: str, module: nn.Module, calls: list[Call], norm: Norm, start: Start
-) -> Replacement | None:
+) -> ReplacementSpec | None:
     """The cheapest thing that gives the shape of the first call; None if there is none (see the table)."""
     if not calls or not calls[0].input_shape or not calls[0].output_shape:
         return None
     call = calls[0]
     if residual_steps(module) is not None:
-        return Replacement("residual", num_outputs=call.num_outputs)
+        return ReplacementSpec("residual", num_outputs=call.num_outputs)
     if call.input_shape == call.output_shape:
         if kind == "normalisation" and norm == "scale_shift" and start != "parameter_free":
             return scale_shift(module, call.input_shape)
-        return Replacement("identity", num_outputs=call.num_outputs)
+        return ReplacementSpec("identity", num_outputs=call.num_outputs)
     replacement = _reshaping(kind, call, "regroup" if start == "parameter_free" else "projection")
     return replacement if replacement is not None and _is_cheaper(replacement, module) else None
 
 
-def scale_shift(norm: nn.Module, shape: tuple[int, ...]) -> Replacement:
+def scale_shift(norm: nn.Module, shape: tuple[int, ...]) -> ReplacementSpec:
     """A scale and a shift for each channel of what a normalisation of this shape works on."""
     channels_first = any(c.__name__.startswith(("Group", "Batch", "Instance")) for c in type(norm).__mro__)
-    return Replacement("scale_shift", shape[1 if channels_first else -1], channels_last=not channels_first)
+    return ReplacementSpec(
+        "scale_shift", shape[1 if channels_first else -1], channels_last=not channels_first
+    )
 
 
-def _reshaping(kind: str, call: Call, projection: str) -> Replacement | None:
+def _reshaping(kind: str, call: Call, projection: str) -> ReplacementSpec | None:
     """Pooling or repeating, and a change of channels; None where that is not how the shapes differ."""
     given, made = call.input_shape, call.output_shape
     is_map = len(given) == 4 and kind != "linear"
@@ -270,41 +272,41 @@ def _reshaping(kind: str, call: Call, projection: str) -> Replacement | None:
     if not steps:
         return None
     channels = channels if projection in steps else (0, 0)
-    return Replacement("+".join(steps), *channels, factor, not is_map, call.num_outputs)
+    return ReplacementSpec("+".join(steps), *channels, factor, not is_map, call.num_outputs)
 
 
-def _is_cheaper(replacement: Replacement, module: nn.Module) -> bool:
+def _is_cheaper(replacement: ReplacementSpec, module: nn.Module) -> bool:
     """A projection in place of a 1x1 convolution or a linear layer would change nothing but the weights."""
-    return _num_params(build_stand_in(replacement, module)) < max(_num_params(module), 1)
+    return _num_params(build_replacement(replacement, module)) < max(_num_params(module), 1)
 
 
 def _num_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _can_stand_in(
+def _can_replace(
     unet: nn.Module,
     name: str,
-    replacement: Replacement,
+    spec: ReplacementSpec,
     calls: list[Call],
     forward: Callable[[], object],
 ) -> bool:
-    """Whether the network runs with the replacement, and the replacement gives the shapes of every call."""
-    stand_in = build_stand_in(replacement, unet.get_submodule(name), name, unet)
+    """Whether the network runs with the spec, and the spec gives the shapes of every call."""
+    replacement = build_replacement(spec, unet.get_submodule(name), name, unet)
     try:
-        with standing_in(unet, {name: stand_in}):
+        with swapped_modules(unet, {name: replacement}):
             return trace(unet, forward, [name])[name] == calls
     except MISFITS:
         return False  # somebody looks into the operator, or the shapes do not fit further on
 
 
 @contextmanager
-def standing_in(unet: nn.Module, stand_ins: Mapping[str, StandIn]) -> Iterator[None]:
+def swapped_modules(unet: nn.Module, replacements: Mapping[str, Replacement]) -> Iterator[None]:
     """Put modules in the places of operators for the length of the block."""
-    originals = {name: unet.get_submodule(name) for name in stand_ins}
+    originals = {name: unet.get_submodule(name) for name in replacements}
     try:
-        for name, stand_in in stand_ins.items():
-            put(unet, name, stand_in)
+        for name, replacement in replacements.items():
+            put(unet, name, replacement)
         yield
     finally:
         for name, module in originals.items():

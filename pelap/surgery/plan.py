@@ -10,18 +10,18 @@ from torch import nn
 from pelap.core import files
 from pelap.core.errors import PlanError
 from pelap.surgery.operators import Operator, is_inside, scale_shift
-from pelap.surgery.replacements import Replacement, replacement_from_json
+from pelap.surgery.replacements import ReplacementSpec, replacement_from_json
 
 FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Removal:
+class PlanEntry:
     """One operator to take out, and what takes its place."""
 
     operator: str
     kind: str = ""
-    replacement: Replacement | None = None
+    replacement: ReplacementSpec | None = None
     """None: what `find_operators` offers for it."""
 
     def to_json(self) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class Removal:
 class Plan:
     """Operators to remove, all at once; an operator inside a removed one is not listed."""
 
-    operators: tuple[Removal, ...]
+    operators: tuple[PlanEntry, ...]
     target: dict[str, float] = field(default_factory=dict)
     """What was asked for, as one entry."""
     time_reduction: float = 0.0
@@ -94,7 +94,7 @@ def plan_from_json(value: Any, source: str) -> Plan:
         raise PlanError(f"{source}: target, time_reduction or num_params: {error}; drop that key") from None
 
 
-def _removal(entry: Any, source: str) -> Removal:
+def _removal(entry: Any, source: str) -> PlanEntry:
     fields = {"operator": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, Mapping) or "operator" not in fields:
         raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
@@ -103,7 +103,7 @@ def _removal(entry: Any, source: str) -> Removal:
         raise PlanError(f"{source}: operators: {entry!r}: names must be texts")
     where = f"{source}: operators: {fields['operator']!r}"
     replacement = replacement_from_json(fields, where) if "replacement" in fields else None
-    return Removal(texts[0], texts[1], replacement)
+    return PlanEntry(texts[0], texts[1], replacement)
 
 
 def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) -> Plan:
@@ -123,11 +123,11 @@ def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) ->
             )
         operator = offered[removal.operator]
         replacement = _completed(removal.replacement, operator, unet.get_submodule(operator.name))
-        removals.append(Removal(operator.name, operator.kind, replacement))
+        removals.append(PlanEntry(operator.name, operator.kind, replacement))
     return dataclasses.replace(plan, operators=tuple(removals), network=fingerprint(unet))
 
 
-def _completed(wanted: Replacement | None, operator: Operator, module: nn.Module) -> Replacement:
+def _completed(wanted: ReplacementSpec | None, operator: Operator, module: nn.Module) -> ReplacementSpec:
     possible = {operator.replacement.name: operator.replacement}
     if operator.input_shape == operator.output_shape:
         for name in ("identity", "residual"):

@@ -17,7 +17,7 @@ from pelap.core import files
 from pelap.core.errors import PlanError
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan
-from pelap.surgery.replacements import StandIn
+from pelap.surgery.replacements import Replacement
 
 PLAN = "plan.json"
 PRUNED_WEIGHTS = "pruned.safetensors"
@@ -118,7 +118,7 @@ def plain(network: nn.Module) -> nn.Module:
 
 def removed_operators(unet: nn.Module) -> list[str]:
     """Names of the places where an operator was."""
-    return [name for name, module in unet.named_modules() if isinstance(module, StandIn)]
+    return [name for name, module in unet.named_modules() if isinstance(module, Replacement)]
 
 
 def pruned_class(dense: type[nn.Module]) -> type[nn.Module]:

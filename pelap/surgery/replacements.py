@@ -38,7 +38,7 @@ STEPS = ("identity", "residual", "projection", "regroup", "avg_pool", "nearest",
 
 
 @dataclass(frozen=True)
-class Replacement:
+class ReplacementSpec:
     """What stands in an operator's place, as data that a plan holds."""
 
     name: str = "identity"
@@ -72,18 +72,18 @@ class Replacement:
         return {"replacement": values.pop("name")} | values
 
 
-def replacement_from_json(value: Mapping[str, Any], where: str) -> Replacement:
-    """Read what `Replacement.to_json` wrote; without a name it is ``identity``.
+def replacement_from_json(value: Mapping[str, Any], where: str) -> ReplacementSpec:
+    """Read what `ReplacementSpec.to_json` wrote; without a name it is ``identity``.
 
     Raises:
         PlanError: A name is unknown, or a value is of another type.
     """
-    known = {field.name: field for field in fields(Replacement) if field.name != "name"}
+    known = {field.name: field for field in fields(ReplacementSpec) if field.name != "name"}
     given = {name: value[name] for name in known if name in value}
     wrong = [name for name, number in given.items() if type(number) is not type(known[name].default)]
     if wrong:
         raise PlanError(f"{where}: {wrong[0]} is {given[wrong[0]]!r}; give a number as `pelap prune` does")
-    replacement = Replacement(str(value.get("replacement", "identity")), **given)
+    replacement = ReplacementSpec(str(value.get("replacement", "identity")), **given)
     unknown = [step for step in replacement.steps if step not in STEPS]
     if unknown:
         raise PlanError(f"{where}: unknown replacement {unknown[0]!r}; use one of {', '.join(STEPS)}")
@@ -95,7 +95,7 @@ def is_replacement(name: object) -> bool:
     return isinstance(name, str) and all(step in STEPS for step in name.split("+"))
 
 
-class StandIn(nn.Module):
+class Replacement(nn.Module):
     """Stands where an operator was and takes whatever the operator took; it looks at the first tensor."""
 
     def __init__(self, argument: str, steps: Sequence[nn.Module], num_outputs: int = 0) -> None:
@@ -129,7 +129,7 @@ class Projection(nn.Module):
         return y
 
 
-class Regroup(nn.Module):
+class ChannelPool(nn.Module):
     """A projection without parameters: neighbouring channels averaged, or repeated where more are wanted."""
 
     def __init__(self, out_channels: int, channels_last: bool) -> None:
@@ -207,7 +207,7 @@ def input_of(argument: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 def argument_of(module: nn.Module) -> str:
     """Name of the first argument of a module's ``forward``."""
-    if isinstance(module, StandIn):
+    if isinstance(module, Replacement):
         return module.argument
     return next(iter(inspect.signature(module.forward).parameters), "")
 
@@ -246,9 +246,9 @@ def _divided(steps: list[nn.Module], by: Any) -> list[nn.Module]:
     return steps if by == 1 else [*steps, Divide(float(by))]
 
 
-def build_stand_in(
-    replacement: Replacement, module: nn.Module, where: str = "", network: nn.Module | None = None
-) -> StandIn:
+def build_replacement(
+    replacement: ReplacementSpec, module: nn.Module, where: str = "", network: nn.Module | None = None
+) -> Replacement:
     """The module that `replacement` describes, for `module`; projections have random weights.
 
     Args:
@@ -265,10 +265,10 @@ def build_stand_in(
         steps += _step(name, replacement, module, where)
     around = [module] if network is None else [module, network]
     like = next((parameter for part in around for parameter in part.parameters()), torch.empty(0))
-    return StandIn(argument_of(module), steps, replacement.num_outputs).to(like.device, like.dtype)
+    return Replacement(argument_of(module), steps, replacement.num_outputs).to(like.device, like.dtype)
 
 
-def _step(name: str, replacement: Replacement, module: nn.Module, where: str) -> list[nn.Module]:
+def _step(name: str, replacement: ReplacementSpec, module: nn.Module, where: str) -> list[nn.Module]:
     if name == "identity":
         return []
     if name == "residual":
@@ -286,5 +286,5 @@ def _step(name: str, replacement: Replacement, module: nn.Module, where: str) ->
     if name == "scale_shift":
         return [ScaleShift(replacement.in_channels, replacement.channels_last)]
     if name == "regroup":
-        return [Regroup(replacement.out_channels, replacement.channels_last)]
+        return [ChannelPool(replacement.out_channels, replacement.channels_last)]
     return [Projection(replacement.in_channels, replacement.out_channels, replacement.channels_last)]

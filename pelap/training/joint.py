@@ -13,14 +13,14 @@ from pelap.config import TrainParams, VariantParams
 from pelap.core.device import autocast
 from pelap.core.graphs import Graphed, to_device
 from pelap.core.rng import generator
-from pelap.data.dataset import ImageDataset, Picks, pick, to_float
+from pelap.data.dataset import BatchIndices, ImageDataset, gather_batch, to_float
 from pelap.diffusion.loss import add_noise_to, noise_error
 from pelap.masking.collapse import Observer, Thresholds, summarise
 from pelap.models.latent_diffusion import Encoded, LatentDiffusion, Posterior
 from pelap.models.schedule import alphas_cumprod
 from pelap.training.parallel import train_alone
 from pelap.training.posteriors import Posteriors, frozen_posteriors
-from pelap.training.prefetch import ahead
+from pelap.training.prefetch import prefetch
 from pelap.training.trainer import (
     Losses,
     LossFunction,
@@ -28,12 +28,12 @@ from pelap.training.trainer import (
     Progress,
     Trainer,
     cosine,
-    picks_from,
+    indices_from,
     steps_in_epoch,
 )
 
 
-class Draw(NamedTuple):
+class StepNoise(NamedTuple):
     """The random numbers of one step on B pictures."""
 
     posterior: torch.Tensor  # (B, C, h, w) standard normal
@@ -43,21 +43,21 @@ class Draw(NamedTuple):
     tokens: torch.Tensor  # (B, L) the prompts that the pictures are given; L is 0 without a conditioner
 
 
-def draw(
+def draw_step_noise(
     model: LatentDiffusion,
     batch_size: int,
     seed: int,
     purpose: str,
     index: int,
     tokens: torch.Tensor | None = None,
-) -> Draw:
+) -> StepNoise:
     """The numbers of step `index`, on the CPU; without `tokens` (B, L), all pictures get the first prompt."""
     stream = generator(seed, purpose, index)
     shape = (batch_size, *model.latent_shape)
     total = model.info.diffusion.num_train_timesteps
     if tokens is None:
         tokens = model.tokens_for(torch.zeros(batch_size, dtype=torch.int64))
-    return Draw(
+    return StepNoise(
         torch.randn(shape, generator=stream),
         torch.randn(shape, generator=stream),
         torch.randint(total, (batch_size,), generator=stream),
@@ -69,8 +69,8 @@ def draw(
 class StepInputs(NamedTuple):
     """All that changes from step to step of one phase."""
 
-    picks: Picks
-    random: Draw
+    indices: BatchIndices
+    random: StepNoise
     strength: torch.Tensor  # () weight of the sparsity penalty
 
 
@@ -134,7 +134,7 @@ class Schedule:
 
 
 def autoencoder_losses(
-    model: LatentDiffusion, images: torch.Tensor, random: Draw, kl_weight: float
+    model: LatentDiffusion, images: torch.Tensor, random: StepNoise, kl_weight: float
 ) -> Losses:
     """The autoencoder alone on pictures (B, 3 or 1, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl."""
     encoded = model.encode(images, random.posterior)
@@ -146,7 +146,7 @@ def autoencoder_losses(
 def joint_losses(
     model: LatentDiffusion,
     images: torch.Tensor,
-    random: Draw,
+    random: StepNoise,
     kl_weight: float,
     strength: float | torch.Tensor,
     alphas: torch.Tensor,
@@ -165,7 +165,7 @@ def frozen_losses(
     model: LatentDiffusion,
     images: torch.Tensor,
     posterior: Posterior,
-    random: Draw,
+    random: StepNoise,
     kl_weight: float,
     strength: float | torch.Tensor,
     alphas: torch.Tensor,
@@ -183,7 +183,7 @@ def frozen_losses(
 def denoising_losses(
     model: LatentDiffusion,
     latents: torch.Tensor,
-    random: Draw,
+    random: StepNoise,
     strength: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
@@ -193,9 +193,9 @@ def denoising_losses(
     noisy = add_noise_to(model, *seen, random.noise, random.timesteps, alphas)
     conditions = model.conditions(random.tokens)
     predicted = model.unet(noisy.latents, random.timesteps, **conditions).sample
-    noise = noise_error(predicted, random.noise, noisy.support).mean()
+    noise = noise_error(predicted, random.noise, noisy.open_channels).mean()
     gates = model.reached_by("sparsity", latents, uniform)[1]
-    loss = noise + strength * gates.cost.mean()
+    loss = noise + strength * gates.open_probability.mean()
     return {"loss": loss, "noise": noise, "mean_mask": gates.values.mean()}
 
 
@@ -203,7 +203,7 @@ def _with_reconstruction(
     model: LatentDiffusion,
     images: torch.Tensor,
     encoded: Encoded,
-    random: Draw,
+    random: StepNoise,
     kl_weight: float,
     strength: float | torch.Tensor,
     alphas: torch.Tensor,
@@ -275,7 +275,7 @@ def joint_training(
         if step % steps_per_epoch == 0:
             objective.validate(step // steps_per_epoch)
 
-    inputs = ahead(objective.inputs(trainer.progress.step), device)
+    inputs = prefetch(objective.inputs(trainer.progress.step), device)
     yield from trainer.steps(inputs, objective.losses_at, after_step)
     objective.forget()
     kept = trainer.kept
@@ -304,7 +304,9 @@ def calibrate(model: LatentDiffusion, images: torch.Tensor, batch_size: int) -> 
     model.eval()
     model.normaliser.train()
     for index, batch in enumerate(images[:NUM_CALIBRATION].split(batch_size)):
-        random = to_device(draw(model, len(batch), model.info.seed, "calibrate", index), images.device)
+        random = to_device(
+            draw_step_noise(model, len(batch), model.info.seed, "calibrate", index), images.device
+        )
         latents = model.encode(to_float(batch), random.posterior).latents
         model.unet_input(latents, model.gates(latents))
     statistics.momentum = momentum
@@ -345,7 +347,7 @@ class _Objective:
     def inputs(self, step: int) -> Iterator[StepInputs]:
         """What the steps are given from `step` on, on the CPU."""
         params = self.params
-        picks = picks_from(
+        indices = indices_from(
             len(self.images),
             params.batch_size,
             self.seed,
@@ -354,10 +356,10 @@ class _Objective:
             step,
             self.schedule.steps_per_epoch,
         )
-        for index, chosen in enumerate(picks, start=step):
+        for index, chosen in enumerate(indices, start=step):
             stream = generator(self.seed, "train-prompts", index)
             tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
-            random = draw(self.model, params.batch_size, self.seed, "train-step", index, tokens)
+            random = draw_step_noise(self.model, params.batch_size, self.seed, "train-step", index, tokens)
             yield StepInputs(chosen, random, torch.tensor(self.schedule.at(index).strength))
 
     def losses_at(self, step: int) -> LossFunction:
@@ -374,18 +376,18 @@ class _Objective:
         return self._frozen_losses
 
     def _autoencoder_losses(self, given: StepInputs) -> Losses:
-        images = pick(self.images, given.picks)
+        images = gather_batch(self.images, given.indices)
         return autoencoder_losses(self.model, images, given.random, self.params.kl_weight)
 
     def _joint_losses(self, given: StepInputs) -> Losses:
-        images = pick(self.images, given.picks)
+        images = gather_batch(self.images, given.indices)
         return joint_losses(
             self.model, images, given.random, self.params.kl_weight, given.strength, self.alphas
         )
 
     def _frozen_losses(self, given: StepInputs) -> Losses:
         assert self.posteriors is not None
-        images, posterior = pick(self.images, given.picks), self.posteriors(given.picks)
+        images, posterior = gather_batch(self.images, given.indices), self.posteriors(given.indices)
         return frozen_losses(
             self.model, images, posterior, given.random, self.params.kl_weight, given.strength, self.alphas
         )
@@ -458,8 +460,8 @@ class _Validation:
         record = objective.params.execution != "eager"
         self._losses_of = Graphed(self._losses_of_batch, device, record)
 
-    def _drawn(self, tokens: torch.Tensor, index: int) -> Draw:
-        return draw(self._model, len(tokens), self._objective.seed, "validate", index, tokens)
+    def _drawn(self, tokens: torch.Tensor, index: int) -> StepNoise:
+        return draw_step_noise(self._model, len(tokens), self._objective.seed, "validate", index, tokens)
 
     def losses(self) -> dict[str, float]:
         """Means over the pictures."""
@@ -471,7 +473,7 @@ class _Validation:
         num = len(self._objective.validation_images)
         return {name: float(total) / num for name, total in sums.items()}
 
-    def _losses_of_batch(self, batch: tuple[torch.Tensor, Draw]) -> Losses:
+    def _losses_of_batch(self, batch: tuple[torch.Tensor, StepNoise]) -> Losses:
         images, random = batch
         kl_weight, strength = self._objective.params.kl_weight, self._objective.schedule.strength
         with autocast(images.device, self._objective.params.precision):

@@ -29,7 +29,7 @@ def train_alone(training: Training[Result]) -> Result:
             return result
 
 
-def train_together(trainings: Sequence[Training[Result]], device: torch.device, at_once: int) -> list[Result]:
+def train_parallel(trainings: Sequence[Training[Result]], device: torch.device, at_once: int) -> list[Result]:
     """Take the steps of several trainings, up to `at_once` of them side by side.
 
     Each gives what it gives alone, but for the rounding of a CPU that adds up with another number of threads.

@@ -6,14 +6,14 @@ from typing import TypeAlias
 import torch
 
 from pelap.core.device import autocast
-from pelap.data.dataset import Picks, pick, to_float
+from pelap.data.dataset import BatchIndices, gather_batch, to_float
 from pelap.models.latent_diffusion import LatentDiffusion, Posterior
 
 TABLE_BYTES = 2**30
 """Larger tables are not made: batches are encoded as they come."""
 BATCH_SIZE = 256
 
-Posteriors: TypeAlias = Callable[[Picks], Posterior]
+Posteriors: TypeAlias = Callable[[BatchIndices], Posterior]
 """From picked pictures, mirrored or not, to their posterior."""
 
 
@@ -41,7 +41,7 @@ def frozen_posteriors(
     sides = (False, True) if flip else (False,)
     num_values = 2 * len(sides) * len(images) * torch.Size(model.latent_shape).numel()
     if num_draws <= len(sides) * len(images) or 4 * num_values > TABLE_BYTES:
-        return lambda picks: encode(pick(images, picks))
+        return lambda indices: encode(gather_batch(images, indices))
 
     def encode_all(mirrored: bool) -> Posterior:
         chunks = images.split(BATCH_SIZE)
@@ -50,4 +50,4 @@ def frozen_posteriors(
 
     tables = Posterior(*(torch.stack(parts) for parts in zip(*map(encode_all, sides), strict=True)))
     # (sides, N, C, h, w)
-    return lambda picks: Posterior(*(table[picks.mirrored.long(), picks.indices] for table in tables))
+    return lambda indices: Posterior(*(table[indices.mirrored.long(), indices.indices] for table in tables))

@@ -16,17 +16,17 @@ SECONDS_TO_NOTICE = 0.1
 """How soon the maker sees that nobody wants more."""
 
 
-def ahead(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
     """The same items; for a CUDA device a thread makes them ahead, in memory that the device copies from.
 
     Args:
         items: Trees of CPU tensors; making them must not use the device.
         device: Where they will be used.
     """
-    return _made_ahead(items) if device.type == "cuda" else items
+    return _prefetched(items) if device.type == "cuda" else items
 
 
-def _made_ahead(items: Iterator[Item], pin: bool = True) -> Iterator[Item]:
+def _prefetched(items: Iterator[Item], pin: bool = True) -> Iterator[Item]:
     made: Queue[tuple[Item | None, BaseException | None]] = Queue(DEPTH)
     unwanted = Event()
 

@@ -19,7 +19,7 @@ from pelap.core.finite import finite
 from pelap.core.graphs import Graphed, Tree
 from pelap.core.progress import progress
 from pelap.core.rng import generator
-from pelap.data.dataset import Picks, epoch_picks
+from pelap.data.dataset import BatchIndices, epoch_indices
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT_SECONDS = 15.0
@@ -71,7 +71,7 @@ def steps_in_epoch(num_images: int, batch_size: int, limit: int | None) -> int:
     return min(limit or whole, whole)
 
 
-def picks_from(
+def indices_from(
     num_images: int,
     batch_size: int,
     seed: int,
@@ -79,7 +79,7 @@ def picks_from(
     flip: bool,
     step: int,
     steps_per_epoch: int | None = None,
-) -> Iterator[Picks]:
+) -> Iterator[BatchIndices]:
     """What endless training batches hold, starting with the one of `step`; on the CPU.
 
     The order of an epoch depends on (seed, purpose, epoch) alone, so a resumed run sees what an
@@ -88,8 +88,8 @@ def picks_from(
     """
     steps_per_epoch = steps_in_epoch(num_images, batch_size, steps_per_epoch)
     for epoch in count(step // steps_per_epoch):
-        picks = epoch_picks(num_images, batch_size, generator(seed, purpose, epoch), flip)
-        for index, chosen in enumerate(islice(picks, steps_per_epoch)):
+        indices = epoch_indices(num_images, batch_size, generator(seed, purpose, epoch), flip)
+        for index, chosen in enumerate(islice(indices, steps_per_epoch)):
             if epoch * steps_per_epoch + index >= step:
                 yield chosen
 

@@ -596,9 +596,11 @@ def test_distillation_brings_a_pruned_pipeline_closer_to_its_teacher(
     batches = PipelineBatches(pelap.load_pipeline(dense), dataset, params.distill, 0)
     unseen = next(batches(1000))
     with torch.no_grad():
-        taught = unseen.predict(batches.pipeline.denoiser)
+        teacher_prediction = unseen.predict(batches.pipeline.denoiser)
         before, after = (
-            float((unseen.predict(denoiser(pelap.load_pipeline(folder))) - taught).square().mean())
+            float(
+                (unseen.predict(denoiser(pelap.load_pipeline(folder))) - teacher_prediction).square().mean()
+            )
             for folder in (pruned, out)
         )
     assert after < 0.7 * before

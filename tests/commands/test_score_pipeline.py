@@ -17,7 +17,7 @@ from pelap.cli import main
 from pelap.core import files
 from pelap.core.keys import Key
 from pelap.pipelines import LatentPipeline
-from pelap.pipelines.pipeline_denoiser import pipeline_subject
+from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.pipelines.pipeline_io import load_pipeline
 from pelap.scoring.statistic import distances
 from pelap.stages.score import _key
@@ -155,8 +155,8 @@ def test_pruned_pipeline_is_the_dense_one_without_the_operators_of_its_plan(case
     pruned = LatentPipeline(pipe, STEPS, prompts_for(case.kind))
     assert sorted(removed_operators(pruned.denoiser)) == sorted(r.operator for r in plan.operators)
     dense = case.pipeline()
-    stand_ins = {r.operator: pruned.denoiser.get_submodule(r.operator) for r in plan.operators}
-    dense.denoiser = apply_plan(dense.denoiser, plan, stand_ins)  # type: ignore[arg-type]
+    replacements = {r.operator: pruned.denoiser.get_submodule(r.operator) for r in plan.operators}
+    dense.denoiser = apply_plan(dense.denoiser, plan, replacements)  # type: ignore[arg-type]
     noise = files.load_tensors(case.latents)[0]["noise"]
     latents = pruned.denoise(noise, range(NUM_LATENTS), seed=0)
     assert same(latents, dense.denoise(noise, range(NUM_LATENTS), seed=0))
@@ -233,13 +233,13 @@ def test_other_prompts_do_not_go_on_from_these(tmp_path: Path) -> None:
         for part in (pipe.unet, pipe.vae, pipe.text_encoder):
             for parameter in part.parameters():
                 torch.nn.init.normal_(parameter, std=0.1)
-        subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
-        keys.append(_key(subject, tiny_params().score, 0))
+        denoiser = pipeline_denoiser(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
+        keys.append(_key(denoiser, tiny_params().score, 0))
     assert keys[0] != keys[1]
 
     def key(**score: Any) -> Key:
-        subject = pipeline_subject(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
-        return _key(subject, tiny_params(**score).score, 0)
+        denoiser = pipeline_denoiser(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
+        return _key(denoiser, tiny_params(**score).score, 0)
 
     assert key() == keys[1]
     keys.append(key(score__early_stop=0.3))  # latents are kept in the order that it draws

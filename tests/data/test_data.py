@@ -19,10 +19,10 @@ from pelap.core.rng import generator
 from pelap.data.dataset import (
     ImageDataset,
     Split,
-    epoch_picks,
+    epoch_indices,
+    gather_batch,
     load_dataset,
     make_split,
-    pick,
     pixel_checksum,
     save_dataset,
     to_float,
@@ -176,8 +176,8 @@ def test_an_epoch_shows_every_picture_once() -> None:
     images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 3, 4, 4)
 
     def epoch(index: int, size: int) -> list[int]:
-        picks = epoch_picks(12, size, generator(0, "order", index), flip=True)
-        batches = [pick(images, chosen) for chosen in picks]
+        indices = epoch_indices(12, size, generator(0, "order", index), flip=True)
+        batches = [gather_batch(images, chosen) for chosen in indices]
         assert all(batch.shape == (size, 3, 4, 4) and batch.dtype == torch.float32 for batch in batches)
         return to_uint8(torch.cat(batches))[:, 0, 0, 0].tolist()
 
@@ -185,19 +185,19 @@ def test_an_epoch_shows_every_picture_once() -> None:
     assert epoch(0, 4) == epoch(0, 4) != epoch(1, 4)
     assert len(set(epoch(0, 5))) == 10
     with pytest.raises(DataError, match="13"):
-        epoch_picks(12, 13, generator(0, "order"), flip=False)
+        epoch_indices(12, 13, generator(0, "order"), flip=False)
 
 
 def test_flips_mirror_about_half_of_the_pictures() -> None:
     images = torch.zeros(400, 3, 2, 2, dtype=torch.uint8)
     images[:, :, 0, 0] = 255  # bright at the top left
-    (picks,) = epoch_picks(400, 400, generator(0, "flip"), flip=True)
-    flipped = pick(images, picks)
+    (indices,) = epoch_indices(400, 400, generator(0, "flip"), flip=True)
+    flipped = gather_batch(images, indices)
     at_left, at_right = flipped[:, 0, 0, 0] == 1, flipped[:, 0, 0, 1] == 1
     assert torch.equal(at_left, ~at_right)
     assert 150 < at_right.sum() < 250
-    (picks,) = epoch_picks(400, 400, generator(0, "flip"), flip=False)
-    assert torch.equal(to_uint8(pick(images, picks)), images)
+    (indices,) = epoch_indices(400, 400, generator(0, "flip"), flip=False)
+    assert torch.equal(to_uint8(gather_batch(images, indices)), images)
 
 
 def test_pictures_are_turned_upright() -> None:

@@ -14,7 +14,7 @@ from pelap.core.errors import ConfigError
 from pelap.core.rng import generator, noise
 from pelap.diffusion.loss import denoise
 from pelap.diffusion.reverse import ReverseProcess, sample_latents
-from pelap.diffusion.sampler import ModelSource, sample_from, sample_images
+from pelap.diffusion.sampler import ModelGenerator, sample_from, sample_images
 from pelap.models.deep_cache import DeepCache
 from pelap.models.schedule import add_noise, alphas_cumprod, make_scheduler
 
@@ -96,10 +96,10 @@ def test_latents_outside_the_support_are_zero_whatever_the_unet_says(kind: str) 
             self.sample = torch.full_like(x, 3.0)
             return self
 
-    support = torch.tensor([1.0, 0.0, 1.0])[None, :, None, None]
+    open_channels = torch.tensor([1.0, 0.0, 1.0])[None, :, None, None]
     streams = [generator(0, "s", i) for i in range(2)]
     sampler = SamplerParams(kind=kind, steps=4)
-    out = sample_latents(Loud(), DIFFUSION, sampler, torch.randn(2, 3, 4, 4), streams, support)
+    out = sample_latents(Loud(), DIFFUSION, sampler, torch.randn(2, 3, 4, 4), streams, open_channels)
     for latents in (*seen, out):
         assert not latents[:, 1].any()
         assert (latents[:, [0, 2]] != 0).all()
@@ -127,7 +127,7 @@ DDIM = SamplerParams(kind="ddim", steps=4)
 @pytest.mark.parametrize("kind", ["ddim", "ddpm"])
 def test_a_source_samples_as_the_plain_loop_does(kind: str) -> None:
     model, sampler = tiny_model(fields=VariantParams(**CUT)), SamplerParams(kind=kind, steps=4)
-    source = ModelSource(model, sampler)
+    source = ModelGenerator(model, sampler)
     for first in (0, 5):  # the second batch as the first
         start = noise(model.latent_shape, 3, "sample", range(first, first + 5))
         streams = [generator(3, "sample-step", i) for i in range(first, first + 5)]
@@ -154,15 +154,15 @@ def test_bf16_is_that_of_the_unet_alone() -> None:
     seen = []
     model.unet.conv_out.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     start = noise(model.latent_shape, 0, "sample", range(4))
-    exact = ModelSource(model, DDIM).denoise(start, range(4), 0)
+    exact = ModelGenerator(model, DDIM).denoise(start, range(4), 0)
     assert set(seen) == {torch.float32}
     seen.clear()
-    source = ModelSource(model, DDIM, "bf16")
+    source = ModelGenerator(model, DDIM, "bf16")
     rough = source.denoise(start, range(4), 0)
     assert set(seen) == {torch.bfloat16}
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).square().mean() < 0.01 * exact.square().mean()
-    assert torch.equal(ModelSource(model, DDIM).denoise(start, range(4), 0), exact)
+    assert torch.equal(ModelGenerator(model, DDIM).denoise(start, range(4), 0), exact)
 
 
 @pytest.mark.gpu
@@ -170,8 +170,8 @@ def test_bf16_is_that_of_the_unet_alone() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recorded_loop_samples_as_the_plain_one_does(precision: str) -> None:
     model = tiny_model(fields=VariantParams(**CUT)).to("cuda")
-    source = ModelSource(model, DDIM, precision)
-    exact, plain = ModelSource(model, DDIM, record=False), replace(source, record=False)
+    source = ModelGenerator(model, DDIM, precision)
+    exact, plain = ModelGenerator(model, DDIM, record=False), replace(source, record=False)
     with full_precision():
         # Of six whole batches the last three are replayed, the last one is of another size.
         expected, rounded, recorded = (
@@ -196,7 +196,7 @@ def rms(values: torch.Tensor) -> float:
 def test_a_deep_cache_is_sampled_from_without_a_recording() -> None:
     model = tiny_model().to("cuda")
     cached = model.with_unet(DeepCache(model.unet, 2), "cached-2", 0.9)
-    sources = [ModelSource(cached, DDIM, record=record) for record in (True, False)]
+    sources = [ModelGenerator(cached, DDIM, record=record) for record in (True, False)]
     with full_precision():
         found, plain = (sample_from(source, 10, 3, 2).int() for source in sources)
     # Both are plain loops, but the decoder's transposed convolutions add in another order at each call.

@@ -25,7 +25,7 @@ from pelap.core.errors import (
 )
 from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.dataset import ImageDataset, Split, save_dataset
-from pelap.diffusion.sampler import Source, sample_from
+from pelap.diffusion.sampler import ImageGenerator, sample_from
 from pelap.distillation import distill as distillation
 from pelap.distillation.distill import (
     DISTANCE,
@@ -84,10 +84,10 @@ def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
-def a_batch(support: torch.Tensor | None = None) -> NoisyBatch:
+def a_batch(open_channels: torch.Tensor | None = None) -> NoisyBatch:
     stream = torch.Generator().manual_seed(0)
     x, e = (torch.randn(4, 4, 4, 4, generator=stream) for _ in range(2))
-    return NoisyBatch(x, torch.tensor([0, 5, 500, 999]), e, support)
+    return NoisyBatch(x, torch.tensor([0, 5, 500, 999]), e, open_channels)
 
 
 # --- the loss ---------------------------------------------------------------------------------------
@@ -104,19 +104,19 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
 def test_terms_are_the_definition(masked: bool) -> None:
-    support = torch.tensor([1.0, 0.0, 1.0, 0.0])[None, :, None, None] if masked else None
+    open_channels = torch.tensor([1.0, 0.0, 1.0, 0.0])[None, :, None, None] if masked else None
     there = [0, 2] if masked else [0, 1, 2, 3]
-    batch, student, teacher = a_batch(support), tiny_model(seed=1).unet, shaken(tiny_model().unet)
+    batch, student, teacher = a_batch(open_channels), tiny_model(seed=1).unet, shaken(tiny_model().unet)
     names = matched_blocks(student, teacher)
     with FeatureTap(student, names) as s, FeatureTap(teacher, names) as t:
-        predicted, taught = batch.predict(student)[:, there], batch.predict(teacher)[:, there]
+        predicted, teacher_prediction = batch.predict(student)[:, there], batch.predict(teacher)[:, there]
     features = [
         (s.features[name] - t.features[name]).square().mean() / t.features[name].square().mean()
         for name in names
     ]
     losses = Objective(student, teacher, weights(2.0, 10.0, 100.0))(student, batch)
     task = (predicted - batch.target[:, there]).square().mean()
-    output = (predicted - taught).square().mean() / taught.square().mean()
+    output = (predicted - teacher_prediction).square().mean() / teacher_prediction.square().mean()
     torch.testing.assert_close(losses["task"], task)
     torch.testing.assert_close(losses["output"], output)
     torch.testing.assert_close(losses["feature"], torch.stack(features).mean())
@@ -124,17 +124,19 @@ def test_terms_are_the_definition(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("support", [None, torch.tensor([1.0, 0.0, 0.0, 1.0])[None, :, None, None]])
-def test_a_relative_distance_has_no_unit(support: torch.Tensor | None) -> None:
+def test_a_relative_distance_has_no_unit(open_channels: torch.Tensor | None) -> None:
     student, teacher = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
-    distance = relative_distance(student, teacher, support)
+    distance = relative_distance(student, teacher, open_channels)
     for scale in (2.0, 1e-3, 1e3):
-        torch.testing.assert_close(relative_distance(scale * student, scale * teacher, support), distance)
-    torch.testing.assert_close(relative_distance(0 * student, teacher, support), torch.tensor(1.0))
-    assert relative_distance(teacher, teacher, support) == 0
-    assert relative_distance(student, 0 * teacher, support).isfinite()
-    if support is not None:
-        elsewhere = teacher + 7 * (1 - support)
-        torch.testing.assert_close(relative_distance(student, elsewhere, support), distance)
+        torch.testing.assert_close(
+            relative_distance(scale * student, scale * teacher, open_channels), distance
+        )
+    torch.testing.assert_close(relative_distance(0 * student, teacher, open_channels), torch.tensor(1.0))
+    assert relative_distance(teacher, teacher, open_channels) == 0
+    assert relative_distance(student, 0 * teacher, open_channels).isfinite()
+    if open_channels is not None:
+        elsewhere = teacher + 7 * (1 - open_channels)
+        torch.testing.assert_close(relative_distance(student, elsewhere, open_channels), distance)
 
 
 class Stack(nn.Module):
@@ -436,10 +438,10 @@ def test_the_teacher_is_asked_once_for_students_that_need_its_prediction_alone(t
 @torch.no_grad()
 def test_a_prediction_that_comes_with_the_batch_is_taken() -> None:
     teacher, student, batch = tiny_model().unet, tiny_model(seed=1).unet, a_batch()
-    taught = replace(batch, taught=batch.predict(student))
-    assert float(Objective(student, teacher, OUTPUT)(student, taught)["output"]) == 0
+    teacher_prediction = replace(batch, teacher_prediction=batch.predict(student))
+    assert float(Objective(student, teacher, OUTPUT)(student, teacher_prediction)["output"]) == 0
     # Of the features it says nothing: the teacher itself is run.
-    assert float(Objective(student, teacher, ALL)(student, taught)["output"]) > 0
+    assert float(Objective(student, teacher, ALL)(student, teacher_prediction)["output"]) > 0
 
 
 def equal(one: NoisyBatch, other: NoisyBatch) -> bool:
@@ -465,7 +467,7 @@ def test_shared_batches_are_those_of_the_steps_whatever_is_kept(limit: int, num_
                 assert equal(batch, wanted)
         again = [[next(shared.seen_by(how)(step)) for step in range(6)] for how in (OUTPUT, OUTPUT)]
         assert sum(one is other for one, other in zip(*again, strict=True)) == num_kept
-        assert all(batch.taught is not None for batch in again[0])
+        assert all(batch.teacher_prediction is not None for batch in again[0])
 
 
 def test_a_batch_that_gets_its_prediction_later_takes_the_room_of_one() -> None:
@@ -473,17 +475,20 @@ def test_a_batch_that_gets_its_prediction_later_takes_the_room_of_one() -> None:
     for how in (ALL, OUTPUT):
         made = [next(shared.seen_by(how)(step)) for step in range(2)]
     assert all(next(shared.seen_by(ALL)(step)) is batch for step, batch in enumerate(made))
-    assert all(batch.taught is not None for batch in made)
+    assert all(batch.teacher_prediction is not None for batch in made)
 
 
 def test_what_is_held_out_is_made_once() -> None:
     shared = shared_by(tiny_model(), tiny_params(distill__batch_size=3).distill, limit=0)
     made = [list(shared.seen_by(how).held_out()) for how in (ALL, OUTPUT, weights(task=1.0), OUTPUT)]
     assert [len(batch.latents) for batch in made[0]] == [3, 3, 2]
-    assert all(batch.taught is None for batch in made[0])
+    assert all(batch.teacher_prediction is None for batch in made[0])
     for batches in made[1:]:
         assert all(equal(one, other) for one, other in zip(batches, made[0], strict=True))
-    assert all(one is other and one.taught is not None for one, other in zip(made[1], made[3], strict=True))
+    assert all(
+        one is other and one.teacher_prediction is not None
+        for one, other in zip(made[1], made[3], strict=True)
+    )
 
 
 def test_a_term_that_no_student_has_gets_no_panel() -> None:
@@ -771,7 +776,7 @@ def test_students_start_as_they_should(
 def test_any_unet_can_be_had_anew(kind: str) -> None:
     options = {} if kind == "unet2d" else LIGHT
     dense = CutLightUNet(in_channels=3, width=8) if kind == "cut" else tiny_model(**options).unet
-    fresh = stage.untrained(dense, Plan(()), 0)
+    fresh = stage.reinitialised(dense, Plan(()), 0)
     assert type(fresh) is type(dense)
     shapes = [{name: tensor.shape for name, tensor in each.state_dict().items()} for each in (fresh, dense)]
     assert shapes[0] == shapes[1]
@@ -784,7 +789,7 @@ def test_fresh_weights_are_the_same_for_the_same_seed_and_move_no_other_number()
     made = []
     for outside, seed in ((1, 0), (2, 0), (1, 5)):
         torch.manual_seed(outside)
-        made.append(state_of(stage.untrained(dense, plan, seed)))
+        made.append(state_of(stage.reinitialised(dense, plan, seed)))
         after = torch.rand(3)
         torch.manual_seed(outside)
         assert torch.equal(after, torch.rand(3))
@@ -873,7 +878,7 @@ def test_quality_is_measured_on_the_way_and_can_choose(
 ) -> None:
     seeds: list[int] = []
 
-    def sample(source: Source, num: int, seed: int) -> torch.Tensor:
+    def sample(source: ImageGenerator, num: int, seed: int) -> torch.Tensor:
         seeds.append(seed)
         return sample_from(source, num, seed)
 

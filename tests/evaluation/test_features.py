@@ -172,7 +172,7 @@ def test_a_single_channel_stands_for_all_colours(effnet: EffNetLite0) -> None:
 
 
 @pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def replacement(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights that fit the 2015 Inception, but random."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -188,11 +188,11 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def published(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def published(replacement: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As if these were the published weights."""
-    monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(stand_in))
+    monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(replacement))
     monkeypatch.delenv(INCEPTION_WEIGHTS_VARIABLE, raising=False)
-    return stand_in
+    return replacement
 
 
 def test_inception_gives_the_pooled_features_of_torch_fidelity(published: Path) -> None:

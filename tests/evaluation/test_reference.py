@@ -14,7 +14,7 @@ from pelap.evaluation.features import check_images
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance, jackknife, standard_error
 from pelap.evaluation.kid import kid
 from pelap.evaluation.prdc import coverage
-from pelap.evaluation.reference import Figures, Reference
+from pelap.evaluation.reference import ImageMetrics, Reference
 
 FIGURES = {"kid", "kid_std", "precision", "recall", "density", "coverage"}
 
@@ -327,7 +327,7 @@ def test_equal_pictures_have_figures_and_are_told() -> None:
     assert all_equal(equal)
     assert not all_equal(almost)
     figures = Reference(pictures(50), [Means()]).measure(equal)
-    assert isinstance(figures, Figures)
+    assert isinstance(figures, ImageMetrics)
     json.dumps(figures.metrics, allow_nan=False)
     assert figures.metrics["fd_means"] > 0
     assert figures.metrics["fd_means_se"] == pytest.approx(0, abs=1e-6)

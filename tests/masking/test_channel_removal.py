@@ -31,7 +31,7 @@ from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import ImageDataset, save_dataset, to_float
 from pelap.datasets.photos import build_photos
 from pelap.diffusion.loss import denoise
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.reverse import sample_latents
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
 from pelap.models.cut import CutLightUNet
@@ -182,8 +182,8 @@ def as_it_is(
     latents, mean, logvar = model.encode(images)
     gates = model.gates(latents)
     noisy = add_noise(model.unet_input(latents, gates), noise, steps, alphas_cumprod(model.info.diffusion))
-    support = model.support(gates)
-    noisy = noisy if support is None else noisy * support
+    open_channels = model.open_channels(gates)
+    noisy = noisy if open_channels is None else noisy * open_channels
     predicted = model.unet(noisy, steps).sample
     reconstructions = model.reconstruct(images)
     double = copy.deepcopy(model).double()
@@ -363,12 +363,12 @@ def test_pruned_is_refused_even_where_no_tensor_is_missing(unet: str, operator: 
 @pytest.mark.parametrize("unet", UNETS)
 def test_cut_model_can_be_pruned(tmp_path: Path, unet: str) -> None:
     cut = cut_channels(trained_like(unet), CLOSED)
-    subject = model_subject(cut, SamplerParams(kind="ddim", steps=4), 0)
-    operators = find_operators(cut.unet, subject.forward(2))
+    denoiser = model_denoiser(cut, SamplerParams(kind="ddim", steps=4), 0)
+    operators = find_operators(cut.unet, denoiser.forward(2))
     names = [operator.name for operator in operators if operator.parent is None][:3]
     plan = complete_plan(plan_from_json({"operators": names}, "test"), cut.unet, operators)
     pruned = apply_plan(cut.unet, plan)
-    subject.forward(2, pruned)()
+    denoiser.forward(2, pruned)()
     cut.unet = pruned
     save_model(cut, tmp_path / "pruned", plan)
     loaded = load_model(tmp_path / "pruned")

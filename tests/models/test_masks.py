@@ -10,10 +10,10 @@ from tiny import set_logits, tiny_model
 from pelap.config import ALL_LOSSES, SamplerParams, VariantParams
 from pelap.diffusion.loss import add_noise_to, denoise, noise_error
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.models.mask import ImportanceMask, LatentNormaliser
+from pelap.models.mask import ImportanceMask, LatentNorm
 from pelap.models.schedule import alphas_cumprod
 from pelap.profiling.cost import count_params
-from pelap.training.joint import draw, joint_losses
+from pelap.training.joint import draw_step_noise, joint_losses
 
 GATES = ["sigmoid", "topk", "hard_concrete"]
 
@@ -75,7 +75,7 @@ def test_topk_opens_the_largest_and_learns_as_a_sigmoid_does() -> None:
 
 
 def test_a_penalty_cannot_move_a_topk_mask() -> None:
-    cost = _static("topk", [0.3, -1.0, 2.0, 0.7])(torch.zeros(3, 4, 2, 2)).cost
+    cost = _static("topk", [0.3, -1.0, 2.0, 0.7])(torch.zeros(3, 4, 2, 2)).open_probability
     assert float(cost.mean()) == 0.5
     assert not cost.requires_grad
 
@@ -101,7 +101,9 @@ def test_hard_concrete_costs_the_chance_of_being_open_and_has_the_mean_of_its_di
     x = (torch.arange(2000) + 0.5)[:, None] / 2000
     above = 1 - torch.sigmoid(2 / 3 * torch.logit((x + 0.1) / 1.2) - logits)
     torch.testing.assert_close(values.mean(dim=0), above.mean(dim=0), rtol=0, atol=0.01)
-    torch.testing.assert_close(mask(torch.zeros(1, 4, 1, 1)).cost[0], cost[0])  # noise changes no cost
+    torch.testing.assert_close(
+        mask(torch.zeros(1, 4, 1, 1)).open_probability[0], cost[0]
+    )  # noise changes no cost
 
 
 def test_hard_concrete_learns_from_its_cost_where_it_is_shut_and_bears_any_uniform_number() -> None:
@@ -156,7 +158,7 @@ def _reached(model: LatentDiffusion, part: torch.nn.Parameter) -> set[str]:
     """The losses whose gradient in a parameter is not zero."""
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     alphas = alphas_cumprod(model.info.diffusion)
-    losses = joint_losses(model, images, draw(model, 4, 0, "test", 0), 0.0, 1.0, alphas)
+    losses = joint_losses(model, images, draw_step_noise(model, 4, 0, "test", 0), 0.0, 1.0, alphas)
     found = set()
     for name, term in TERMS.items():
         if not losses[term].requires_grad:
@@ -226,7 +228,7 @@ def test_gates_are_sampled_in_training_alone(training: bool) -> None:
     model = tiny_model(fields=VariantParams(**HARD)).train(training)
     set_logits(model, 0.0)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
-    random = draw(model, 4, 0, "test", 0)
+    random = draw_step_noise(model, 4, 0, "test", 0)
     other = random._replace(gates=1 - random.gates)
     alphas = alphas_cumprod(model.info.diffusion)
     first, second = (joint_losses(model, images, numbers, 0.0, 1.0, alphas) for numbers in (random, other))
@@ -252,9 +254,9 @@ def _half_closed(gate: str = "topk", **fields: Any) -> LatentDiffusion:
 @pytest.mark.parametrize("gate", ["topk", "hard_concrete"])
 def test_a_closed_channel_gets_no_noise(gate: str) -> None:
     model = _half_closed(gate)
-    support = model.support()
-    assert support is not None
-    assert support.flatten().tolist() == [1, 0, 1, 0]
+    open_channels = model.open_channels()
+    assert open_channels is not None
+    assert open_channels.flatten().tolist() == [1, 0, 1, 0]
     latents, noise = torch.randn(3, 4, 4, 4), torch.randn(3, 4, 4, 4)
     steps, alphas = torch.tensor([0, 500, 999]), alphas_cumprod(model.info.diffusion)
     noisy = add_noise_to(model, latents, model.gates(latents), noise, steps, alphas)
@@ -282,10 +284,10 @@ def test_each_picture_has_the_support_of_its_own_sampled_gates() -> None:
     set_logits(model, 0.0)
     latents, uniform = torch.randn(50, 4, 4, 4), torch.rand(50, 4)
     gates = model.gates(latents, uniform)
-    support = model.support(gates)
-    assert support is not None
-    assert torch.equal(support[:, :, 0, 0] > 0, gates.values > 0)
-    assert 0 < float(support.mean()) < 1
+    open_channels = model.open_channels(gates)
+    assert open_channels is not None
+    assert torch.equal(open_channels[:, :, 0, 0] > 0, gates.values > 0)
+    assert 0 < float(open_channels.mean()) < 1
 
 
 @pytest.mark.parametrize(
@@ -305,11 +307,11 @@ def test_other_gates_leave_every_channel_there(fields: dict[str, Any]) -> None:
         set_logits(model, -50.0)
     latents, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
     gates = model.gates(latents)
-    assert model.support() is None
-    assert model.support(gates) is None
+    assert model.open_channels() is None
+    assert model.open_channels(gates) is None
     steps = torch.full((2,), 999)
     noisy = add_noise_to(model, latents, gates, noise, steps, alphas_cumprod(model.info.diffusion))
-    assert noisy.support is None
+    assert noisy.open_channels is None
     assert (noisy.latents != 0).all()
 
 
@@ -333,7 +335,7 @@ def test_the_noise_error_is_the_mean_over_the_channels_that_are_there() -> None:
 def test_what_the_unet_says_of_a_closed_channel_changes_no_loss() -> None:
     model = _half_closed()
     images = torch.rand(4, 3, 16, 16) * 2 - 1
-    random, alphas = draw(model, 4, 0, "test", 0), alphas_cumprod(model.info.diffusion)
+    random, alphas = draw_step_noise(model, 4, 0, "test", 0), alphas_cumprod(model.info.diffusion)
     before = joint_losses(model, images, random, 0.001, 0.0, alphas)
     model.unet.conv_out.bias.data[CLOSED] += 100
     after = joint_losses(model, images, random, 0.001, 0.0, alphas)
@@ -371,7 +373,7 @@ def _spread(latents: torch.Tensor) -> torch.Tensor:
 
 
 def test_normaliser_gives_unit_variance_in_training_and_by_stored_statistics_later() -> None:
-    normaliser = LatentNormaliser()
+    normaliser = LatentNorm()
     latents = torch.randn(64, 4, 8, 8) * torch.tensor([1e-3, 1.0, 5.0, 20.0])[None, :, None, None] + 3
     for _ in range(200):
         out = normaliser(latents)
@@ -381,7 +383,7 @@ def test_normaliser_gives_unit_variance_in_training_and_by_stored_statistics_lat
 
 
 def test_restore_is_the_inverse_by_the_stored_statistics() -> None:
-    normaliser = LatentNormaliser()
+    normaliser = LatentNorm()
     latents = torch.randn(16, 4, 4, 4) * 3 + 2
     for _ in range(5):
         normaliser(latents)

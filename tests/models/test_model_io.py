@@ -76,9 +76,9 @@ def test_every_coupling_survives_a_round_trip(tmp_path: Path, coupling: dict[str
     loaded = load_model(tmp_path / "model")
     _same(model, loaded)
     assert torch.equal(loaded.gates(latents).values, model.gates(latents).values)
-    support, expected = loaded.support(), model.support()
-    assert (support is None) == (expected is None)
-    assert support is None or torch.equal(support, expected)
+    open_channels, expected = loaded.open_channels(), model.open_channels()
+    assert (open_channels is None) == (expected is None)
+    assert open_channels is None or torch.equal(open_channels, expected)
     assert torch.equal(loaded.decode_sample(latents), model.decode_sample(latents))
 
 

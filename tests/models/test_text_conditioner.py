@@ -14,9 +14,9 @@ from pelap.config.load import parse_params
 from pelap.core.errors import ConfigError, DataError, ModelError
 from pelap.data.dataset import ImageDataset
 from pelap.diffusion.loss import denoise
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.reverse import sample_latents
-from pelap.diffusion.sampler import ModelSource, sample_images
+from pelap.diffusion.sampler import ModelGenerator, sample_images
 from pelap.distillation.model_batches import ModelBatches
 from pelap.masking.collapse import observe
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
@@ -33,7 +33,7 @@ from pelap.scoring.score import score_operators
 from pelap.stages.score import find, fit, scoring_of
 from pelap.stages.trained import demand_trained_on
 from pelap.training import joint
-from pelap.training.joint import denoising_losses, draw, train_jointly
+from pelap.training.joint import denoising_losses, draw_step_noise, train_jointly
 
 NAMES = ("even", "odd")
 DDIM = SamplerParams(kind="ddim", steps=4)
@@ -126,30 +126,32 @@ def test_what_is_drawn_depends_on_the_stream_alone() -> None:
 def test_samples_take_turns_in_classes_and_know_what_they_are_asked_for() -> None:
     told = conditioner()
     assert told.prompts == ("a even", "a odd", "even", "odd")
-    assert told.asked_of(range(6)).tolist() == [0, 1, 0, 1, 0, 1]
+    assert told.labels_of_prompts(range(6)).tolist() == [0, 1, 0, 1, 0, 1]
     assert torch.equal(told.of_items([5, 0]), told.tokens(["a odd", "a even"]))
 
 
 def test_other_prompts_can_be_asked_for() -> None:
     told = conditioner()
-    told.ask_for(["odd", "even odd", "a"])
+    told.set_prompts(["odd", "even odd", "a"])
     assert torch.equal(told.of_items([3]), told.tokens(["odd"]))
-    assert told.asked_of(range(4)).tolist() == [1, UNKNOWN, UNKNOWN, 1]
+    assert told.labels_of_prompts(range(4)).tolist() == [1, UNKNOWN, UNKNOWN, 1]
     with pytest.raises(DataError, match="'cat' is not in"):
-        told.ask_for(["cat"])
+        told.set_prompts(["cat"])
     assert told.prompts == ("odd", "even odd", "a")
 
 
 def test_classes_whose_names_are_parts_of_others_are_told_apart() -> None:
     told = TextConditioner(["cat", "black cat", "photo"], ["a photo of {}", "{}"])
-    assert told.asked_of(range(6)).tolist() == [0, 1, 2] * 2  # made by templates: known without a look
-    told.ask_for(["black cat", "a cat", "photo of photo", "black cat of cat photo"])
-    assert told.asked_of(range(4)).tolist() == [1, 0, 2, UNKNOWN]
+    assert (
+        told.labels_of_prompts(range(6)).tolist() == [0, 1, 2] * 2
+    )  # made by templates: known without a look
+    told.set_prompts(["black cat", "a cat", "photo of photo", "black cat of cat photo"])
+    assert told.labels_of_prompts(range(4)).tolist() == [1, 0, 2, UNKNOWN]
 
 
 def test_a_class_is_found_by_whole_words() -> None:
     told = TextConditioner(["cat", "cattle"], ["{}"])
-    assert told.asked_of([0, 1]).tolist() == [0, 1]
+    assert told.labels_of_prompts([0, 1]).tolist() == [0, 1]
 
 
 def test_held_out_pictures_get_the_first_template() -> None:
@@ -217,7 +219,7 @@ def test_without_guidance_nothing_is_computed_twice() -> None:
 
 def test_a_sample_follows_its_prompt_and_not_its_batch() -> None:
     model = told_model()
-    source, noise = ModelSource(model, DDIM), torch.randn(4, *model.latent_shape)
+    source, noise = ModelGenerator(model, DDIM), torch.randn(4, *model.latent_shape)
     assert model.conditioner is not None
     assert source.num_asked == len(model.conditioner.prompts) > 1
     together = source.denoise(noise, range(4), 0)
@@ -229,12 +231,12 @@ def test_a_sample_follows_its_prompt_and_not_its_batch() -> None:
 
 def test_stochastic_samplers_are_guided_too() -> None:
     model = told_model()
-    source = ModelSource(model, SamplerParams(kind="ddpm", steps=4))
+    source = ModelGenerator(model, SamplerParams(kind="ddpm", steps=4))
     noise = torch.randn(1, *model.latent_shape)
     one, other = (source.denoise(noise, [0], 0) for _ in range(2))
     assert torch.equal(one, other)
     assert model.conditioner is not None
-    model.conditioner.ask_for(["odd"])
+    model.conditioner.set_prompts(["odd"])
     assert not torch.allclose(source.denoise(noise, [0], 0), one, atol=1e-4)
 
 
@@ -256,7 +258,9 @@ def test_training_teaches_the_text_encoder_with_the_unet(tmp_path: Path) -> None
 def test_the_loss_depends_on_what_the_denoiser_is_told() -> None:
     model = told_model()
     latents, alphas = torch.randn(4, *model.latent_shape), torch.linspace(0.99, 0.01, 1000)
-    even, odd = (draw(model, 4, 0, "test", 0, model.tokens_for(torch.full((4,), label))) for label in (0, 1))
+    even, odd = (
+        draw_step_noise(model, 4, 0, "test", 0, model.tokens_for(torch.full((4,), label))) for label in (0, 1)
+    )
     assert torch.equal(even.noise, odd.noise)
     losses = [denoising_losses(model, latents, random, 0.0, alphas)["noise"] for random in (even, odd)]
     assert losses[0] != losses[1]
@@ -290,13 +294,13 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
     model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
     assert model.conditioner is not None
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
-    pick = joint.pick
+    gather_batch = joint.gather_batch
 
-    def seen(images: torch.Tensor, picks: joint.Picks) -> torch.Tensor:
-        given.append((picks.indices, torch.empty(0)))
-        return pick(images, picks)
+    def seen(images: torch.Tensor, indices: joint.BatchIndices) -> torch.Tensor:
+        given.append((indices.indices, torch.empty(0)))
+        return gather_batch(images, indices)
 
-    def losses(model: LatentDiffusion, latents: torch.Tensor, random: joint.Draw, *others: Any) -> Any:
+    def losses(model: LatentDiffusion, latents: torch.Tensor, random: joint.StepNoise, *others: Any) -> Any:
         if len(random.tokens) == 32 and given and not len(given[-1][1]):
             given[-1] = (given[-1][0], random.tokens)
         return denoising_losses(model, latents, random, *others)
@@ -304,27 +308,27 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
     monkeypatch.setattr(joint, "pick", seen)
     monkeypatch.setattr(joint, "denoising_losses", losses)
     train_jointly(model, dataset, told_params().train, CPU, tmp_path / "resume")
-    trained_on = [(indices, tokens) for indices, tokens in given if len(tokens)]
+    trained_on = [(items, tokens) for items, tokens in given if len(tokens)]
     assert len(trained_on) >= 2
-    for indices, tokens in trained_on:
-        assert torch.equal(tokens, model.conditioner.of_labels(dataset.train.labels[indices]))
+    for items, tokens in trained_on:
+        assert torch.equal(tokens, model.conditioner.of_labels(dataset.train.labels[items]))
 
 
 def test_students_are_given_the_prompts_of_their_own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
     assert model.conditioner is not None
     batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
-    picks: list[torch.Tensor] = []
+    indices: list[torch.Tensor] = []
     posteriors = batches.posteriors
 
     def noted(chosen: Any) -> Any:
-        picks.append(chosen.indices)
+        indices.append(chosen.indices)
         return posteriors(chosen)
 
     monkeypatch.setattr(batches, "posteriors", noted)
     batch = next(iter(batches(0)))
     with torch.no_grad():
-        expected = model.conditioner(model.conditioner.of_labels(dataset.train.labels[picks[0]]))
+        expected = model.conditioner(model.conditioner.of_labels(dataset.train.labels[indices[0]]))
     torch.testing.assert_close(batch.conditions["encoder_hidden_states"], expected)
 
 
@@ -352,30 +356,30 @@ def test_collapse_is_observed_with_the_prompts_of_the_labels() -> None:
 
 def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> None:
     model = told_model()
-    subject = model_subject(model, DDIM, seed=0, num_seeds=2)
-    names = [operator.name for operator in find(subject, told_params().score)]
+    denoiser = model_denoiser(model, DDIM, seed=0, num_seeds=2)
+    names = [operator.name for operator in find(denoiser, told_params().score)]
     assert any(name.endswith("attn2") for name in names)
     start = torch.randn(1, *model.latent_shape).expand(4, -1, -1, -1)
-    latents = subject.denoise(start, range(4))
+    latents = denoiser.denoise(start, range(4))
     torch.testing.assert_close(latents[0], latents[1])  # item 0 of either seed: the first prompt
     assert not torch.allclose(latents[1], latents[2], atol=1e-4)
-    assert subject.task_loss is not None
-    loss = subject.task_loss(latents, range(len(latents)), torch.Generator().manual_seed(0))
+    assert denoiser.task_loss is not None
+    loss = denoiser.task_loss(latents, range(len(latents)), torch.Generator().manual_seed(0))
     assert loss.isfinite()
 
 
 def test_operators_of_a_guided_model_have_the_same_scores_together_as_alone(tmp_path: Path) -> None:
     model, params = told_model(), told_params().score
-    subject = model_subject(model, DDIM, seed=0)
-    operators = [operator for operator in find(subject, params) if "down_blocks.1" in operator.name][:12]
-    stand_ins = fit(subject, operators, params, 0)
-    start = subject.noise(4, 1, 0)
+    denoiser = model_denoiser(model, DDIM, seed=0)
+    operators = [operator for operator in find(denoiser, params) if "down_blocks.1" in operator.name][:12]
+    replacements = fit(denoiser, operators, params, 0)
+    start = denoiser.noise(4, 1, 0)
 
     def scores(rows: int) -> Any:
         scoring = replace(scoring_of(params, 0), rows_per_batch=rows)
         store = LatentStore(tmp_path / str(rows))
         table = score_operators(
-            subject.network, subject.denoise, operators, stand_ins, start, scoring, store
+            denoiser.network, denoiser.denoise, operators, replacements, start, scoring, store
         ).table
         return table.set_index("operator").loc[[operator.name for operator in operators], "score"]
 
@@ -386,11 +390,11 @@ def test_operators_of_a_guided_model_have_the_same_scores_together_as_alone(tmp_
 
 def test_prompts_and_guidance_are_part_of_what_latents_are_made_with() -> None:
     def protocol(model: LatentDiffusion) -> dict[str, Any]:
-        return model_subject(model, DDIM, seed=0).protocol
+        return model_denoiser(model, DDIM, seed=0).protocol
 
     model, strong, other = told_model(), told_model(guidance_scale=5.0), told_model()
     assert other.conditioner is not None
-    other.conditioner.ask_for(["odd"])
+    other.conditioner.set_prompts(["odd"])
     said = [protocol(each) for each in (model, strong, other)]
     assert said[0] != said[1] != said[2] != said[0]
 

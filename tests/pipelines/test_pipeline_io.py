@@ -36,7 +36,7 @@ from pelap.pipelines.pipeline_io import LIBRARIES, is_pipeline, load_pipeline, p
 from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.plan import Plan, plan_from_json
 from pelap.surgery.pruned_reader import PRUNED_WEIGHTS
-from pelap.surgery.replacements import StandIn
+from pelap.surgery.replacements import Replacement
 
 KINDS = pytest.mark.parametrize("kind", BUILDERS)
 RESIDUAL = ["mid_block.resnets.0", "down_blocks.0.resnets.0.norm1"]
@@ -263,7 +263,7 @@ def test_a_pruned_pipeline_is_not_saved_without_its_plan(tmp_path: Path) -> None
     with pytest.raises(PlanError, match="give the plan that it was pruned with"):
         save_pipeline(pipe, tmp_path / "pipe", plan_from_json({"operators": RESIDUAL}, "test"))
     pipe = tiny_ddim()
-    pipe.unet.mid_block.resnets[0] = StandIn("x", [])
+    pipe.unet.mid_block.resnets[0] = Replacement("x", [])
     with pytest.raises(AssertionError, match="saved with its plan"):
         save_pipeline(pipe, tmp_path / "pipe")
 

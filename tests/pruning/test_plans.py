@@ -18,18 +18,18 @@ from pelap.core.errors import PlanError
 from pelap.profiling.cost import count_params
 from pelap.pruning.selection import check_scores, make_plan, plan_of
 from pelap.surgery.apply import apply_plan, removed_operators
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator
 from pelap.surgery.plan import (
     Plan,
-    Removal,
+    PlanEntry,
     check_disjoint,
     complete_plan,
     demand_network,
     fingerprint,
     plan_from_json,
 )
-from pelap.surgery.replacements import Replacement, StandIn
+from pelap.surgery.replacements import Replacement, ReplacementSpec
 
 SCORES = pd.DataFrame(
     [
@@ -68,7 +68,7 @@ def test_plan_takes_the_lowest_scores_until_the_target_and_lists_no_nested_opera
     assert plan.time_reduction == pytest.approx(0.40)
     assert plan.num_params == 600
     assert plan.target == {"time_reduction": 0.25}
-    assert plan.operators[0] == Removal("b", "block", Replacement("identity"))
+    assert plan.operators[0] == PlanEntry("b", "block", ReplacementSpec("identity"))
 
 
 def test_names_that_begin_alike_are_not_nested() -> None:
@@ -214,10 +214,10 @@ def test_plan_survives_json() -> None:
 
 def test_every_field_of_a_replacement_survives_json(tmp_path: Path) -> None:
     removals = (
-        Removal("a", "block", Replacement("avg_pool+projection", 4, 6, 2)),
-        Removal("b", "normalisation", Replacement("scale_shift", 8, channels_last=True)),
-        Removal("c", "transformer", Replacement("residual", num_outputs=1)),
-        Removal("d"),
+        PlanEntry("a", "block", ReplacementSpec("avg_pool+projection", 4, 6, 2)),
+        PlanEntry("b", "normalisation", ReplacementSpec("scale_shift", 8, channels_last=True)),
+        PlanEntry("c", "transformer", ReplacementSpec("residual", num_outputs=1)),
+        PlanEntry("d"),
     )
     plan = Plan(removals, {"num_params": 7.0}, 0.25, 12, "Net-0123")
     files.write_json(tmp_path / "plan.json", plan.to_json())
@@ -237,7 +237,7 @@ def test_entries_may_be_bare_names_or_hold_what_is_known() -> None:
     plan = plan_from_json(
         {"operators": ["a", {"operator": "b"}, {"operator": "c", "replacement": "identity"}]}, "file"
     )
-    assert plan.operators == (Removal("a"), Removal("b"), Removal("c", "", Replacement()))
+    assert plan.operators == (PlanEntry("a"), PlanEntry("b"), PlanEntry("c", "", ReplacementSpec()))
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,11 @@ def test_bare_names_are_completed_with_what_is_offered(name: str) -> None:
     case, operators = found(name)
     outermost = [operator for operator in operators if operator.parent is None]
     plan = completed(case, operators, *(operator.name for operator in outermost))
-    assert plan.operators == tuple(Removal(o.name, o.kind, o.replacement) for o in outermost)
+    assert plan.operators == tuple(PlanEntry(o.name, o.kind, o.replacement) for o in outermost)
     assert plan.network == fingerprint(case.network)
     by_scores = Plan(
-        tuple(Removal(o.name, o.kind, Replacement(o.replacement.name)) for o in outermost), {"num_params": 1}
+        tuple(PlanEntry(o.name, o.kind, ReplacementSpec(o.replacement.name)) for o in outermost),
+        {"num_params": 1},
     )
     whole = complete_plan(by_scores, case.network, operators)
     assert whole.operators == plan.operators
@@ -309,33 +310,33 @@ NORM, SEQUENCE, CONV = "block_mid.norm1", "mid_block.attentions.0.group_norm", "
         (
             "light",
             {"operator": NORM, "replacement": "scale_shift"},
-            Replacement("scale_shift", 16),
+            ReplacementSpec("scale_shift", 16),
         ),
         (
             "unet2d",
             {"operator": SEQUENCE, "replacement": "scale_shift"},
-            Replacement("scale_shift", 16),
+            ReplacementSpec("scale_shift", 16),
         ),
         (
             "dit",
             {"operator": "norm_out", "replacement": "scale_shift"},
-            Replacement("scale_shift", 16, channels_last=True),
+            ReplacementSpec("scale_shift", 16, channels_last=True),
         ),
-        ("light", {"operator": CONV, "replacement": "regroup"}, Replacement("regroup", 8, 16)),
+        ("light", {"operator": CONV, "replacement": "regroup"}, ReplacementSpec("regroup", 8, 16)),
         (
             "light",
             {"operator": "block_mid", "replacement": "projection", "in_channels": 16, "out_channels": 16},
-            Replacement("projection", 16, 16),
+            ReplacementSpec("projection", 16, 16),
         ),
         (
             "conditional",
             {"operator": "mid_block.attentions.0", "replacement": "identity"},
-            Replacement("identity", num_outputs=1),
+            ReplacementSpec("identity", num_outputs=1),
         ),
     ],
     ids=["norm", "sequence_norm", "norm_without_weights", "regroup", "own_numbers", "tuple"],
 )
-def test_replacement_may_be_another_one(name: str, entry: dict[str, Any], expected: Replacement) -> None:
+def test_replacement_may_be_another_one(name: str, entry: dict[str, Any], expected: ReplacementSpec) -> None:
     """Its numbers are filled in; the network runs, fitted or not."""
     case, operators = found(name)
     plan = completed(case, operators, entry)
@@ -343,7 +344,7 @@ def test_replacement_may_be_another_one(name: str, entry: dict[str, Any], expect
     assert removal.replacement == expected
     assert removal.kind == next(o.kind for o in operators if o.name == removal.operator)
     with_it = [dataclasses.replace(o, replacement=expected) for o in operators if o.name == removal.operator]
-    pruned = apply_plan(case.network, plan, make_stand_ins(case.network, with_it, case.forward(16)))
+    pruned = apply_plan(case.network, plan, fit_replacements(case.network, with_it, case.forward(16)))
     assert removed_operators(pruned) == [removal.operator]
     with torch.no_grad():
         made = case.forward(2, pruned)()
@@ -357,11 +358,11 @@ def test_numbers_are_this_networks_where_a_plan_was_made_for_another(replacement
     case, operators = found("light")
     entry = {"operator": CONV, "replacement": replacement, "in_channels": 320, "out_channels": 640}
     (removal,) = completed(case, operators, entry).operators
-    assert removal.replacement == Replacement(replacement, 8, 16)
+    assert removal.replacement == ReplacementSpec(replacement, 8, 16)
     (removal,) = completed(
         case, operators, {"operator": NORM, "replacement": "identity", "num_outputs": 2}
     ).operators
-    assert removal.replacement == Replacement("identity")
+    assert removal.replacement == ReplacementSpec("identity")
 
 
 def test_replacement_that_does_not_fit_is_refused_in_one_line() -> None:
@@ -440,7 +441,7 @@ def test_fingerprint_is_of_class_and_shapes_not_of_values() -> None:
 
 def table_of(case: Case, operators: list[Operator]) -> pd.DataFrame:
     """As `pelap score` writes it, but for what it measures."""
-    stand_ins: dict[str, StandIn] = make_stand_ins(case.network, operators, lambda: None, "random")
+    replacements: dict[str, Replacement] = fit_replacements(case.network, operators, lambda: None, "random")
     return pd.DataFrame(
         {
             "operator": [operator.name for operator in operators],
@@ -448,7 +449,7 @@ def table_of(case: Case, operators: list[Operator]) -> pd.DataFrame:
             "replacement": [operator.replacement.name for operator in operators],
             "score": [float(i) for i in range(len(operators))],
             "params": [count_params(case.network.get_submodule(o.name)) for o in operators],
-            "replacement_params": [count_params(stand_ins[o.name]) for o in operators],
+            "replacement_params": [count_params(replacements[o.name]) for o in operators],
         }
     )
 

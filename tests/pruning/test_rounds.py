@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pelap.core.errors import PlanError
-from pelap.pruning.rounds import TOLERANCE, Chooser, Method
+from pelap.pruning.rounds import TOLERANCE, Method, TimeBudgetPlanner
 from pelap.pruning.selection import make_plan
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan
@@ -52,13 +52,13 @@ class Network:
         ]
         return self.table[left]
 
-    def chooser(self, trials: int) -> Chooser:
-        return Chooser(self.table, self.measure, self.rescore, trials)
+    def planner(self, trials: int) -> TimeBudgetPlanner:
+        return TimeBudgetPlanner(self.table, self.measure, self.rescore, trials)
 
 
 def test_without_trials_the_scores_are_believed() -> None:
     network = Network(scores(), lambda promised: 0.5 * promised)
-    plan = network.chooser(0).plan(Method(), "time_reduction", 0.3)
+    plan = network.planner(0).plan(Method(), "time_reduction", 0.3)
     assert gone(plan) == gone(make_plan(network.table, "time_reduction", 0.3))
     assert network.measured == network.rescored == []
 
@@ -66,7 +66,7 @@ def test_without_trials_the_scores_are_believed() -> None:
 @pytest.mark.parametrize("target", ["num_params", "num_operators"])
 def test_numbers_need_no_clock(target: str) -> None:
     network = Network(scores())
-    plan = network.chooser(5).plan(Method(), target, 7)
+    plan = network.planner(5).plan(Method(), target, 7)
     assert plan == make_plan(network.table, target, 7)
     assert network.measured == []
 
@@ -80,7 +80,7 @@ def test_numbers_need_no_clock(target: str) -> None:
 def test_a_plan_saves_what_the_clock_says(clock: Callable[[float], float], amount: float) -> None:
     network = Network(scores(num=100, share=0.008), clock)
     trials = 10
-    plan = network.chooser(trials).plan(Method(), "time_reduction", amount)
+    plan = network.planner(trials).plan(Method(), "time_reduction", amount)
     assert network.saved(plan) == pytest.approx(amount, abs=TOLERANCE + 1e-9)
     assert plan.target == {"time_reduction": amount}
     assert len(network.measured) <= trials
@@ -91,7 +91,7 @@ def test_a_plan_saves_what_the_clock_says(clock: Callable[[float], float], amoun
 def test_more_trials_come_no_less_near() -> None:
     def miss(trials: int) -> float:
         network = Network(scores(num=100, share=0.008), lambda it: it**2)
-        return abs(network.saved(network.chooser(trials).plan(Method(), "time_reduction", 0.3)) - 0.3)
+        return abs(network.saved(network.planner(trials).plan(Method(), "time_reduction", 0.3)) - 0.3)
 
     misses = [miss(trials) for trials in (1, 2, 4, 8)]
     assert misses == sorted(misses, reverse=True)
@@ -101,27 +101,27 @@ def test_more_trials_come_no_less_near() -> None:
 def test_where_no_plan_meets_the_target_one_that_saves_enough_is_taken() -> None:
     # 0.10 or 0.22: the first is nearer to 0.14.
     network = Network(scores(num=3, share=0.1), lambda it: 1.1 * it - 0.01 * (it < 0.15))
-    plan = network.chooser(6).plan(Method(), "time_reduction", 0.14)
+    plan = network.planner(6).plan(Method(), "time_reduction", 0.14)
     assert gone(plan) == ["o00", "o01"]
     assert network.saved(plan) >= 0.14
 
 
 def test_no_plan_is_measured_twice() -> None:
     network = Network(scores(num=5, share=0.1), lambda it: 0.9 * it)
-    network.chooser(10).plan(Method(), "time_reduction", 0.24)
+    network.planner(10).plan(Method(), "time_reduction", 0.24)
     assert len({tuple(names) for names in network.measured}) == len(network.measured)
 
 
 def test_out_of_reach_says_how_far_it_goes_before_anything_is_measured() -> None:
     network = Network(scores(num=3, share=0.1))
     with pytest.raises(PlanError, match=r"0\.5 is out of reach.*at most 0\.3"):
-        network.chooser(5).plan(Method(), "time_reduction", 0.5)
+        network.planner(5).plan(Method(), "time_reduction", 0.5)
     assert network.measured == []
 
 
 def test_a_clock_that_asks_for_more_than_there_is_gets_the_most_that_was_found() -> None:
     network = Network(scores(num=10, share=0.05), lambda it: 0.7 * it)
-    plan = network.chooser(8).plan(Method(), "time_reduction", 0.4)
+    plan = network.planner(8).plan(Method(), "time_reduction", 0.4)
     assert len(gone(plan)) == 10  # all there is: 0.35
 
 
@@ -130,7 +130,7 @@ def test_a_clock_that_asks_for_more_than_there_is_gets_the_most_that_was_found()
 
 def test_rounds_stop_where_the_share_says() -> None:
     network = Network(scores())
-    plan = network.chooser(4).plan(GREEDY, "time_reduction", 0.3)
+    plan = network.planner(4).plan(GREEDY, "time_reduction", 0.3)
     assert [len(names) for names in network.rescored] == [5, 10]
     assert len(gone(plan)) == 15
     assert plan.target == {"time_reduction": 0.3}
@@ -138,26 +138,26 @@ def test_rounds_stop_where_the_share_says() -> None:
 
 def test_the_last_round_is_not_scored_after() -> None:
     network = Network(scores())
-    network.chooser(4).plan(GREEDY, "time_reduction", 0.1)
+    network.planner(4).plan(GREEDY, "time_reduction", 0.1)
     assert network.rescored == []
 
 
 def test_a_larger_amount_goes_through_the_same_rounds() -> None:
     network = Network(scores())
-    chooser = network.chooser(4)
-    small = chooser.plan(GREEDY, "time_reduction", 0.26)
-    large = chooser.plan(GREEDY, "time_reduction", 0.46)
+    planner = network.planner(4)
+    small = planner.plan(GREEDY, "time_reduction", 0.26)
+    large = planner.plan(GREEDY, "time_reduction", 0.46)
     assert [len(names) for names in network.rescored] == [5, 10, 15, 20]
     assert set(gone(small)[:10]) < set(gone(large))
-    alone = Network(scores()).chooser(4).plan(GREEDY, "time_reduction", 0.46)
+    alone = Network(scores()).planner(4).plan(GREEDY, "time_reduction", 0.46)
     assert gone(large) == gone(alone)
 
 
 def test_ways_to_choose_have_rounds_of_their_own() -> None:
     network = Network(scores())
-    chooser = network.chooser(4)
+    planner = network.planner(4)
     for method in (GREEDY, Method(selection="knapsack", rescore=0.1), Method(rescore=0.06)):
-        chooser.plan(method, "time_reduction", 0.2)
+        planner.plan(method, "time_reduction", 0.2)
     assert [len(names) for names in network.rescored] == [5, 5, 3, 6, 9]
 
 
@@ -168,7 +168,7 @@ def test_what_was_scored_anew_decides() -> None:
         left = network.rescore(plan)
         return left.assign(score=-left["score"])
 
-    plan = Chooser(network.table, network.measure, reverse, 4).plan(GREEDY, "time_reduction", 0.3)
+    plan = TimeBudgetPlanner(network.table, network.measure, reverse, 4).plan(GREEDY, "time_reduction", 0.3)
     assert gone(plan) == ["o00", "o09", "o08"]
 
 
@@ -187,7 +187,7 @@ def test_parts_that_went_go_with_the_block_around_them() -> None:
                 left.loc["a", ["latency_share", "score"]] = [0.1, 0.0]
         return left.reset_index()
 
-    plan = Chooser(table, network.measure, rescore, 4).plan(GREEDY, "time_reduction", 0.2)
+    plan = TimeBudgetPlanner(table, network.measure, rescore, 4).plan(GREEDY, "time_reduction", 0.2)
     assert gone(plan) == ["a"]  # a.b is inside of it
     assert network.saved(plan) == pytest.approx(0.2)
 
@@ -195,7 +195,7 @@ def test_parts_that_went_go_with_the_block_around_them() -> None:
 def test_rounds_that_run_out_of_operators_say_so() -> None:
     network = Network(scores(num=5, share=0.05))
     with pytest.raises(PlanError, match="out of reach"):
-        network.chooser(4).plan(GREEDY, "time_reduction", 0.5)
+        network.planner(4).plan(GREEDY, "time_reduction", 0.5)
 
 
 def table(**shares: float) -> pd.DataFrame:
@@ -207,23 +207,23 @@ def table(**shares: float) -> pd.DataFrame:
 
 @pytest.mark.parametrize("trials", [0, 5])
 def test_a_round_takes_nothing_more_where_the_one_before_reached_the_amount(trials: int) -> None:
-    chooser = Network(table(a=0.3, b=0.05, c=0.05, d=0.2)).chooser(trials)
-    assert gone(chooser.plan(GREEDY, "time_reduction", 0.3)) == ["a"]
-    assert gone(chooser.plan(GREEDY, "time_reduction", 0.35)) == ["a", "b"]
+    planner = Network(table(a=0.3, b=0.05, c=0.05, d=0.2)).planner(trials)
+    assert gone(planner.plan(GREEDY, "time_reduction", 0.3)) == ["a"]
+    assert gone(planner.plan(GREEDY, "time_reduction", 0.35)) == ["a", "b"]
 
 
 def test_believed_rounds_count_what_a_plan_promises() -> None:
     network = Network(table(a=0.3, b=0.3))
-    assert gone(network.chooser(trials=0).plan(GREEDY, "time_reduction", 0.55)) == ["a", "b"]
+    assert gone(network.planner(trials=0).plan(GREEDY, "time_reduction", 0.55)) == ["a", "b"]
 
 
 def test_out_of_reach_where_nothing_is_left() -> None:
-    chooser = Network(table(a=0.3, b=0.1)).chooser(trials=5)
+    planner = Network(table(a=0.3, b=0.1)).planner(trials=5)
     with pytest.raises(PlanError, match=r"out of reach, nothing is left after 0\.4"):
-        chooser.plan(Method(rescore=0.4), "time_reduction", 0.5)
+        planner.plan(Method(rescore=0.4), "time_reduction", 0.5)
 
 
 def test_a_round_that_takes_nothing_is_not_scored_again() -> None:
     network = Network(table(a=0.3, b=0.05, c=0.05, d=0.2))
-    network.chooser(trials=5).plan(GREEDY, "time_reduction", 0.35)
+    network.planner(trials=5).plan(GREEDY, "time_reduction", 0.35)
     assert network.rescored == [["a"]]

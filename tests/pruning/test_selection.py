@@ -16,7 +16,7 @@ from pelap.pruning.selection import (
     Selection,
     importance_by,
     make_plan,
-    spread,
+    single_operator_plans,
 )
 from pelap.scoring import criteria
 from pelap.scoring.statistic import Formula, distances, score
@@ -243,7 +243,7 @@ def test_a_spread_goes_from_one_end_of_the_ranking_to_the_other() -> None:
     scores = pd.DataFrame({"operator": [f"o{i:02}" for i in range(20)], "score": np.arange(20.0)}).assign(
         kind="block", replacement="identity", params=5, latency_share=0.01
     )
-    plans = spread(scores.sample(frac=1, random_state=0), 4)
+    plans = single_operator_plans(scores.sample(frac=1, random_state=0), 4)
     places = [int(name[1:]) for name in plans]
     assert places == sorted(places)
     assert set(np.diff(places)) == {5}
@@ -251,15 +251,19 @@ def test_a_spread_goes_from_one_end_of_the_ranking_to_the_other() -> None:
     for name, plan in plans.items():
         assert [removal.operator for removal in plan.operators] == [name]
         assert (plan.num_params, plan.time_reduction) == (5, pytest.approx(0.01))
-    assert [*spread(scores, 20)] == [*spread(scores, 1000)] == scores["operator"].to_list()
-    assert spread(scores, 0) == {}
+    assert (
+        [*single_operator_plans(scores, 20)]
+        == [*single_operator_plans(scores, 1000)]
+        == scores["operator"].to_list()
+    )
+    assert single_operator_plans(scores, 0) == {}
 
 
 def test_a_spread_leaves_out_what_has_no_place() -> None:
     scores = FLAT.assign(
         score=[0.1, math.inf, 0.3, 0.4, 0.5], stopped_early=[False, False, True, False, False]
     )
-    assert [*spread(scores, 9)] == ["small", "idle", "slower"]
+    assert [*single_operator_plans(scores, 9)] == ["small", "idle", "slower"]
 
 
 def rows(**cells: tuple[float, float]) -> pd.DataFrame:

@@ -39,7 +39,7 @@ from pelap.core.paths import RunPaths
 from pelap.report import (
     collapse,
     distillation,
-    medium,
+    modality,
     operators,
     protocol,
     tables,
@@ -333,7 +333,7 @@ def test_damaged_sound_is_one_line(
 
 
 def test_only_our_own_words_change_with_the_medium() -> None:
-    sounds = medium.nouns(SOUNDS)
+    sounds = modality.modality_names(SOUNDS)
     assert sounds.put("Pictures of a picture-maker; Picture by picture") == (
         "Sounds of a picture-maker; Sound by sound"
     )
@@ -341,7 +341,7 @@ def test_only_our_own_words_change_with_the_medium() -> None:
     assert sounds.put("| picture | picture |\n| pictures | 1 |") == "| picture | sound |\n| pictures | 1 |"
     assert sounds.put("my.picture picture.old; a picture.") == "my.picture picture.old; a sound."
     for protocol_ in ({}, {"medium": None}, {"medium": "pictures"}):
-        assert medium.nouns(protocol_).put("Pictures per image") == "Pictures per image"
+        assert modality.modality_names(protocol_).put("Pictures per image") == "Pictures per image"
 
 
 def test_a_variant_called_picture_keeps_its_name(heard: RunPaths, tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_variant_called_picture_keeps_its_name(heard: RunPaths, tmp_path: Path
     axis = figure.subplots()
     axis.set_title("picture")
     axis.set_xlabel("time per image, of a picture (ms)")
-    data.nouns.label(figure)
+    data.modality_names.label(figure)
     assert (axis.get_title(), axis.get_xlabel()) == ("picture", "time per sound, of a sound (ms)")
 
 

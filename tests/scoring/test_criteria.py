@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from pelap.core.errors import ModelError
 from pelap.scoring import criteria
 from pelap.scoring.criteria import Call, record_calls
-from pelap.surgery.fit import make_stand_ins
-from pelap.surgery.operators import Operator, find_operators, hooked, standing_in
+from pelap.surgery.fit import fit_replacements
+from pelap.surgery.operators import Operator, find_operators, forward_hooks, swapped_modules
 from pelap.surgery.replacements import (
     Replacement,
-    StandIn,
+    ReplacementSpec,
     argument_of,
     input_of,
     output_size,
@@ -37,7 +37,7 @@ class Ready(NamedTuple):
 
     case: Case
     operators: list[Operator]
-    stand_ins: dict[str, StandIn]
+    replacements: dict[str, Replacement]
     calls: list[Call]
 
     @property
@@ -54,11 +54,11 @@ def ready(name: str) -> Ready:
     """In double precision, so that numbers can be compared closely."""
     case = CASES[name]()
     operators = case.find("scale_shift")
-    stand_ins = make_stand_ins(case.network, operators, case.run(), "fitted")
+    replacements = fit_replacements(case.network, operators, case.run(), "fitted")
     calls = record_calls(case.network, lambda: case.denoise(case.noise(ROWS), range(ROWS)), 2)
     case.network.double()
     doubled = [Call(as_double(call.args), as_double(call.kwargs)) for call in calls]
-    return Ready(case, operators, {key: part.double() for key, part in stand_ins.items()}, doubled)
+    return Ready(case, operators, {key: part.double() for key, part in replacements.items()}, doubled)
 
 
 def as_double(value: Any) -> Any:
@@ -81,15 +81,15 @@ def mean_loss(network: nn.Module, call: Call) -> torch.Tensor:
     return row_losses(network, call).mean()
 
 
-def of_kinds(subject: Ready, kinds: tuple[str, ...]) -> list[Operator]:
-    return [operator for operator in subject.operators if operator.kind in kinds]
+def of_kinds(denoiser: Ready, kinds: tuple[str, ...]) -> list[Operator]:
+    return [operator for operator in denoiser.operators if operator.kind in kinds]
 
 
-def same(subject: Ready, factor: float = 1.0) -> dict[str, StandIn]:
+def same(denoiser: Ready, factor: float = 1.0) -> dict[str, Replacement]:
     """Copies of operators in their own places, times a factor."""
-    modules = {op.name: subject.network.get_submodule(op.name) for op in of_kinds(subject, SINGLE)}
+    modules = {op.name: denoiser.network.get_submodule(op.name) for op in of_kinds(denoiser, SINGLE)}
     return {
-        name: StandIn(argument_of(module), [copy.deepcopy(module), Times(factor)])
+        name: Replacement(argument_of(module), [copy.deepcopy(module), Times(factor)])
         for name, module in modules.items()
     }
 
@@ -109,7 +109,7 @@ class Fails(nn.Module):
 
 
 @pytest.fixture(params=CASES)
-def subject(request: pytest.FixtureRequest) -> Ready:
+def denoiser(request: pytest.FixtureRequest) -> Ready:
     return ready(request.param)
 
 
@@ -187,11 +187,11 @@ def test_random_numbers_go_with_the_name_and_the_seed() -> None:
     assert all(0 <= value < 1 for value in values.values())
 
 
-def test_magnitude_is_the_norm_of_all_parameters(subject: Ready) -> None:
-    values = criteria.magnitude(subject.network, subject.operators)
-    assert list(values) == [operator.name for operator in subject.operators]
+def test_magnitude_is_the_norm_of_all_parameters(denoiser: Ready) -> None:
+    values = criteria.magnitude(denoiser.network, denoiser.operators)
+    assert list(values) == [operator.name for operator in denoiser.operators]
     for name, value in values.items():
-        weights = [w.detach().flatten() for w in subject.network.get_submodule(name).parameters()]
+        weights = [w.detach().flatten() for w in denoiser.network.get_submodule(name).parameters()]
         assert value == pytest.approx(float(torch.cat(weights).norm()) if weights else math.inf)
     assert math.inf in values.values()
 
@@ -199,38 +199,40 @@ def test_magnitude_is_the_norm_of_all_parameters(subject: Ready) -> None:
 # Criteria of a single step
 
 
-def test_an_operator_that_stands_in_for_itself_changes_nothing(subject: Ready) -> None:
-    operators, network = of_kinds(subject, SINGLE), subject.network
-    given = (network, subject.calls, operators, same(subject))
+def test_an_operator_that_stands_in_for_itself_changes_nothing(denoiser: Ready) -> None:
+    operators, network = of_kinds(denoiser, SINGLE), denoiser.network
+    given = (network, denoiser.calls, operators, same(denoiser))
     for values in (criteria.block_similarity(*given), criteria.output_error(*given, 2 * ROWS)):
         assert list(values) == [operator.name for operator in operators]
         assert max(abs(value) for value in values.values()) < 1e-12
-    slopes = criteria.taylor(network, subject.losses(), operators, same(subject))
+    slopes = criteria.taylor(network, denoiser.losses(), operators, same(denoiser))
     assert max(slopes.values()) < 1e-12
 
 
-def test_the_opposite_of_an_operator_is_two_away_from_it(subject: Ready) -> None:
-    operators = of_kinds(subject, SINGLE)
-    values = criteria.block_similarity(subject.network, subject.calls, operators, same(subject, -3.0))
+def test_the_opposite_of_an_operator_is_two_away_from_it(denoiser: Ready) -> None:
+    operators = of_kinds(denoiser, SINGLE)
+    values = criteria.block_similarity(denoiser.network, denoiser.calls, operators, same(denoiser, -3.0))
     assert values == pytest.approx(dict.fromkeys(values, 2.0))
 
 
-def test_similarity_is_the_mean_cosine_of_rows_over_all_calls(subject: Ready) -> None:
-    cosines: dict[str, list[float]] = {operator.name: [] for operator in subject.operators}
-    batched = {operator.name: operator.batched for operator in subject.operators}
+def test_similarity_is_the_mean_cosine_of_rows_over_all_calls(denoiser: Ready) -> None:
+    cosines: dict[str, list[float]] = {operator.name: [] for operator in denoiser.operators}
+    batched = {operator.name: operator.batched for operator in denoiser.operators}
 
     def compare(name: str, module: nn.Module, args: Any, kwargs: Any, y: Any) -> None:
-        stand_in = subject.stand_ins[name]
-        x = stand_in.replace(input_of(stand_in.argument, args, kwargs), output_size(args, kwargs))
+        replacement = denoiser.replacements[name]
+        x = replacement.replace(input_of(replacement.argument, args, kwargs), output_size(args, kwargs))
         y = y[0] if isinstance(y, tuple) else y
         x, y = (z.flatten(1) if batched[name] else z.flatten()[None] for z in (x, y))
         cosines[name] += F.cosine_similarity(x, y).tolist()
 
-    modules = {name: subject.network.get_submodule(name) for name in cosines}
-    with torch.no_grad(), hooked(modules, compare):
-        for call in subject.calls:
-            output(subject.network, call)
-    values = criteria.block_similarity(subject.network, subject.calls, subject.operators, subject.stand_ins)
+    modules = {name: denoiser.network.get_submodule(name) for name in cosines}
+    with torch.no_grad(), forward_hooks(modules, compare):
+        for call in denoiser.calls:
+            output(denoiser.network, call)
+    values = criteria.block_similarity(
+        denoiser.network, denoiser.calls, denoiser.operators, denoiser.replacements
+    )
     expected = {name: 1 - sum(each) / len(each) for name, each in cosines.items()}
     assert values == pytest.approx(expected, abs=1e-9)
     assert max(values.values()) > 0.1
@@ -238,16 +240,16 @@ def test_similarity_is_the_mean_cosine_of_rows_over_all_calls(subject: Ready) ->
 
 @pytest.mark.parametrize("rows", [1, 4 * ROWS])
 @torch.no_grad()
-def test_output_error_is_that_of_one_operator_replaced_after_another(subject: Ready, rows: int) -> None:
+def test_output_error_is_that_of_one_operator_replaced_after_another(denoiser: Ready, rows: int) -> None:
     """However many operators share a pass."""
-    network, operators = subject.network, subject.operators[::3]
-    values = criteria.output_error(network, subject.calls, operators, subject.stand_ins, rows)
+    network, operators = denoiser.network, denoiser.operators[::3]
+    values = criteria.output_error(network, denoiser.calls, operators, denoiser.replacements, rows)
     expected = {}
     for operator in operators:
         errors = []
-        for call in subject.calls:
+        for call in denoiser.calls:
             original = output(network, call)
-            with standing_in(network, {operator.name: subject.stand_ins[operator.name]}):
+            with swapped_modules(network, {operator.name: denoiser.replacements[operator.name]}):
                 errors.append(float((output(network, call) - original).norm() / original.norm()) ** 2)
         expected[operator.name] = sum(errors) / len(errors)
     assert list(values) == [operator.name for operator in operators]
@@ -255,19 +257,19 @@ def test_output_error_is_that_of_one_operator_replaced_after_another(subject: Re
 
 
 def test_an_operator_that_gives_no_numbers_is_never_taken_and_spoils_no_other() -> None:
-    subject = ready("unet2d")
+    denoiser = ready("unet2d")
     broken = "mid_block.resnets.0.conv1"
-    stand_ins = same(subject, 0.5)
-    operators = of_kinds(subject, SINGLE)
-    ways: list[Callable[[dict[str, StandIn]], dict[str, float]]] = [
-        lambda parts: criteria.block_similarity(subject.network, subject.calls, operators, parts),
-        lambda parts: criteria.output_error(subject.network, subject.calls, operators, parts, 100),
-        lambda parts: criteria.taylor(subject.network, subject.losses(), operators, parts),
+    replacements = same(denoiser, 0.5)
+    operators = of_kinds(denoiser, SINGLE)
+    ways: list[Callable[[dict[str, Replacement]], dict[str, float]]] = [
+        lambda parts: criteria.block_similarity(denoiser.network, denoiser.calls, operators, parts),
+        lambda parts: criteria.output_error(denoiser.network, denoiser.calls, operators, parts, 100),
+        lambda parts: criteria.taylor(denoiser.network, denoiser.losses(), operators, parts),
     ]
     for way in ways:
-        values = way(stand_ins | {broken: same(subject, math.nan)[broken]})
+        values = way(replacements | {broken: same(denoiser, math.nan)[broken]})
         assert values.pop(broken) == math.inf
-        expected = way(stand_ins)
+        expected = way(replacements)
         del expected[broken]
         assert values == pytest.approx(expected)
 
@@ -276,58 +278,60 @@ def test_an_operator_that_gives_no_numbers_is_never_taken_and_spoils_no_other() 
 
 
 @torch.no_grad()
-def numerical(subject: Ready, operator: Operator, call: Call, step: float = 1e-5) -> float:
+def numerical(denoiser: Ready, operator: Operator, call: Call, step: float = 1e-5) -> float:
     """Sum over rows of |dL/da| of y + a (replacement(x) - y), a difference of two passes."""
-    stand_in = subject.stand_ins[operator.name]
+    replacement = denoiser.replacements[operator.name]
 
     def losses(a: float) -> torch.Tensor:
         def blend(name: str, module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
-            x = stand_in.replace(input_of(stand_in.argument, args, kwargs), output_size(args, kwargs))
+            x = replacement.replace(input_of(replacement.argument, args, kwargs), output_size(args, kwargs))
             if isinstance(y, tuple):
                 return (y[0] + a * (x - y[0]), *y[1:])
             return y + a * (x - y)
 
-        with hooked({operator.name: subject.network.get_submodule(operator.name)}, blend):
-            return row_losses(subject.network, call)
+        with forward_hooks({operator.name: denoiser.network.get_submodule(operator.name)}, blend):
+            return row_losses(denoiser.network, call)
 
     change = (losses(step) - losses(-step)) / (2 * step * len(losses(0.0)))
     return float(change.abs().sum() if operator.batched else change.sum().abs())
 
 
-def test_taylor_is_the_derivative_of_blending_in_the_replacement(subject: Ready) -> None:
+def test_taylor_is_the_derivative_of_blending_in_the_replacement(denoiser: Ready) -> None:
     """Of all operators, those that see just the time, see columns, or are called several times included."""
-    subject.network.requires_grad_(False)
+    denoiser.network.requires_grad_(False)
     try:
-        values = criteria.taylor(subject.network, subject.losses(), subject.operators, subject.stand_ins)
+        values = criteria.taylor(
+            denoiser.network, denoiser.losses(), denoiser.operators, denoiser.replacements
+        )
     finally:
-        subject.network.requires_grad_(True)
-    assert list(values) == [operator.name for operator in subject.operators]
+        denoiser.network.requires_grad_(True)
+    assert list(values) == [operator.name for operator in denoiser.operators]
     largest = max(values.values())
-    for operator in subject.operators:
-        expected = sum(numerical(subject, operator, call) for call in subject.calls) / len(subject.calls)
+    for operator in denoiser.operators:
+        expected = sum(numerical(denoiser, operator, call) for call in denoiser.calls) / len(denoiser.calls)
         assert values[operator.name] == pytest.approx(expected, rel=1e-4, abs=1e-7 * largest), operator.name
 
 
 def test_a_loss_without_gradient_is_refused() -> None:
-    subject = ready("light")
+    denoiser = ready("light")
     constant = [lambda: torch.tensor(1.0), lambda: torch.ones(1, requires_grad=True).sum()]
-    cut = torch.no_grad()(subject.losses()[0])
+    cut = torch.no_grad()(denoiser.losses()[0])
     for loss in (*constant, cut):
         with pytest.raises(ModelError, match="without gradient"):
-            criteria.taylor(subject.network, [loss], subject.operators, subject.stand_ins)
+            criteria.taylor(denoiser.network, [loss], denoiser.operators, denoiser.replacements)
 
 
 def test_passes_without_gradient_beside_the_loss_do_not_count() -> None:
-    subject = ready("light")
-    (loss, *_) = subject.losses()
+    denoiser = ready("light")
+    (loss, *_) = denoiser.losses()
 
     def with_others() -> torch.Tensor:
         with torch.no_grad():
-            output(subject.network, subject.calls[-1])
+            output(denoiser.network, denoiser.calls[-1])
         return loss()
 
     plain, others = (
-        criteria.taylor(subject.network, [each], subject.operators, subject.stand_ins)
+        criteria.taylor(denoiser.network, [each], denoiser.operators, denoiser.replacements)
         for each in (loss, with_others)
     )
     assert plain == others
@@ -372,16 +376,16 @@ def values_of(in_place: bool) -> list[dict[str, float]]:
     network = awake(Writes(in_place))
     start = Case(network, lambda net, x, t, items: net(x)).noise(ROWS)
     names = (("conv", "convolution"), ("norm", "activation"))
-    operators = [Operator(name, kind, Replacement(), None) for name, kind in names]
-    stand_ins = {operator.name: StandIn("x", []) for operator in operators}
+    operators = [Operator(name, kind, ReplacementSpec(), None) for name, kind in names]
+    replacements = {operator.name: Replacement("x", []) for operator in operators}
     calls = record_calls(network, lambda: network(start.clone()), 1)
     assert torch.equal(calls[0].args[0], start)
     losses = [lambda: network(start).square().mean()]
     return [
-        criteria.block_similarity(network, calls * 2, operators, stand_ins),
-        criteria.output_error(network, calls * 2, operators, stand_ins, 1),
-        criteria.output_error(network, calls * 2, operators, stand_ins, 100),
-        criteria.taylor(network, losses, operators, stand_ins),
+        criteria.block_similarity(network, calls * 2, operators, replacements),
+        criteria.output_error(network, calls * 2, operators, replacements, 1),
+        criteria.output_error(network, calls * 2, operators, replacements, 100),
+        criteria.taylor(network, losses, operators, replacements),
     ]
 
 
@@ -399,31 +403,31 @@ def state_of(network: nn.Module) -> list[Any]:
     return [modules, hooks, weights, torch.is_grad_enabled()]
 
 
-def run_all(subject: Ready, stand_ins: dict[str, StandIn], way: str) -> None:
-    given = subject.operators, stand_ins
+def run_all(denoiser: Ready, replacements: dict[str, Replacement], way: str) -> None:
+    given = denoiser.operators, replacements
     if way == "taylor":
-        criteria.taylor(subject.network, subject.losses(), *given)
+        criteria.taylor(denoiser.network, denoiser.losses(), *given)
     elif way == "block_similarity":
-        criteria.block_similarity(subject.network, subject.calls, *given)
+        criteria.block_similarity(denoiser.network, denoiser.calls, *given)
     else:
-        criteria.output_error(subject.network, subject.calls, *given, 1 if way == "alone" else 100)
+        criteria.output_error(denoiser.network, denoiser.calls, *given, 1 if way == "alone" else 100)
 
 
 @pytest.mark.parametrize("way", ["taylor", "block_similarity", "alone", "together"])
 def test_the_network_is_left_as_it_was_found(way: str) -> None:
     """Gradients of its parameters included, and when something breaks off."""
-    subject = ready("light")
-    weights = list(subject.network.parameters())
+    denoiser = ready("light")
+    weights = list(denoiser.network.parameters())
     weights[0].grad = torch.ones_like(weights[0])
     weights[1].requires_grad_(False)
-    before = state_of(subject.network)
+    before = state_of(denoiser.network)
     try:
-        run_all(subject, subject.stand_ins, way)
-        assert state_of(subject.network) == before
-        last = subject.operators[-1].name
+        run_all(denoiser, denoiser.replacements, way)
+        assert state_of(denoiser.network) == before
+        last = denoiser.operators[-1].name
         with pytest.raises(RuntimeError, match="broken off"):
-            run_all(subject, subject.stand_ins | {last: StandIn("x", [Fails()])}, way)
-        assert state_of(subject.network) == before
+            run_all(denoiser, denoiser.replacements | {last: Replacement("x", [Fails()])}, way)
+        assert state_of(denoiser.network) == before
         assert torch.equal(weights[0].grad, torch.ones_like(weights[0]))
     finally:
         weights[0].grad = None
@@ -434,10 +438,10 @@ def test_sharing_passes_in_single_precision_changes_little() -> None:
     """From the network to the values in one go, in single precision, as a stage does it."""
     case = CASES["unet2d"]()
     operators = find_operators(case.network, case.forward())
-    stand_ins = make_stand_ins(case.network, operators, case.run())
+    replacements = fit_replacements(case.network, operators, case.run())
     calls = record_calls(case.network, lambda: case.denoise(case.noise(4), range(4)), 3)
     together, alone = (
-        criteria.output_error(case.network, calls, operators, stand_ins, rows) for rows in (64, 1)
+        criteria.output_error(case.network, calls, operators, replacements, rows) for rows in (64, 1)
     )
     assert together == pytest.approx(alone, rel=1e-3)
 
@@ -459,23 +463,23 @@ class GivesBack(nn.Module):
 def test_what_others_still_read_is_not_replaced() -> None:
     network = awake(GivesBack())
     calls = [Call((torch.ones(ROWS, 4, 8, 8),), {})]
-    operators = [Operator(name, "activation", Replacement(), None) for name in ("conv", "same")]
-    stand_ins = {"conv": StandIn("x", []), "same": StandIn("input", [Times(0.5)])}
-    together = criteria.output_error(network, calls, operators, stand_ins, 2 * ROWS)
+    operators = [Operator(name, "activation", ReplacementSpec(), None) for name in ("conv", "same")]
+    replacements = {"conv": Replacement("x", []), "same": Replacement("input", [Times(0.5)])}
+    together = criteria.output_error(network, calls, operators, replacements, 2 * ROWS)
     assert together["same"] == pytest.approx(0.25**2)
 
 
 def test_a_network_that_gives_no_numbers_is_refused_by_what_compares_with_it() -> None:
-    subject = ready("plain")
-    network, stand_ins = copy.deepcopy(subject.network), subject.stand_ins
+    denoiser = ready("plain")
+    network, replacements = copy.deepcopy(denoiser.network), denoiser.replacements
     with torch.no_grad():
         next(network.parameters()).fill_(math.nan)
     with pytest.raises(ModelError, match="output_error: the denoiser's output: NaN or infinite"):
-        criteria.output_error(network, subject.calls, subject.operators, stand_ins)
-    losses = [partial(mean_loss, network, subject.calls[0])]
+        criteria.output_error(network, denoiser.calls, denoiser.operators, replacements)
+    losses = [partial(mean_loss, network, denoiser.calls[0])]
     with pytest.raises(ModelError, match="taylor: the loss: NaN or infinite"):
-        criteria.taylor(network, losses, subject.operators, stand_ins)
-    values = criteria.magnitude(network, subject.operators).values()
+        criteria.taylor(network, losses, denoiser.operators, replacements)
+    values = criteria.magnitude(network, denoiser.operators).values()
     assert not any(math.isnan(value) for value in values)
 
 

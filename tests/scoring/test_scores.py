@@ -18,7 +18,7 @@ from torch import nn
 from pelap.config import SamplerParams
 from pelap.core.device import full_precision
 from pelap.core.errors import ModelError
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.scoring import score as score_module
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import (
@@ -30,10 +30,10 @@ from pelap.scoring.score import (
 )
 from pelap.scoring.statistic import Bootstrap, Formula, distances, score
 from pelap.surgery.apply import apply_plan, removed_operators
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, find_operators
-from pelap.surgery.plan import Plan, Removal
-from pelap.surgery.replacements import Replacement, ScaleShift, StandIn
+from pelap.surgery.plan import Plan, PlanEntry
+from pelap.surgery.replacements import Replacement, ReplacementSpec, ScaleShift
 
 FORMULAS: tuple[Formula, ...] = ("avg+std", "avg", "std", "avg*std")
 
@@ -43,7 +43,7 @@ class Ready(NamedTuple):
 
     case: Case
     operators: list[Operator]
-    stand_ins: dict[str, StandIn]
+    replacements: dict[str, Replacement]
     noise: torch.Tensor
 
     def score(self, denoise: Denoise | None = None, **options: Any) -> Scores:
@@ -51,7 +51,7 @@ class Ready(NamedTuple):
         operators = kept.pop("operators", self.operators)
         run = denoise or self.case.denoise
         return score_operators(
-            self.case.network, run, operators, self.stand_ins, self.noise, Scoring(**options), **kept
+            self.case.network, run, operators, self.replacements, self.noise, Scoring(**options), **kept
         )
 
 
@@ -59,21 +59,21 @@ class Ready(NamedTuple):
 def ready(name: str, num: int = 5) -> Ready:
     case = CASES[name]()
     operators = case.find("scale_shift")
-    stand_ins = make_stand_ins(case.network, operators, case.run(), "fitted")
-    return Ready(case, operators, stand_ins, case.noise(num))
+    replacements = fit_replacements(case.network, operators, case.run(), "fitted")
+    return Ready(case, operators, replacements, case.noise(num))
 
 
 @cache
 @torch.no_grad()
 def plain_loop(name: str) -> dict[str, tuple[float, float]]:
     """avg_dist and std_dist of one operator after another, each taken out by surgery."""
-    case, operators, stand_ins, noise = ready(name)
+    case, operators, replacements, noise = ready(name)
     items = range(len(noise))
     original = case.denoise(noise, items)
     found = {}
     for operator in operators:
-        plan = Plan((Removal(operator.name, operator.kind, operator.replacement),))
-        pruned = Case(apply_plan(case.network, plan, stand_ins), case.predict, case.shape)
+        plan = Plan((PlanEntry(operator.name, operator.kind, operator.replacement),))
+        pruned = Case(apply_plan(case.network, plan, replacements), case.predict, case.shape)
         found[operator.name] = distances(original, pruned.denoise(noise, items))
     return found
 
@@ -113,12 +113,12 @@ def is_clean(network: nn.Module) -> bool:
     + [("unet2d", 32), ("conditional", 2), ("conditional", 33)],
 )
 def test_batched_scores_equal_the_plain_loop(name: str, rows_per_batch: int) -> None:
-    subject = ready(name)
+    denoiser = ready(name)
     expected = plain_loop(name)
-    chosen = subject.operators
+    chosen = denoiser.operators
     if (name, rows_per_batch) == ("conditional", 2):
         chosen = chosen[::7]
-    scores = subject.score(Recorder(subject), rows_per_batch=rows_per_batch, operators=chosen)
+    scores = denoiser.score(Recorder(denoiser), rows_per_batch=rows_per_batch, operators=chosen)
     tolerance = 1e-5 * scores.original.std().item() * scores.original[0].numel() ** 0.5
     assert len(scores.table) == len(chosen)
     for row in scores.table.itertuples():
@@ -126,7 +126,7 @@ def test_batched_scores_equal_the_plain_loop(name: str, rows_per_batch: int) -> 
         assert row.avg_dist == pytest.approx(avg_dist, abs=tolerance, rel=0), row.operator
         assert row.std_dist == pytest.approx(std_dist, abs=tolerance, rel=0), row.operator
     assert scores.table["score"].max() > 1e3 * tolerance
-    assert is_clean(subject.case.network)
+    assert is_clean(denoiser.case.network)
 
 
 def test_scores_are_told_apart() -> None:
@@ -140,9 +140,9 @@ def test_scores_are_told_apart() -> None:
 
 
 def test_operators_share_a_batch_but_not_those_whose_rows_are_not_its_rows() -> None:
-    subject = ready("plain")
-    recorder = Recorder(subject)
-    subject.score(recorder, rows_per_batch=15)
+    denoiser = ready("plain")
+    recorder = Recorder(denoiser)
+    denoiser.score(recorder, rows_per_batch=15)
     sizes = sorted(len(items) for items in recorder.items)
     # The checks' 2, 2 and 1; the original; 5 operators by threes; and 2 that are alone.
     assert sizes == [1, 2, 2, 5, 5, 5, 10, 15]
@@ -150,9 +150,9 @@ def test_operators_share_a_batch_but_not_those_whose_rows_are_not_its_rows() -> 
 
 
 def test_large_sets_take_several_passes() -> None:
-    subject = ready("plain")
-    recorder = Recorder(subject)
-    subject.score(recorder, rows_per_batch=2, operators=subject.operators[:1])
+    denoiser = ready("plain")
+    recorder = Recorder(denoiser)
+    denoiser.score(recorder, rows_per_batch=2, operators=denoiser.operators[:1])
     assert recorder.items[3:] == [[0, 1], [2, 3], [4]] * 2
 
 
@@ -178,19 +178,19 @@ def test_what_an_operator_was_given_is_not_written_over() -> None:
     network = awake(Around())
     case = Case(network, lambda net, x, t, items: net(x), (4, 4, 4))
     operators = case.find("scale_shift", keep=())
-    stand_ins = make_stand_ins(network, operators, lambda: None, "random")
-    subject = Ready(case, operators, stand_ins, case.noise(3))
-    together = subject.score().table
-    alone = subject.score(rows_per_batch=1).table
+    replacements = fit_replacements(network, operators, lambda: None, "random")
+    denoiser = Ready(case, operators, replacements, case.noise(3))
+    together = denoiser.score().table
+    alone = denoiser.score(rows_per_batch=1).table
     pd.testing.assert_frame_equal(together, alone, rtol=1e-5)
     assert together["score"].min() > 0.1
 
 
 def test_table_says_what_was_scored() -> None:
-    subject = ready("light")
-    scores = subject.score(rows_per_batch=64)
+    denoiser = ready("light")
+    scores = denoiser.score(rows_per_batch=64)
     table = scores.table
-    by_name = {operator.name: operator for operator in subject.operators}
+    by_name = {operator.name: operator for operator in denoiser.operators}
     assert list(table["score"]) == sorted(table["score"])
     assert set(table["operator"]) == set(by_name)
     for row in table.itertuples():
@@ -200,7 +200,7 @@ def test_table_says_what_was_scored() -> None:
         assert (parent, row.num_calls) == (operator.parent, operator.num_calls)
         assert row.score_low <= row.score <= row.score_high
         assert (row.num_latents, row.stopped_early) == (5, False)
-    torch.testing.assert_close(scores.original, subject.case.denoise(subject.noise, range(5)).detach())
+    torch.testing.assert_close(scores.original, denoiser.case.denoise(denoiser.noise, range(5)).detach())
     assert scores.num_rows == 5 * len(table)
     assert scores.rank_correlation is None
 
@@ -232,8 +232,8 @@ def test_distances_of_a_shift_and_of_a_spread() -> None:
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_table_is_scored_and_sorted_by_the_formula(formula: Formula) -> None:
-    subject = ready("light")
-    table = subject.score(rows_per_batch=64, formula=formula, operators=subject.operators[:8]).table
+    denoiser = ready("light")
+    table = denoiser.score(rows_per_batch=64, formula=formula, operators=denoiser.operators[:8]).table
     parts = {"avg": table["avg_dist"], "std": table["std_dist"]}
     expected = {
         "avg+std": parts["avg"] + parts["std"],
@@ -244,24 +244,24 @@ def test_table_is_scored_and_sorted_by_the_formula(formula: Formula) -> None:
     assert list(table["score"]) == sorted(table["score"])
 
 
-def with_stand_in(subject: Ready, name: str, scale: float) -> Ready:
+def with_stand_in(denoiser: Ready, name: str, scale: float) -> Ready:
     """One norm replaced by a scale that is too much."""
-    step = ScaleShift(next(o for o in subject.operators if o.name == name).input_shape[1], False)
+    step = ScaleShift(next(o for o in denoiser.operators if o.name == name).input_shape[1], False)
     nn.init.constant_(step.scale, scale)
-    return subject._replace(stand_ins=subject.stand_ins | {name: StandIn("input", [step])})
+    return denoiser._replace(replacements=denoiser.replacements | {name: Replacement("input", [step])})
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_latents_that_are_not_finite_score_infinitely_and_come_last(value: float) -> None:
-    subject = ready("light")
+    denoiser = ready("light")
     name = "block_down.norm2"
-    scores = with_stand_in(subject, name, value).score(rows_per_batch=64, num_sets=2)
+    scores = with_stand_in(denoiser, name, value).score(rows_per_batch=64, num_sets=2)
     last = scores.table.iloc[-1]
     assert (last["operator"], last["score"]) == (name, math.inf)
     assert (last["score_low"], last["score_high"]) == (math.inf, math.inf)
     # Its neighbours in the batch know nothing of it.
     others = scores.table[:-1]
-    usual = subject.score(rows_per_batch=64).table
+    usual = denoiser.score(rows_per_batch=64).table
     usual = usual[usual["operator"] != name].reset_index(drop=True)
     pd.testing.assert_frame_equal(others, usual)
     assert np.isfinite(others["score"]).all()
@@ -274,7 +274,7 @@ def given(sets: Sequence[torch.Tensor], original: torch.Tensor, **options: Any) 
     """Scores of operators op0, op1, ... whose latents are these."""
     store = LatentStore()
     store.append(ORIGINAL, original)
-    operators = [Operator(f"op{i:02}", "linear", Replacement(), None) for i in range(len(sets))]
+    operators = [Operator(f"op{i:02}", "linear", ReplacementSpec(), None) for i in range(len(sets))]
     for operator, latents in zip(operators, sets, strict=True):
         store.append(operator.name, latents)
 
@@ -407,10 +407,10 @@ def in_full() -> Scores:
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_early_stop_finds_the_lowest_share_and_says_what_was_stopped(share: float) -> None:
-    subject, full = spread(), in_full()
+    denoiser, full = spread(), in_full()
     done: list[int] = []
-    scores = subject.score(rows_per_batch=64, early_stop=share, report=done.append)
-    wanted = math.ceil(share * len(subject.operators))
+    scores = denoiser.score(rows_per_batch=64, early_stop=share, report=done.append)
+    wanted = math.ceil(share * len(denoiser.operators))
     columns = ["operator", "score", "score_low", "score_high"]
     pd.testing.assert_frame_equal(
         scores.table[~scores.table["stopped_early"]][columns].head(wanted).reset_index(drop=True),
@@ -418,13 +418,13 @@ def test_early_stop_finds_the_lowest_share_and_says_what_was_stopped(share: floa
         rtol=1e-4,
     )
     stopped = scores.table[scores.table["stopped_early"]]
-    assert len(stopped) > 0.2 * len(subject.operators)
+    assert len(stopped) > 0.2 * len(denoiser.operators)
     assert stopped["num_latents"].isin([4, 8, 16]).all()
     running = scores.table[~scores.table["stopped_early"]]
     assert (running["num_latents"] == 32).all()
     assert scores.num_rows == scores.table["num_latents"].sum() < full.num_rows
     assert done == sorted(done)
-    assert done[-1] == 32 * len(subject.operators)
+    assert done[-1] == 32 * len(denoiser.operators)
 
 
 @pytest.mark.parametrize("num_sets", [1, 2, 4])
@@ -447,9 +447,9 @@ def test_nothing_is_stopped_unless_asked_for() -> None:
 
 
 def test_stopped_score_is_that_of_the_latents_that_there_are() -> None:
-    subject = spread()
+    denoiser = spread()
     store = LatentStore()
-    table = subject.score(rows_per_batch=64, early_stop=0.1, store=store).table
+    table = denoiser.score(rows_per_batch=64, early_stop=0.1, store=store).table
     row = table[table["stopped_early"]].iloc[0]
     latents = store.get(row["operator"])
     assert len(latents) == row["num_latents"]
@@ -466,40 +466,40 @@ def test_stopped_score_is_that_of_the_latents_that_there_are() -> None:
 def test_interrupted_scoring_goes_on_where_it_was(
     tmp_path: Path, early_stop: float | None, share: float, rows_per_batch: int
 ) -> None:
-    subject = ready("light", 16)
+    denoiser = ready("light", 16)
     options: dict[str, Any] = {"rows_per_batch": rows_per_batch, "early_stop": early_stop, "num_sets": 2}
     reports: list[int] = []
-    expected = subject.score(**options, report=reports.append)
+    expected = denoiser.score(**options, report=reports.append)
     stop = reports[int(share * (len(reports) - 1))]
 
     def interrupt(done: int) -> None:
         if done == stop:
             raise KeyboardInterrupt
 
-    first, second = Recorder(subject), Recorder(subject)
+    first, second = Recorder(denoiser), Recorder(denoiser)
     with pytest.raises(KeyboardInterrupt):
-        subject.score(first, **options, store=LatentStore(tmp_path), report=interrupt)
-    assert is_clean(subject.case.network)
-    resumed = subject.score(second, **options, store=LatentStore(tmp_path))
+        denoiser.score(first, **options, store=LatentStore(tmp_path), report=interrupt)
+    assert is_clean(denoiser.case.network)
+    resumed = denoiser.score(second, **options, store=LatentStore(tmp_path))
     pd.testing.assert_frame_equal(resumed.table, expected.table, check_exact=True)
     assert (resumed.num_rows, resumed.rank_correlation) == (expected.num_rows, expected.rank_correlation)
     check, original = 5, 16
     assert first.num_rows == check + original + stop
     assert second.num_rows == check + expected.num_rows - stop
     # And a third time nothing is left to do.
-    third = Recorder(subject)
-    subject.score(third, **options, store=LatentStore(tmp_path))
+    third = Recorder(denoiser)
+    denoiser.score(third, **options, store=LatentStore(tmp_path))
     assert third.num_rows == check
 
 
 def test_file_that_is_cut_short_is_made_anew(tmp_path: Path) -> None:
-    subject = ready("light", 8)
-    expected = subject.score(store=LatentStore(tmp_path))
+    denoiser = ready("light", 8)
+    expected = denoiser.score(store=LatentStore(tmp_path))
     for name in ("block_mid", ORIGINAL):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(path.read_bytes()[:-10])
-    recorder = Recorder(subject)
-    resumed = subject.score(recorder, store=LatentStore(tmp_path))
+    recorder = Recorder(denoiser)
+    resumed = denoiser.score(recorder, store=LatentStore(tmp_path))
     pd.testing.assert_frame_equal(resumed.table, expected.table, rtol=1e-4)
     assert recorder.num_rows == 5 + 8 + 8
 
@@ -541,7 +541,7 @@ def chancy(layer: nn.Module, train: bool, change: Callable[[torch.Tensor], torch
     case = Case(network, lambda net, x, t, items: change(net(x)), (4, 4, 4))
     operators = case.find()
     network.train(train)
-    return Ready(case, operators, make_stand_ins(network, operators, lambda: None, "random"), case.noise(4))
+    return Ready(case, operators, fit_replacements(network, operators, lambda: None, "random"), case.noise(4))
 
 
 @pytest.mark.parametrize(
@@ -558,31 +558,31 @@ def chancy(layer: nn.Module, train: bool, change: Callable[[torch.Tensor], torch
 def test_denoising_that_is_no_function_of_noise_and_item_is_refused(
     layer: nn.Module, train: bool, change: Callable[[torch.Tensor], torch.Tensor], message: str
 ) -> None:
-    subject = chancy(layer, train, change)
+    denoiser = chancy(layer, train, change)
     with pytest.raises(ModelError, match=message) as caught:
-        subject.score()
+        denoiser.score()
     assert "\n" not in str(caught.value)
-    assert is_clean(subject.case.network)
+    assert is_clean(denoiser.case.network)
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm2d(4)])
 def test_the_same_in_evaluation_is_accepted(layer: nn.Module) -> None:
-    subject = chancy(layer, False, lambda x: x)
-    assert len(subject.score().table) == len(subject.operators)
+    denoiser = chancy(layer, False, lambda x: x)
+    assert len(denoiser.score().table) == len(denoiser.operators)
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 5, 7])
 def test_nothing_is_left_in_the_network_where_scoring_fails(fail_at: int) -> None:
-    subject = ready("plain")
-    modules = {name: id(module) for name, module in subject.case.network.named_modules()}
-    weights = {name: tensor.clone() for name, tensor in subject.case.network.state_dict().items()}
-    recorder = Recorder(subject, fail_at)
+    denoiser = ready("plain")
+    modules = {name: id(module) for name, module in denoiser.case.network.named_modules()}
+    weights = {name: tensor.clone() for name, tensor in denoiser.case.network.state_dict().items()}
+    recorder = Recorder(denoiser, fail_at)
     with pytest.raises(RuntimeError, match="broken off"):
-        subject.score(recorder, rows_per_batch=15)
+        denoiser.score(recorder, rows_per_batch=15)
     assert len(recorder.items) == fail_at
-    assert is_clean(subject.case.network)
-    assert {name: id(module) for name, module in subject.case.network.named_modules()} == modules
-    assert all(torch.equal(weights[n], t) for n, t in subject.case.network.state_dict().items())
+    assert is_clean(denoiser.case.network)
+    assert {name: id(module) for name, module in denoiser.case.network.named_modules()} == modules
+    assert all(torch.equal(weights[n], t) for n, t in denoiser.case.network.state_dict().items())
 
 
 def test_an_operator_that_does_nothing_scores_zero() -> None:
@@ -592,11 +592,11 @@ def test_an_operator_that_does_nothing_scores_zero() -> None:
         for weight in attention.out_proj.parameters():
             weight.zero_()
     # What is left out of the sum around it is its output, not its input.
-    zero = StandIn("query", [ScaleShift(8, True)], 2)
+    zero = Replacement("query", [ScaleShift(8, True)], 2)
     nn.init.zeros_(next(zero.parameters()))
     operators = [operator for operator in case.find() if operator.name in ("attention", "twice")]
-    subject = Ready(case, operators, make_stand_ins(case.network, operators, lambda: None), case.noise(4))
-    table = subject._replace(stand_ins=subject.stand_ins | {"attention": zero}).score().table
+    denoiser = Ready(case, operators, fit_replacements(case.network, operators, lambda: None), case.noise(4))
+    table = denoiser._replace(replacements=denoiser.replacements | {"attention": zero}).score().table
     assert table["operator"].tolist() == ["attention", "twice"]
     assert table["score"][0] == pytest.approx(0, abs=1e-5)
     assert table["score"][1] > 0.1
@@ -608,8 +608,8 @@ def test_fitted_stand_ins_score_no_worse_than_random_ones() -> None:
     operators = [o for o in case.find("scale_shift") if o.replacement.name in ("projection", "scale_shift")]
     medians = {}
     for start in ("fitted", "random"):
-        stand_ins = make_stand_ins(case.network, operators, case.run(), start)
-        medians[start] = Ready(case, operators, stand_ins, case.noise(8)).score().table["score"].median()
+        replacements = fit_replacements(case.network, operators, case.run(), start)
+        medians[start] = Ready(case, operators, replacements, case.noise(8)).score().table["score"].median()
     assert medians["fitted"] < medians["random"]
 
 
@@ -618,17 +618,17 @@ def test_fitted_stand_ins_score_no_worse_than_random_ones() -> None:
 @torch.no_grad()
 def test_scores_on_a_gpu_are_those_of_its_plain_loop() -> None:
     model = tiny_model().to("cuda")
-    dense, subject = model.unet, model_subject(model, SamplerParams(kind="ddim", steps=4), 0)
-    operators, noise = find_operators(dense, subject.forward(3)), subject.noise(6, 2, 0)
-    stand_ins = make_stand_ins(dense, operators, lambda: subject.denoise(noise, range(6)))
+    dense, denoiser = model.unet, model_denoiser(model, SamplerParams(kind="ddim", steps=4), 0)
+    operators, noise = find_operators(dense, denoiser.forward(3)), denoiser.noise(6, 2, 0)
+    replacements = fit_replacements(dense, operators, lambda: denoiser.denoise(noise, range(6)))
     with full_precision():
         scoring = Scoring(rows_per_batch=len(operators) * 6)
-        scores = score_operators(dense, subject.denoise, operators, stand_ins, noise, scoring)
+        scores = score_operators(dense, denoiser.denoise, operators, replacements, noise, scoring)
         tolerance = 1e-5 * float(scores.original.std()) * scores.original[0].numel() ** 0.5
         table = scores.table.set_index("operator")
         for operator in operators:
-            plan = Plan((Removal(operator.name, operator.kind, operator.replacement),))
-            model.unet = apply_plan(dense, plan, stand_ins)
-            avg_dist, std_dist = distances(scores.original, subject.denoise(noise, range(6)).cpu())
+            plan = Plan((PlanEntry(operator.name, operator.kind, operator.replacement),))
+            model.unet = apply_plan(dense, plan, replacements)
+            avg_dist, std_dist = distances(scores.original, denoiser.denoise(noise, range(6)).cpu())
             assert table.loc[operator.name, "avg_dist"] == pytest.approx(avg_dist, abs=tolerance)
             assert table.loc[operator.name, "std_dist"] == pytest.approx(std_dist, abs=tolerance)

@@ -19,8 +19,8 @@ from pelap.core import files
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import save_dataset, to_float
-from pelap.data.media import medium_of
-from pelap.diffusion.sampler import ModelSource, sample_images
+from pelap.data.modality import modality_of
+from pelap.diffusion.sampler import ModelGenerator, sample_images
 from pelap.evaluation import comparison as figures
 from pelap.evaluation.comparison import (
     Pairs,
@@ -32,7 +32,7 @@ from pelap.evaluation.comparison import (
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.image_quality import psnr, ssim
 from pelap.evaluation.real import real_pictures
-from pelap.evaluation.reference import Figures, Reference
+from pelap.evaluation.reference import ImageMetrics, Reference
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.text_conditioner import TextConditioner
@@ -220,8 +220,8 @@ def test_differences_are_against_the_dense_models(context: Context, metrics: Map
     assert 0 < of_pruned < alone
 
 
-def figures_at(value: float, *replicates: float) -> Figures:
-    return Figures({METRIC: value}, {METRIC: replicates})
+def figures_at(value: float, *replicates: float) -> ImageMetrics:
+    return ImageMetrics({METRIC: value}, {METRIC: replicates})
 
 
 def test_difference_and_its_error_by_hand() -> None:
@@ -335,7 +335,7 @@ def test_only_the_distance_is_measured_where_that_is_asked_for(
     params = again(context, evaluate__only_frechet=True, evaluate__num_images=24).params.evaluate
     real = real_pictures(context.dataset(), params, context.data / "cache", CPU)
     model = load_model(folder_of(context, SCORED))
-    source = ModelSource(model, SamplerParams(kind="ddim", steps=STEPS))
+    source = ModelGenerator(model, SamplerParams(kind="ddim", steps=STEPS))
     found = measure_pictures({SCORED: source}, real, params, 0, Pairs(None, []))
     one_by_one = {name for name in QUALITY if name.startswith(("kid", "precision", "recall", "d", "c"))}
     assert all(set(row.metrics) == QUALITY - one_by_one for row in found.values())
@@ -419,7 +419,7 @@ def test_all_models_are_timed_in_turns(context: Context, monkeypatch: pytest.Mon
 def test_time_of_an_image_is_that_of_the_whole_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    class Source(ModelSource):
+    class ImageGenerator(ModelGenerator):
         def denoise(self, *arguments: Any) -> torch.Tensor:
             assert not torch.is_grad_enabled()
             calls.append("denoise")
@@ -431,7 +431,7 @@ def test_time_of_an_image_is_that_of_the_whole_sampler(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(figures, "measure_latency", Turns())
     figures.time_images(
-        {"a": Source(tiny_model(), tiny_params().evaluate.sampler)}, params_of().evaluate, CPU
+        {"a": ImageGenerator(tiny_model(), tiny_params().evaluate.sampler)}, params_of().evaluate, CPU
     )
     assert calls == ["denoise", "decode"]
 
@@ -560,7 +560,7 @@ def test_equal_pictures_are_told_of_and_measured(
         nn.init.zeros_(weight)
     params = params_of().evaluate
     real = real_pictures(context.dataset(), params, context.data / "cache", CPU)
-    sources = {name: ModelSource(model, params.sampler) for name, model in models.items()}
+    sources = {name: ModelGenerator(model, params.sampler) for name, model in models.items()}
     result = measure_pictures(sources, real, params, 0, Pairs("good", ["dead"]))
     warned = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert len(warned) == 1
@@ -639,7 +639,7 @@ class Halved:
 
     noun, num_channels, lossless = "sounds", 1, False
 
-    def perceived(self, images: torch.Tensor) -> torch.Tensor:
+    def rendered(self, images: torch.Tensor) -> torch.Tensor:
         return images // 2
 
 
@@ -675,7 +675,7 @@ def test_samples_are_measured_as_they_are_heard(tmp_path: Path) -> None:
     dataset = tiny_dataset(100)
     grey = [replace(split, images=split.images[:, :1]) for split in (dataset.train, dataset.test)]
     dataset = replace(dataset, train=grey[0], test=grey[1], sound=SoundParams(**SOUND))
-    real = replace(real_pictures(dataset, params, tmp_path, CPU), medium=Halved())
+    real = replace(real_pictures(dataset, params, tmp_path, CPU), modality=Halved())
     made = tiny_dataset(60).test.images[:, :1].repeat(2, 1, 1, 1)[:24]
     made = torch.cat([made, made])[:24].clone()
     shown: dict[str, torch.Tensor] = {}
@@ -750,12 +750,12 @@ def test_a_model_whose_pictures_are_no_numbers_is_refused(
     model = tiny_model("baseline")
     nn.init.constant_([*getattr(model, part).parameters()][-1], math.nan)
     params = params_of().evaluate
-    source = ModelSource(model, params.sampler)
+    source = ModelGenerator(model, params.sampler)
     what = "latents" if part == "unet" else "pictures"
     with pytest.raises(ModelError, match=f"baseline: {what}: NaN or infinite values in 24 of 24"):
         figures.measure_distance(source, None, params, 0)  # type: ignore[arg-type]
     if part == "vae":
         with pytest.raises(ModelError, match="baseline: reconstructions: NaN or infinite values in 16"):
             evaluate._reconstructions(
-                context, {"baseline": model}, context.dataset().test, medium_of(None), tmp_path
+                context, {"baseline": model}, context.dataset().test, modality_of(None), tmp_path
             )

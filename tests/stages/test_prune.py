@@ -14,18 +14,18 @@ from torch import nn
 from pelap.core import files
 from pelap.core.errors import ConfigError, PlanError
 from pelap.core.paths import RunPaths
-from pelap.diffusion.model_denoiser import model_subject
+from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, model_plan, save_model
 from pelap.profiling.cost import count_params
-from pelap.pruning import bench as benches
-from pelap.pruning.bench import Bench
+from pelap.pruning import pruner as pruner_module
+from pelap.pruning.pruner import Pruner
 from pelap.scoring import criteria, statistic
 from pelap.stages import prune, score
 from pelap.stages.context import Context
 from pelap.stages.score import find
 from pelap.surgery.operators import is_inside
-from pelap.surgery.plan import Plan, Removal
+from pelap.surgery.plan import Plan, PlanEntry
 
 NOTHING: dict[str, Any] = {"time_reduction": None, "num_params": None, "num_operators": None}
 CRITERIA = ["random", "magnitude", "taylor", "output_error", "block_similarity"]
@@ -103,8 +103,8 @@ def test_scores_have_a_column_for_every_criterion(scored: Path) -> None:
         assert table[name].nunique() > 2, name
     network = load_model(run.paths.train("invariant").model).unet
     params = run.params.score
-    subject = model_subject(tiny_model(), params.sampler, run.params.seed, params.num_seeds)
-    operators = find(subject, params)
+    denoiser = model_denoiser(tiny_model(), params.sampler, run.params.seed, params.num_seeds)
+    operators = find(denoiser, params)
     for name, expected in (
         ("random", criteria.random(operators, run.params.seed)),
         ("magnitude", criteria.magnitude(network, operators)),
@@ -143,59 +143,59 @@ def test_every_way_to_choose_has_plans_of_its_own(scored: Path) -> None:
 
 
 @pytest.fixture
-def bench(scored: Path) -> Bench:
+def pruner(scored: Path) -> Pruner:
     run = context(scored, num_operators=1)
     params, seed = run.params.score, run.params.seed
     model = load_model(run.paths.train("invariant").model)
-    subject = model_subject(model, params.sampler, seed, params.num_seeds)
-    return Bench(subject, files.read_csv(run.paths.scores), params, seed)
+    denoiser = model_denoiser(model, params.sampler, seed, params.num_seeds)
+    return Pruner(denoiser, files.read_csv(run.paths.scores), params, seed)
 
 
-def least(bench: Bench, num: int) -> Plan:
+def least(pruner: Pruner, num: int) -> Plan:
     """A plan of the least important blocks, none inside another."""
     names: list[str] = []
-    for name in bench.scores["operator"]:
+    for name in pruner.scores["operator"]:
         if not any(is_inside(name, other) or is_inside(other, name) for other in names):
             names.append(name)
-    return Plan(tuple(Removal(name) for name in names[-num:]))
+    return Plan(tuple(PlanEntry(name) for name in names[-num:]))
 
 
-def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(bench: Bench) -> None:
-    prepared = bench.prepare(least(bench, 3))
-    network = bench.cut(prepared)
-    start = bench.subject.noise(bench.params.num_latents, bench.params.num_seeds, bench.seed)
-    dense = load_again(bench)
-    subject = model_subject(
-        dense.with_unet(network, "cut", 0.0), bench.params.sampler, bench.seed, bench.params.num_seeds
+def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(pruner: Pruner) -> None:
+    prepared = pruner.prepare(least(pruner, 3))
+    network = pruner.cut(prepared)
+    start = pruner.denoiser.noise(pruner.params.num_latents, pruner.params.num_seeds, pruner.seed)
+    dense = load_again(pruner)
+    denoiser = model_denoiser(
+        dense.with_unet(network, "cut", 0.0), pruner.params.sampler, pruner.seed, pruner.params.num_seeds
     )
     with torch.no_grad():
-        without = subject.denoise(start, range(len(start)))
-        original = bench.subject.denoise(start, range(len(start)))
-    expected = statistic.score(bench.params.formula, original, without)
+        without = denoiser.denoise(start, range(len(start)))
+        original = pruner.denoiser.denoise(start, range(len(start)))
+    expected = statistic.score(pruner.params.formula, original, without)
     assert expected > 0
-    assert bench.joint_score(prepared) == pytest.approx(expected, rel=1e-3)
-    assert bench.joint_score(bench.prepare(Plan(()))) == pytest.approx(0, abs=1e-5)
+    assert pruner.joint_score(prepared) == pytest.approx(expected, rel=1e-3)
+    assert pruner.joint_score(pruner.prepare(Plan(()))) == pytest.approx(0, abs=1e-5)
 
 
-def load_again(bench: Bench) -> Any:
-    (model,) = bench.subject.networks
+def load_again(pruner: Pruner) -> Any:
+    (model,) = pruner.denoiser.networks
     return model
 
 
-def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(bench: Bench) -> None:
-    plan = least(bench, 2)
+def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(pruner: Pruner) -> None:
+    plan = least(pruner, 2)
     gone = [removal.operator for removal in plan.operators]
-    table = bench.rescore(plan).set_index("operator")
+    table = pruner.rescore(plan).set_index("operator")
     left = [
         name
-        for name in bench.scores["operator"]
+        for name in pruner.scores["operator"]
         if name not in gone and not any(is_inside(name, other) for other in gone)
     ]
     assert set(table.index) == set(left)
-    before = bench.joint_score(bench.prepare(plan))
+    before = pruner.joint_score(pruner.prepare(plan))
     beside = [name for name in left if not any(is_inside(other, name) for other in gone)]
     for name in (beside[0], beside[len(beside) // 2], beside[-1]):
-        after = bench.joint_score(bench.prepare(Plan((*plan.operators, Removal(name)))))
+        after = pruner.joint_score(pruner.prepare(Plan((*plan.operators, PlanEntry(name)))))
         assert table.loc[name, "score"] == pytest.approx(after - before, rel=1e-2, abs=1e-4)
     assert (table["latency_share"] > 0).any()
 
@@ -211,12 +211,12 @@ def states(network: nn.Module) -> Iterator[tuple[str, Any]]:
         yield name, tensor.double().sum().item()
 
 
-def test_the_network_is_left_as_it_was(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = least(bench, 2)
-    before = list(states(bench.subject.network))
-    bench.rescore(plan)
-    bench.saved(plan)
-    assert list(states(bench.subject.network)) == before
+def test_the_network_is_left_as_it_was(pruner: Pruner, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = least(pruner, 2)
+    before = list(states(pruner.denoiser.network))
+    pruner.rescore(plan)
+    pruner.saved(plan)
+    assert list(states(pruner.denoiser.network)) == before
 
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("stopped on the way")
@@ -224,14 +224,14 @@ def test_the_network_is_left_as_it_was(bench: Bench, monkeypatch: pytest.MonkeyP
     def stopped(act: Callable[[], object]) -> None:
         with pytest.raises(RuntimeError, match="stopped on the way"):
             act()
-        assert list(states(bench.subject.network)) == before
+        assert list(states(pruner.denoiser.network)) == before
 
-    prepared = bench.prepare(plan)
+    prepared = pruner.prepare(plan)
     with monkeypatch.context() as patch:
-        patch.setattr(benches, "costs", fails)
-        stopped(lambda: bench.rescore(plan))
-    bench.subject = dataclasses.replace(bench.subject, denoise=fails)
-    stopped(lambda: bench.joint_score(prepared))
+        patch.setattr(pruner_module, "costs", fails)
+        stopped(lambda: pruner.rescore(plan))
+    pruner.denoiser = dataclasses.replace(pruner.denoiser, denoise=fails)
+    stopped(lambda: pruner.joint_score(prepared))
 
 
 def leaning_on_norms() -> LatentDiffusion:
@@ -261,9 +261,9 @@ def test_a_plan_that_breaks_the_network_is_refused_and_nothing_written(tmp_path:
     assert not run.paths.pruned_models.exists()
 
 
-def test_operators_that_break_the_latents_alone_are_named(bench: Bench) -> None:
-    name = bench.scores["operator"].iloc[-1]
-    bench.scores.loc[bench.scores["operator"] == name, "score"] = np.inf
-    bench.joint_score = lambda prepared: np.inf  # type: ignore[method-assign]
+def test_operators_that_break_the_latents_alone_are_named(pruner: Pruner) -> None:
+    name = pruner.scores["operator"].iloc[-1]
+    pruner.scores.loc[pruner.scores["operator"] == name, "score"] = np.inf
+    pruner.joint_score = lambda prepared: np.inf  # type: ignore[method-assign]
     with pytest.raises(PlanError, match=f"leave out {name}$"):
-        prune._prune(bench, "mine", Plan((Removal(name),)))
+        prune._prune(pruner, "mine", Plan((PlanEntry(name),)))

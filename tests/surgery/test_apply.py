@@ -15,10 +15,10 @@ from torch import nn
 from pelap.core.errors import PlanError
 from pelap.profiling.cost import count_params
 from pelap.surgery.apply import apply_plan, removed_operators
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, is_inside
-from pelap.surgery.plan import Plan, Removal, complete_plan, plan_from_json
-from pelap.surgery.replacements import Nearest, StandIn, input_of, output_size
+from pelap.surgery.plan import Plan, PlanEntry, complete_plan, plan_from_json
+from pelap.surgery.replacements import Nearest, Replacement, input_of, output_size
 
 
 class Cut(NamedTuple):
@@ -26,7 +26,7 @@ class Cut(NamedTuple):
 
     case: Case
     operators: list[Operator]
-    stand_ins: dict[str, StandIn]
+    replacements: dict[str, Replacement]
     plan: Plan
 
     @property
@@ -48,25 +48,25 @@ def cut(name: str) -> Cut:
         nested = [c for c in chosen if is_inside(c.name, operator.name) or is_inside(operator.name, c.name)]
         if not nested and operator not in chosen and len(chosen) < max(3, len(operators) // 5):
             chosen.append(operator)
-    stand_ins = make_stand_ins(case.network, chosen, case.run(4))
-    plan = Plan(tuple(Removal(o.name, o.kind, o.replacement) for o in chosen))
-    return Cut(case, chosen, stand_ins, plan)
+    replacements = fit_replacements(case.network, chosen, case.run(4))
+    plan = Plan(tuple(PlanEntry(o.name, o.kind, o.replacement) for o in chosen))
+    return Cut(case, chosen, replacements, plan)
 
 
 @contextmanager
-def skipped(network: nn.Module, stand_ins: dict[str, StandIn]) -> Iterator[None]:
+def skipped(network: nn.Module, replacements: dict[str, Replacement]) -> Iterator[None]:
     """Hooks that give the stand-in's value in the operator's stead."""
 
-    def hook(stand_in: StandIn) -> Any:
+    def hook(replacement: Replacement) -> Any:
         def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            y = stand_in.replace(input_of(stand_in.argument, args, kwargs), output_size(args, kwargs))
+            y = replacement.replace(input_of(replacement.argument, args, kwargs), output_size(args, kwargs))
             return (y, *output[1:]) if isinstance(output, tuple) else y
 
         return replace
 
     handles = [
-        network.get_submodule(name).register_forward_hook(hook(stand_in), with_kwargs=True)
-        for name, stand_in in stand_ins.items()
+        network.get_submodule(name).register_forward_hook(hook(replacement), with_kwargs=True)
+        for name, replacement in replacements.items()
     ]
     yield
     for handle in handles:
@@ -87,9 +87,9 @@ def test_choice_holds_every_replacement_that_there_is() -> None:
 @torch.no_grad()
 def test_pruned_network_equals_the_dense_one_with_its_operators_skipped(pruning: Cut) -> None:
     case = pruning.case
-    pruned = apply_plan(case.network, pruning.plan, pruning.stand_ins)
+    pruned = apply_plan(case.network, pruning.plan, pruning.replacements)
     dense = case.forward(4)()
-    with skipped(case.network, pruning.stand_ins):
+    with skipped(case.network, pruning.replacements):
         expected = case.forward(4)()
     made = case.forward(4, pruned)()
     torch.testing.assert_close(made, expected, atol=1e-6 * float(expected.std()), rtol=1e-6)
@@ -101,8 +101,8 @@ def test_each_operator_alone(pruning: Cut) -> None:
     case = pruning.case
     for removal in pruning.plan.operators:
         name = removal.operator
-        pruned = apply_plan(case.network, Plan((removal,)), pruning.stand_ins)
-        with skipped(case.network, {name: pruning.stand_ins[name]}):
+        pruned = apply_plan(case.network, Plan((removal,)), pruning.replacements)
+        with skipped(case.network, {name: pruning.replacements[name]}):
             expected = case.forward(2)()
         made = case.forward(2, pruned)()
         torch.testing.assert_close(made, expected, atol=1e-6 * float(expected.std()), rtol=1e-6)
@@ -112,16 +112,16 @@ def test_each_operator_alone(pruning: Cut) -> None:
 
 def test_nothing_of_a_removed_operator_is_left(pruning: Cut) -> None:
     network = pruning.case.network
-    pruned = apply_plan(network, pruning.plan, pruning.stand_ins)
+    pruned = apply_plan(network, pruning.plan, pruning.replacements)
     assert set(removed_operators(pruned)) == set(pruning.names)
     assert removed_operators(network) == []
     gone = sum(count_params(network.get_submodule(name)) for name in pruning.names)
-    put_in = sum(count_params(pruning.stand_ins[name]) for name in pruning.names)
+    put_in = sum(count_params(pruning.replacements[name]) for name in pruning.names)
     assert count_params(pruned) == count_params(network) - gone + put_in
     before, after = network.state_dict(), pruned.state_dict()
     for name in pruning.names:
         inside = {key for key in after if is_inside(key, name)}
-        assert inside == {f"{name}.{key}" for key in pruning.stand_ins[name].state_dict()}
+        assert inside == {f"{name}.{key}" for key in pruning.replacements[name].state_dict()}
         assert not inside & set(before)
     kept = {key for key in before if not any(is_inside(key, name) for name in pruning.names)}
     assert kept == {key for key in after if not any(is_inside(key, name) for name in pruning.names)}
@@ -132,23 +132,23 @@ def test_dense_network_and_stand_ins_are_left_alone(pruning: Cut) -> None:
     network = pruning.case.network
     modules = {name: id(module) for name, module in network.named_modules()}
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fitted = copy.deepcopy(pruning.stand_ins)
-    pruned = apply_plan(network, pruning.plan, pruning.stand_ins)
+    fitted = copy.deepcopy(pruning.replacements)
+    pruned = apply_plan(network, pruning.plan, pruning.replacements)
     with torch.no_grad():
         for parameter in pruned.parameters():
             parameter.add_(1)
     assert {name: id(module) for name, module in network.named_modules()} == modules
     assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
-    for name, stand_in in fitted.items():
-        for key, tensor in stand_in.state_dict().items():
-            assert torch.equal(tensor, pruning.stand_ins[name].state_dict()[key])
+    for name, replacement in fitted.items():
+        for key, tensor in replacement.state_dict().items():
+            assert torch.equal(tensor, pruning.replacements[name].state_dict()[key])
 
 
 @torch.no_grad()
 def test_weights_load_into_a_fresh_network_cut_by_the_same_plan(pruning: Cut) -> None:
     """The plan comes from its file; a saved model holds no more."""
     case = pruning.case
-    pruned = apply_plan(case.network, pruning.plan, pruning.stand_ins)
+    pruned = apply_plan(case.network, pruning.plan, pruning.replacements)
     plan = plan_from_json(complete_plan(pruning.plan, case.network, pruning.operators).to_json(), "file")
     fresh = copy.deepcopy(case.network)
     for parameter in fresh.parameters():
@@ -169,7 +169,7 @@ def test_empty_plan_gives_an_equal_network(pruning: Cut) -> None:
 
 def test_pruned_network_can_be_trained(pruning: Cut) -> None:
     case = pruning.case
-    pruned = apply_plan(case.network, pruning.plan, pruning.stand_ins)
+    pruned = apply_plan(case.network, pruning.plan, pruning.replacements)
     case.forward(2, pruned)().square().mean().backward()
     for name in pruning.names:
         for parameter in pruned.get_submodule(name).parameters():
@@ -226,7 +226,7 @@ def test_scale_of_a_norm_without_weights_is_of_the_networks_type() -> None:
     case = CASES["dit"]()
     (operator,) = case.find("scale_shift", only=["norm_out"])
     case.network.to(torch.float64)
-    removal = Removal(operator.name, operator.kind, operator.replacement)
+    removal = PlanEntry(operator.name, operator.kind, operator.replacement)
     pruned = apply_plan(case.network, Plan((removal,)))
     assert {parameter.dtype for parameter in pruned.parameters()} == {torch.float64}
 
@@ -245,10 +245,10 @@ class Repeated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stand_in = StandIn("x", [Nearest(2)])
+        self.replacement = Replacement("x", [Nearest(2)])
 
     def forward(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.stand_in(x, like.shape[2:])
+        y: torch.Tensor = self.replacement(x, like.shape[2:])
         return y
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pelap.core.errors import ModelError
 from pelap.profiling.cost import count_params
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import (
     KEPT,
     KINDS,
@@ -19,7 +19,7 @@ from pelap.surgery.operators import (
     Operator,
     Start,
     find_operators,
-    standing_in,
+    swapped_modules,
 )
 
 DIFFUSERS = {"convolution", "linear", "normalisation", "activation"}
@@ -88,15 +88,15 @@ def test_every_operator_offered_can_be_put_in(searched: Searched) -> None:
     seen = set()
     for (_, start), operators in searched.found.items():
         for weights in {start, "random"} - ({"random"} if start == "parameter_free" else set()):
-            stand_ins = make_stand_ins(case.network, operators, case.run(4), weights)
+            replacements = fit_replacements(case.network, operators, case.run(4), weights)
             for operator in operators:
-                stand_in = stand_ins[operator.name]
-                trained = list(stand_in.parameters())
+                replacement = replacements[operator.name]
+                trained = list(replacement.parameters())
                 key = (operator.name, operator.replacement, weights if trained else "")
                 if key in seen:
                     continue
                 seen.add(key)
-                with standing_in(case.network, {operator.name: stand_in}):
+                with swapped_modules(case.network, {operator.name: replacement}):
                     made = case.forward(2)()
                     assert made.shape == expected.shape, key
                     assert made.isfinite().all(), key
@@ -289,9 +289,9 @@ def test_half_the_precision_changes_nothing_of_what_is_offered() -> None:
     case.network.to(torch.bfloat16)
     half = Case(case.network, lambda net, x, t, items: case.predict(net, x.bfloat16(), t, items), case.shape)
     assert half.find("scale_shift") == expected
-    stand_ins = make_stand_ins(case.network, expected, half.forward(4), "fitted")
+    replacements = fit_replacements(case.network, expected, half.forward(4), "fitted")
     for operator in expected:
-        with standing_in(case.network, {operator.name: stand_ins[operator.name]}):
+        with swapped_modules(case.network, {operator.name: replacements[operator.name]}):
             assert half.forward(2)().dtype == torch.bfloat16, operator.name
 
 
@@ -301,8 +301,8 @@ def test_activations_do_not_write_over_what_is_read_without_the_operator_before_
     expected, given = net(x), net.conv_in(x)
     (operator,) = find_operators(net, lambda: net(x), only=["conv"])
     assert torch.equal(net(x), expected)
-    stand_ins = make_stand_ins(net, [operator], lambda: None)
-    with standing_in(net, stand_ins):
+    replacements = fit_replacements(net, [operator], lambda: None)
+    with swapped_modules(net, replacements):
         torch.testing.assert_close(net(x), given + given.relu())
 
 
@@ -314,7 +314,7 @@ def test_cheaper_is_what_has_fewer_parameters() -> None:
     assert case.network.get_submodule(one_by_one).kernel_size == (1, 1)
     assert one_by_one not in fitted
     assert free[one_by_one].replacement.name == "regroup"
-    stand_ins = make_stand_ins(case.network, list(fitted.values()), lambda: None, "random")
+    replacements = fit_replacements(case.network, list(fitted.values()), lambda: None, "random")
     for name, operator in fitted.items():
         if operator.replacement.name != "residual":
-            assert count_params(stand_ins[name]) <= count_params(case.network.get_submodule(name)), name
+            assert count_params(replacements[name]) <= count_params(case.network.get_submodule(name)), name

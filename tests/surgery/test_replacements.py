@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pelap.core.errors import PlanError
 from pelap.models.light_unet import LightBlock
-from pelap.surgery.fit import make_stand_ins
+from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import (
     KINDS,
     Norm,
@@ -31,13 +31,13 @@ from pelap.surgery.operators import (
 )
 from pelap.surgery.replacements import (
     AvgPool,
+    ChannelPool,
     Nearest,
     Projection,
-    Regroup,
     Replacement,
+    ReplacementSpec,
     ScaleShift,
-    StandIn,
-    build_stand_in,
+    build_replacement,
     replacement_from_json,
 )
 
@@ -72,22 +72,22 @@ class Alone(nn.Module):
         (operator,) = find_operators(self, self, norm, start, kinds=KINDS | OWN, only=["operator"])
         return operator
 
-    def stand_in(self, norm: Norm = "identity", start: Start = "fitted", seed: int = 0) -> StandIn:
-        return make_stand_ins(self, [self.find(norm, start)], self, start, seed)["operator"]
+    def replacement(self, norm: Norm = "identity", start: Start = "fitted", seed: int = 0) -> Replacement:
+        return fit_replacements(self, [self.find(norm, start)], self, start, seed)["operator"]
 
     @torch.no_grad()
     def replaced(self, norm: Norm = "identity", start: Start = "fitted") -> Any:
         """What the replacement gives for the same arguments."""
-        return self.stand_in(norm, start)(*self.args, **self.kwargs)
+        return self.replacement(norm, start)(*self.args, **self.kwargs)
 
     @torch.no_grad()
-    def error(self, stand_in: StandIn) -> float:
+    def error(self, replacement: Replacement) -> float:
         """Sum of squares of what the stand-in gives away from the operator."""
-        return float((stand_in(*self.args, **self.kwargs) - self()).double().square().sum())
+        return float((replacement(*self.args, **self.kwargs) - self()).double().square().sum())
 
 
-def steps(stand_in: StandIn, kind: type[nn.Module]) -> list[Any]:
-    return [step for step in stand_in.steps if isinstance(step, kind)]
+def steps(replacement: Replacement, kind: type[nn.Module]) -> list[Any]:
+    return [step for step in replacement.steps if isinstance(step, kind)]
 
 
 @torch.no_grad()
@@ -114,14 +114,14 @@ def zero(*layers: Any) -> None:
 )
 def test_identity_gives_the_input(operator: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     net = Alone(operator(), torch.randn(shape))
-    assert net.find().replacement == Replacement("identity")
+    assert net.find().replacement == ReplacementSpec("identity")
     assert net.replaced() is net.given
 
 
 def test_identity_of_a_layer_that_gives_more_is_a_tuple_of_the_same_length() -> None:
     x = torch.randn(2, 5, 8)
     net = Alone(nn.MultiheadAttention(8, 2, batch_first=True), query=x, key=x, value=x)
-    assert net.find().replacement == Replacement("identity", num_outputs=2)
+    assert net.find().replacement == ReplacementSpec("identity", num_outputs=2)
     assert net.replaced() == (x, None)
 
 
@@ -145,18 +145,18 @@ def test_scale_and_shift_of_each_channel(
     norm: Callable[[], nn.Module], shape: tuple[int, ...], axis: int
 ) -> None:
     net = Alone(norm(), torch.randn(shape))
-    replacement = net.find("scale_shift").replacement
-    assert replacement == Replacement("scale_shift", 4, channels_last=axis > 1)
-    stand_in = build_stand_in(replacement, net.operator)
-    torch.testing.assert_close(stand_in(net.given), net.given)  # 1 and 0 at first
-    (step,) = steps(stand_in, ScaleShift)
+    spec = net.find("scale_shift").replacement
+    assert spec == ReplacementSpec("scale_shift", 4, channels_last=axis > 1)
+    replacement = build_replacement(spec, net.operator)
+    torch.testing.assert_close(replacement(net.given), net.given)  # 1 and 0 at first
+    (step,) = steps(replacement, ScaleShift)
     with torch.no_grad():
         step.scale.copy_(torch.arange(4.0))
         step.shift.copy_(torch.arange(4.0) - 2)
     for channel in range(4):
         expected = channel * net.given.select(axis, channel) + channel - 2
-        torch.testing.assert_close(stand_in(net.given).select(axis, channel), expected)
-    assert net.find("scale_shift", "parameter_free").replacement == Replacement("identity")
+        torch.testing.assert_close(replacement(net.given).select(axis, channel), expected)
+    assert net.find("scale_shift", "parameter_free").replacement == ReplacementSpec("identity")
 
 
 # residual: the path around a block's body
@@ -216,26 +216,28 @@ def test_residual_is_the_block_without_its_body(
     net = Alone(module, **inputs)
     operator = net.find(start=start)
     assert operator.replacement.name == "residual"
-    stand_in = net.stand_in(start=start)
+    replacement = net.replacement(start=start)
     before = net()
     zero(*last)
-    expected, made = net(), stand_in(**inputs)
+    expected, made = net(), replacement(**inputs)
     if isinstance(expected, tuple):
         assert isinstance(made, tuple)
         assert len(made) == len(expected) == 1 == operator.replacement.num_outputs
         expected, made, before = expected[0], made[0], before[0]
     torch.testing.assert_close(made, expected)
     assert not torch.allclose(made, before, atol=0.1)
-    assert len(stand_in.state_dict()) == num_tensors
+    assert len(replacement.state_dict()) == num_tensors
 
 
 def test_shortcut_convolution_stays_with_its_trained_weights_as_a_copy() -> None:
     module, _, inputs = resnet(out_channels=6)
     net = Alone(module, **inputs)
-    stand_in = net.stand_in()
-    (kept,) = steps(stand_in, nn.Conv2d)
+    replacement = net.replacement()
+    (kept,) = steps(replacement, nn.Conv2d)
     assert torch.equal(kept.weight, module.conv_shortcut.weight)
-    torch.testing.assert_close(stand_in(inputs["input_tensor"]), module.conv_shortcut(inputs["input_tensor"]))
+    torch.testing.assert_close(
+        replacement(inputs["input_tensor"]), module.conv_shortcut(inputs["input_tensor"])
+    )
     zero(kept)
     assert module.conv_shortcut.weight.abs().sum() > 0
 
@@ -281,16 +283,16 @@ def test_projection_changes_channels(build: Callable[[], Alone]) -> None:
     operator = net.find()
     is_map = net.given.ndim == 4
     given, made = (shape[1 if is_map else -1] for shape in (operator.input_shape, operator.output_shape))
-    assert operator.replacement == Replacement("projection", given, made, channels_last=not is_map)
-    stand_in = net.stand_in()
-    (step,) = steps(stand_in, Projection)
-    y = stand_in(*net.args)
+    assert operator.replacement == ReplacementSpec("projection", given, made, channels_last=not is_map)
+    replacement = net.replacement()
+    (step,) = steps(replacement, Projection)
+    y = replacement(*net.args)
     assert y.shape == operator.output_shape
     # Each place by itself: a change at one place is a change there alone.
     x = net.given.clone()
     x[0, ..., 0, 0] += 1.0
     x[0, ..., 0, :] += 1.0 if not is_map else 0.0
-    changed = (stand_in(x) - y).abs().sum(1 if is_map else -1) > 1e-6
+    changed = (replacement(x) - y).abs().sum(1 if is_map else -1) > 1e-6
     assert changed.sum() == 1
     assert changed.flatten()[0]
     assert isinstance(step.linear, nn.Conv2d if is_map else nn.Linear)
@@ -301,26 +303,26 @@ def test_without_parameters_channels_are_regrouped(build: Callable[[], Alone]) -
     net = build()
     fitted, free = net.find().replacement, net.find(start="parameter_free").replacement
     assert free.to_json() == fitted.to_json() | {"replacement": "regroup"}
-    stand_in = net.stand_in(start="parameter_free")
-    assert not list(stand_in.parameters())
-    assert stand_in(*net.args).shape == net.find().output_shape
+    replacement = net.replacement(start="parameter_free")
+    assert not list(replacement.parameters())
+    assert replacement(*net.args).shape == net.find().output_shape
 
 
 def test_linear_layer_on_a_grid_changes_its_last_dimension() -> None:
     net = Alone(nn.Linear(4, 6), torch.randn(2, 4, 3, 4))
-    expected = Replacement("regroup", 4, 6, channels_last=True)
+    expected = ReplacementSpec("regroup", 4, 6, channels_last=True)
     assert net.find(start="parameter_free").replacement == expected
 
 
 def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
     x = torch.tensor([1.0, 3.0, 5.0, 9.0]).view(1, 1, 4)
-    assert Regroup(2, channels_last=True)(x).flatten().tolist() == [2, 7]
-    assert Regroup(8, channels_last=True)(x).flatten().tolist() == [1, 1, 3, 3, 5, 5, 9, 9]
-    assert Regroup(4, channels_last=True)(x).flatten().tolist() == [1, 3, 5, 9]
+    assert ChannelPool(2, channels_last=True)(x).flatten().tolist() == [2, 7]
+    assert ChannelPool(8, channels_last=True)(x).flatten().tolist() == [1, 1, 3, 3, 5, 5, 9, 9]
+    assert ChannelPool(4, channels_last=True)(x).flatten().tolist() == [1, 3, 5, 9]
     maps = torch.randn(2, 4, 3, 5)
     expected = maps.unflatten(1, (2, 2)).mean(2)
-    torch.testing.assert_close(Regroup(2, channels_last=False)(maps), expected)
-    torch.testing.assert_close(Regroup(2, True)(maps.movedim(1, -1)), expected.movedim(1, -1))
+    torch.testing.assert_close(ChannelPool(2, channels_last=False)(maps), expected)
+    torch.testing.assert_close(ChannelPool(2, True)(maps.movedim(1, -1)), expected.movedim(1, -1))
 
 
 # avg_pool and nearest: another resolution
@@ -329,42 +331,42 @@ def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
 @pytest.mark.parametrize(
     ("operator", "sides", "replacement"),
     [
-        (lambda: Downsample2D(4, use_conv=True), (8, 6), Replacement("avg_pool", factor=2)),
-        (lambda: Downsample2D(4, use_conv=True), (7, 5), Replacement("avg_pool", factor=2)),
-        (lambda: Downsample2D(4), (8, 6), Replacement("avg_pool", factor=2)),
-        (lambda: Downsample2D(4, use_conv=True, padding=0), (5, 5), Replacement("avg_pool", factor=3)),
+        (lambda: Downsample2D(4, use_conv=True), (8, 6), ReplacementSpec("avg_pool", factor=2)),
+        (lambda: Downsample2D(4, use_conv=True), (7, 5), ReplacementSpec("avg_pool", factor=2)),
+        (lambda: Downsample2D(4), (8, 6), ReplacementSpec("avg_pool", factor=2)),
+        (lambda: Downsample2D(4, use_conv=True, padding=0), (5, 5), ReplacementSpec("avg_pool", factor=3)),
         (
             lambda: Downsample2D(4, use_conv=True, out_channels=6),
             (8, 6),
-            Replacement("avg_pool+projection", 4, 6, 2),
+            ReplacementSpec("avg_pool+projection", 4, 6, 2),
         ),
         (
             lambda: Downsample2D(4, use_conv=True, out_channels=6),
             (7, 5),
-            Replacement("avg_pool+projection", 4, 6, 2),
+            ReplacementSpec("avg_pool+projection", 4, 6, 2),
         ),
         (
             lambda: nn.Conv2d(4, 2, 5, stride=4, padding=2),
             (8, 8),
-            Replacement("avg_pool+projection", 4, 2, 4),
+            ReplacementSpec("avg_pool+projection", 4, 2, 4),
         ),
     ],
     ids=["even", "odd", "no_weights", "padded_one_side", "channels", "odd_channels", "by_four"],
 )
 def test_lower_resolution_is_pooled(
-    operator: Callable[[], nn.Module], sides: tuple[int, int], replacement: Replacement
+    operator: Callable[[], nn.Module], sides: tuple[int, int], spec: ReplacementSpec
 ) -> None:
     net = Alone(operator(), torch.randn(2, 4, *sides))
-    assert net.find().replacement == replacement
-    stand_in = net.stand_in()
-    expected = pooled(net.given, replacement.factor)
-    if replacement.out_channels:
-        (projection,) = steps(stand_in, Projection)
+    assert net.find().replacement == spec
+    replacement = net.replacement()
+    expected = pooled(net.given, spec.factor)
+    if spec.out_channels:
+        (projection,) = steps(replacement, Projection)
         expected = projection(expected)
-    torch.testing.assert_close(stand_in(net.given), expected)
+    torch.testing.assert_close(replacement(net.given), expected)
     assert expected.shape == net().shape
     free = net.find(start="parameter_free").replacement
-    assert free.name == replacement.name.replace("projection", "regroup")
+    assert free.name == spec.name.replace("projection", "regroup")
 
 
 def pooled(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -382,24 +384,24 @@ def test_higher_resolution_is_repeated(told: dict[str, Any], out_channels: int) 
     operator = Upsample2D(4, use_conv=True, out_channels=out_channels)
     x = torch.randn(2, 4, 4, 3)
     net = Alone(operator, x, **told)
-    expected = Replacement("nearest", factor=2)
+    expected = ReplacementSpec("nearest", factor=2)
     if out_channels != 4:
-        expected = Replacement("projection+nearest", 4, out_channels, 2)
+        expected = ReplacementSpec("projection+nearest", 4, out_channels, 2)
     assert net.find().replacement == expected
-    stand_in = net.stand_in()
-    small = x if out_channels == 4 else steps(stand_in, Projection)[0](x)
+    replacement = net.replacement()
+    small = x if out_channels == 4 else steps(replacement, Projection)[0](x)
     repeated = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     if told:
         repeated = repeated[:, :, :7, :5]
     made = net.replaced()
     torch.testing.assert_close(made, repeated)
     assert made.shape == net().shape
-    assert stand_in(x, *told.values()).shape == made.shape  # by position, as diffusers' blocks do
+    assert replacement(x, *told.values()).shape == made.shape  # by position, as diffusers' blocks do
 
 
 def test_transposed_convolution_repeats_by_its_stride() -> None:
     net = Alone(nn.ConvTranspose2d(4, 2, 4, stride=4), torch.randn(2, 4, 2, 2))
-    assert net.find().replacement == Replacement("projection+nearest", 4, 2, 4)
+    assert net.find().replacement == ReplacementSpec("projection+nearest", 4, 2, 4)
     assert net.find(start="parameter_free").replacement.name == "regroup+nearest"
 
 
@@ -426,23 +428,23 @@ def test_what_nothing_cheaper_can_replace(operator: nn.Module, shape: tuple[int,
 @pytest.mark.parametrize(
     "replacement",
     [
-        Replacement(),
-        Replacement("residual", num_outputs=1),
-        Replacement("scale_shift", 4, channels_last=True),
-        Replacement("projection+nearest", 4, 6, 2),
+        ReplacementSpec(),
+        ReplacementSpec("residual", num_outputs=1),
+        ReplacementSpec("scale_shift", 4, channels_last=True),
+        ReplacementSpec("projection+nearest", 4, 6, 2),
     ],
 )
-def test_replacement_survives_json(replacement: Replacement) -> None:
+def test_replacement_survives_json(replacement: ReplacementSpec) -> None:
     value = replacement.to_json()
     assert next(iter(value)) == "replacement"
     assert replacement_from_json(value, "plan") == replacement
     assert set(value) - {"replacement"} == {
-        field for field, default in vars(Replacement()).items() if vars(replacement)[field] != default
+        field for field, default in vars(ReplacementSpec()).items() if vars(replacement)[field] != default
     } - {"name"}
 
 
 def test_replacement_without_a_name_is_the_identity() -> None:
-    assert replacement_from_json({}, "plan") == Replacement("identity")
+    assert replacement_from_json({}, "plan") == ReplacementSpec("identity")
 
 
 @pytest.mark.parametrize(
@@ -468,18 +470,18 @@ def test_replacement_that_is_none(value: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("replacement", "missing"),
     [
-        (Replacement("projection", out_channels=4), "in_channels"),
-        (Replacement("projection", 4), "out_channels"),
-        (Replacement("regroup", 4), "out_channels"),
-        (Replacement("scale_shift"), "in_channels"),
-        (Replacement("avg_pool"), "factor"),
-        (Replacement("projection+nearest", 4, 6), "factor"),
-        (Replacement("nearest", factor=-2), "factor"),
+        (ReplacementSpec("projection", out_channels=4), "in_channels"),
+        (ReplacementSpec("projection", 4), "out_channels"),
+        (ReplacementSpec("regroup", 4), "out_channels"),
+        (ReplacementSpec("scale_shift"), "in_channels"),
+        (ReplacementSpec("avg_pool"), "factor"),
+        (ReplacementSpec("projection+nearest", 4, 6), "factor"),
+        (ReplacementSpec("nearest", factor=-2), "factor"),
     ],
 )
-def test_number_that_is_missing_is_named(replacement: Replacement, missing: str) -> None:
+def test_number_that_is_missing_is_named(replacement: ReplacementSpec, missing: str) -> None:
     with pytest.raises(PlanError, match=f"a.b: .* needs {missing}"):
-        build_stand_in(replacement, nn.SiLU(), "a.b")
+        build_replacement(replacement, nn.SiLU(), "a.b")
 
 
 # Fits
@@ -580,44 +582,44 @@ FITTED: dict[str, Callable[[], Alone]] = PROJECTED | {
 }
 
 
-def trained(stand_in: StandIn) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(replacement: Replacement) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias, or scale and shift."""
-    weight, bias = stand_in.parameters()
+    weight, bias = replacement.parameters()
     return weight, bias
 
 
 @pytest.mark.parametrize("build", FITTED.values(), ids=FITTED)
 def test_fit_is_the_least_squares_optimum(build: Callable[[], Alone]) -> None:
     net = build()
-    stand_in = net.stand_in("scale_shift").double()
+    replacement = net.replacement("scale_shift").double()
     net = net.double()
     net.args = tuple(value.double() for value in net.args)
-    least = net.error(stand_in)
+    least = net.error(replacement)
     generator = torch.Generator().manual_seed(0)
-    for tensor in trained(stand_in):
+    for tensor in trained(replacement):
         for size in (1e-2, -1e-2, 1e-3):
             change = size * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             with torch.no_grad():
                 tensor += change
-                assert net.error(stand_in) > least
+                assert net.error(replacement) > least
                 tensor -= change
 
 
 @pytest.mark.parametrize("build", FITTED.values(), ids=FITTED)
 def test_fit_is_what_numpy_finds(build: Callable[[], Alone]) -> None:
     net = build()
-    stand_in = net.stand_in("scale_shift")
+    replacement = net.replacement("scale_shift")
     with torch.no_grad():
         x, y = net.given, net()
-    if steps(stand_in, AvgPool):
+    if steps(replacement, AvgPool):
         x = pooled(x, 2)
-    if steps(stand_in, Nearest):
+    if steps(replacement, Nearest):
         x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : y.shape[2], : y.shape[3]]
     axis = 1 if x.ndim == 4 else -1
     rows, targets = (np.asarray(t.movedim(axis, -1).flatten(0, -2).double()) for t in (x, y))
     ones = np.ones((len(rows), 1))
-    weight, bias = (tensor.detach().double().numpy() for tensor in trained(stand_in))
-    if steps(stand_in, Projection):
+    weight, bias = (tensor.detach().double().numpy() for tensor in trained(replacement))
+    if steps(replacement, Projection):
         expected = np.linalg.lstsq(np.hstack([rows, ones]), targets, rcond=None)[0]
         np.testing.assert_allclose(weight.reshape(len(weight), -1), expected[:-1].T, atol=1e-5)
         np.testing.assert_allclose(bias, expected[-1], atol=1e-5)
@@ -661,8 +663,8 @@ def test_calls_and_batches_add_up_to_one_fit() -> None:
         for part in x.split([1, 2, 3]):
             net(part)
 
-    whole = make_stand_ins(net, [operator], lambda: net(x))["operator"]
-    parts = make_stand_ins(net, [operator], in_batches)["operator"]
+    whole = fit_replacements(net, [operator], lambda: net(x))["operator"]
+    parts = fit_replacements(net, [operator], in_batches)["operator"]
     for one, other in zip(trained(whole), trained(parts), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
     pixels = [t.movedim(1, -1).flatten(0, -2) for t in (x, F.avg_pool2d(x, 2))]
@@ -690,20 +692,21 @@ def test_activations_that_do_not_fill_the_space_do_not_blow_up(
 ) -> None:
     x = change(torch.randn(8, 4, 5, 5))
     net = Alone(nn.GroupNorm(2, 4) if norm else nn.Conv2d(4, 6, 3, padding=1), x)
-    stand_in = net.stand_in("scale_shift")
-    for tensor in trained(stand_in):
+    replacement = net.replacement("scale_shift")
+    for tensor in trained(replacement):
         assert tensor.isfinite().all()
         assert tensor.abs().max() < 10
     with torch.no_grad():
         assert (
-            net.error(stand_in) <= float((net() - net().mean((0, 2, 3), keepdim=True)).square().sum()) + 1e-6
+            net.error(replacement)
+            <= float((net() - net().mean((0, 2, 3), keepdim=True)).square().sum()) + 1e-6
         )
 
 
 def test_activations_that_are_not_finite_leave_the_stand_in_as_it_is() -> None:
     """The score's own check then says that the model is at fault."""
     net = Alone(nn.GroupNorm(4, 4), torch.full((2, 4, 3, 3), torch.nan))
-    scale, shift = trained(net.stand_in("scale_shift"))
+    scale, shift = trained(net.replacement("scale_shift"))
     assert (scale.tolist(), shift.tolist()) == ([1.0] * 4, [0.0] * 4)
 
 
@@ -716,12 +719,12 @@ def test_fit_runs_the_model_once_and_only_where_something_is_to_be_fitted() -> N
         case.forward()()
 
     operators = case.find()
-    make_stand_ins(case.network, operators, run)
+    fit_replacements(case.network, operators, run)
     assert len(calls) == 1
-    make_stand_ins(case.network, operators, run, "random")
-    make_stand_ins(case.network, case.find(start="parameter_free"), run, "parameter_free")
+    fit_replacements(case.network, operators, run, "random")
+    fit_replacements(case.network, case.find(start="parameter_free"), run, "parameter_free")
     same_shape = [operator for operator in operators if operator.replacement.name == "identity"]
-    make_stand_ins(case.network, same_shape, run)
+    fit_replacements(case.network, same_shape, run)
     assert len(calls) == 1
 
 
@@ -734,7 +737,7 @@ def test_nothing_is_left_in_the_network_where_a_fit_fails() -> None:
         raise RuntimeError("broken off")
 
     with pytest.raises(RuntimeError, match="broken off"):
-        make_stand_ins(case.network, operators, run)
+        fit_replacements(case.network, operators, run)
     assert not any(module._forward_hooks for module in case.network.modules())
 
 
@@ -743,15 +746,15 @@ def test_fit_comes_closer_than_chance_for_every_operator() -> None:
     operators = [o for o in case.find("scale_shift") if o.replacement.name in ("projection", "scale_shift")]
     assert len(operators) > 20
     starts = {
-        start: make_stand_ins(case.network, operators, case.forward(8), start)
+        start: fit_replacements(case.network, operators, case.forward(8), start)
         for start in ("fitted", "random")
     }
     errors: dict[str, dict[str, float]] = {"fitted": {}, "random": {}}
 
     def measure(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            for start, stand_ins in starts.items():
-                errors[start][name] = float((stand_ins[name](args[0]) - output).square().mean())
+            for start, replacements in starts.items():
+                errors[start][name] = float((replacements[name](args[0]) - output).square().mean())
 
         return hook
 
@@ -770,12 +773,12 @@ def test_random_start_is_named_by_seed_and_operator() -> None:
     case = light()
     operators = [o for o in case.find("scale_shift") if o.replacement.name in ("projection", "scale_shift")]
     first, again, other = (
-        make_stand_ins(case.network, operators, lambda: None, "random", seed) for seed in (0, 0, 1)
+        fit_replacements(case.network, operators, lambda: None, "random", seed) for seed in (0, 0, 1)
     )
     # As when a plan takes this operator alone: what was scored is what is put in.
-    (last,) = make_stand_ins(case.network, operators[-1:], lambda: None, "random", 0).values()
+    (last,) = fit_replacements(case.network, operators[-1:], lambda: None, "random", 0).values()
     for operator in operators:
-        weights = [trained(stand_ins[operator.name])[0] for stand_ins in (first, again, other)]
+        weights = [trained(replacements[operator.name])[0] for replacements in (first, again, other)]
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
     assert torch.equal(trained(last)[0], trained(first[operators[-1].name])[0])
@@ -787,9 +790,9 @@ def test_random_start_is_named_by_seed_and_operator() -> None:
 
 def test_random_start_keeps_the_variance() -> None:
     net = Alone(nn.Conv2d(64, 48, 3, padding=1), torch.randn(4, 64, 6, 6))
-    stand_in = net.stand_in(start="random")
-    weight, bias = trained(stand_in)
-    assert stand_in(net.given).std().item() == pytest.approx(1, rel=0.1)
+    replacement = net.replacement(start="random")
+    weight, bias = trained(replacement)
+    assert replacement(net.given).std().item() == pytest.approx(1, rel=0.1)
     assert weight.std().item() == pytest.approx(1 / 8, rel=0.1)
     assert bias.abs().max() == 0
 
@@ -798,10 +801,10 @@ def test_random_start_keeps_the_variance() -> None:
 def test_parameter_free_has_no_parameters_but_those_of_kept_shortcuts(name: str) -> None:
     case = CASES[name]()
     operators = case.find("scale_shift", "parameter_free")
-    stand_ins = make_stand_ins(case.network, operators, lambda: None, "parameter_free")
+    replacements = fit_replacements(case.network, operators, lambda: None, "parameter_free")
     weights = dict(case.network.named_parameters())
     for operator in operators:
-        parameters = list(stand_ins[operator.name].parameters())
+        parameters = list(replacements[operator.name].parameters())
         if not parameters:
             continue
         assert operator.replacement.name == "residual"

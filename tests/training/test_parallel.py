@@ -18,8 +18,8 @@ from pelap.data.dataset import save_dataset
 from pelap.pipelines.model_io import load_model
 from pelap.stages import train
 from pelap.stages.context import Context
-from pelap.training.parallel import train_alone, train_together
-from pelap.training.prefetch import _made_ahead, ahead
+from pelap.training.parallel import train_alone, train_parallel
+from pelap.training.prefetch import _prefetched, prefetch
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def test_alone_takes_all_steps() -> None:
 def test_results_are_in_order_whatever_is_done_at_once(at_once: int) -> None:
     log: list[str] = []
     trainings = [counting(name, num, log) for name, num in (("a", 30), ("b", 1), ("c", 7))]
-    assert train_together(trainings, CPU, at_once) == ["a", "b", "c"]
+    assert train_parallel(trainings, CPU, at_once) == ["a", "b", "c"]
     assert len(log) == 3 + 30 + 1 + 7
     for name in "abc":
         assert next(entry for entry in log if entry.startswith(name)) == f"{name} starts"
@@ -79,7 +79,7 @@ def test_no_more_than_asked_for_run_at_once_each_with_its_share_of_the_threads()
         with lock:
             running.remove(name)
 
-    train_together([watched(name) for name in range(5)], CPU, 2)
+    train_parallel([watched(name) for name in range(5)], CPU, 2)
     assert most[0] == 2
     assert threads == {max(1, before // 2)}
     assert torch.get_num_threads() == before
@@ -95,7 +95,7 @@ def test_the_others_go_on_when_one_fails(at_once: int) -> None:
         counting("c", 9, log),
     ]
     with pytest.raises(TrainingError, match="bad failed") as raised:
-        train_together(trainings, CPU, at_once)
+        train_parallel(trainings, CPU, at_once)
     assert {"a19", "bad2", "worse1", "c8"} <= set(log)
     frames = traceback.extract_tb(raised.value.__traceback__)
     assert "counting" not in {frame.name for frame in frames}  # whose models would stay in memory
@@ -123,7 +123,7 @@ def test_an_interruption_stops_all_and_starts_no_more() -> None:
     threading.Thread(target=interrupt).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            train_together(trainings, CPU, 2)
+            train_parallel(trainings, CPU, 2)
     finally:
         signal.signal(signal.SIGINT, before)
     assert log == ["a", "b"]
@@ -162,7 +162,7 @@ def test_trainings_take_turns_on_a_gpu() -> None:
     log: list[str] = []
     cuda = torch.device("cuda")
     trainings = [counting(name, num, log) for name, num in (("a", 3), ("b", 1), ("c", 2))]
-    assert train_together(trainings, cuda, 2) == ["a", "b", "c"]
+    assert train_parallel(trainings, cuda, 2) == ["a", "b", "c"]
     assert log == ["a starts", "b starts", "a0", "b0", "a1", "a2", "c starts", "c0", "c1"]
 
 
@@ -171,9 +171,9 @@ def test_trainings_take_turns_on_a_gpu() -> None:
 
 def test_items_made_ahead_are_the_same_in_order() -> None:
     items = [(torch.tensor(i), {"x": torch.tensor([i, i])}) for i in range(30)]
-    assert [int(item[0]) for item in _made_ahead(iter(items), pin=False)] == list(range(30))
+    assert [int(item[0]) for item in _prefetched(iter(items), pin=False)] == list(range(30))
     plain = iter(items)
-    assert ahead(plain, CPU) is plain
+    assert prefetch(plain, CPU) is plain
 
 
 def test_an_error_while_making_ahead_comes_where_the_item_would() -> None:
@@ -182,7 +182,7 @@ def test_an_error_while_making_ahead_comes_where_the_item_would() -> None:
         yield 2
         raise ValueError("third")
 
-    made = _made_ahead(items(), pin=False)
+    made = _prefetched(items(), pin=False)
     assert [next(made), next(made)] == [1, 2]
     with pytest.raises(ValueError, match="third"):
         next(made)
@@ -196,7 +196,7 @@ def test_nothing_is_made_any_more_once_nobody_wants_it() -> None:
             made.append(len(made))
             yield made[-1]
 
-    stream = _made_ahead(items(), pin=False)
+    stream = _prefetched(items(), pin=False)
     assert next(stream) == 0
     stream.close()
     num = len(made)

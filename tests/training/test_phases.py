@@ -14,7 +14,7 @@ from pelap.data.dataset import to_float
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.training import joint
 from pelap.training.joint import Phase, Schedule, calibrate, train_jointly
-from pelap.training.trainer import Progress, Trainer, picks_from
+from pelap.training.trainer import Progress, Trainer, indices_from
 
 CPU = torch.device("cpu")
 STEPS = 10
@@ -257,21 +257,21 @@ def test_a_learning_rate_of_the_mask_falls_with_the_others(
 
 
 def test_an_epoch_of_fewer_steps_takes_the_first_batches_of_a_new_order() -> None:
-    stream = picks_from(40, 4, 0, "order", False, 0, steps_per_epoch=3)
+    stream = indices_from(40, 4, 0, "order", False, 0, steps_per_epoch=3)
     epochs = [torch.cat([next(stream).indices for _ in range(3)]).tolist() for _ in range(4)]
     assert all(len(set(seen)) == 12 for seen in epochs)
     assert len({frozenset(seen) for seen in epochs}) == 4
-    whole = picks_from(40, 4, 0, "order", False, 0)
+    whole = indices_from(40, 4, 0, "order", False, 0)
     assert torch.cat([next(whole).indices for _ in range(3)]).tolist() == epochs[0]
 
 
 @pytest.mark.parametrize("steps_per_epoch", [None, 1, 2, 100])
 def test_batches_go_on_at_any_step(steps_per_epoch: int | None) -> None:
-    whole = picks_from(14, 4, 0, "order", True, 0, steps_per_epoch)
+    whole = indices_from(14, 4, 0, "order", True, 0, steps_per_epoch)
     first = [next(whole) for _ in range(8)]
-    assert {int(each) for picks in first for each in picks.mirrored} == {0, 1}
+    assert {int(each) for indices in first for each in indices.mirrored} == {0, 1}
     for start in range(6):
-        rest = picks_from(14, 4, 0, "order", True, start, steps_per_epoch)
+        rest = indices_from(14, 4, 0, "order", True, start, steps_per_epoch)
         for expected in first[start:]:
             for found, wanted in zip(next(rest), expected, strict=True):
                 assert torch.equal(found, wanted)

@@ -9,7 +9,7 @@ from interruption import cut_training, record_steps
 from tiny import tiny_dataset, tiny_model, tiny_params
 
 from pelap.config import VariantParams
-from pelap.data.dataset import Picks, pick
+from pelap.data.dataset import BatchIndices, gather_batch
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.training import posteriors
 from pelap.training.joint import train_jointly
@@ -33,20 +33,20 @@ def encoded_by(model: LatentDiffusion, patch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def some_picks() -> Picks:
-    return Picks(torch.tensor([3, 0, 39, 3, 17]), torch.tensor([False, True, True, True, False]))
+def some_picks() -> BatchIndices:
+    return BatchIndices(torch.tensor([3, 0, 39, 3, 17]), torch.tensor([False, True, True, True, False]))
 
 
 @pytest.mark.parametrize("chunk", [7, 256])
 def test_looking_up_is_encoding(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(posteriors, "BATCH_SIZE", chunk)
-    model, picks = tiny_model(), some_picks()
-    expected = model.posterior(pick(IMAGES, picks))
+    model, indices = tiny_model(), some_picks()
+    expected = model.posterior(gather_batch(IMAGES, indices))
     assert not torch.allclose(expected.mean[0], expected.mean[3])  # a picture and its mirror image
     sizes = encoded_by(model, monkeypatch)
     table = frozen_posteriors(model, IMAGES, True, 1000, "fp32")
     assert sum(sizes) == 80
-    for found, wanted in zip(table(picks), expected, strict=True):
+    for found, wanted in zip(table(indices), expected, strict=True):
         assert found.dtype == torch.float32
         assert not found.requires_grad
         torch.testing.assert_close(found, wanted)
@@ -58,13 +58,13 @@ def test_pictures_that_are_not_mirrored_are_encoded_once(monkeypatch: pytest.Mon
     sizes = encoded_by(model, monkeypatch)
     table = frozen_posteriors(model, IMAGES, False, 41, "fp32")
     assert sum(sizes) == 40
-    picks = Picks(torch.arange(5), torch.zeros(5, dtype=torch.bool))
-    torch.testing.assert_close(table(picks).mean, model.posterior(pick(IMAGES, picks)).mean)
+    indices = BatchIndices(torch.arange(5), torch.zeros(5, dtype=torch.bool))
+    torch.testing.assert_close(table(indices).mean, model.posterior(gather_batch(IMAGES, indices)).mean)
 
 
 def test_a_table_that_is_no_less_work_or_too_large_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, picks = tiny_model(), some_picks()
-    expected = model.posterior(pick(IMAGES, picks))
+    model, indices = tiny_model(), some_picks()
+    expected = model.posterior(gather_batch(IMAGES, indices))
     table_bytes = 2 * 2 * 40 * 4 * 4 * 4 * 4  # mean and variance, both sides, 40 latents of (4, 4, 4) floats
     for flip, num_draws, room, made in (
         (True, 80, table_bytes, 0),
@@ -79,8 +79,8 @@ def test_a_table_that_is_no_less_work_or_too_large_is_not_made(monkeypatch: pyte
             look_up = frozen_posteriors(model, IMAGES, flip, num_draws, "fp32")
             assert sum(sizes) == made
             if flip:
-                torch.testing.assert_close(look_up(picks).mean, expected.mean)
-                torch.testing.assert_close(look_up(picks).logvar, expected.logvar)
+                torch.testing.assert_close(look_up(indices).mean, expected.mean)
+                torch.testing.assert_close(look_up(indices).logvar, expected.logvar)
                 assert sum(sizes) == (made or 10)
 
 

@@ -18,7 +18,7 @@ from pelap.models.latent_diffusion import Encoded, LatentDiffusion, apply_mask
 from pelap.models.schedule import add_noise, alphas_cumprod
 from pelap.training import joint
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
-from pelap.training.joint import draw, joint_losses, train_jointly
+from pelap.training.joint import draw_step_noise, joint_losses, train_jointly
 from pelap.training.parallel import train_alone
 from pelap.training.trainer import (
     Losses,
@@ -58,7 +58,7 @@ def test_loss_terms_are_the_definition(coupling: str) -> None:
     model = tiny_model(fields=fields)
     if model.mask is not None:
         set_logits(model, 2.0, 0.5, 1.0, 0.0)
-    images, random = _pictures(), draw(model, 4, 0, "test", 0)
+    images, random = _pictures(), draw_step_noise(model, 4, 0, "test", 0)
     alphas = alphas_cumprod(model.info.diffusion)
     with torch.no_grad():
         losses = joint_losses(model, images, random, 0.001, 0.25, alphas)
@@ -83,7 +83,7 @@ def test_loss_terms_are_the_definition(coupling: str) -> None:
 
 def test_the_autoencoder_alone_has_no_other_loss() -> None:
     model = tiny_model(fields=COUPLINGS["masked"])
-    images, random = _pictures(), draw(model, 4, 0, "test", 0)
+    images, random = _pictures(), draw_step_noise(model, 4, 0, "test", 0)
     alphas = alphas_cumprod(model.info.diffusion)
     assert model.mask is not None
     model.mask.started.fill_(False)  # joint training with an open mask decodes the same latents
@@ -109,7 +109,7 @@ def test_penalty_pulls_the_mask_down(coupling: str, slope: float) -> None:
     def gradient(strength: float) -> torch.Tensor:
         model = tiny_model(fields=COUPLINGS[coupling])
         alphas = alphas_cumprod(model.info.diffusion)
-        random = draw(model, 4, 0, "test", 0)
+        random = draw_step_noise(model, 4, 0, "test", 0)
         joint_losses(model, _pictures(), random, 0.001, strength, alphas)["loss"].backward()
         assert model.mask is not None
         return model.mask.layers[-1].bias.grad if model.mask.config.adaptive else model.mask.logits.grad

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pelap.pipelines.model_io import save_model
 from pelap.surgery.apply import apply_plan
-from pelap.surgery.plan import Plan, Removal
+from pelap.surgery.plan import Plan, PlanEntry
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -55,7 +55,7 @@ OF_EACH = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A dense model and a pruned one, as folders."""
     root, dense = tmp_path_factory.mktemp("models"), tiny_model()
-    plan = Plan((Removal(GONE, "attention"),))
+    plan = Plan((PlanEntry(GONE, "attention"),))
     pruned = dense.with_unet(apply_plan(dense.unet, plan), "pruned", 0.0)
     save_model(dense, root / "dense")
     save_model(pruned, root / "pruned", plan)
@@ -229,7 +229,7 @@ def test_the_pipeline_that_sampling_is_compared_with_samples_as_we_do() -> None:
     pipeline = sampling.reference_run(model, sampler, 2).func
     theirs = pipeline(batch_size=2, num_inference_steps=4, output_type="np", generator=torch.manual_seed(3))
     start = torch.randn(2, *model.latent_shape, generator=torch.manual_seed(3))
-    ours = sampling.ModelSource(model, sampler).denoise(start, range(2), 0)
+    ours = sampling.ModelGenerator(model, sampler).denoise(start, range(2), 0)
     seen = torch.as_tensor(theirs.images).permute(0, 3, 1, 2)
     assert torch.allclose(seen, (ours / 2 + 0.5).clamp(0, 1), atol=1e-4)
 

@@ -13,7 +13,7 @@ from tiny import TEXT, UNET, tiny_raw
 from pelap.commands import sample
 from pelap.config.load import STAGES, load_params
 from pelap.core.paths import RunPaths, reference_cache
-from pelap.data.media import GAP_S, NUM_PLAYED, medium_of
+from pelap.data.modality import GAP_S, NUM_PLAYED, modality_of
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.classifier import trained_classifier
 from pelap.evaluation.real import CLASSIFIER_SEED
@@ -127,7 +127,7 @@ def test_agreement_is_of_every_sample_with_its_own_prompt(context: Context) -> N
     model = load_model(context.paths.train("dense").model)
     assert model.conditioner is not None
     made = sample_images(model, params.sampler, params.num_images, context.params.seed)
-    taken = classifier.labels_of(medium_of(dataset.sound).perceived(made))
+    taken = classifier.labels_of(modality_of(dataset.sound).rendered(made))
     asked = torch.arange(params.num_images) % len(dataset.class_names)  # classes take turns
     metrics = json.loads(context.paths.metrics.read_text())
     assert metrics["dense"]["prompt_agreement"] == pytest.approx((taken == asked).double().mean().item())

@@ -538,9 +538,9 @@ def test_targets_work_in_a_folder_with_a_space(target: str, tmp_path: Path) -> N
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, clone)
     for tool in TOOLS:
-        stand_in = clone / ".venv" / "bin" / tool
-        stand_in.write_text(f'#!/bin/sh\necho "{tool} $*" >> "{tmp_path}/calls"\n')
-        stand_in.chmod(0o755)
+        replacement = clone / ".venv" / "bin" / tool
+        replacement.write_text(f'#!/bin/sh\necho "{tool} $*" >> "{tmp_path}/calls"\n')
+        replacement.chmod(0o755)
     result = run(tmp_path, "make", "-C", str(clone), target, f"PYTHON={sys.executable}")
     assert result.returncode == 0, result.stdout + result.stderr
     if target not in ("help", "clean"):

@@ -29,7 +29,7 @@ QUALITY = (DISTANCE, "psnr", "ssim")
 """What is taken from `metrics.json`."""
 DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name not in QUALITY)]
 """Columns of `collapse.csv` without which there is no figure."""
-FLOOR = "real"
+REAL_ROW = "real"
 
 
 def study(root: Path, asked: Sequence[str] | None = None) -> None:
@@ -93,7 +93,7 @@ def _real(runs: list[RunPaths]) -> dict[str, float]:
     """Fréchet distance of real pictures by data set, mean over seeds."""
     found: dict[str, list[float]] = {}
     for run in runs:
-        value = files.read_metrics(run.metrics).get(FLOOR, {}).get(DISTANCE)
+        value = files.read_metrics(run.metrics).get(REAL_ROW, {}).get(DISTANCE)
         found.setdefault(place_of(run)[0], []).append(math.nan if value is None else value)
     return {dataset: sum(values) / len(values) for dataset, values in found.items()}
 

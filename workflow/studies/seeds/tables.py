@@ -26,7 +26,7 @@ from pelap.report.tables import column, is_distance
 
 BASELINE = "baseline"
 """The model that every other one is compared with, seed by seed."""
-FLOOR = "real"
+REAL_ROW = "real"
 """The row of real pictures."""
 MAIN_METRICS = ("psnr", "ssim", "latency_ms", "image_ms")
 """Shown after the Frechet distances; what a sweep has of them."""
@@ -155,7 +155,7 @@ def budget_figure(budget: pd.DataFrame, dense: Mapping[str, str], cells: pd.Data
 
 def _floors(cells: pd.DataFrame, metric: str) -> dict[str, float]:
     """Mean distance of real pictures over seeds, by data set."""
-    rows = cells[(cells["model"] == FLOOR) & (cells["metric"] == metric)]
+    rows = cells[(cells["model"] == REAL_ROW) & (cells["metric"] == metric)]
     return {str(name): float(group["value"].mean()) for name, group in rows.groupby("dataset")}
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from pelap.config.load import FLOOR
+from pelap.config.load import REAL_ROW
 from pelap.report.figures.labels import Label, place
 from pelap.report.figures.style import (
     Look,
@@ -69,7 +69,7 @@ def _families(cell: TaskCell) -> dict[str, list[str]]:
     """The rows with a line of their own, and the models along it."""
     found: dict[str, list[str]] = {}
     for model in cell.rows:
-        if model != FLOOR:
+        if model != REAL_ROW:
             found.setdefault(split_row(model, list(cell.plans))[0], []).append(model)
     return found
 

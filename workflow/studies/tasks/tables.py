@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pelap.config.load import FLOOR
-from pelap.report.medium import CLASSIFIER, SOUNDS, guided, nouns
+from pelap.config.load import REAL_ROW
+from pelap.report.modality import CLASSIFIER, SOUNDS, guided, modality_names
 from pelap.report.rows import PRUNED, split_row
 from pelap.report.tables import (
     DASH,
@@ -29,7 +29,7 @@ OPERATORS, PARAMS_REMOVED = "operators_removed", "params_removed"
 _ERRORS = ("_se", "_std", "_iqr_ms")
 """Tails of what is the error of another metric: it has no mean over seeds of its own."""
 PERCENT = 100
-_SOUND = nouns({"medium": SOUNDS}).one
+_SOUND = modality_names({"medium": SOUNDS}).one
 
 
 class Published(NamedTuple):
@@ -112,7 +112,7 @@ class TaskCell:
             *(f"{PRUNED}-{plan}" for plan in self.plans),
             *tuned,
             *self.references[1:],
-            FLOOR,
+            REAL_ROW,
         ]
         return [name for name in names if name in self.metrics]
 
@@ -149,7 +149,7 @@ def _derived(cell: TaskCell, model: str) -> Iterator[tuple[str, float | None]]:
     if model != cell.dense and times is not None and times[1]:
         yield ITEM_TIME_SAVED, 1 - times[0] / times[1]
     for other in cell.references:
-        if model not in (other, FLOOR):
+        if model not in (other, REAL_ROW):
             yield from _against(cell, model, other)
 
 
@@ -260,7 +260,7 @@ def _intro(cells: Sequence[TaskCell]) -> str:
             "steps as the distilled ones."
         )
     sentences += [
-        f"`{FLOOR}` is another draw of real items.",
+        f"`{REAL_ROW}` is another draw of real items.",
         "Below each table, a change counts as one where its mean over seeds exceeds its standard deviation "
         'over seeds; "not told apart" is no proof that the two are alike.',
         "`tasks.csv` has every metric, `cells.csv` every seed.",
@@ -364,11 +364,11 @@ def verdicts(table: Table, values: pd.DataFrame, cell: TaskCell) -> list[str]:
 
 def _vocoded(table: Table, cell: TaskCell) -> list[str]:
     """What real sounds lose on the way that made ones go."""
-    found = table.of(FLOOR, f"{cell.metric}{VOCODED}")
+    found = table.of(REAL_ROW, f"{cell.metric}{VOCODED}")
     if not found.n:
         return []
     shown = _cell(found, column(cell.metric).decimals, 1.0, False)
-    return [f"{FLOOR} after Griffin-Lim, as made sounds are measured: {cell.metric} {shown}."]
+    return [f"{REAL_ROW} after Griffin-Lim, as made sounds are measured: {cell.metric} {shown}."]
 
 
 def verdict(mean: float, std: float) -> str:

@@ -9,12 +9,12 @@ from PIL import Image
 from scipy.io import wavfile
 
 from pelap.config import SoundParams
-from pelap.data.media import (
+from pelap.data.modality import (
     GAP_S,
     NUM_PLAYED,
     PLAYED_PEAK,
     coloured,
-    medium_of,
+    modality_of,
     one_after_the_other,
 )
 from pelap.data.spectrogram import to_sounds, to_spectrograms
@@ -37,32 +37,32 @@ def names(folder: Path) -> list[str]:
 
 
 def test_pictures_are_seen_and_saved_as_they_are(tmp_path: Path) -> None:
-    medium, images = medium_of(None), torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
-    assert (medium.noun, medium.num_channels) == ("pictures", 3)
-    assert torch.equal(medium.perceived(images), images)
-    medium.save(images, tmp_path / "tuned-0.35")
+    modality, images = modality_of(None), torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    assert (modality.noun, modality.num_channels) == ("pictures", 3)
+    assert torch.equal(modality.rendered(images), images)
+    modality.save(images, tmp_path / "tuned-0.35")
     assert names(tmp_path) == ["tuned-0.35.png"]
-    medium.save(images[:1], tmp_path / "one")
+    modality.save(images[:1], tmp_path / "one")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), images[0].permute(1, 2, 0).numpy())
 
 
 def test_sounds_are_perceived_through_the_way_back() -> None:
-    medium, images = medium_of(SOUND), spectrograms(3)
-    assert (medium.noun, medium.num_channels) == ("sounds", 1)
-    heard = medium.perceived(images)
+    modality, images = modality_of(SOUND), spectrograms(3)
+    assert (modality.noun, modality.num_channels) == ("sounds", 1)
+    heard = modality.rendered(images)
     assert heard.dtype == torch.uint8
     assert heard.shape == images.shape
     assert torch.equal(heard, to_spectrograms(to_sounds(images, SOUND), SOUND))
     # Transforms of several frames are taken at once, which may round otherwise: to the next level.
-    assert (medium.perceived(images[1:2]).int() - heard[1:2].int()).abs().max() <= 1
+    assert (modality.rendered(images[1:2]).int() - heard[1:2].int()).abs().max() <= 1
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
-    kept, lost = ((medium.perceived(it).float() - it.float()).abs().mean() for it in (images, noise))
+    kept, lost = ((modality.rendered(it).float() - it.float()).abs().mean() for it in (images, noise))
     assert lost > 3 * kept  # no sound has just any picture
 
 
 def test_sounds_are_saved_to_look_at_and_to_listen_to(tmp_path: Path) -> None:
-    medium, images = medium_of(SOUND), spectrograms(NUM_PLAYED + 2)
-    medium.save(images, tmp_path / "tuned-0.35")
+    modality, images = modality_of(SOUND), spectrograms(NUM_PLAYED + 2)
+    modality.save(images, tmp_path / "tuned-0.35")
     assert names(tmp_path) == ["tuned-0.35.png", "tuned-0.35.wav"]
     rate, values = wavfile.read(tmp_path / "tuned-0.35.wav")
     gap = round(GAP_S * rate)
@@ -76,7 +76,7 @@ def test_sounds_are_saved_to_look_at_and_to_listen_to(tmp_path: Path) -> None:
         pitch = np.abs(np.fft.rfft(sound)).argmax() * rate / WINDOW
         assert abs(pitch - (300 + 150 * i)) < 75  # nearer than to any other's
         assert not values[start + WINDOW : start + WINDOW + gap].any()
-    medium.save(images[:1], tmp_path / "one")
+    modality.save(images[:1], tmp_path / "one")
     assert wavfile.read(tmp_path / "one.wav")[1].shape == (WINDOW,)
 
 
@@ -87,7 +87,7 @@ def test_spectrograms_have_magmas_colours(tmp_path: Path) -> None:
     assert colours.dtype == torch.uint8
     assert colours[0, :, 0, 0].tolist() == [0, 0, 3]
     assert colours[0, :, -1, -1].tolist() == [251, 252, 191]
-    medium_of(SOUND).save_grid(levels, tmp_path / "one.png")
+    modality_of(SOUND).save_grid(levels, tmp_path / "one.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), colours[0].permute(1, 2, 0).numpy())
 
 

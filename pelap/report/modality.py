@@ -16,7 +16,7 @@ _WORD = re.compile(
 """Ours alone: what a row of a table starts with is the name of a model."""
 
 
-class Nouns(NamedTuple):
+class ModalityNames(NamedTuple):
     """What a model makes."""
 
     one: str
@@ -44,9 +44,13 @@ class Nouns(NamedTuple):
         return figure
 
 
-def nouns(protocol: Mapping[str, Any]) -> Nouns:
+def modality_names(protocol: Mapping[str, Any]) -> ModalityNames:
     """By the medium that an evaluation's protocol names; pictures where it names none."""
-    return Nouns("sound", SOUNDS) if protocol.get("medium") == SOUNDS else Nouns("picture", PICTURES)
+    return (
+        ModalityNames("sound", SOUNDS)
+        if protocol.get("medium") == SOUNDS
+        else ModalityNames("picture", PICTURES)
+    )
 
 
 def parts(protocol: Mapping[str, Any]) -> Iterator[str]:
@@ -61,7 +65,9 @@ def parts(protocol: Mapping[str, Any]) -> Iterator[str]:
         )
     judge = protocol.get("classifier")
     if isinstance(judge, Mapping) and judge.get("test_accuracy") is not None:
-        tested = f" of {judge['num_test']:,} test {nouns(protocol).many}" if judge.get("num_test") else ""
+        tested = (
+            f" of {judge['num_test']:,} test {modality_names(protocol).many}" if judge.get("num_test") else ""
+        )
         yield f"classifier: {100 * judge['test_accuracy']:.1f} %{tested} right"
     told = prompts(protocol)
     if told:
@@ -109,7 +115,7 @@ def guided(protocol: Mapping[str, Any]) -> str:
 
 def agreement(protocol: Mapping[str, Any]) -> str:
     """What prompt agreement is, and of how many samples."""
-    many, told = nouns(protocol).many, protocol.get("prompts")
+    many, told = modality_names(protocol).many, protocol.get("prompts")
     judged = told.get("num_judged") if isinstance(told, Mapping) else None
     made = protocol.get("num_images")
     taken = f" Taken over the {judged:,}" if judged is not None else ""

@@ -19,7 +19,7 @@ PLAYED_PEAK = 0.9
 """Largest absolute value in a WAV file: some players clip what is near 1."""
 
 
-class Medium(Protocol):
+class Modality(Protocol):
     """How the pictures of a data set, uint8 (N, C, S, S), are seen or heard."""
 
     noun: ClassVar[str]
@@ -29,7 +29,7 @@ class Medium(Protocol):
     lossless: ClassVar[bool]
     """Whether they are perceived as they are."""
 
-    def perceived(self, images: torch.Tensor) -> torch.Tensor:
+    def rendered(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures as they reach a viewer or listener, shape, type and device as before."""
         ...
 
@@ -49,7 +49,7 @@ class Pictures:
     num_channels: ClassVar[int] = 3
     lossless: ClassVar[bool] = True
 
-    def perceived(self, images: torch.Tensor) -> torch.Tensor:
+    def rendered(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
     def save_grid(self, images: torch.Tensor, path: Path) -> None:
@@ -68,7 +68,7 @@ class Sounds:
     num_channels: ClassVar[int] = 1
     lossless: ClassVar[bool] = False
 
-    def perceived(self, images: torch.Tensor) -> torch.Tensor:
+    def rendered(self, images: torch.Tensor) -> torch.Tensor:
         """Spectrograms of what is heard: no sound has just the spectrogram that a network makes up."""
         return to_spectrograms(to_sounds(images, self.params), self.params).to(images.device)
 
@@ -81,7 +81,7 @@ class Sounds:
         write_wav(_with_suffix(stem, ".wav"), played, self.params.sample_rate)
 
 
-def medium_of(sound: SoundParams | None) -> Medium:
+def modality_of(sound: SoundParams | None) -> Modality:
     """The medium of a data set or model by how its pictures came from sounds; None where they did not."""
     return Pictures() if sound is None else Sounds(sound)
 
