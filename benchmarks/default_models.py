@@ -51,7 +51,7 @@ def _fresh(kind: str) -> LatentDiffusion:
         image_size=IMAGE_SIZE,
         dataset=params.dataset,
         seed=params.seed,
-        strength=variant.weight(params.lambda_),
+        sparsity_weight=variant.weight(params.lambda_),
         ema_decay=params.train.ema_decay,
     )
     torch.manual_seed(params.seed)

@@ -95,7 +95,7 @@ def scaled(raw: dict[str, Any], steps: int, images: int, reference: int) -> dict
         "num_reference": reference,
         "num_reconstructions": images,
         "sampler": sampler,
-        "dense_steps": [],
+        "step_counts": [],
         "latency_repeats": None,
         "latency_compiled": False,
     }

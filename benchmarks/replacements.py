@@ -20,35 +20,33 @@ from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model
 from pelap.scoring.score import Scoring, score_operators
 from pelap.surgery.fit import fit_replacements
-from pelap.surgery.operators import Norm, Start, find_operators
+from pelap.surgery.operators import Init, Norm, find_operators
 
-WAYS: dict[str, dict[str, tuple[Norm, Start]]] = {
+WAYS: dict[str, dict[str, tuple[Norm, Init]]] = {
     "projection": {
-        "fitted": ("identity", "fitted"),
+        "fitted": ("identity", "least_squares"),
         "random": ("identity", "random"),
         "parameter_free": ("identity", "parameter_free"),
     },
-    "norm": {"identity": ("identity", "fitted"), "scale_shift": ("scale_shift", "fitted")},
+    "norm": {"identity": ("identity", "least_squares"), "affine": ("affine", "least_squares")},
 }
 
 
 def belongs(group: str, kind: str, replacement: str) -> bool:
     if group == "norm":
         return kind == "normalisation"
-    return "projection" in replacement or "regroup" in replacement
+    return "projection" in replacement or "channel_pool" in replacement
 
 
-def scores(
-    denoiser: Denoiser, group: str, norm: Norm, start: Start, num_latents: int, rows: int
-) -> pd.Series:
+def scores(denoiser: Denoiser, group: str, norm: Norm, init: Init, num_latents: int, rows: int) -> pd.Series:
     operators = [
         operator
-        for operator in find_operators(denoiser.network, denoiser.forward(3), norm, start)
+        for operator in find_operators(denoiser.network, denoiser.forward(3), norm, init)
         if belongs(group, operator.kind, operator.replacement.name)
     ]
     noise = denoiser.noise(num_latents, 1, 0)
     replacements = fit_replacements(
-        denoiser.network, operators, lambda: denoiser.denoise(noise, range(num_latents)), start
+        denoiser.network, operators, lambda: denoiser.denoise(noise, range(num_latents)), init
     )
     scoring = Scoring(rows_per_batch=rows)
     table = score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, scoring).table
@@ -71,8 +69,8 @@ def main() -> None:
     with progress("ways", sum(map(len, WAYS.values()))) as report:
         for group, ways in WAYS.items():
             by_way = {
-                way: scores(denoiser, group, norm, start, args.latents, args.rows)
-                for way, (norm, start) in ways.items()
+                way: scores(denoiser, group, norm, init, args.latents, args.rows)
+                for way, (norm, init) in ways.items()
             }
             # What a way does not offer is left out of the comparison.
             table = pd.DataFrame(by_way).dropna()

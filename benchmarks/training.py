@@ -78,7 +78,7 @@ class Setting:
             "random", split(self.num_pictures), split(NUM_TEST), ("any",), "random", checksum="0" * 64
         )
 
-    def model(self, strength: float | None = None) -> LatentDiffusion:
+    def model(self, sparsity_weight: float | None = None) -> LatentDiffusion:
         """The variant with fresh weights, the same at every call."""
         params, variant = self.params, self.params.variants[VARIANT]
         vae, unet = parts_of(variant, params.vae, params.unet)
@@ -89,7 +89,7 @@ class Setting:
             image_size=self.side,
             dataset="random",
             seed=params.seed,
-            strength=variant.weight(params.lambda_) if strength is None else strength,
+            sparsity_weight=variant.weight(params.lambda_) if sparsity_weight is None else sparsity_weight,
             ema_decay=params.train.ema_decay,
         )
         torch.manual_seed(params.seed)
@@ -111,9 +111,9 @@ class Setting:
         )
 
     def training(
-        self, checkpoint: Path, numbers: TrainParams, strength: float | None = None
+        self, checkpoint: Path, numbers: TrainParams, sparsity_weight: float | None = None
     ) -> Training[Any]:
-        return joint_training(self.model(strength), self.dataset, numbers, self.device, checkpoint)
+        return joint_training(self.model(sparsity_weight), self.dataset, numbers, self.device, checkpoint)
 
 
 def take(steps: Iterator[Any], num: int) -> None:
@@ -162,8 +162,8 @@ def reference_steps(setting: Setting, num_workers: int) -> Iterator[dict[str, fl
         for batch in loader:
             images = batch.to(device)
             random = draw_there(model, len(images), device)
-            kl_weight, strength = params.train.kl_weight, model.info.strength
-            losses = joint_losses(model, images, random, kl_weight, strength, alphas)
+            kl_weight, sparsity_weight = params.train.kl_weight, model.info.sparsity_weight
+            losses = joint_losses(model, images, random, kl_weight, sparsity_weight, alphas)
             optimiser.zero_grad()
             losses["loss"].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), params.train.grad_clip)
@@ -225,12 +225,12 @@ def flops_of_picture(setting: Setting) -> float:
     return counter.get_total_flops() / COUNTED
 
 
-def ablation(setting: Setting, num_steps: int, at_once: int) -> None:
+def ablation(setting: Setting, num_steps: int, parallel_variants: int) -> None:
     """Train a model for each lambda from its first step to its last, so many side by side."""
     numbers = setting.numbers(num_steps=num_steps)
     with tempfile.TemporaryDirectory() as folder:  # a new one at every call, or runs would be resumed
         trainings = [setting.training(Path(folder) / str(value), numbers, value) for value in LAMBDAS]
-        train_parallel(trainings, setting.device, at_once)
+        train_parallel(trainings, setting.device, parallel_variants)
 
 
 def default_workers() -> int:

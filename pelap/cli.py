@@ -253,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         return _fail(
-            "out of memory; lower batch_size (and at_once, latency_batch_sizes) of this stage's parameters"
+            "out of memory; lower batch_size (and parallel_variants, latency_batch_sizes) of this stage's "
+            "parameters"
         )
     except BrokenPipeError:
         # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.

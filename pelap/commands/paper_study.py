@@ -34,7 +34,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "report": ("train", "collapse", "score", "prune", "distill", "evaluate"),
 }
 """The stages whose results a stage reads; `evaluate` with `models: variants` reads those of `train` alone."""
-HOW_NOT_WHAT = ("execution", "at_once")
+HOW_NOT_WHAT = ("execution", "parallel_variants")
 """Keys that say how something is computed and change no result: nothing is run again for them."""
 SHARED = {"dataset": "dataset", "seed": "seeds"}
 """Parameters that all parts have in common, and where the study file gives them."""

@@ -40,8 +40,11 @@ def cut(folder: Path, data: Path, out: Path, device: str) -> None:
         f"{describe_cut(closed, model.latent_shape[0])}; parameters {count_params(model):,} -> "
         f"{count_params(smaller):,}; bytes on disk {_bytes(folder):,} -> {_bytes(out):,}"
     )
-    if closed and model.info.variant.decode_from == "z":
-        print("its decoder was trained on all of z (decode_from: z): look at its pictures before you use it")
+    if closed and model.info.variant.decoder_input == "unmasked":
+        print(
+            "its decoder was trained on all of z (decoder_input: unmasked): look at its pictures before you "
+            "use it"
+        )
 
 
 def _bytes(folder: Path) -> int:

@@ -60,8 +60,8 @@ PIPELINE_UNUSED: dict[str, tuple[str, ...]] = {
         "evaluate.models",
         "evaluate.num_reconstructions",
         "evaluate.sampler.kind",
-        "evaluate.dense_steps",
-        "evaluate.cache_intervals",
+        "evaluate.step_counts",
+        "evaluate.deepcache_intervals",
     ),
 }
 """What of these sections is for models of this project alone: a pipeline is one network, with a scheduler."""
@@ -158,7 +158,7 @@ def unused_by_pipeline(stage: str, params: Params, scored: bool = False, planned
     """
     keys = list(PIPELINE_UNUSED[stage])
     if stage == "prune":
-        rescores = not planned and any(method.rescore for method in params.prune.methods.values())
+        rescores = not planned and any(method.iterative_step for method in params.prune.methods.values())
         keys += [] if rescores else ["score.early_stop", "score.num_resamples"]
         keys = (["seed", "score"] if scored else keys) + _unused_by_pruning(params, planned)
     if stage == "distill":
@@ -185,23 +185,25 @@ def unused_by_run(stage: str, params: Params, planned: bool = False, variant: st
     if stage == "evaluate":
         keys += _unused_by_figures(params)
         if params.evaluate.models == "variants":
-            keys += ["evaluate.dense_steps", "evaluate.cache_intervals", "evaluate.lpips_weights"]
+            keys += ["evaluate.step_counts", "evaluate.deepcache_intervals", "evaluate.lpips_weights"]
     return [key for key in keys if _asks(_at(params, key))]
 
 
 def _unused_by_pruning(params: Params, planned: bool) -> list[str]:
     if planned:
         return ["prune"]
-    return [] if params.prune.target == "time_reduction" else ["prune.trials"]  # of what a clock says
+    return (
+        [] if params.prune.target == "time_reduction" else ["prune.max_measurements"]
+    )  # of what a clock says
 
 
 def _unused_by_training(params: Params, variants: Sequence[VariantParams]) -> list[str]:
     used = {
-        "lambda": not params.lambda_ or any(each.strength == "lambda" for each in variants),
+        "lambda": not params.lambda_ or any(each.sparsity_key == "lambda" for each in variants),
         "vae": any(each.vae is None for each in variants),
         "unet": any(each.unet is None for each in variants),
-        "train.vae_epochs": any(each.vae_training == "first" for each in variants),
-        "train.at_once": params.train.at_once == 1 or len(variants) > 1,
+        "train.vae_epochs": any(each.vae_training == "two_stage" for each in variants),
+        "train.parallel_variants": params.train.parallel_variants == 1 or len(variants) > 1,
     }
     return [key for key, is_used in used.items() if not is_used]
 
@@ -246,7 +248,7 @@ def select_keys(raw: Mapping[str, Any], stage: str, variant: str | None = None) 
     if variant is not None:
         fields = raw["variants"][variant]
         chosen["variants"] = {variant: fields}
-        if fields["strength"] != "lambda":
+        if fields["sparsity_key"] != "lambda":
             chosen["lambda"] = 0.0
     return chosen
 
@@ -496,7 +498,7 @@ def _sampler_steps_divide(params: Params) -> list[str]:
     }
     if params.distill.quality is not None:
         steps["distill.quality.sampler.steps"] = params.distill.quality.sampler.steps
-    steps |= {f"evaluate.dense_steps.{i}": num for i, num in enumerate(params.evaluate.dense_steps)}
+    steps |= {f"evaluate.step_counts.{i}": num for i, num in enumerate(params.evaluate.step_counts)}
     return [
         f"{key}: {num} does not divide diffusion.num_train_timesteps ({total})"
         for key, num in steps.items()

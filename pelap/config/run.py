@@ -95,7 +95,7 @@ class TrainParams(Section):
     ema_decay: Decay
     precision: Precision
     execution: Execution
-    at_once: PositiveInt
+    parallel_variants: PositiveInt
     select: Literal["last", "best"]
     log_every: PositiveInt
     num_validation: PositiveInt
@@ -132,8 +132,8 @@ class ScoreParams(Section):
     sampler: SamplerParams
     formula: Formula
     criteria: Annotated[tuple[CheapCriterion, ...], Field(strict=False)]
-    norm: Literal["identity", "scale_shift"]
-    start: Literal["fitted", "random", "parameter_free"]
+    norm_replacement: Literal["identity", "affine"]
+    replacement_init: Literal["least_squares", "random", "parameter_free"]
     early_stop: Share | None
     num_resamples: Annotated[int, Field(ge=20)]
     batch_size: PositiveInt
@@ -165,13 +165,13 @@ class MethodParams(Section):
     """A way to choose operators."""
 
     criterion: Criterion
-    selection: Literal["order", "ratio", "knapsack"]
-    rescore: Annotated[float, Field(ge=0.02, lt=1)] | None = None
+    selection: Literal["lowest_first", "per_ms", "knapsack"]
+    iterative_step: Annotated[float, Field(ge=0.02, lt=1)] | None = None
     amounts: Amounts[PositiveFloat] = None
 
 
 def _ld_pruner() -> dict[str, MethodParams]:
-    return {"ld-pruner": MethodParams(criterion="score", selection="order")}
+    return {"ld-pruner": MethodParams(criterion="score", selection="lowest_first")}
 
 
 class PruneParams(Section):
@@ -181,8 +181,8 @@ class PruneParams(Section):
     num_params: Amounts[PositiveInt]
     num_operators: Amounts[PositiveInt]
     methods: Annotated[dict[Name, MethodParams], Field(min_length=1, default_factory=_ld_pruner)]
-    trials: NonNegativeInt = 5
-    singles: NonNegativeInt = 0
+    max_measurements: NonNegativeInt = 5
+    single_operator_plans: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _one_target(self) -> "PruneParams":
@@ -196,10 +196,12 @@ class PruneParams(Section):
                 raise ValueError(f"methods.{name}.amounts: shares of the time are at most 1")
             if self.target != "time_reduction" and any(amount != int(amount) for amount in amounts):
                 raise ValueError(f"methods.{name}.amounts: {self.target} are whole numbers")
-            if method.rescore is not None and method.criterion != "score":
-                raise ValueError(f"methods.{name}.rescore goes with criterion: score alone; set it to null")
-            if method.rescore is not None and self.target != "time_reduction":
-                raise ValueError(f"methods.{name}.rescore is a share of the time; give time_reduction")
+            if method.iterative_step is not None and method.criterion != "score":
+                raise ValueError(
+                    f"methods.{name}.iterative_step goes with criterion: score alone; set it to null"
+                )
+            if method.iterative_step is not None and self.target != "time_reduction":
+                raise ValueError(f"methods.{name}.iterative_step is a share of the time; give time_reduction")
         return self
 
     @property
@@ -335,8 +337,8 @@ class EvaluateParams(Section):
     batch_size: PositiveInt
     sampler: SamplerParams
     precision: Precision
-    dense_steps: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
-    cache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
+    step_counts: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    deepcache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
     only_frechet: bool
     extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     classifier: ClassifierParams | None
@@ -349,7 +351,7 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _once(self) -> "EvaluateParams":
-        for key in ("dense_steps", "cache_intervals", "extractors", "latency_batch_sizes"):
+        for key in ("step_counts", "deepcache_intervals", "extractors", "latency_batch_sizes"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key} names something twice")
         if "classifier" in self.extractors and self.classifier is None:

@@ -22,16 +22,16 @@ class VariantParams(Section):
     adaptive: bool = True
     k: PositiveInt | None = None
     mask_lr: PositiveFloat | None = None
-    strength: Literal["lambda", "seed"]
-    penalty: NonNegativeFloat = 0.0
+    sparsity_key: Literal["lambda", "seed"]
+    sparsity_weight: NonNegativeFloat = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_epochs: NonNegativeInt = 0
     start_epoch: NonNegativeInt = 0
     normalise: Literal["none", "before_mask", "after_mask"] = "none"
-    decode_from: Literal["z", "z*m"] = "z"
+    decoder_input: Literal["unmasked", "masked"] = "unmasked"
     encoder_losses: Losses = ALL_LOSSES
     mask_losses: Losses = ALL_LOSSES
-    vae_training: Literal["joint", "first", "frozen"] = "joint"
+    vae_training: Literal["joint", "two_stage", "frozen"] = "joint"
     cut: bool = False
     vae: VAEParams | None = None
     unet: UNetParams | None = None
@@ -47,13 +47,13 @@ class VariantParams(Section):
 
     def weight(self, lambda_: float) -> float:
         """The sparsity weight, once any warm-up is over, in a run with this `lambda`."""
-        return lambda_ if self.strength == "lambda" else self.penalty
+        return lambda_ if self.sparsity_key == "lambda" else self.sparsity_weight
 
     def mask_learns(self, lambda_: float) -> bool:
         """Whether any loss reaches the mask."""
         return (
             ("diffusion" in self.mask_losses and not self._normalised_away())
-            or ("reconstruction" in self.mask_losses and self.decode_from == "z*m")
+            or ("reconstruction" in self.mask_losses and self.decoder_input == "masked")
             or ("sparsity" in self.mask_losses and self.weight(lambda_) > 0)
         )
 
@@ -69,14 +69,14 @@ class VariantParams(Section):
         """A field that needs a mask where there is none."""
         if self.gate != "none":
             return None
-        if self.decode_from == "z*m":
-            return "decode_from z*m needs a mask; use z"
+        if self.decoder_input == "masked":
+            return "decoder_input masked needs a mask; use unmasked"
         if self.normalise == "after_mask":
             return "normalise after_mask needs a mask; use before_mask"
-        if self.strength == "lambda":
-            return "strength lambda needs a mask; use seed"
+        if self.sparsity_key == "lambda":
+            return "sparsity_key lambda needs a mask; use seed"
         mask_fields = (
-            "adaptive", "k", "mask_lr", "penalty", "schedule", "warmup_epochs", "start_epoch",
+            "adaptive", "k", "mask_lr", "sparsity_weight", "schedule", "warmup_epochs", "start_epoch",
             "mask_losses", "cut",
         )  # fmt: skip
         useless = [name for name in mask_fields if self._given(name)]
@@ -85,21 +85,21 @@ class VariantParams(Section):
     def _gate_problem(self) -> str | None:
         if (self.gate == "topk") != (self.k is not None):
             return "k, the number of open channels, belongs to gate topk; give both or neither"
-        if self.gate == "topk" and (self.strength == "lambda" or self.penalty):
-            return "gate topk keeps k channels open, so a sparsity penalty changes nothing; use strength seed"
-        if self.cut and self.decode_from == "z":
-            return "cut takes channels away that a decoder of z was trained on; use decode_from z*m"
+        if self.gate == "topk" and (self.sparsity_key == "lambda" or self.sparsity_weight):
+            return "gate topk keeps k channels open, so a penalty changes nothing; use sparsity_key seed"
+        if self.cut and self.decoder_input == "unmasked":
+            return "cut takes channels away that a decoder of z was trained on; use decoder_input masked"
         return None
 
     def _penalty_problem(self) -> str | None:
-        if self.strength == "lambda" and self.penalty:
-            return "penalty is for strength seed; with strength lambda the weight is lambda"
-        if (self.strength == "lambda" or self.penalty) and "sparsity" not in self.mask_losses:
+        if self.sparsity_key == "lambda" and self.sparsity_weight:
+            return "sparsity_weight is for sparsity_key seed; with sparsity_key lambda the weight is lambda"
+        if (self.sparsity_key == "lambda" or self.sparsity_weight) and "sparsity" not in self.mask_losses:
             return "the penalty does not reach the mask; add sparsity to mask_losses, or leave it out"
         if (self.schedule == "constant") != (self.warmup_epochs == 0):
             return "schedule linear or cosine and warmup_epochs above 0 belong together; give both or neither"
-        if self.warmup_epochs and self.strength == "seed" and not self.penalty:
-            return "there is no penalty to warm up; give penalty, or use strength lambda"
+        if self.warmup_epochs and self.sparsity_key == "seed" and not self.sparsity_weight:
+            return "there is no penalty to warm up; give sparsity_weight, or use sparsity_key lambda"
         return None
 
     def _training_problem(self) -> str | None:

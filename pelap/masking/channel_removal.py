@@ -17,7 +17,7 @@ It follows that
 - an adaptive gate's predictor no longer sees Z, as if its means were 0, so m may move by what it made of
   them. A channel that is open on some pictures only stays, with the value that the gate gives it: it is not
   rounded to 0 on the others;
-- a decoder that was trained on z (`decode_from: z`) loses what Z told it.
+- a decoder that was trained on z (`decoder_input: unmasked`) loses what Z told it.
 
 A channel of zeros is not everywhere the same as no channel; see `pelap.models.cut`.
 """
@@ -122,7 +122,7 @@ def cut_channels(model: LatentDiffusion, closed: Sequence[int]) -> LatentDiffusi
     if not kept:
         raise ModelError(
             f"all {len(closed)} latent channels are closed, nothing would be left; train with a lower lambda "
-            "or penalty, or normalise the latents"
+            "or sparsity_weight, or normalise the latents"
         )
     return LatentDiffusion(
         _cut_info(model.info, kept, model.latent_shape[0]),

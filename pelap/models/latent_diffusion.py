@@ -44,7 +44,7 @@ class ModelInfo:
     image_size: int
     dataset: str
     seed: int
-    strength: float
+    sparsity_weight: float
     """Weight of the sparsity penalty it was trained with, after any warm-up."""
     ema_decay: float
     """0 when the weights are not a moving average."""
@@ -165,7 +165,7 @@ class LatentDiffusion(nn.Module):
 
     def decoder_input(self, latents: torch.Tensor, gates: Gates) -> torch.Tensor:
         """Z or z*m, whichever this variant's decoder is trained on."""
-        return latents if self.info.variant.decode_from == "z" else apply_mask(latents, gates.values)
+        return latents if self.info.variant.decoder_input == "unmasked" else apply_mask(latents, gates.values)
 
     def tokens_for(self, labels: torch.Tensor, stream: torch.Generator | None = None) -> torch.Tensor:
         """Prompts (B, L) for pictures with these labels (B,), on the CPU; L is 0 without a conditioner.

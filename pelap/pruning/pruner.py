@@ -152,7 +152,7 @@ class Pruner:
         if not math.isfinite(joint):
             raise PlanError(
                 f"prune: latents without {len(plan.operators)} operators are not finite, so that the rest "
-                "cannot be scored; ask for less, or leave out rescore"
+                "cannot be scored; ask for less, or leave out iterative_step"
             )
         gone = [removal.operator for removal in plan.operators]
         left = [

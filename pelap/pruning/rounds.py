@@ -33,8 +33,8 @@ class Method:
     """A way to choose operators."""
 
     criterion: str = SCORE
-    selection: Selection = "order"
-    rescore: float | None = None
+    selection: Selection = "lowest_first"
+    iterative_step: float | None = None
     """Share of the time after whose removal the rest is scored again; None: never."""
 
 
@@ -54,14 +54,16 @@ class TimeBudgetPlanner:
         scores: Of the untouched network.
         measure: Reads the clock.
         rescore: Scores what a plan leaves.
-        trials: Plans to measure at most for a time target, before the nearest is taken; 0: none, the times in
-            the scores are believed.
+        max_measurements: Plans to measure at most for a time target, before the nearest is taken; 0: none,
+            the times in the scores are believed.
     """
 
-    def __init__(self, scores: pd.DataFrame, measure: Measure, rescore: Rescore, trials: int) -> None:
+    def __init__(
+        self, scores: pd.DataFrame, measure: Measure, rescore: Rescore, max_measurements: int
+    ) -> None:
         self._measure = measure
         self._rescore = rescore
-        self._trials = trials
+        self._max_measurements = max_measurements
         self._states: dict[tuple[Method, int], _State] = {}
         self._start = _State(Plan(()), 0.0, scores)
 
@@ -83,19 +85,19 @@ class TimeBudgetPlanner:
 
     def _before(self, method: Method, amount: float) -> _State:
         """Where the last round starts: after as many whole steps as are below the amount."""
-        if method.rescore is None:
+        if method.iterative_step is None:
             return self._start
-        return self._after(method, int((amount - TOLERANCE) / method.rescore))
+        return self._after(method, int((amount - TOLERANCE) / method.iterative_step))
 
     def _after(self, method: Method, num_rounds: int) -> _State:
         """What is there after so many rounds; the way to a larger amount goes through the same states."""
         if num_rounds == 0:
             return self._start
-        assert method.rescore is not None
+        assert method.iterative_step is not None
         key = (method, num_rounds)
         if key not in self._states:
             before = self._after(method, num_rounds - 1)
-            plan, saved = self._towards(before, method, num_rounds * method.rescore)
+            plan, saved = self._towards(before, method, num_rounds * method.iterative_step)
             nothing_more = plan == before.plan
             self._states[key] = before if nothing_more else _State(plan, saved, self._rescore(plan))
         return self._states[key]
@@ -113,7 +115,7 @@ class TimeBudgetPlanner:
         def more(ask: float) -> Plan:
             return make_plan(state.scores, "time_reduction", ask, method.criterion, method.selection)
 
-        if self._trials == 0:
+        if self._max_measurements == 0:
             plan = more(amount - state.saved)
             return _joined(state.plan, plan), state.saved + plan.time_reduction
         return self._nearest(state, more, amount)
@@ -122,7 +124,7 @@ class TimeBudgetPlanner:
         """Ask for more or less until the clock says the amount."""
         ask, low, high = amount - state.saved, 0.0, float("inf")
         tried: dict[tuple[PlanEntry, ...], float] = {}
-        for trial in range(self._trials):
+        for trial in range(self._max_measurements):
             try:
                 operators = _joined(state.plan, more(ask)).operators
             except PlanError:

@@ -1,10 +1,10 @@
 """From a table of scores to a plan of a wanted size: which operators to remove.
 
-=============  ==================================================================================
-``order``      the least important first, until the target is reached: LD-Pruner's one-shot choice
-``ratio``      the least important for what it saves first
-``knapsack``   of all sets that reach the target, the one whose importances have the least sum
-=============  ==================================================================================
+================  ===============================================================================
+``lowest_first``  the least important first, until the target is reached: LD-Pruner's one-shot choice
+``per_ms``        the least important for what it saves first
+``knapsack``      of all sets that reach the target, the one whose importances have the least sum
+================  ===============================================================================
 
 How important an operator is says a criterion: LD-Pruner's score, one of its formulas, or a further column of
 the table (see `pelap.scoring.criteria`).
@@ -27,7 +27,7 @@ from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, PlanEntry, check_disjoint
 from pelap.surgery.replacements import ReplacementSpec, is_replacement
 
-Selection: TypeAlias = Literal["order", "ratio", "knapsack"]
+Selection: TypeAlias = Literal["lowest_first", "per_ms", "knapsack"]
 
 TARGETS = ("time_reduction", "num_params", "num_operators")
 NAMES = ("operator", "kind", "replacement")
@@ -68,7 +68,7 @@ def make_plan(
     target: str,
     amount: float,
     criterion: str = SCORE,
-    selection: Selection = "order",
+    selection: Selection = "lowest_first",
 ) -> Plan:
     """Choose operators until the target is reached.
 
@@ -142,7 +142,7 @@ def _in_order(candidates: Candidates, amount: float) -> Choice:
     return _first(candidates, amount, lambda name: candidates[name].importance)
 
 
-def _by_ratio(candidates: Candidates, amount: float) -> Choice:
+def _by_ms(candidates: Candidates, amount: float) -> Choice:
     saving = {name: candidate for name, candidate in candidates.items() if candidate.saves > 0}
     return _first(saving, amount, lambda name: saving[name].importance / saving[name].saves)
 
@@ -198,8 +198,8 @@ def _knapsack(candidates: Candidates, amount: float) -> Choice:
 
 
 SELECTIONS: dict[Selection, Callable[[Candidates, float], Choice]] = {
-    "order": _in_order,
-    "ratio": _by_ratio,
+    "lowest_first": _in_order,
+    "per_ms": _by_ms,
     "knapsack": _knapsack,
 }
 

@@ -93,7 +93,7 @@ class RunData:
     @property
     def cached(self) -> list[str]:
         """Rows of the scored variant whose sampling steps share deep features."""
-        return [f"{CACHED}-{interval}" for interval in self.protocol.get("cache_intervals", [])]
+        return [f"{CACHED}-{interval}" for interval in self.protocol.get("deepcache_intervals", [])]
 
     @property
     def denoisers(self) -> list[str]:

@@ -24,7 +24,11 @@ TRACE_ROWS = 3
 def find(denoiser: Denoiser, params: ScoreParams, only: Sequence[str] | None = None) -> list[Operator]:
     """The denoiser's operators, or those named."""
     return find_operators(
-        denoiser.network, denoiser.forward(TRACE_ROWS), params.norm, params.start, only=only
+        denoiser.network,
+        denoiser.forward(TRACE_ROWS),
+        params.norm_replacement,
+        params.replacement_init,
+        only=only,
     )
 
 
@@ -38,7 +42,7 @@ def fit(
         for items in torch.arange(len(start)).split(params.batch_size):
             denoiser.denoise(start[items], items.tolist())
 
-    return fit_replacements(denoiser.network, operators, run_through, params.start, seed)
+    return fit_replacements(denoiser.network, operators, run_through, params.replacement_init, seed)
 
 
 def scoring_of(params: ScoreParams, seed: int) -> Scoring:

@@ -150,22 +150,22 @@ def _students(paths: RunPaths, plans: Collection[str]) -> dict[str, Row]:
 
 
 def _cached(context: Context, table: Table, models: Models) -> dict[str, LatentDiffusion]:
-    """The scored variant with each interval of `cache_intervals`, by the row's name."""
+    """The scored variant with each interval of `deepcache_intervals`, by the row's name."""
     if table.scored is None:
         return {}
     dense, result = models[table.scored], {}
-    for interval in context.params.evaluate.cache_intervals:
+    for interval in context.params.evaluate.deepcache_intervals:
         name = f"cached-{interval}"
         if name in table.rows:
             raise ConfigError(
-                f"evaluate.cache_intervals: {name} is the name of a model already; call the variant or "
+                f"evaluate.deepcache_intervals: {name} is the name of a model already; call the variant or "
                 "student something else"
             )
         try:
             unet = DeepCache(dense.unet, interval)
         except ModelError as error:
             raise ConfigError(
-                f"evaluate.cache_intervals: {table.scored} cannot be cached ({error}); or set it to []"
+                f"evaluate.deepcache_intervals: {table.scored} cannot be cached ({error}); or set it to []"
             ) from None
         result[name] = dense.with_unet(unet, name, dense.info.ema_decay)
     return result
@@ -175,7 +175,7 @@ def _source(context: Context, model: LatentDiffusion, num_steps: int | None = No
     params = context.params.evaluate
     steps = {"steps": num_steps or params.sampler.steps}
     # Times beside those of cached features, which cannot be recorded, have to be of plain runs too.
-    record = not params.cache_intervals
+    record = not params.deepcache_intervals
     return ModelGenerator(model, params.sampler.model_copy(update=steps), params.precision, record)
 
 
@@ -255,8 +255,8 @@ def _entries(context: Context, table: Table) -> list[Entry]:
     if table.scored is None:
         return []
     params = context.params.evaluate
-    every = sorted({params.sampler.steps, *params.dense_steps}, reverse=True)
-    cached = [f"cached-{interval}" for interval in params.cache_intervals]
+    every = sorted({params.sampler.steps, *params.step_counts}, reverse=True)
+    cached = [f"cached-{interval}" for interval in params.deepcache_intervals]
     return [
         *((table.scored, steps) for steps in every),
         *((name, params.sampler.steps) for name in cached),
@@ -321,8 +321,8 @@ def _protocol(
             1 if model.conditioner is None else model.conditioner.rows_per_latent for model in models.values()
         ),
         "precision": "bf16" if uses_bf16(context.device, params.precision) else "fp32",
-        "dense_steps": list(params.dense_steps),
-        "cache_intervals": list(params.cache_intervals),
+        "step_counts": list(params.step_counts),
+        "deepcache_intervals": list(params.deepcache_intervals),
         "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
         "scored_variant": table.scored,
         "plans": [row.plan for row in table.rows.values() if row.start == "pruned" and not row.tuned],

@@ -123,11 +123,11 @@ def prune_pipeline(
         )
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
-    if plan_file is None and len(params.prune.plans) + params.prune.singles > 1:
+    if plan_file is None and len(params.prune.plans) + params.prune.single_operator_plans > 1:
         names = ", ".join(params.prune.plans)
         raise ConfigError(
-            f"prune: asks for several plans ({names}; singles: {params.prune.singles}); ask for one for each "
-            "--out folder"
+            f"prune: asks for several plans ({names}; single_operator_plans: "
+            f"{params.prune.single_operator_plans}); ask for one for each --out folder"
         )
     with files.exclusive(out):
         scores, protocol = files.read_csv(scores_file), protocol_beside(scores_file)
@@ -160,7 +160,7 @@ def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
 
 
 def _demand_scored_like(protocol_file: Path, denoiser: Denoiser) -> None:
-    """Refuse scores of another sampling than the denoiser has now; say where prompts or weights are others."""
+    """Refuse scores of another sampling than the denoiser has now; say where prompts or weights differ."""
     scored = files.read_mapping(protocol_file)
     now = {"network": fingerprint(denoiser.network), **denoiser.protocol, "weights": denoiser.weights}
     differing = [
@@ -195,16 +195,17 @@ def _plans(pruner: Pruner, params: PruneParams, plan_file: Path | None) -> dict[
                 f"--plan {plan_file}: a plan is called like its file; use letters, digits, dots, - and _"
             )
         return {plan_file.stem: plan_of(pruner.scores, load_plan(plan_file))}
-    planner = TimeBudgetPlanner(pruner.scores, pruner.saved, pruner.rescore, params.trials)
+    planner = TimeBudgetPlanner(pruner.scores, pruner.saved, pruner.rescore, params.max_measurements)
     plans = {}
     with progress(f"prune {pruner.denoiser.name}", len(params.plans)) as report:
         for done, (name, wanted) in enumerate(params.plans.items(), start=1):
-            method = Method(wanted.method.criterion, wanted.method.selection, wanted.method.rescore)
+            method = Method(wanted.method.criterion, wanted.method.selection, wanted.method.iterative_step)
             plans[name] = planner.plan(method, params.target, wanted.amount)
             report(done, name)
     plans = {name: plan_of(pruner.scores, plan) for name, plan in plans.items()}
     return plans | {
-        f"only-{name}": plan for name, plan in single_operator_plans(pruner.scores, params.singles).items()
+        f"only-{name}": plan
+        for name, plan in single_operator_plans(pruner.scores, params.single_operator_plans).items()
     }
 
 
@@ -305,4 +306,7 @@ def _show(pruned: Pruned) -> None:
     )
     asked = pruned.plan.target.get("time_reduction", 0.0)
     if result["measured_time_reduction"] < asked - SHORT:
-        print(f"warning: asked for {asked:.1%}; another selection, or more prune.trials, may come nearer")
+        print(
+            f"warning: asked for {asked:.1%}; another selection, or more prune.max_measurements, may "
+            "come nearer"
+        )

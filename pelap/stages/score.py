@@ -25,7 +25,7 @@ from pelap.scoring.setup import costs, find, fit, scoring_of
 from pelap.stages.context import Context
 from pelap.surgery.plan import fingerprint
 
-SHAPING = ("num_latents", "num_seeds", "norm", "start", "early_stop")
+SHAPING = ("num_latents", "num_seeds", "norm_replacement", "replacement_init", "early_stop")
 """Parameters of a score that its latents or their order depend on, beside the denoiser's protocol."""
 
 FIRST = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs", "latency_ms"]

@@ -52,7 +52,7 @@ def run(context: Context, variant: str | None = None) -> None:
             held.enter_context(files.exclusive(context.paths.train(name).folder))
         shared = _on_device(dataset, context.device)
         trainings = [_training(context, shared, name, variants[name]) for name in chosen]
-        train_parallel(trainings, context.device, context.params.train.at_once)
+        train_parallel(trainings, context.device, context.params.train.parallel_variants)
 
 
 def _on_device(dataset: ImageDataset, device: torch.device) -> ImageDataset:
@@ -73,12 +73,12 @@ def _training(
         image_size=dataset.train.images.shape[-1],
         dataset=dataset.name,
         seed=params.seed,
-        strength=variant.weight(params.lambda_),
+        sparsity_weight=variant.weight(params.lambda_),
         ema_decay=params.train.ema_decay,
         sound=dataset.sound,
         data=dataset.key.name,
     )
-    numbers = params.train.model_dump(exclude={"execution", "at_once"})
+    numbers = params.train.model_dump(exclude={"execution", "parallel_variants"})
     told = params.conditioning
     # Every variant starts from the same weights, so that differences come from the variant alone.
     torch.manual_seed(params.seed)

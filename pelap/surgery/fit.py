@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pelap.core.rng import generator
-from pelap.surgery.operators import Operator, Start, forward_hooks
+from pelap.surgery.operators import Init, Operator, forward_hooks
 from pelap.surgery.replacements import (
     AvgPool,
     Nearest,
@@ -28,16 +28,16 @@ def fit_replacements(
     unet: nn.Module,
     operators: Sequence[Operator],
     run: Callable[[], object],
-    start: Start = "fitted",
+    init: Init = "least_squares",
     seed: int = 0,
 ) -> dict[str, Replacement]:
     """The replacement of every operator, by its name, ready for `score_operators` and `apply_plan`.
 
     Args:
         unet: The denoiser.
-        operators: From `find_operators` with the same `start`.
+        operators: From `find_operators` with the same `init`.
         run: Runs the denoiser on what it usually sees; called at most once.
-        start: ``fitted`` by least squares, ``random``, or ``parameter_free``: nothing to start.
+        init: ``least_squares``, ``random``, or ``parameter_free``: nothing to start.
         seed: Names the random start.
     """
     replacements = {}
@@ -45,7 +45,7 @@ def fit_replacements(
         module = unet.get_submodule(operator.name)
         replacements[operator.name] = build_replacement(operator.replacement, module, operator.name, unet)
     fittable = {name: part for name, part in replacements.items() if _fittable(part) is not None}
-    if start == "random":
+    if init == "random":
         for name, replacement in fittable.items():
             _start_at_random(replacement, generator(seed, f"stand-in {name}"))
     elif fittable:

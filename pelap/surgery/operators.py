@@ -84,8 +84,8 @@ EMBEDDING = "Embed"
 MISFITS = (AssertionError, AttributeError, LookupError, ModelError, RuntimeError, TypeError, ValueError)
 """What a network raises that cannot do without an operator."""
 
-Norm = Literal["identity", "scale_shift"]
-Start = Literal["fitted", "random", "parameter_free"]
+Norm = Literal["identity", "affine"]
+Init = Literal["least_squares", "random", "parameter_free"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def find_operators(
     unet: nn.Module,
     forward: Callable[[], object],
     norm: Norm = "identity",
-    start: Start = "fitted",
+    init: Init = "least_squares",
     keep: Collection[str] = KEPT,
     kinds: Mapping[str, str] = KINDS,
     only: Collection[str] | None = None,
@@ -176,7 +176,7 @@ def find_operators(
         unet: The denoiser; see `disable_inplace` for what is changed in it.
         forward: Runs it once on an input of the usual shape.
         norm: What replaces a normalisation.
-        start: How projections start; ``parameter_free`` puts `ChannelPool` in their place.
+        init: How projections start; ``parameter_free`` puts `ChannelPool` in their place.
         keep: First parts of the names of modules that are not offered.
         kinds: Which classes are operators, and of which kind; add your own blocks to `KINDS`.
         only: Try these names alone, where a plan is to be completed.
@@ -193,7 +193,7 @@ def find_operators(
     operators = []
     for name, kind in found.items():
         module = unet.get_submodule(name)
-        replacement = choose_replacement(kind, module, calls[name], norm, start)
+        replacement = choose_replacement(kind, module, calls[name], norm, init)
         if replacement is not None and _can_replace(unet, name, replacement, calls[name], forward):
             first = calls[name][0]
             operators.append(
@@ -233,7 +233,7 @@ def _rows(call: Call) -> tuple[int, int]:
 
 
 def choose_replacement(
-    kind: str, module: nn.Module, calls: list[Call], norm: Norm, start: Start
+    kind: str, module: nn.Module, calls: list[Call], norm: Norm, init: Init
 ) -> ReplacementSpec | None:
     """The cheapest thing that gives the shape of the first call; None if there is none (see the table)."""
     if not calls or not calls[0].input_shape or not calls[0].output_shape:
@@ -242,19 +242,17 @@ def choose_replacement(
     if residual_steps(module) is not None:
         return ReplacementSpec("residual", num_outputs=call.num_outputs)
     if call.input_shape == call.output_shape:
-        if kind == "normalisation" and norm == "scale_shift" and start != "parameter_free":
-            return scale_shift(module, call.input_shape)
+        if kind == "normalisation" and norm == "affine" and init != "parameter_free":
+            return affine(module, call.input_shape)
         return ReplacementSpec("identity", num_outputs=call.num_outputs)
-    replacement = _reshaping(kind, call, "regroup" if start == "parameter_free" else "projection")
+    replacement = _reshaping(kind, call, "channel_pool" if init == "parameter_free" else "projection")
     return replacement if replacement is not None and _is_cheaper(replacement, module) else None
 
 
-def scale_shift(norm: nn.Module, shape: tuple[int, ...]) -> ReplacementSpec:
+def affine(norm: nn.Module, shape: tuple[int, ...]) -> ReplacementSpec:
     """A scale and a shift for each channel of what a normalisation of this shape works on."""
     channels_first = any(c.__name__.startswith(("Group", "Batch", "Instance")) for c in type(norm).__mro__)
-    return ReplacementSpec(
-        "scale_shift", shape[1 if channels_first else -1], channels_last=not channels_first
-    )
+    return ReplacementSpec("affine", shape[1 if channels_first else -1], channels_last=not channels_first)
 
 
 def _reshaping(kind: str, call: Call, projection: str) -> ReplacementSpec | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from pelap.core import files
 from pelap.core.errors import PlanError
-from pelap.surgery.operators import Operator, is_inside, scale_shift
+from pelap.surgery.operators import Operator, affine, is_inside
 from pelap.surgery.replacements import ReplacementSpec, replacement_from_json
 
 FORMAT = 2
@@ -133,8 +133,8 @@ def _completed(wanted: ReplacementSpec | None, operator: Operator, module: nn.Mo
         for name in ("identity", "residual"):
             possible[name] = dataclasses.replace(operator.replacement, name=name)
         if operator.kind == "normalisation":
-            possible["scale_shift"] = scale_shift(module, operator.input_shape)
-    for one, other in (("projection", "regroup"), ("regroup", "projection")):
+            possible["affine"] = affine(module, operator.input_shape)
+    for one, other in (("projection", "channel_pool"), ("channel_pool", "projection")):
         if one in operator.replacement.steps:
             swapped = operator.replacement.name.replace(one, other)
             possible[swapped] = dataclasses.replace(operator.replacement, name=swapped)

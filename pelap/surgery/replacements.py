@@ -5,7 +5,7 @@ operator                       replacement                 gives
 =============================  ==========================  ==========================================
 shape kept                     ``identity``                its input
 normalisation, shape kept      ``identity`` or             its input, or a scale and a shift for each
-                               ``scale_shift``             channel
+                               ``affine``             channel
 residual inside                ``residual``                the path around the body, the block's own
                                                            shortcut convolution included
 channels change                ``projection``              a 1x1 convolution, on tokens a linear layer
@@ -17,7 +17,7 @@ resolution and channels        ``avg_pool+projection``,    both, in this order
 
 LD-Pruner (section 2.2) removes an operator where the shapes agree and otherwise puts a cheaper one; what it
 does on a change of resolution is not said, so pooling and repeating are a choice of this project. Projections
-and scales start from a least-squares fit, at random, or not at all: then ``regroup`` stands for
+and scales start from a least-squares fit, at random, or not at all: then ``channel_pool`` stands for
 ``projection``, without parameters.
 """
 
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from pelap.core.errors import ModelError, PlanError
 
-STEPS = ("identity", "residual", "projection", "regroup", "avg_pool", "nearest", "scale_shift")
+STEPS = ("identity", "residual", "projection", "channel_pool", "avg_pool", "nearest", "affine")
 """What a replacement is made of; two of them are joined with ``+``."""
 
 
@@ -275,7 +275,7 @@ def _step(name: str, replacement: ReplacementSpec, module: nn.Module, where: str
         path = residual_steps(module)
         # A block of somebody else's keeps its shape: what is left of it is its input.
         return [] if path is None else path
-    needs = {"avg_pool": ["factor"], "nearest": ["factor"], "scale_shift": ["in_channels"]}
+    needs = {"avg_pool": ["factor"], "nearest": ["factor"], "affine": ["in_channels"]}
     for needed in needs.get(name, ["in_channels", "out_channels"]):
         if getattr(replacement, needed) < (2 if needed == "factor" else 1):
             raise PlanError(f"plan: {where}: {name} needs {needed}; let `pelap prune --plan` fill it in")
@@ -283,8 +283,8 @@ def _step(name: str, replacement: ReplacementSpec, module: nn.Module, where: str
         return [AvgPool(replacement.factor)]
     if name == "nearest":
         return [Nearest(replacement.factor)]
-    if name == "scale_shift":
+    if name == "affine":
         return [ScaleShift(replacement.in_channels, replacement.channels_last)]
-    if name == "regroup":
+    if name == "channel_pool":
         return [ChannelPool(replacement.out_channels, replacement.channels_last)]
     return [Projection(replacement.in_channels, replacement.out_channels, replacement.channels_last)]

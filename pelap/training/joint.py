@@ -71,7 +71,7 @@ class StepInputs(NamedTuple):
 
     indices: BatchIndices
     random: StepNoise
-    strength: torch.Tensor  # () weight of the sparsity penalty
+    sparsity_weight: torch.Tensor  # () weight of the sparsity penalty
 
 
 @dataclass(frozen=True)
@@ -81,28 +81,28 @@ class Phase:
     vae_alone: bool
     masked: bool
     """Whether the mask is in force, or still all ones."""
-    strength: float
+    sparsity_weight: float
     """Weight of the sparsity penalty."""
 
 
 class Schedule:
-    """A run in phases: the VAE alone (`vae_training: first`), all without mask, all with mask.
+    """A run in phases: the VAE alone (`vae_training: two_stage`), all without mask, all with mask.
 
     Args:
         variant: Says which phases there are.
-        strength: Weight of the sparsity penalty once any warm-up is over.
+        sparsity_weight: Weight of the sparsity penalty once any warm-up is over.
         params: The section `train`.
         steps_per_epoch: Steps of an epoch.
     """
 
     def __init__(
-        self, variant: VariantParams, strength: float, params: TrainParams, steps_per_epoch: int
+        self, variant: VariantParams, sparsity_weight: float, params: TrainParams, steps_per_epoch: int
     ) -> None:
         self.variant = variant
-        self.strength = strength
+        self.sparsity_weight = sparsity_weight
         self.params = params
         self.steps_per_epoch = steps_per_epoch
-        self.vae_steps = params.vae_epochs * steps_per_epoch if variant.vae_training == "first" else 0
+        self.vae_steps = params.vae_epochs * steps_per_epoch if variant.vae_training == "two_stage" else 0
         self.mask_step = self.vae_steps + variant.start_epoch * steps_per_epoch
         self.num_steps = self.vae_steps + params.epochs * steps_per_epoch
 
@@ -110,8 +110,8 @@ class Schedule:
         """The phase of a step, counted from 0 over the whole run."""
         after_start = step - self.mask_step
         masked = after_start >= 0
-        strength = self.strength * self._ramp(after_start) if masked else 0.0
-        return Phase(vae_alone=step < self.vae_steps, masked=masked, strength=strength)
+        sparsity_weight = self.sparsity_weight * self._ramp(after_start) if masked else 0.0
+        return Phase(vae_alone=step < self.vae_steps, masked=masked, sparsity_weight=sparsity_weight)
 
     def _ramp(self, step: int) -> float:
         """Share of the penalty `step` steps after the mask came into force: 0 to 1 over the warm-up."""
@@ -148,17 +148,17 @@ def joint_losses(
     images: torch.Tensor,
     random: StepNoise,
     kl_weight: float,
-    strength: float | torch.Tensor,
+    sparsity_weight: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
     """Loss terms on pictures (B, 3 or 1, H, W) in [-1, 1].
 
-    ``loss`` = recon + kl_weight * kl + noise + strength * sparsity, with recon and noise as mean
+    ``loss`` = recon + kl_weight * kl + noise + sparsity_weight * sparsity, with recon and noise as mean
     squared errors and sparsity as the mean cost of the gates. ``mean_mask`` is the mean of their values.
     Each term reaches the parts that the variant's `encoder_losses` and `mask_losses` name.
     """
     encoded = model.encode(images, random.posterior)
-    return _with_reconstruction(model, images, encoded, random, kl_weight, strength, alphas)
+    return _with_reconstruction(model, images, encoded, random, kl_weight, sparsity_weight, alphas)
 
 
 def frozen_losses(
@@ -167,7 +167,7 @@ def frozen_losses(
     posterior: Posterior,
     random: StepNoise,
     kl_weight: float,
-    strength: float | torch.Tensor,
+    sparsity_weight: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
     """`joint_losses` of pictures whose posterior by the frozen autoencoder is known.
@@ -176,18 +176,18 @@ def frozen_losses(
     """
     encoded = model.encoded(posterior, random.posterior)
     if model.mask is not None and "reconstruction" in model.info.variant.mask_losses:
-        return _with_reconstruction(model, images, encoded, random, kl_weight, strength, alphas)
-    return denoising_losses(model, encoded.latents, random, strength, alphas)
+        return _with_reconstruction(model, images, encoded, random, kl_weight, sparsity_weight, alphas)
+    return denoising_losses(model, encoded.latents, random, sparsity_weight, alphas)
 
 
 def denoising_losses(
     model: LatentDiffusion,
     latents: torch.Tensor,
     random: StepNoise,
-    strength: float | torch.Tensor,
+    sparsity_weight: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
-    """What `joint_losses` has beside the autoencoder: ``loss`` = noise + strength * sparsity."""
+    """What `joint_losses` has beside the autoencoder: ``loss`` = noise + sparsity_weight * sparsity."""
     uniform = random.gates if model.training else None
     seen = model.reached_by("diffusion", latents, uniform)
     noisy = add_noise_to(model, *seen, random.noise, random.timesteps, alphas)
@@ -195,7 +195,7 @@ def denoising_losses(
     predicted = model.unet(noisy.latents, random.timesteps, **conditions).sample
     noise = noise_error(predicted, random.noise, noisy.open_channels).mean()
     gates = model.reached_by("sparsity", latents, uniform)[1]
-    loss = noise + strength * gates.open_probability.mean()
+    loss = noise + sparsity_weight * gates.open_probability.mean()
     return {"loss": loss, "noise": noise, "mean_mask": gates.values.mean()}
 
 
@@ -205,14 +205,14 @@ def _with_reconstruction(
     encoded: Encoded,
     random: StepNoise,
     kl_weight: float,
-    strength: float | torch.Tensor,
+    sparsity_weight: float | torch.Tensor,
     alphas: torch.Tensor,
 ) -> Losses:
     uniform = random.gates if model.training else None
     reached = model.reached_by("reconstruction", encoded.latents, uniform)
     recon = F.mse_loss(model.vae.decode(model.decoder_input(*reached)).float(), images)
     kl = encoded.kl().mean()
-    denoising = denoising_losses(model, encoded.latents, random, strength, alphas)
+    denoising = denoising_losses(model, encoded.latents, random, sparsity_weight, alphas)
     loss = recon + kl_weight * kl + denoising["loss"]
     return denoising | {"loss": loss, "recon": recon, "kl": kl}
 
@@ -253,7 +253,7 @@ def joint_training(
     """`train_jointly` step by step, for `pelap.training.parallel`."""
     images = dataset.train.images.to(device)
     steps_per_epoch = steps_in_epoch(len(images), params.batch_size, params.steps_per_epoch)
-    schedule = Schedule(model.info.variant, model.info.strength, params, steps_per_epoch)
+    schedule = Schedule(model.info.variant, model.info.sparsity_weight, params, steps_per_epoch)
     mask_lr = model.info.variant.mask_lr
     how = Optimisation(
         num_steps=schedule.num_steps,
@@ -360,7 +360,7 @@ class _Objective:
             stream = generator(self.seed, "train-prompts", index)
             tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
             random = draw_step_noise(self.model, params.batch_size, self.seed, "train-step", index, tokens)
-            yield StepInputs(chosen, random, torch.tensor(self.schedule.at(index).strength))
+            yield StepInputs(chosen, random, torch.tensor(self.schedule.at(index).sparsity_weight))
 
     def losses_at(self, step: int) -> LossFunction:
         """The losses of the phase that a step is in."""
@@ -382,19 +382,25 @@ class _Objective:
     def _joint_losses(self, given: StepInputs) -> Losses:
         images = gather_batch(self.images, given.indices)
         return joint_losses(
-            self.model, images, given.random, self.params.kl_weight, given.strength, self.alphas
+            self.model, images, given.random, self.params.kl_weight, given.sparsity_weight, self.alphas
         )
 
     def _frozen_losses(self, given: StepInputs) -> Losses:
         assert self.posteriors is not None
         images, posterior = gather_batch(self.images, given.indices), self.posteriors(given.indices)
         return frozen_losses(
-            self.model, images, posterior, given.random, self.params.kl_weight, given.strength, self.alphas
+            self.model,
+            images,
+            posterior,
+            given.random,
+            self.params.kl_weight,
+            given.sparsity_weight,
+            self.alphas,
         )
 
     def _frozen_posteriors(self, step: int) -> Posteriors:
         """Keep the autoencoder as it is from `step` on; its average is the one that will be kept."""
-        if self.model.info.variant.vae_training == "first":
+        if self.model.info.variant.vae_training == "two_stage":
             if step == self.schedule.vae_steps:
                 current = self.trainer.current
                 assert isinstance(current, LatentDiffusion)
@@ -426,7 +432,7 @@ class _Objective:
         self.trainer.demand_finite(losses)
         seen = self.observer(kept)
         kept.train(training)
-        row = {"epoch": epoch, "step": self.trainer.progress.step, "strength": phase.strength}
+        row = {"epoch": epoch, "step": self.trainer.progress.step, "sparsity_weight": phase.sparsity_weight}
         history = self.trainer.progress.validation
         row |= losses | summarise(seen, Thresholds())
         # Progress is JSON, which has no NaN; a missing value becomes NaN again in the table.
@@ -475,8 +481,11 @@ class _Validation:
 
     def _losses_of_batch(self, batch: tuple[torch.Tensor, StepNoise]) -> Losses:
         images, random = batch
-        kl_weight, strength = self._objective.params.kl_weight, self._objective.schedule.strength
+        kl_weight, sparsity_weight = (
+            self._objective.params.kl_weight,
+            self._objective.schedule.sparsity_weight,
+        )
         with autocast(images.device, self._objective.params.precision):
             return joint_losses(
-                self._model, to_float(images), random, kl_weight, strength, self._objective.alphas
+                self._model, to_float(images), random, kl_weight, sparsity_weight, self._objective.alphas
             )

@@ -29,8 +29,10 @@ def train_alone(training: Training[Result]) -> Result:
             return result
 
 
-def train_parallel(trainings: Sequence[Training[Result]], device: torch.device, at_once: int) -> list[Result]:
-    """Take the steps of several trainings, up to `at_once` of them side by side.
+def train_parallel(
+    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
+) -> list[Result]:
+    """Take the steps of several trainings, up to `parallel_variants` of them side by side.
 
     Each gives what it gives alone, but for the rounding of a CPU that adds up with another number of threads.
     On a CUDA device they take turns, each in a stream of its own, so that the kernels of one fill what those
@@ -40,7 +42,7 @@ def train_parallel(trainings: Sequence[Training[Result]], device: torch.device, 
     Args:
         trainings: In the order in which they start.
         device: Where they compute.
-        at_once: At least 1.
+        parallel_variants: At least 1.
 
     Returns:
         Their results, in the same order.
@@ -50,11 +52,11 @@ def train_parallel(trainings: Sequence[Training[Result]], device: torch.device, 
         KeyboardInterrupt: All stop after the step that they are at.
     """
     if device.type != "cuda":
-        at_once = min(at_once, torch.get_num_threads())
+        parallel_variants = min(parallel_variants, torch.get_num_threads())
     if len(trainings) == 1:
         return [train_alone(trainings[0])]
-    work = _one_by_one if at_once == 1 else _in_turns if device.type == "cuda" else _in_threads
-    outcomes = work(trainings, device, at_once)
+    work = _one_by_one if parallel_variants == 1 else _in_turns if device.type == "cuda" else _in_threads
+    outcomes = work(trainings, device, parallel_variants)
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
@@ -89,7 +91,7 @@ class _Outcome(Generic[Result]):
 
 
 def _one_by_one(
-    trainings: Sequence[Training[Result]], device: torch.device, at_once: int
+    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
 ) -> list[_Outcome[Result]]:
     outcomes = [_Outcome(training) for training in trainings]
     for outcome in outcomes:
@@ -99,13 +101,13 @@ def _one_by_one(
 
 
 def _in_turns(
-    trainings: Sequence[Training[Result]], device: torch.device, at_once: int
+    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
 ) -> list[_Outcome[Result]]:
     outcomes = [_Outcome(training) for training in trainings]
     # What they share was made in the stream of now.
     torch.cuda.current_stream(device).synchronize()
     waiting = iter(outcomes)
-    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, at_once)]
+    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, parallel_variants)]
     try:
         while running:
             going_on = []
@@ -125,10 +127,10 @@ def _in_turns(
 
 
 def _in_threads(
-    trainings: Sequence[Training[Result]], device: torch.device, at_once: int
+    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
 ) -> list[_Outcome[Result]]:
     num_threads = torch.get_num_threads()
-    share = num_threads // min(at_once, len(trainings))
+    share = num_threads // min(parallel_variants, len(trainings))
     outcomes = [_Outcome(training) for training in trainings]
     stop, starting = Event(), Lock()
 
@@ -142,7 +144,9 @@ def _in_threads(
 
     torch.set_num_threads(share)
     try:
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        with ThreadPoolExecutor(
+            parallel_variants, initializer=torch.set_num_threads, initargs=(share,)
+        ) as pool:
             try:
                 for future in [pool.submit(run, outcome) for outcome in outcomes]:
                     future.result()

@@ -38,13 +38,13 @@ QUICK: dict[str, Any] = {
     **LIGHT,
     "evaluate__latency_repeats": None,
     "evaluate__only_frechet": True,
-    "evaluate__dense_steps": [],
+    "evaluate__step_counts": [],
     "evaluate__num_images": 6,
     "evaluate__num_reference": 12,
     "download__image_size": 16,
     "train__epochs": 1,
     "train__steps_per_epoch": 4,
-    "train__at_once": 1,
+    "train__parallel_variants": 1,
     "train__preview": {"kind": "ddim", "steps": 2},
 }
 PARTS: dict[str, Any] = {
@@ -67,7 +67,7 @@ def write_study(folder: Path, **changes: Any) -> Path:
     """A study of two quick parts in an own folder, with the two presets that it names."""
     folder.mkdir(exist_ok=True)
     write_yaml(folder / "tiny.yaml", tiny_raw(**QUICK))
-    two = {f"pelap-{name}": {"strength": "seed", "penalty": name / 100} for name in (1, 5)}
+    two = {f"pelap-{name}": {"sparsity_key": "seed", "sparsity_weight": name / 100} for name in (1, 5)}
     write_yaml(folder / "lambdas.yaml", tiny_raw(**QUICK, variants=two, score__variant="pelap-1"))
     study = {"dataset": "photos", "seeds": [0, 1], "budget": "tiny", "parts": PARTS} | changes
     write_yaml(folder / "study.yaml", study)
@@ -557,7 +557,7 @@ def test_ablation_preset_is_the_papers_model_with_other_penalties() -> None:
     for section in ("lambda", "download", "vae", "unet", "diffusion", "collapse"):
         assert raw[section] == paper[section], section
     differing = {key for key in paper["train"] if raw["train"][key] != paper["train"][key]}
-    assert differing == {"epochs", "vae_epochs", "at_once"}
+    assert differing == {"epochs", "vae_epochs", "parallel_variants"}
 
 
 STUDENTS = {"distilled": {"start": "pruned", "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 0.0}}

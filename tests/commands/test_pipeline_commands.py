@@ -681,7 +681,9 @@ def test_the_first_student_that_starts_pruned_says_what_counts(
     dense, pruned = save_pair(tmp_path, "ddim")
     data = save_data(tmp_path / "data", tiny_dataset(side=8))
     longer = {"start": "dense", "task_weight": 0.0, "output_weight": 5.0, "feature_weight": 5.0}
-    students = {"longer": longer} | student_of(task_weight=2.0) | {"two": longer | {"start": "pruned"}}
+    students = (
+        {"dense-finetuned": longer} | student_of(task_weight=2.0) | {"two": longer | {"start": "pruned"}}
+    )
     params = distillation_params(distill__students=students, distill__steps=3)
     distill_pipeline(params, pruned, dense, data, tmp_path / "out", CPU)
     history = pd.read_csv(tmp_path / "out.history.csv")

@@ -391,9 +391,9 @@ def test_a_pipeline_is_not_ranked_by_the_loss_of_its_training(
 
 
 def test_a_folder_takes_one_plan(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    way = {"criterion": "avg", "selection": "order"}
+    way = {"criterion": "avg", "selection": "lowest_first"}
     target = {"time_reduction": None, "num_params": None, "num_operators": 2}
-    for several in ({"methods": {"a": way, "b": way | {"criterion": "std"}}}, {"singles": 2}):
+    for several in ({"methods": {"a": way, "b": way | {"criterion": "std"}}}, {"single_operator_plans": 2}):
         write_params(ddim.root, prune=target | several)
         error = fails(capsys, ddim.prune(out=tmp_path / "none"))
         assert "one for each --out folder" in error
@@ -416,7 +416,7 @@ def test_plans(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     dense, same_again = ddim.pipeline().denoiser, load_pipeline(tmp_path / "empty").unet
     tensors = same_again.state_dict()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in dense.state_dict().items())
-    mine = {"operators": [{"operator": "mid_block.resnets.0.norm1", "replacement": "scale_shift"}]}
+    mine = {"operators": [{"operator": "mid_block.resnets.0.norm1", "replacement": "affine"}]}
     assert prune(mine, tmp_path / "mine") == 0
     saved: Plan = load_plan(tmp_path / "mine" / "plan.json")
     assert saved.operators[0].replacement is not None

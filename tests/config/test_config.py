@@ -88,79 +88,98 @@ def test_bad_value_is_named(overrides: dict[str, Any], expected: str) -> None:
 
 # --- variants ---------------------------------------------------------------------------------------
 
-TOPK = {"gate": "topk", "k": 2, "strength": "seed"}
+TOPK = {"gate": "topk", "k": 2, "sparsity_key": "seed"}
 KL = {"kind": "autoencoder_kl", "source": "somewhere"}
 VARIANTS: list[tuple[dict[str, Any], str]] = [
     # the gate and its channels
     (TOPK | {"k": 5}, "k is 5, but there are 4 latent channels"),
     (TOPK | {"k": 0}, "k: input should be greater than 0"),
-    ({"gate": "topk", "strength": "seed"}, "belongs to gate topk; give both or neither"),
-    ({"k": 2, "strength": "seed"}, "belongs to gate topk; give both or neither"),
-    ({"strength": "lambda", "mask_lr": 0.0}, "mask_lr: input should be greater than 0"),
+    ({"gate": "topk", "sparsity_key": "seed"}, "belongs to gate topk; give both or neither"),
+    ({"k": 2, "sparsity_key": "seed"}, "belongs to gate topk; give both or neither"),
+    ({"sparsity_key": "lambda", "mask_lr": 0.0}, "mask_lr: input should be greater than 0"),
     # the penalty
-    (TOPK | {"strength": "lambda"}, "a sparsity penalty changes nothing; use strength seed"),
-    (TOPK | {"penalty": 0.1}, "a sparsity penalty changes nothing; use strength seed"),
-    ({"strength": "seed", "penalty": -0.1}, "penalty: input should be greater than or equal to 0"),
-    ({"strength": "lambda", "penalty": 0.1}, "penalty is for strength seed"),
-    ({"strength": "lambda", "schedule": "linear"}, "warmup_epochs above 0 belong together"),
-    ({"strength": "lambda", "warmup_epochs": 2}, "warmup_epochs above 0 belong together"),
-    ({"strength": "seed", "schedule": "cosine", "warmup_epochs": 2}, "there is no penalty to warm up"),
+    (TOPK | {"sparsity_key": "lambda"}, "a penalty changes nothing; use sparsity_key seed"),
+    (TOPK | {"sparsity_weight": 0.1}, "a penalty changes nothing; use sparsity_key seed"),
     (
-        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 7},
+        {"sparsity_key": "seed", "sparsity_weight": -0.1},
+        "sparsity_weight: input should be greater than or equal to 0",
+    ),
+    ({"sparsity_key": "lambda", "sparsity_weight": 0.1}, "sparsity_weight is for sparsity_key seed"),
+    ({"sparsity_key": "lambda", "schedule": "linear"}, "warmup_epochs above 0 belong together"),
+    ({"sparsity_key": "lambda", "warmup_epochs": 2}, "warmup_epochs above 0 belong together"),
+    ({"sparsity_key": "seed", "schedule": "cosine", "warmup_epochs": 2}, "there is no penalty to warm up"),
+    (
+        {"sparsity_key": "lambda", "schedule": "linear", "warmup_epochs": 7},
         "warmup_epochs: ends after start_epoch + warmup_epochs = 7 epochs, training after 6",
     ),
     (
-        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 3},
+        {"sparsity_key": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 3},
         "warmup_epochs: ends after start_epoch + warmup_epochs = 7 epochs, training after 6",
     ),
-    ({"strength": "lambda", "start_epoch": 6}, "start_epoch: 6 leaves none of the 6 train.epochs"),
+    ({"sparsity_key": "lambda", "start_epoch": 6}, "start_epoch: 6 leaves none of the 6 train.epochs"),
     # nothing to learn from
-    ({"strength": "lambda", "mask_losses": []}, "no loss is left to train the mask"),
-    ({"strength": "lambda", "mask_losses": ["diffusion"]}, "the penalty does not reach the mask"),
+    ({"sparsity_key": "lambda", "mask_losses": []}, "no loss is left to train the mask"),
+    ({"sparsity_key": "lambda", "mask_losses": ["diffusion"]}, "the penalty does not reach the mask"),
     (
-        {"strength": "seed", "penalty": 1.0, "mask_losses": ["diffusion"]},
+        {"sparsity_key": "seed", "sparsity_weight": 1.0, "mask_losses": ["diffusion"]},
         "the penalty does not reach the mask",
     ),
     (
-        {"strength": "seed", "adaptive": False, "normalise": "after_mask"},
+        {"sparsity_key": "seed", "adaptive": False, "normalise": "after_mask"},
         "no loss is left to train the mask",
     ),
-    ({"strength": "lambda", "mask_losses": ["reconstruction"]}, "no loss is left to train the mask"),
-    ({"strength": "seed", "mask_losses": ["sparsity"]}, "no loss is left to train the mask"),
+    ({"sparsity_key": "lambda", "mask_losses": ["reconstruction"]}, "no loss is left to train the mask"),
+    ({"sparsity_key": "seed", "mask_losses": ["sparsity"]}, "no loss is left to train the mask"),
     # no mask at all
-    ({"gate": "none", "strength": "lambda"}, "strength lambda needs a mask"),
-    ({"gate": "none", "strength": "seed", "decode_from": "z*m"}, "decode_from z*m needs a mask"),
-    ({"gate": "none", "strength": "seed", "normalise": "after_mask"}, "normalise after_mask needs a mask"),
-    ({"gate": "none", "strength": "seed", "adaptive": False}, "adaptive: there is no mask; leave it out"),
+    ({"gate": "none", "sparsity_key": "lambda"}, "sparsity_key lambda needs a mask"),
     (
-        {"gate": "none", "strength": "seed", "k": 2, "mask_lr": 0.1, "penalty": 0.1, "start_epoch": 1},
-        "k, mask_lr, penalty, start_epoch: there is no mask",
+        {"gate": "none", "sparsity_key": "seed", "decoder_input": "masked"},
+        "decoder_input masked needs a mask",
     ),
-    ({"gate": "none", "strength": "seed", "mask_losses": ["diffusion"]}, "mask_losses: there is no mask"),
-    ({"gate": "none", "strength": "seed", "cut": True}, "cut: there is no mask"),
     (
-        {"gate": "none", "strength": "seed", "schedule": "linear", "warmup_epochs": 1},
+        {"gate": "none", "sparsity_key": "seed", "normalise": "after_mask"},
+        "normalise after_mask needs a mask",
+    ),
+    ({"gate": "none", "sparsity_key": "seed", "adaptive": False}, "adaptive: there is no mask; leave it out"),
+    (
+        {
+            "gate": "none",
+            "sparsity_key": "seed",
+            "k": 2,
+            "mask_lr": 0.1,
+            "sparsity_weight": 0.1,
+            "start_epoch": 1,
+        },
+        "k, mask_lr, sparsity_weight, start_epoch: there is no mask",
+    ),
+    ({"gate": "none", "sparsity_key": "seed", "mask_losses": ["diffusion"]}, "mask_losses: there is no mask"),
+    ({"gate": "none", "sparsity_key": "seed", "cut": True}, "cut: there is no mask"),
+    (
+        {"gate": "none", "sparsity_key": "seed", "schedule": "linear", "warmup_epochs": 1},
         "schedule, warmup_epochs: there is no mask",
     ),
     # decoder and encoder
     (TOPK | {"cut": True}, "cut takes channels away that a decoder of z was trained on"),
     (
-        {"strength": "lambda", "vae_training": "first", "encoder_losses": ["reconstruction"]},
-        "vae_training first keeps every loss from the encoder; leave encoder_losses out",
+        {"sparsity_key": "lambda", "vae_training": "two_stage", "encoder_losses": ["reconstruction"]},
+        "vae_training two_stage keeps every loss from the encoder; leave encoder_losses out",
     ),
     (
-        {"strength": "lambda", "vae": KL, "vae_training": "frozen", "encoder_losses": ["diffusion"]},
+        {"sparsity_key": "lambda", "vae": KL, "vae_training": "frozen", "encoder_losses": ["diffusion"]},
         "vae_training frozen keeps every loss from the encoder; leave encoder_losses out",
     ),
-    ({"strength": "lambda", "vae_training": "frozen"}, "frozen needs a pretrained vae"),
-    ({"strength": "lambda", "vae": KL}, "vae_training joint, but a pretrained autoencoder_kl stays as it is"),
+    ({"sparsity_key": "lambda", "vae_training": "frozen"}, "frozen needs a pretrained vae"),
     (
-        {"strength": "lambda", "vae": KL, "vae_training": "first"},
-        "vae_training first, but a pretrained autoencoder_kl stays as it is",
+        {"sparsity_key": "lambda", "vae": KL},
+        "vae_training joint, but a pretrained autoencoder_kl stays as it is",
+    ),
+    (
+        {"sparsity_key": "lambda", "vae": KL, "vae_training": "two_stage"},
+        "vae_training two_stage, but a pretrained autoencoder_kl stays as it is",
     ),
     # a UNet of its own
     (
-        {"strength": "lambda", "unet": UNET | {"channels": [32] * 5, "attention": [False] * 5}},
+        {"sparsity_key": "lambda", "unet": UNET | {"channels": [32] * 5, "attention": [False] * 5}},
         "the UNet halves latents 4 times, but those of 32 pixels have a side of 8",
     ),
 ]
@@ -177,16 +196,21 @@ def test_a_coupling_that_contradicts_itself_is_refused(fields: dict[str, Any], e
     "fields",
     [
         TOPK | {"k": 4},
-        TOPK | {"cut": True, "decode_from": "z*m", "adaptive": False},
-        {"strength": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 2},
-        {"strength": "lambda", "start_epoch": 5},
-        {"strength": "lambda", "mask_losses": ["sparsity"]},
-        {"strength": "seed", "penalty": 0.1, "mask_losses": ["sparsity"]},
-        {"strength": "seed", "mask_losses": ["reconstruction"], "decode_from": "z*m"},
-        {"strength": "seed", "schedule": "cosine", "warmup_epochs": 2, "penalty": 0.1},
-        {"strength": "lambda", "vae": KL, "vae_training": "frozen"},
-        {"gate": "none", "strength": "seed", "encoder_losses": ["reconstruction"], "vae_training": "joint"},
-        {"gate": "none", "strength": "seed", "normalise": "before_mask", "vae_training": "first"},
+        TOPK | {"cut": True, "decoder_input": "masked", "adaptive": False},
+        {"sparsity_key": "lambda", "schedule": "linear", "warmup_epochs": 4, "start_epoch": 2},
+        {"sparsity_key": "lambda", "start_epoch": 5},
+        {"sparsity_key": "lambda", "mask_losses": ["sparsity"]},
+        {"sparsity_key": "seed", "sparsity_weight": 0.1, "mask_losses": ["sparsity"]},
+        {"sparsity_key": "seed", "mask_losses": ["reconstruction"], "decoder_input": "masked"},
+        {"sparsity_key": "seed", "schedule": "cosine", "warmup_epochs": 2, "sparsity_weight": 0.1},
+        {"sparsity_key": "lambda", "vae": KL, "vae_training": "frozen"},
+        {
+            "gate": "none",
+            "sparsity_key": "seed",
+            "encoder_losses": ["reconstruction"],
+            "vae_training": "joint",
+        },
+        {"gate": "none", "sparsity_key": "seed", "normalise": "before_mask", "vae_training": "two_stage"},
     ],
     ids=str,
 )
@@ -196,18 +220,18 @@ def test_a_coupling_at_the_edge_is_allowed(fields: dict[str, Any]) -> None:
 
 
 def test_a_penalty_of_lambda_zero_trains_no_mask() -> None:
-    fields = {"strength": "lambda", "mask_losses": ["sparsity"]}
+    fields = {"sparsity_key": "lambda", "mask_losses": ["sparsity"]}
     message = _message(variants__pelap=fields, **{"lambda": 0.0})
     assert "variants.pelap: lambda is 0 and no other loss trains the mask" in message
     # A weight of its own does not depend on lambda.
-    fields = {"strength": "seed", "penalty": 0.1, "mask_losses": ["sparsity"]}
+    fields = {"sparsity_key": "seed", "sparsity_weight": 0.1, "mask_losses": ["sparsity"]}
     parse_params(raw_params(variants__pelap=fields, **{"lambda": 0.0}), "params.yaml")
 
 
 def test_the_weight_of_the_penalty() -> None:
-    assert VariantParams(strength="lambda").weight(0.25) == 0.25
-    assert VariantParams(strength="seed", penalty=0.5).weight(0.25) == 0.5
-    assert VariantParams(strength="seed").weight(0.25) == 0
+    assert VariantParams(sparsity_key="lambda").weight(0.25) == 0.25
+    assert VariantParams(sparsity_key="seed", sparsity_weight=0.5).weight(0.25) == 0.5
+    assert VariantParams(sparsity_key="seed").weight(0.25) == 0
 
 
 def test_what_a_variant_leaves_out_is_as_in_the_paper() -> None:
@@ -218,13 +242,13 @@ def test_what_a_variant_leaves_out_is_as_in_the_paper() -> None:
         "schedule": "constant",
         "start_epoch": 0,
         "normalise": "none",
-        "decode_from": "z",
+        "decoder_input": "unmasked",
         "encoder_losses": everything,
         "mask_losses": everything,
         "vae_training": "joint",
         "cut": False,
     }
-    assert VariantParams(strength="lambda") == VariantParams(strength="lambda", **paper)
+    assert VariantParams(sparsity_key="lambda") == VariantParams(sparsity_key="lambda", **paper)
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=str)
@@ -267,7 +291,7 @@ def test_missing_key_is_named() -> None:
         parse_params(raw, "params.yaml")
 
 
-@pytest.mark.parametrize("name", ["real", "pruned-3", "distilled-3", "longer"])
+@pytest.mark.parametrize("name", ["real", "pruned-3", "distilled-3", "dense-finetuned"])
 def test_variant_may_not_take_the_name_of_a_row(name: str) -> None:
     variants = raw_params()["variants"]
     prune = {"time_reduction": None, "num_params": None, "num_operators": [3, 5]}
@@ -299,14 +323,14 @@ def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() ->
 
 def test_of_several_methods_the_plans_have_their_names_and_a_method_may_have_amounts_of_its_own() -> None:
     methods = {
-        "avg": {"criterion": "avg", "selection": "order"},
-        "greedy": {"criterion": "score", "selection": "ratio", "rescore": 0.1, "amounts": [0.2, 0.5]},
+        "avg": {"criterion": "avg", "selection": "lowest_first"},
+        "greedy": {"criterion": "score", "selection": "per_ms", "iterative_step": 0.1, "amounts": [0.2, 0.5]},
     }
     raw = raw_params(prune=NO_TARGET | {"time_reduction": 0.35, "methods": methods})
     plans = parse_params(raw, "p").prune.plans
     expected = {"avg-35": ("avg", 0.35), "greedy-20": ("greedy", 0.2), "greedy-50": ("greedy", 0.5)}
     assert {name: (wanted.name, wanted.amount) for name, wanted in plans.items()} == expected
-    assert plans["greedy-20"].method.rescore == 0.1
+    assert plans["greedy-20"].method.iterative_step == 0.1
     alone = {"greedy": methods["greedy"]}
     assert _amounts(time_reduction=0.35, methods=alone) == {"20": 0.2, "50": 0.5}
 
@@ -320,16 +344,19 @@ def test_of_several_methods_the_plans_have_their_names_and_a_method_may_have_amo
         ),
         ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 0.5]}}}, "a names an amount twice"),
         ({"num_params": 3, "methods": {"a": {"amounts": [2.5]}}}, "num_params are whole numbers"),
-        ({"num_params": 3, "methods": {"a": {"rescore": 0.1}}}, "methods.a.rescore is a share of the time"),
+        (
+            {"num_params": 3, "methods": {"a": {"iterative_step": 0.1}}},
+            "methods.a.iterative_step is a share of the time",
+        ),
         ({"time_reduction": 0.3, "methods": {"a": {"criterion": "luck"}}}, "prune.methods.a.criterion"),
         ({"time_reduction": 0.3, "methods": {"a": {"selection": "luck"}}}, "prune.methods.a.selection"),
         ({"time_reduction": 0.3, "methods": {}}, "prune.methods"),
-        ({"time_reduction": 0.3, "trials": -1}, "prune.trials"),
+        ({"time_reduction": 0.3, "max_measurements": -1}, "prune.max_measurements"),
     ],
 )
 def test_methods_are_checked(prune: dict[str, Any], message: str) -> None:
     methods = {
-        name: {"criterion": "score", "selection": "order"} | fields
+        name: {"criterion": "score", "selection": "lowest_first"} | fields
         for name, fields in prune.get("methods", {"a": {}}).items()
     }
     assert message in _message(prune=NO_TARGET | prune | {"methods": methods})
@@ -344,8 +371,8 @@ def test_methods_are_checked(prune: dict[str, Any], message: str) -> None:
         ({"distill__validate_every": 241}, "validate_every must not exceed steps"),
         ({"distill__select": "distance"}, "select distance needs quality"),
         ({"distill__students": {}}, "distill.students"),
-        ({"evaluate__dense_steps": [7]}, "evaluate.dense_steps.0: 7 does not divide"),
-        ({"evaluate__dense_steps": [10, 10]}, "dense_steps names something twice"),
+        ({"evaluate__step_counts": [7]}, "evaluate.step_counts.0: 7 does not divide"),
+        ({"evaluate__step_counts": [10, 10]}, "step_counts names something twice"),
     ],
 )
 def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], message: str) -> None:
@@ -355,7 +382,7 @@ def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], messa
 def test_no_two_rows_have_one_name() -> None:
     students = raw_params()["distill"]["students"]
     same = {"x": students["distilled"], "x-b": students["distilled"]}
-    method = {"criterion": "score", "selection": "order"}
+    method = {"criterion": "score", "selection": "lowest_first"}
     message = _message(distill__students=same, prune__methods={"a": method, "b-a": method})
     assert "rows: two would be called x-b-a-25" in message
     taken = {"pruned-ld": students["distilled"]}
@@ -365,20 +392,22 @@ def test_no_two_rows_have_one_name() -> None:
 
 @pytest.mark.parametrize("criterion", ["random", "avg"])
 def test_only_scores_are_made_again(criterion: str) -> None:
-    method = {"m": {"criterion": criterion, "selection": "order", "rescore": 0.1}}
-    assert "rescore goes with criterion: score" in _message(prune__methods=method, score__criteria=["random"])
+    method = {"m": {"criterion": criterion, "selection": "lowest_first", "iterative_step": 0.1}}
+    assert "iterative_step goes with criterion: score" in _message(
+        prune__methods=method, score__criteria=["random"]
+    )
 
 
 def test_a_criterion_of_a_method_has_to_be_scored() -> None:
-    method = {"similar": {"criterion": "block_similarity", "selection": "order"}}
+    method = {"similar": {"criterion": "block_similarity", "selection": "lowest_first"}}
     assert "prune.methods.similar.criterion: block_similarity is not among" in _message(prune__methods=method)
     there = raw_params(prune__methods=method, score__criteria=["block_similarity"])
     assert parse_params(there, "p").prune.methods["similar"].criterion == "block_similarity"
 
 
 def test_a_student_learns_something_and_one_of_them_is_pruned() -> None:
-    longer = raw_params()["distill"]["students"]["longer"]
-    assert "none starts from the pruned" in _message(distill__students={"longer": longer})
+    longer = raw_params()["distill"]["students"]["dense-finetuned"]
+    assert "none starts from the pruned" in _message(distill__students={"dense-finetuned": longer})
     idle = longer | {"task_weight": 0.0}
     message = _message(distill__students={"a": longer, "b": idle})
     assert "distill.students.b: all three weights are zero" in message
@@ -389,18 +418,21 @@ def test_every_student_but_the_dense_is_trained_for_every_plan() -> None:
     rows = params.distill.rows(params.prune.plans)
     students = ("distilled", "output-only", "scratch")
     expected = {f"{name}-{plan}": plan for plan in ("25", "35") for name in students}
-    assert {name: plan for name, (_, plan) in rows.items()} == expected | {"longer": None}
+    assert {name: plan for name, (_, plan) in rows.items()} == expected | {"dense-finetuned": None}
 
 
 def test_a_student_skips_the_plans_of_its_patterns() -> None:
     students = raw_params()["distill"]["students"]
-    one = {"distilled": students["distilled"] | {"skip": ["avg-*", "only-?"]}, "longer": students["longer"]}
+    one = {
+        "distilled": students["distilled"] | {"skip": ["avg-*", "only-?"]},
+        "dense-finetuned": students["dense-finetuned"],
+    }
     params = parse_params(raw_params(distill__students=one | {"scratch": students["scratch"]}), "p")
     rows = params.distill.rows(["avg-35", "score-35", "my-avg-35", "only-a", "only-ab"])
     trained = {plan for student, plan in rows.values() if student.skip}
     assert trained == {"score-35", "my-avg-35", "only-ab"}
     assert sum(name.startswith("scratch-") for name in rows) == 5
-    assert rows["longer"][1] is None
+    assert rows["dense-finetuned"][1] is None
 
 
 def test_scientific_notation_is_a_number_and_a_key_given_twice_is_refused(tmp_path: Path) -> None:
@@ -464,7 +496,7 @@ def test_paper_preset_is_the_paper() -> None:
     assert params.seed == 42
     assert params.vae == PelapVAEParams(kind="pelap", width=64, latent_channels=4)
     assert params.unet == LightUNetParams(kind="light", width=64, stem=False)
-    assert params.variants["pelap"] == VariantParams(strength="lambda")
+    assert params.variants["pelap"] == VariantParams(sparsity_key="lambda")
     train = params.train
     assert (train.epochs, train.batch_size, train.lr, train.lr_min) == (100, 128, 2e-4, 1e-5)
     assert (train.weight_decay, train.grad_clip, train.kl_weight) == (1e-4, 1.0, 0.001)
@@ -480,7 +512,9 @@ def test_paper_preset_is_the_paper() -> None:
 
 
 def test_an_autoencoder_that_cannot_be_trained_as_told_is_refused_with_the_keys_of_train_alone() -> None:
-    raw = tiny_raw(variants={"own": {"strength": "lambda", "vae_training": "frozen"}}, score__variant="own")
+    raw = tiny_raw(
+        variants={"own": {"sparsity_key": "lambda", "vae_training": "frozen"}}, score__variant="own"
+    )
     with pytest.raises(ConfigError, match="vae_training frozen needs a pretrained vae"):
         parse_params(select_keys(raw, "train"), "test", "train")
 

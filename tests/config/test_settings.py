@@ -40,13 +40,13 @@ ASKED = {
         "time_reduction": 0.06,
         "num_params": None,
         "num_operators": None,
-        "methods": {"greedy": {"criterion": "score", "selection": "order", "rescore": 0.04}},
-        "trials": 0,
-        "singles": 0,
+        "methods": {"greedy": {"criterion": "score", "selection": "lowest_first", "iterative_step": 0.04}},
+        "max_measurements": 0,
+        "single_operator_plans": 0,
     },
     "distill__students": {"distilled": STUDENT | {"skip": ["other"]}},
     "distill__quality": {"num_images": 4, "num_reference": 8, "sampler": {"kind": "ddim", "steps": 4}},
-    "evaluate__cache_intervals": [2],
+    "evaluate__deepcache_intervals": [2],
     "evaluate__classifier": {
         "steps": 1,
         "batch_size": 4,
@@ -186,10 +186,13 @@ def test_every_key_that_a_pipeline_has_no_use_for_is_said(
 
 
 RUN_ASKED = ASKED | {
-    "evaluate__cache_intervals": [],
+    "evaluate__deepcache_intervals": [],
     "train__execution": "eager",
-    "train__at_once": 2,
-    "variants": {"pelap": {"strength": "lambda"}, "first": {"strength": "lambda", "vae_training": "first"}},
+    "train__parallel_variants": 2,
+    "variants": {
+        "pelap": {"sparsity_key": "lambda"},
+        "first": {"sparsity_key": "lambda", "vae_training": "two_stage"},
+    },
     "score__variant": "first",
     "distill__students": {"distilled": STUDENT},
 }
@@ -218,21 +221,24 @@ def said_by(stage: str, variant: str | None = None, planned: bool = False, **ove
 
 
 def test_what_depends_on_other_keys_is_said_where_it_is_idle() -> None:
-    first = {"first": {"strength": "seed", "vae_training": "first"}}
-    assert said_by("train", variants=first, train__at_once=1) == ["lambda"]
-    assert said_by("train", variants=first, train__at_once=2) == ["lambda", "train.at_once"]
-    assert said_by("train", variant="baseline", train__at_once=2) == [
+    first = {"first": {"sparsity_key": "seed", "vae_training": "two_stage"}}
+    assert said_by("train", variants=first, train__parallel_variants=1) == ["lambda"]
+    assert said_by("train", variants=first, train__parallel_variants=2) == [
+        "lambda",
+        "train.parallel_variants",
+    ]
+    assert said_by("train", variant="baseline", train__parallel_variants=2) == [
         "lambda",
         "train.vae_epochs",
-        "train.at_once",
+        "train.parallel_variants",
     ]
-    assert said_by("prune") == ["prune.trials"]  # the tiny target is a number of parameters
+    assert said_by("prune") == ["prune.max_measurements"]  # the tiny target is a number of parameters
     share = {"time_reduction": 0.3, "num_params": None, "num_operators": None}
     assert said_by("prune", prune=share) == []
     assert said_by("prune", planned=True) == ["prune"]
     assert said_by("evaluate") == []
     alone = said_by("evaluate", evaluate__models="variants", evaluate__lpips_weights="a.pth")
-    assert alone == ["evaluate.dense_steps", "evaluate.lpips_weights"]
+    assert alone == ["evaluate.step_counts", "evaluate.lpips_weights"]
     untimed = said_by("evaluate", evaluate__latency_repeats=None, evaluate__inception_weights="a.pth")
     assert untimed == [
         "evaluate.inception_weights",
@@ -249,7 +255,7 @@ def test_what_is_not_used_is_printed_with_the_options(
     for name in ("score.score_pipeline", "prune.prune_pipeline", "prune.run", "report.run"):
         monkeypatch.setattr(f"pelap.stages.{name}", lambda *_: None)
     with (tmp_path / "params.yaml").open("w") as file:
-        YAML().dump(tiny_raw(prune__singles=0), file)
+        YAML().dump(tiny_raw(prune__single_operator_plans=0), file)
     (tmp_path / "scores.protocol.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
 

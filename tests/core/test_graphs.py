@@ -75,8 +75,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no mask": {"gate": "none"},
     "phases": {
         "normalise": "before_mask",
-        "decode_from": "z*m",
-        "vae_training": "first",
+        "decoder_input": "masked",
+        "vae_training": "two_stage",
         "start_epoch": 1,
         "warmup_epochs": 1,
         "schedule": "linear",
@@ -86,7 +86,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "adaptive": False,
         "mask_lr": 0.03,
         "normalise": "before_mask",
-        "decode_from": "z*m",
+        "decoder_input": "masked",
         "encoder_losses": ["reconstruction"],
         "mask_losses": ["reconstruction", "sparsity"],
     },
@@ -107,7 +107,7 @@ def _trained(
         "lambda": 0.1,
     }
     strength = "seed" if fields.get("gate") == "none" else "lambda"
-    model = tiny_model(fields=VariantParams(strength=strength, **fields), **options)
+    model = tiny_model(fields=VariantParams(sparsity_key=strength, **fields), **options)
     params = tiny_params(**options).train
     kept, progress = train_jointly(model, tiny_dataset(), params, device, folder / execution)
     return kept.state_dict(), progress.history, progress.validation

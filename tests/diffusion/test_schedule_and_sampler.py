@@ -105,11 +105,11 @@ def test_latents_outside_the_support_are_zero_whatever_the_unet_says(kind: str) 
         assert (latents[:, [0, 2]] != 0).all()
 
 
-CUT = {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "decode_from": "z*m"}
+CUT = {"gate": "topk", "k": 2, "adaptive": False, "sparsity_key": "seed", "decoder_input": "masked"}
 
 
 @pytest.mark.parametrize("kind", ["ddim", "ddpm"])
-@pytest.mark.parametrize("fields", [{"strength": "lambda"}, CUT], ids=["adaptive", "cut"])
+@pytest.mark.parametrize("fields", [{"sparsity_key": "lambda"}, CUT], ids=["adaptive", "cut"])
 def test_picture_does_not_depend_on_its_batch(kind: str, fields: dict[str, Any]) -> None:
     model = tiny_model(fields=VariantParams(**fields))
     sampler = SamplerParams(kind=kind, steps=4)

@@ -54,8 +54,8 @@ from pelap.surgery.plan import Plan, complete_plan, plan_from_json
 from pelap.training.trainer import Losses, Trainer
 
 CPU = torch.device("cpu")
-MASKED = VariantParams(strength="lambda", normalise="before_mask", decode_from="z*m")
-TOPK = VariantParams(gate="topk", k=2, adaptive=False, strength="seed", decode_from="z*m")
+MASKED = VariantParams(sparsity_key="lambda", normalise="before_mask", decoder_input="masked")
+TOPK = VariantParams(gate="topk", k=2, adaptive=False, sparsity_key="seed", decoder_input="masked")
 
 Weights = dict[str, torch.Tensor]
 
@@ -644,9 +644,9 @@ OPERATORS = {"7": ["mid_block.resnets.0"], "30": ["down_blocks.1.resnets.0", "up
 STUDENTS = {
     "distilled": {"start": "pruned", "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 1.0},
     "scratch": {"start": "scratch", "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 0.0},
-    "longer": {"start": "dense", "task_weight": 1.0, "output_weight": 0.0, "feature_weight": 0.0},
+    "dense-finetuned": {"start": "dense", "task_weight": 1.0, "output_weight": 0.0, "feature_weight": 0.0},
 }
-ROWS = ["distilled-7", "scratch-7", "distilled-30", "scratch-30", "longer"]
+ROWS = ["distilled-7", "scratch-7", "distilled-30", "scratch-30", "dense-finetuned"]
 
 
 @pytest.fixture(scope="module")
@@ -753,10 +753,10 @@ def test_students_start_as_they_should(
     context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The second one would see what the first one did to a teacher that it was not a copy of.
-    context = context_of(students=STUDENTS | {"again": STUDENTS["longer"]}, steps=3)
+    context = context_of(students=STUDENTS | {"again": STUDENTS["dense-finetuned"]}, steps=3)
     starts = starts_of(context, monkeypatch)
     teacher = load_model(context.paths.train("baseline").model).unet
-    for name in ("longer", "again"):
+    for name in ("dense-finetuned", "again"):
         assert same(state_of(starts[name]), state_of(teacher))
     for plan in OPERATORS:
         pruned = load_model(context.paths.pruned_model(plan)).unet
@@ -827,7 +827,7 @@ def test_a_run_that_was_cut_goes_on_with_the_student_it_was_at(
     monkeypatch.setattr(Trainer, "_step", note)
     stage.run(context)
     rest = [("distilled-30", 4), ("distilled-30", 5)]
-    assert taken == rest + [(row, i) for row in ("scratch-30", "longer") for i in range(6)]
+    assert taken == rest + [(row, i) for row in ("scratch-30", "dense-finetuned") for i in range(6)]
     assert not (context.paths.root / ".resume").exists()
     whole, resumed = (files_below(context.paths.root.parent / run / "distill") for run in ("whole", "cut"))
     assert whole.keys() == resumed.keys()

@@ -56,8 +56,8 @@ ABOUT = (
 CHANCE = ("_se", "_std", "recall", "precision", "density", "coverage", "kid")
 """What hangs on a rounding where pictures are few."""
 METHODS = {
-    "ld-pruner": {"criterion": "score", "selection": "order"},
-    "taylor": {"criterion": "taylor", "selection": "order"},
+    "ld-pruner": {"criterion": "score", "selection": "lowest_first"},
+    "taylor": {"criterion": "taylor", "selection": "lowest_first"},
 }
 
 
@@ -67,14 +67,14 @@ def run(folder: Path) -> dict[str, Any]:
     params = tiny_raw(
         score__criteria=["random", "magnitude", "taylor", "output_error", "block_similarity"],
         prune__methods=METHODS,
-        prune__singles=1,
+        prune__single_operator_plans=1,
     )
     write(params, "params.yaml")
     for stage in ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report"):
         call(stage)
     call("cut", "--model", "results/default/train/invariant/model", "--out", "smaller")
     tiny_dit().save_pretrained("pipeline")
-    methods = {"methods": {"ld-pruner": METHODS["ld-pruner"]}, "singles": 0}
+    methods = {"methods": {"ld-pruner": METHODS["ld-pruner"]}, "single_operator_plans": 0}
     write(tiny_raw(prune={**params["prune"], "num_params": 100, **methods}), "pipeline.yaml")
     pipeline = ("--params", "pipeline.yaml", "--pipeline")
     call("score", *pipeline, "pipeline", "--out", "scores.csv")

@@ -13,9 +13,9 @@ from torch import nn
 from pelap.core.rng import noise
 from pelap.surgery.operators import (
     KINDS,
+    Init,
     Norm,
     Operator,
-    Start,
     find_operators,
 )
 
@@ -55,9 +55,9 @@ class Case:
         """What fits are made on."""
         return lambda: self.denoise(self.noise(num), range(num))
 
-    def find(self, norm: Norm = "identity", start: Start = "fitted", **options: Any) -> list[Operator]:
+    def find(self, norm: Norm = "identity", init: Init = "least_squares", **options: Any) -> list[Operator]:
         options.setdefault("kinds", self.kinds or KINDS)
-        return find_operators(self.network, self.forward(), norm, start, **options)
+        return find_operators(self.network, self.forward(), norm, init, **options)
 
 
 def awake(network: nn.Module, seed: int = 0) -> Any:

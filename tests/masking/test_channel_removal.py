@@ -86,13 +86,15 @@ def trained_like(
     unet: str = "light",
     gate: str = "hard_concrete",
     normalise: str = "none",
-    decode_from: str = "z*m",
+    decoder_input: str = "z*m",
     vae: Autoencoder | None = None,
     side: int = 16,
     dataset: str = "photos",
 ) -> LatentDiffusion:
     """A model none of whose weights has a value that only a fresh one has, with CLOSED closed."""
-    variant = VariantParams(strength="seed", decode_from=decode_from, normalise=normalise, **GATES[gate])
+    variant = VariantParams(
+        sparsity_key="seed", decoder_input=decoder_input, normalise=normalise, **GATES[gate]
+    )
     info = ModelInfo("v", variant, tiny_params().diffusion, side, dataset, 0, 0.0, 0.0)
     torch.manual_seed(0)
     vae = vae or VAE(width=8, latent_channels=CHANNELS)
@@ -150,7 +152,7 @@ def hard_masked(
     latents = shut(model.normaliser(mean) if variant.normalise == "before_mask" else mean)  # type: ignore[misc]
     masks = model.mask(latents).values  # type: ignore[misc]
     masked = shut(latents * masks[:, :, None, None])
-    decoded = model.vae.decode(masked if variant.decode_from == "z*m" else latents)
+    decoded = model.vae.decode(masked if variant.decoder_input == "masked" else latents)
     if variant.normalise == "after_mask":
         masked = model.normaliser(masked)  # type: ignore[misc]
     noisy = shut(add_noise(masked, noise, steps, alphas_cumprod(model.info.diffusion)))
@@ -243,7 +245,7 @@ def test_cut_equals_hard_masked_on_photographs(
 @pytest.mark.parametrize("unet", UNETS)
 @pytest.mark.parametrize("gate", ["sigmoid", "adaptive"])
 def test_decoder_of_z_loses_the_closed_channels(photos: ImageDataset, unet: str, gate: str) -> None:
-    model = trained_like(unet, gate, decode_from="z")
+    model = trained_like(unet, gate, decoder_input="unmasked")
     assert_cut_is_hard_masked(model, cut_channels(model, CLOSED), photos)
 
 
@@ -334,7 +336,7 @@ def test_channel_open_on_a_single_picture_stays(photos: ImageDataset) -> None:
 
 def test_model_without_mask_has_no_closed_channel(photos: ImageDataset) -> None:
     model = trained_like()
-    variant = VariantParams(gate="none", strength="seed")
+    variant = VariantParams(gate="none", sparsity_key="seed")
     model.info, model.mask = dataclasses.replace(model.info, variant=variant), None
     assert closed_channels(model, photos.train.images, 50) == []
 
@@ -473,7 +475,7 @@ def test_train_cuts_a_variant_that_says_so(
         return model.eval(), Progress(1, [{"step": 1}], [{"step": 1}])
 
     monkeypatch.setattr(train, "joint_training", training)
-    variant = {"gate": "hard_concrete", "adaptive": False, "strength": "seed", "decode_from": "z*m"}
+    variant = {"gate": "hard_concrete", "adaptive": False, "sparsity_key": "seed", "decoder_input": "masked"}
     params = tiny_params(
         variants={"v": variant | {"cut": True}},
         vae__latent_channels=CHANNELS,
@@ -508,8 +510,8 @@ def test_command(photos: ImageDataset, tmp_path: Path, capsys: pytest.CaptureFix
 def test_command_warns_of_a_decoder_of_z(
     photos: ImageDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_cut(tmp_path, trained_like(decode_from="z"), photos) == 0
-    assert "decode_from: z" in capsys.readouterr().out
+    assert run_cut(tmp_path, trained_like(decoder_input="unmasked"), photos) == 0
+    assert "decoder_input: unmasked" in capsys.readouterr().out
 
 
 def trained_at(model: LatentDiffusion, side: int) -> None:
@@ -545,7 +547,7 @@ def test_command_refuses_in_one_line(
 def test_cut_model_goes_through_score_prune_distill_and_evaluate(
     photos: ImageDataset, tmp_path: Path, unet: str
 ) -> None:
-    variant = {"gate": "hard_concrete", "adaptive": False, "strength": "seed", "decode_from": "z*m"}
+    variant = {"gate": "hard_concrete", "adaptive": False, "sparsity_key": "seed", "decoder_input": "masked"}
     params = tiny_params(
         variants={"v": variant},
         score__variant="v",
@@ -560,5 +562,5 @@ def test_cut_model_goes_through_score_prune_distill_and_evaluate(
     for stage in (score, prune, distill, evaluate):
         stage.run(context)
     students = [f"{name}-3" for name in ("pruned", "distilled", "output-only", "scratch")]
-    assert set(files.read_metrics(paths.metrics)) == {"v", *students, "longer", "real"}
+    assert set(files.read_metrics(paths.metrics)) == {"v", *students, "dense-finetuned", "real"}
     assert load_model(paths.distilled_model("distilled-3")).latent_shape == (len(OPEN), 4, 4)

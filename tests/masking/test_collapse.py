@@ -298,7 +298,7 @@ def test_a_hard_mask_is_decoded_without_the_channels_below_the_threshold() -> No
 
 @pytest.mark.parametrize("normalise", ["none", "before_mask", "after_mask"])
 def test_where_the_clean_latent_is_zero_only_noise_comes_in(normalise: str) -> None:
-    model = tiny_model(fields=VariantParams(strength="lambda", normalise=normalise))
+    model = tiny_model(fields=VariantParams(sparsity_key="lambda", normalise=normalise))
     images = tiny_dataset().test.images
     if model.normaliser is not None:
         assert model.normaliser.statistics.running_mean is not None
@@ -332,7 +332,7 @@ def test_time_steps_are_spread_evenly() -> None:
 
 
 def test_channels_that_a_static_gate_took_away_are_not_there() -> None:
-    fields = VariantParams(gate="topk", k=1, adaptive=False, strength="seed")
+    fields = VariantParams(gate="topk", k=1, adaptive=False, sparsity_key="seed")
     model, images = tiny_model(fields=fields), tiny_dataset().test.images
     set_logits(model, -1.0, 2.0, 0.0, 1.0)
     seen = observe(model, images, 0, 16)
@@ -360,9 +360,9 @@ def test_the_floor_is_that_of_the_models_own_unet() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"gate": "none", "strength": "seed"},
-        {"strength": "lambda", "normalise": "after_mask"},
-        {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "normalise": "before_mask"},
+        {"gate": "none", "sparsity_key": "seed"},
+        {"sparsity_key": "lambda", "normalise": "after_mask"},
+        {"gate": "topk", "k": 2, "adaptive": False, "sparsity_key": "seed", "normalise": "before_mask"},
     ],
     ids=str,
 )
@@ -375,9 +375,9 @@ def test_observations_do_not_depend_on_the_batch_size(fields: dict[str, Any]) ->
 
 
 FIELDS = [
-    {"gate": "none", "strength": "seed"},
-    {"strength": "lambda", "normalise": "after_mask"},
-    {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "normalise": "before_mask"},
+    {"gate": "none", "sparsity_key": "seed"},
+    {"sparsity_key": "lambda", "normalise": "after_mask"},
+    {"gate": "topk", "k": 2, "adaptive": False, "sparsity_key": "seed", "normalise": "before_mask"},
 ]
 
 

@@ -172,7 +172,7 @@ def _reached(model: LatentDiffusion, part: torch.nn.Parameter) -> set[str]:
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
 @pytest.mark.parametrize("field", ["encoder_losses", "mask_losses"])
 def test_a_loss_trains_a_part_exactly_where_it_is_named(field: str, names: tuple[str, ...]) -> None:
-    coupling = VariantParams(strength="lambda", decode_from="z*m").model_copy(update={field: names})
+    coupling = VariantParams(sparsity_key="lambda", decoder_input="masked").model_copy(update={field: names})
     model = tiny_model(fields=coupling)
     assert model.mask is not None
     _varied(model.mask)
@@ -186,7 +186,7 @@ def test_a_loss_trains_a_part_exactly_where_it_is_named(field: str, names: tuple
 
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
 def test_a_static_mask_is_trained_by_the_losses_that_are_named(names: tuple[str, ...]) -> None:
-    coupling = VariantParams(adaptive=False, strength="lambda", decode_from="z*m")
+    coupling = VariantParams(adaptive=False, sparsity_key="lambda", decoder_input="masked")
     model = tiny_model(fields=coupling.model_copy(update={"mask_losses": names, "encoder_losses": ()}))
     assert model.mask is not None
     assert _reached(model, model.mask.logits) == set(names)
@@ -205,8 +205,8 @@ def test_the_paper_trains_its_mask_by_all_but_the_reconstruction() -> None:
 HARD = {
     "gate": "hard_concrete",
     "adaptive": False,
-    "strength": "seed",
-    "decode_from": "z*m",
+    "sparsity_key": "seed",
+    "decoder_input": "masked",
     "mask_losses": ["reconstruction"],
 }
 
@@ -245,7 +245,7 @@ DDIM = SamplerParams(kind="ddim", steps=4)
 def _half_closed(gate: str = "topk", **fields: Any) -> LatentDiffusion:
     """A static hard gate with channels 1 and 3 shut."""
     k = {"k": 2} if gate == "topk" else {}
-    strength = {"strength": "seed"} if gate == "topk" else {"strength": "lambda"}
+    strength = {"sparsity_key": "seed"} if gate == "topk" else {"sparsity_key": "lambda"}
     model = tiny_model(fields=VariantParams(gate=gate, adaptive=False, **k, **strength, **fields))
     set_logits(model, 5.0, -9.0, 6.0, -8.0)
     return model
@@ -267,7 +267,7 @@ def test_a_closed_channel_gets_no_noise(gate: str) -> None:
 
 
 def test_normalisation_after_the_mask_brings_no_closed_channel_back() -> None:
-    model = _half_closed(normalise="after_mask", decode_from="z*m").train()
+    model = _half_closed(normalise="after_mask", decoder_input="masked").train()
     latents = torch.randn(3, 4, 4, 4) + 7
     for _ in range(3):
         model.unet_input(latents, model.gates(latents))
@@ -293,11 +293,11 @@ def test_each_picture_has_the_support_of_its_own_sampled_gates() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"gate": "none", "strength": "seed"},
-        {"strength": "lambda"},
-        {"adaptive": False, "strength": "lambda"},
-        {"gate": "topk", "k": 2, "strength": "seed"},
-        {"gate": "hard_concrete", "strength": "lambda"},
+        {"gate": "none", "sparsity_key": "seed"},
+        {"sparsity_key": "lambda"},
+        {"adaptive": False, "sparsity_key": "lambda"},
+        {"gate": "topk", "k": 2, "sparsity_key": "seed"},
+        {"gate": "hard_concrete", "sparsity_key": "lambda"},
     ],
     ids=str,
 )
@@ -392,7 +392,7 @@ def test_restore_is_the_inverse_by_the_stored_statistics() -> None:
 
 
 def test_before_the_mask_latents_have_unit_variance_and_the_mask_still_scales_them() -> None:
-    model = tiny_model(fields=VariantParams(strength="lambda", normalise="before_mask")).train()
+    model = tiny_model(fields=VariantParams(sparsity_key="lambda", normalise="before_mask")).train()
     latents = model.encode(torch.rand(32, 3, 16, 16) * 2 - 1).latents
     torch.testing.assert_close(_spread(latents), torch.ones(4), rtol=0.01, atol=0)
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=0.01)
@@ -402,7 +402,7 @@ def test_before_the_mask_latents_have_unit_variance_and_the_mask_still_scales_th
 
 
 def test_after_the_mask_the_unet_sees_unit_variance_however_small_the_mask() -> None:
-    model = tiny_model(fields=VariantParams(strength="lambda", normalise="after_mask")).train()
+    model = tiny_model(fields=VariantParams(sparsity_key="lambda", normalise="after_mask")).train()
     set_logits(model, -6.9)  # a mask of 1e-3
     latents = torch.randn(64, 4, 4, 4)
     gates = model.gates(latents)
@@ -415,7 +415,7 @@ def test_after_the_mask_the_unet_sees_unit_variance_however_small_the_mask() -> 
 
 @pytest.mark.parametrize("normalise", ["none", "before_mask", "after_mask"])
 def test_the_decoder_gets_samples_on_the_scale_that_it_was_trained_on(normalise: str) -> None:
-    fields = VariantParams(strength="lambda", normalise=normalise, decode_from="z*m")
+    fields = VariantParams(sparsity_key="lambda", normalise=normalise, decoder_input="masked")
     model = tiny_model(fields=fields).train()
     images = torch.rand(16, 3, 16, 16) * 2 - 1
     for _ in range(5):  # statistics that are not those of the start

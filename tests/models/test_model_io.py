@@ -48,14 +48,30 @@ def test_round_trip(tmp_path: Path, variant: str, options: dict[str, object]) ->
 
 
 COUPLINGS: list[dict[str, Any]] = [
-    {"gate": "none", "strength": "seed", "normalise": "before_mask", "encoder_losses": ["reconstruction"]},
-    {"strength": "lambda", "normalise": "after_mask", "decode_from": "z*m", "vae_training": "first"},
-    {"gate": "topk", "k": 2, "adaptive": False, "strength": "seed", "mask_lr": 0.01, "start_epoch": 1},
-    {"gate": "hard_concrete", "strength": "seed", "penalty": 0.5, "schedule": "cosine", "warmup_epochs": 2},
+    {
+        "gate": "none",
+        "sparsity_key": "seed",
+        "normalise": "before_mask",
+        "encoder_losses": ["reconstruction"],
+    },
+    {
+        "sparsity_key": "lambda",
+        "normalise": "after_mask",
+        "decoder_input": "masked",
+        "vae_training": "two_stage",
+    },
+    {"gate": "topk", "k": 2, "adaptive": False, "sparsity_key": "seed", "mask_lr": 0.01, "start_epoch": 1},
+    {
+        "gate": "hard_concrete",
+        "sparsity_key": "seed",
+        "sparsity_weight": 0.5,
+        "schedule": "cosine",
+        "warmup_epochs": 2,
+    },
     {
         "gate": "hard_concrete",
         "adaptive": False,
-        "strength": "lambda",
+        "sparsity_key": "lambda",
         "vae": {"kind": "pelap", "width": 8, "latent_channels": 6},
         "unet": LIGHT["unet"] | {"stem": True},
     },
@@ -93,7 +109,13 @@ def test_a_mask_that_has_not_started_is_still_open_when_it_is_read_again(tmp_pat
 
 def test_a_model_of_the_first_format_is_refused(tmp_path: Path) -> None:
     # As the version before wrote it: a variant with other fields.
-    variant = {"mask": "sigmoid", "strength": "lambda", "detach": [], "normalise": False, "decode_from": "z"}
+    variant = {
+        "mask": "sigmoid",
+        "sparsity_key": "lambda",
+        "detach": [],
+        "normalise": False,
+        "decoder_input": "unmasked",
+    }
     save_model(tiny_model("pelap"), tmp_path / "model")
     config = files.read_json(tmp_path / "model" / "config.json")
     config["info"]["variant"] = variant

@@ -54,13 +54,13 @@ def test_unet_takes_one_time_step_or_one_an_item(options: dict[str, object]) -> 
     torch.testing.assert_close(unet(x, torch.tensor(7)).sample, unet(x, torch.full((3,), 7)).sample)
 
 
-@pytest.mark.parametrize("decode_from", ["z", "z*m"])
-def test_decoder_sees_z_or_masked_z(decode_from: str) -> None:
-    model = tiny_model("pelap", fields={"decode_from": decode_from})
+@pytest.mark.parametrize("decoder_input", ["z", "z*m"])
+def test_decoder_sees_z_or_masked_z(decoder_input: str) -> None:
+    model = tiny_model("pelap", fields={"decoder_input": decoder_input})
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     latents = model.encode(images).latents
     gates = model.gates(latents)
-    expected = latents if decode_from == "z" else apply_mask(latents, gates.values)
+    expected = latents if decoder_input == "unmasked" else apply_mask(latents, gates.values)
     torch.testing.assert_close(model.decoder_input(latents, gates), expected, rtol=0, atol=0)
     torch.testing.assert_close(model.reconstruct(images), model.vae.decode(expected), rtol=0, atol=0)
 

@@ -47,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _fields(source: Path) -> VariantParams:
     vae = {"kind": "autoencoder_kl", "source": str(source)}
-    return VariantParams(strength="lambda", decode_from="z*m", vae=vae, vae_training="frozen")
+    return VariantParams(sparsity_key="lambda", decoder_input="masked", vae=vae, vae_training="frozen")
 
 
 def _same(vae: PretrainedVAE, other: PretrainedVAE) -> None:
@@ -186,7 +186,7 @@ def test_pictures_that_do_not_fit_are_refused_before_training(
     _autoencoder(levels).save_pretrained(tmp_path / "vae")
     raw = {"photos": _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)}
     params = tiny_params(
-        variants={"baseline": {"gate": "none", "strength": "seed"}, "pelap": raw["photos"]},
+        variants={"baseline": {"gate": "none", "sparsity_key": "seed"}, "pelap": raw["photos"]},
         score__variant="pelap",
     )
     save_dataset(tiny_dataset(side=side), packed_dataset(tmp_path, params.dataset))
@@ -211,7 +211,8 @@ def test_a_training_goes_on_with_the_autoencoder_that_it_began_with_alone(
     save_dataset(tiny_dataset(), packed_dataset(tmp_path, "photos"))
     fields = _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)
     params = tiny_params(
-        variants={"baseline": {"gate": "none", "strength": "seed"}, "pelap": fields}, score__variant="pelap"
+        variants={"baseline": {"gate": "none", "sparsity_key": "seed"}, "pelap": fields},
+        score__variant="pelap",
     )
     context = Context(params, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
     for seed in (0, 0, 1):  # another one in the same place

@@ -56,7 +56,9 @@ def conditioner(**fields: Any) -> TextConditioner:
 def told_model(**fields: Any) -> LatentDiffusion:
     """A fresh model with a conditioner, whose cross-attention says something."""
     params = told_params()
-    variant = VariantParams(gate="none", strength="seed", normalise="before_mask", vae_training="first")
+    variant = VariantParams(
+        gate="none", sparsity_key="seed", normalise="before_mask", vae_training="two_stage"
+    )
     info = ModelInfo("dense", variant, params.diffusion, 16, "tiny", 0, 0.0, 0.0)
     told = conditioner(**fields)
     return build_model(info, build_vae(params.vae), params.unet, told).eval()

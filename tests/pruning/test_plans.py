@@ -215,7 +215,7 @@ def test_plan_survives_json() -> None:
 def test_every_field_of_a_replacement_survives_json(tmp_path: Path) -> None:
     removals = (
         PlanEntry("a", "block", ReplacementSpec("avg_pool+projection", 4, 6, 2)),
-        PlanEntry("b", "normalisation", ReplacementSpec("scale_shift", 8, channels_last=True)),
+        PlanEntry("b", "normalisation", ReplacementSpec("affine", 8, channels_last=True)),
         PlanEntry("c", "transformer", ReplacementSpec("residual", num_outputs=1)),
         PlanEntry("d"),
     )
@@ -309,20 +309,20 @@ NORM, SEQUENCE, CONV = "block_mid.norm1", "mid_block.attentions.0.group_norm", "
     [
         (
             "light",
-            {"operator": NORM, "replacement": "scale_shift"},
-            ReplacementSpec("scale_shift", 16),
+            {"operator": NORM, "replacement": "affine"},
+            ReplacementSpec("affine", 16),
         ),
         (
             "unet2d",
-            {"operator": SEQUENCE, "replacement": "scale_shift"},
-            ReplacementSpec("scale_shift", 16),
+            {"operator": SEQUENCE, "replacement": "affine"},
+            ReplacementSpec("affine", 16),
         ),
         (
             "dit",
-            {"operator": "norm_out", "replacement": "scale_shift"},
-            ReplacementSpec("scale_shift", 16, channels_last=True),
+            {"operator": "norm_out", "replacement": "affine"},
+            ReplacementSpec("affine", 16, channels_last=True),
         ),
-        ("light", {"operator": CONV, "replacement": "regroup"}, ReplacementSpec("regroup", 8, 16)),
+        ("light", {"operator": CONV, "replacement": "channel_pool"}, ReplacementSpec("channel_pool", 8, 16)),
         (
             "light",
             {"operator": "block_mid", "replacement": "projection", "in_channels": 16, "out_channels": 16},
@@ -334,7 +334,7 @@ NORM, SEQUENCE, CONV = "block_mid.norm1", "mid_block.attentions.0.group_norm", "
             ReplacementSpec("identity", num_outputs=1),
         ),
     ],
-    ids=["norm", "sequence_norm", "norm_without_weights", "regroup", "own_numbers", "tuple"],
+    ids=["norm", "sequence_norm", "norm_without_weights", "channel_pool", "own_numbers", "tuple"],
 )
 def test_replacement_may_be_another_one(name: str, entry: dict[str, Any], expected: ReplacementSpec) -> None:
     """Its numbers are filled in; the network runs, fitted or not."""
@@ -353,7 +353,7 @@ def test_replacement_may_be_another_one(name: str, entry: dict[str, Any], expect
         assert case.forward(2, apply_plan(case.network, plan))().shape == made.shape
 
 
-@pytest.mark.parametrize("replacement", ["projection", "regroup"])
+@pytest.mark.parametrize("replacement", ["projection", "channel_pool"])
 def test_numbers_are_this_networks_where_a_plan_was_made_for_another(replacement: str) -> None:
     case, operators = found("light")
     entry = {"operator": CONV, "replacement": replacement, "in_channels": 320, "out_channels": 640}

@@ -12,7 +12,7 @@ from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan
 
 NUM = 40
-GREEDY = Method(rescore=0.1)
+GREEDY = Method(iterative_step=0.1)
 
 
 def scores(num: int = NUM, share: float = 0.02) -> pd.DataFrame:
@@ -52,8 +52,8 @@ class Network:
         ]
         return self.table[left]
 
-    def planner(self, trials: int) -> TimeBudgetPlanner:
-        return TimeBudgetPlanner(self.table, self.measure, self.rescore, trials)
+    def planner(self, max_measurements: int) -> TimeBudgetPlanner:
+        return TimeBudgetPlanner(self.table, self.measure, self.rescore, max_measurements)
 
 
 def test_without_trials_the_scores_are_believed() -> None:
@@ -79,21 +79,23 @@ def test_numbers_need_no_clock(target: str) -> None:
 @pytest.mark.parametrize("amount", [0.2, 0.35])
 def test_a_plan_saves_what_the_clock_says(clock: Callable[[float], float], amount: float) -> None:
     network = Network(scores(num=100, share=0.008), clock)
-    trials = 10
-    plan = network.planner(trials).plan(Method(), "time_reduction", amount)
+    max_measurements = 10
+    plan = network.planner(max_measurements).plan(Method(), "time_reduction", amount)
     assert network.saved(plan) == pytest.approx(amount, abs=TOLERANCE + 1e-9)
     assert plan.target == {"time_reduction": amount}
-    assert len(network.measured) <= trials
+    assert len(network.measured) <= max_measurements
     names = network.table["operator"].to_list()
     assert gone(plan) == names[: len(gone(plan))]  # still the least important ones
 
 
 def test_more_trials_come_no_less_near() -> None:
-    def miss(trials: int) -> float:
+    def miss(max_measurements: int) -> float:
         network = Network(scores(num=100, share=0.008), lambda it: it**2)
-        return abs(network.saved(network.planner(trials).plan(Method(), "time_reduction", 0.3)) - 0.3)
+        return abs(
+            network.saved(network.planner(max_measurements).plan(Method(), "time_reduction", 0.3)) - 0.3
+        )
 
-    misses = [miss(trials) for trials in (1, 2, 4, 8)]
+    misses = [miss(max_measurements) for max_measurements in (1, 2, 4, 8)]
     assert misses == sorted(misses, reverse=True)
     assert misses[-1] <= TOLERANCE < misses[0]
 
@@ -156,7 +158,7 @@ def test_a_larger_amount_goes_through_the_same_rounds() -> None:
 def test_ways_to_choose_have_rounds_of_their_own() -> None:
     network = Network(scores())
     planner = network.planner(4)
-    for method in (GREEDY, Method(selection="knapsack", rescore=0.1), Method(rescore=0.06)):
+    for method in (GREEDY, Method(selection="knapsack", iterative_step=0.1), Method(iterative_step=0.06)):
         planner.plan(method, "time_reduction", 0.2)
     assert [len(names) for names in network.rescored] == [5, 5, 3, 6, 9]
 
@@ -205,25 +207,25 @@ def table(**shares: float) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(kind="block", replacement="identity", params=1, latency_share=shares_of)
 
 
-@pytest.mark.parametrize("trials", [0, 5])
-def test_a_round_takes_nothing_more_where_the_one_before_reached_the_amount(trials: int) -> None:
-    planner = Network(table(a=0.3, b=0.05, c=0.05, d=0.2)).planner(trials)
+@pytest.mark.parametrize("max_measurements", [0, 5])
+def test_a_round_takes_nothing_more_where_the_one_before_reached_the_amount(max_measurements: int) -> None:
+    planner = Network(table(a=0.3, b=0.05, c=0.05, d=0.2)).planner(max_measurements)
     assert gone(planner.plan(GREEDY, "time_reduction", 0.3)) == ["a"]
     assert gone(planner.plan(GREEDY, "time_reduction", 0.35)) == ["a", "b"]
 
 
 def test_believed_rounds_count_what_a_plan_promises() -> None:
     network = Network(table(a=0.3, b=0.3))
-    assert gone(network.planner(trials=0).plan(GREEDY, "time_reduction", 0.55)) == ["a", "b"]
+    assert gone(network.planner(max_measurements=0).plan(GREEDY, "time_reduction", 0.55)) == ["a", "b"]
 
 
 def test_out_of_reach_where_nothing_is_left() -> None:
-    planner = Network(table(a=0.3, b=0.1)).planner(trials=5)
+    planner = Network(table(a=0.3, b=0.1)).planner(max_measurements=5)
     with pytest.raises(PlanError, match=r"out of reach, nothing is left after 0\.4"):
-        planner.plan(Method(rescore=0.4), "time_reduction", 0.5)
+        planner.plan(Method(iterative_step=0.4), "time_reduction", 0.5)
 
 
 def test_a_round_that_takes_nothing_is_not_scored_again() -> None:
     network = Network(table(a=0.3, b=0.05, c=0.05, d=0.2))
-    network.planner(trials=5).plan(GREEDY, "time_reduction", 0.35)
+    network.planner(max_measurements=5).plan(GREEDY, "time_reduction", 0.35)
     assert network.rescored == [["a"]]

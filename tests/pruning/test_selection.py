@@ -92,7 +92,9 @@ def test_a_knapsack_costs_no_more_than_the_other_selections() -> None:
     for seed in range(5):
         scores = table(seed)
         importance = scores.set_index("operator")["score"]
-        best, *others = (importance[names(scores, 0.2, it)].sum() for it in ("knapsack", "order", "ratio"))
+        best, *others = (
+            importance[names(scores, 0.2, it)].sum() for it in ("knapsack", "lowest_first", "per_ms")
+        )
         assert best <= min(others) + TOLERANCE
 
 
@@ -109,10 +111,10 @@ FLAT = pd.DataFrame(
 
 
 def test_ratio_takes_what_saves_most_for_its_importance_and_nothing_that_saves_nothing() -> None:
-    assert names(FLAT, 0.2, "ratio") == ["cheap"]  # 1 for a share of the time, against 1.9 and 10
-    assert names(FLAT, 0.25, "ratio") == ["cheap", "dear"]
-    assert names(FLAT, 0.42, "ratio") == ["cheap", "dear", "small"]
-    assert names(FLAT, 0.2, "order")[:3] == ["idle", "slower", "small"]
+    assert names(FLAT, 0.2, "per_ms") == ["cheap"]  # 1 for a share of the time, against 1.9 and 10
+    assert names(FLAT, 0.25, "per_ms") == ["cheap", "dear"]
+    assert names(FLAT, 0.42, "per_ms") == ["cheap", "dear", "small"]
+    assert names(FLAT, 0.2, "lowest_first")[:3] == ["idle", "slower", "small"]
 
 
 def test_a_knapsack_takes_what_lowers_the_sum() -> None:
@@ -163,13 +165,13 @@ def test_an_importance_is_a_column_or_made_by_a_formula(criterion: str, expected
     scores = ranked(taylor=[5.0, 9.0, 7.0])
     assert importance_by(scores, criterion).tolist() == pytest.approx(expected)
     first = scores["operator"].iloc[int(np.argmin(expected))]
-    assert names(scores, 0.05, "order", criterion) == [first]
+    assert names(scores, 0.05, "lowest_first", criterion) == [first]
 
 
 def test_importances_are_those_of_their_rows_whatever_the_index() -> None:
     scores = ranked().set_index(pd.Index([7, 3, 5]))
-    assert names(scores, 0.05, "order", "std") == ["dear"]
-    assert names(scores.iloc[::-1], 0.15, "order", "std") == ["dear", "cheap"]
+    assert names(scores, 0.05, "lowest_first", "std") == ["dear"]
+    assert names(scores.iloc[::-1], 0.15, "lowest_first", "std") == ["dear", "cheap"]
 
 
 @pytest.mark.parametrize("criterion", sorted({*get_args(Formula), "taylor"}))
@@ -186,7 +188,7 @@ def test_a_criterion_without_a_number_is_told_with_its_row(value: object) -> Non
     with pytest.raises(PlanError, match="row 2: taylor is no number") as caught:
         make_plan(scores, "time_reduction", 0.1, "taylor")
     assert "\n" not in str(caught.value)
-    assert names(scores, 0.05, "order", "avg") == ["small"]  # who does not ask for it is not bothered
+    assert names(scores, 0.05, "lowest_first", "avg") == ["small"]  # who does not ask for it is not bothered
 
 
 @pytest.mark.parametrize("selection", get_args(Selection))
@@ -215,14 +217,14 @@ def test_what_breaks_the_latents_is_never_taken(selection: Selection, criterion:
 @pytest.mark.parametrize("criterion", ["score", "avg", "avg*std"])
 def test_an_unfinished_score_is_not_ranked_by(criterion: str) -> None:
     scores = ranked(taylor=[1.0, 2.0, 3.0]).assign(stopped_early=[True, False, True])
-    assert names(scores, 0.1, "order", criterion) == ["cheap"]
+    assert names(scores, 0.1, "lowest_first", criterion) == ["cheap"]
     with pytest.raises(PlanError, match="score the 2 that stopped early to the end"):
         make_plan(scores, "time_reduction", 0.2, criterion)
 
 
 def test_other_criteria_do_not_care_how_far_the_score_went() -> None:
     scores = ranked(taylor=[1.0, 2.0, 3.0]).assign(stopped_early=[True, False, True])
-    assert names(scores, 0.3, "order", "taylor") == ["small", "cheap", "dear"]
+    assert names(scores, 0.3, "lowest_first", "taylor") == ["small", "cheap", "dear"]
     with pytest.raises(PlanError, match="ask for less") as caught:
         make_plan(scores, "time_reduction", 0.4, "taylor")
     assert "stopped" not in str(caught.value)
@@ -288,4 +290,4 @@ def test_where_nothing_may_be_taken_the_target_is_out_of_reach(selection: Select
 
 def test_a_plan_is_not_the_block_that_took_the_place_of_parts_that_saved_more() -> None:
     """The parts save 0.8 but for rounding, the block around them 0.5."""
-    assert names(rows(a_b=(0.1, 0.7), a_c=(0.2, 0.1), a=(0.3, 0.5)), 0.8, "order") == ["a.b", "a.c"]
+    assert names(rows(a_b=(0.1, 0.7), a_c=(0.2, 0.1), a=(0.3, 0.5)), 0.8, "lowest_first") == ["a.b", "a.c"]

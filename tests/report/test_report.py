@@ -285,7 +285,7 @@ def test_page_says_how_sounds_were_judged(heard: RunPaths) -> None:
     assert "90.0 ± 1.2" in rows["baseline"]
     assert rows["real"][0] == "22.88 ± 0.25"
     assert rows["real"][-1] == "31.50"  # after Griffin-Lim, beside no model's distance
-    assert rows["longer"][-1] == tables.DASH
+    assert rows["dense-finetuned"][-1] == tables.DASH
     frame = tables.metrics_frame(files.read_metrics(heard.metrics), "invariant")
     assert [key for key in frame if tables.is_distance(key)] == ["fd_classifier"]
 
@@ -321,7 +321,7 @@ def test_damaged_sound_is_one_line(
 ) -> None:
     shutil.copytree(heard.root, tmp_path / "run", ignore=shutil.ignore_patterns("report", ".*"))
     run = RunPaths(tmp_path / "run")
-    file = run.samples_sound("longer")
+    file = run.samples_sound("dense-finetuned")
     if content is None:
         file.unlink()
     else:
@@ -432,7 +432,7 @@ def test_headline_compares_at_equal_time(paths: RunPaths) -> None:
 
 def test_headline_says_what_the_dense_one_did_not_have(paths: RunPaths) -> None:
     students = files.read_mapping(paths.distill_result)
-    students.pop("longer")
+    students.pop("dense-finetuned")
     files.write_json(paths.distill_result, students)
     assert "trained on for 240 steps that the dense one did not have" in words_of(paths)
 
@@ -547,12 +547,12 @@ def test_dense_is_a_line_over_numbers_of_steps() -> None:
     assert list(curve.get_xdata()) == [2.5, 5.0, 10.0]  # type: ignore[arg-type]
     assert curve.get_linestyle() == "-"
     texts = [text.get_text() for text in axis.texts]
-    assert sorted(texts) == sorted(["20", "10", "5", "25", "25", "longer"])
+    assert sorted(texts) == sorted(["20", "10", "5", "25", "25", "dense-finetuned"])
     assert legend_of(figure) == [
         "invariant; numbers: steps",
         "pruned",
         "distilled",
-        "longer",
+        "dense-finetuned",
         "other labels: plan",
     ]
     faces = {
@@ -564,18 +564,18 @@ def test_dense_is_a_line_over_numbers_of_steps() -> None:
 
 
 def cached_and_longer() -> pd.DataFrame:
-    """A budget where `longer` has numbers of steps as well, and features are shared in two intervals."""
+    """A budget where `dense-finetuned` has numbers of steps too, and features are shared in two intervals."""
     budget = budget_rows(cached_3=(5.5, 96.0), cached_2=(6.5, 91.0), pruned_25=(7.0, 150.0))
-    longer = budget.head(3).assign(model="longer", fd_x=[88.0, 118.0, 93.0])
+    longer = budget.head(3).assign(model="dense-finetuned", fd_x=[88.0, 118.0, 93.0])
     return pd.concat([budget, longer], ignore_index=True)
 
 
 def test_shared_features_and_students_with_fewer_steps_are_lines() -> None:
     figure, axis = equal_time(cached_and_longer())
-    look = style.looks(["invariant", "cached-3", "cached-2", "pruned-25", "longer"])
+    look = style.looks(["invariant", "cached-3", "cached-2", "pruned-25", "dense-finetuned"])
     assert look["cached-2"] == look["cached-3"]
     curves = {line.get_color(): line for line in axis.lines if len(np.asarray(line.get_xdata())) > 1}
-    assert list(curves) == [look[name].colour for name in ("invariant", "cached-2", "longer")]
+    assert list(curves) == [look[name].colour for name in ("invariant", "cached-2", "dense-finetuned")]
     assert {line.get_linestyle() for line in curves.values()} == {"-"}
     assert list(curves[look["cached-2"].colour].get_xdata()) == [5.5, 6.5]  # type: ignore[arg-type]
     widths = [line.get_linewidth() for line in curves.values()]
@@ -598,18 +598,25 @@ def test_family_of_shared_features_is_not_a_plan() -> None:
 
 def test_equal_time_is_also_that_of_what_was_trained_as_long(made: RunPaths) -> None:
     data = report.load(context(made).params, made)
-    assert "longer" not in words.equal_time(data)
+    assert "dense-finetuned" not in words.equal_time(data)
     more = pd.DataFrame(
-        [("longer", 20, 12.0, 88.9), ("longer", 10, 6.0, 94.9), ("cached-2", 20, 9.75, 92.5)],
+        [
+            ("dense-finetuned", 20, 12.0, 88.9),
+            ("dense-finetuned", 10, 6.0, 94.9),
+            ("cached-2", 20, 9.75, 92.5),
+        ],
         columns=["model", "steps", "image_ms", "fd_effnet_lite0"],
     )
     budget = pd.concat([data.budget, more], ignore_index=True)
-    assert set(dataclasses.replace(data, budget=budget).points["model"]) == {*data.points["model"], "longer"}
-    protocol = {**data.protocol, "cache_intervals": [2]}
+    assert set(dataclasses.replace(data, budget=budget).points["model"]) == {
+        *data.points["model"],
+        "dense-finetuned",
+    }
+    protocol = {**data.protocol, "deepcache_intervals": [2]}
     data = dataclasses.replace(data, budget=budget, protocol=protocol)
     text = words.equal_time(data)
     assert text.startswith("Given as much time a picture, the dense invariant with fewer steps has about ")
-    # Half way from 6.6 to 12.9 ms, 95.9 to 91.73; of `longer` at 9.7 ms of 6 to 12.
+    # Half way from 6.6 to 12.9 ms, 95.9 to 91.73; of `dense-finetuned` at 9.7 ms of 6 to 12.
     assert "93.82 where cached-2 has 92.50" in text
     of_longer = text.split("; ")[1]
     assert of_longer.startswith("longer, which was trained on unpruned, with fewer steps has about ")
@@ -925,7 +932,7 @@ def test_rows_of_a_family_share_a_marker_and_differ_by_plan() -> None:
         "distilled-25",
         "output-only-25",
         "scratch-25",
-        "longer",
+        "dense-finetuned",
     )
     assert len({look[name].marker for name in families}) == len(families)
     alone = style.looks(["pruned-25", "distilled-25"])
@@ -1211,7 +1218,7 @@ def test_page_holds_students_against_their_controls(made: RunPaths) -> None:
     assert controls["distilled-25"] == [
         "no worse than invariant (+1.49 ± 1.10)", "worse than longer (+4.32 ± 1.10)", "96 %",
     ]  # fmt: skip
-    assert controls["longer"] == [
+    assert controls["dense-finetuned"] == [
         f"better than invariant ({tables.MINUS}2.83 ± 1.10)",
         tables.DASH,
         tables.DASH,
@@ -1219,7 +1226,7 @@ def test_page_holds_students_against_their_controls(made: RunPaths) -> None:
     assert controls["scratch-35"][2] == tables.DASH
     students = dict(metric_rows(text, "students"))
     assert students["output-only-35"] == ["the pruned weights", "1", "1", "0", "240", "240", "the last"]
-    assert students["longer"][0] == "the dense network"
+    assert students["dense-finetuned"][0] == "the dense network"
 
 
 def test_words_of_a_difference() -> None:
@@ -1271,7 +1278,7 @@ def test_distillation_has_a_panel_a_term_and_a_line_a_student(made: RunPaths) ->
         for axis in (task, output, feature)
     ]
     assert drawn[0] == set(data.students)
-    assert drawn[0] - drawn[1] == {"longer"}
+    assert drawn[0] - drawn[1] == {"dense-finetuned"}
     assert drawn[1] - drawn[2] == {"output-only-25", "output-only-35"}
     assert feature.get_yscale() == "log"
 
@@ -1429,8 +1436,8 @@ def test_sweep_figure_has_a_panel_per_data_set_and_metric() -> None:
 
 
 def test_control_is_compared_seed_by_seed() -> None:
-    cells = cells_of({"baseline": [1.0, 2.0], "longer": [0.5, 1.0], "distilled-25": [3.0, 2.5]})
-    summary = sweep.summarise(cells, "longer")
+    cells = cells_of({"baseline": [1.0, 2.0], "dense-finetuned": [0.5, 1.0], "distilled-25": [3.0, 2.5]})
+    summary = sweep.summarise(cells, "dense-finetuned")
     row = row_of(summary, "distilled-25")
     assert row["diff_to_longer"] == 2.0
     assert row["diff_to_longer_std"] == pytest.approx(math.sqrt(0.5))

@@ -53,8 +53,8 @@ class Ready(NamedTuple):
 def ready(name: str) -> Ready:
     """In double precision, so that numbers can be compared closely."""
     case = CASES[name]()
-    operators = case.find("scale_shift")
-    replacements = fit_replacements(case.network, operators, case.run(), "fitted")
+    operators = case.find("affine")
+    replacements = fit_replacements(case.network, operators, case.run(), "least_squares")
     calls = record_calls(case.network, lambda: case.denoise(case.noise(ROWS), range(ROWS)), 2)
     case.network.double()
     doubled = [Call(as_double(call.args), as_double(call.kwargs)) for call in calls]

@@ -58,8 +58,8 @@ class Ready(NamedTuple):
 @cache
 def ready(name: str, num: int = 5) -> Ready:
     case = CASES[name]()
-    operators = case.find("scale_shift")
-    replacements = fit_replacements(case.network, operators, case.run(), "fitted")
+    operators = case.find("affine")
+    replacements = fit_replacements(case.network, operators, case.run(), "least_squares")
     return Ready(case, operators, replacements, case.noise(num))
 
 
@@ -177,7 +177,7 @@ class Around(nn.Module):
 def test_what_an_operator_was_given_is_not_written_over() -> None:
     network = awake(Around())
     case = Case(network, lambda net, x, t, items: net(x), (4, 4, 4))
-    operators = case.find("scale_shift", keep=())
+    operators = case.find("affine", keep=())
     replacements = fit_replacements(network, operators, lambda: None, "random")
     denoiser = Ready(case, operators, replacements, case.noise(3))
     together = denoiser.score().table
@@ -605,12 +605,12 @@ def test_an_operator_that_does_nothing_scores_zero() -> None:
 def test_fitted_stand_ins_score_no_worse_than_random_ones() -> None:
     """In the median over the operators that have something to fit."""
     case = light()
-    operators = [o for o in case.find("scale_shift") if o.replacement.name in ("projection", "scale_shift")]
+    operators = [o for o in case.find("affine") if o.replacement.name in ("projection", "affine")]
     medians = {}
-    for start in ("fitted", "random"):
+    for start in ("least_squares", "random"):
         replacements = fit_replacements(case.network, operators, case.run(), start)
         medians[start] = Ready(case, operators, replacements, case.noise(8)).score().table["score"].median()
-    assert medians["fitted"] < medians["random"]
+    assert medians["least_squares"] < medians["random"]
 
 
 @pytest.mark.gpu

@@ -46,7 +46,7 @@ from pelap.surgery.plan import plan_from_json
 
 CPU = torch.device("cpu")
 PLAN = {"operators": ["mid_block.resnets.0", "down_blocks.1.resnets.0"]}
-SCORED, PRUNED, TUNED, SCRATCH, TWIN = "invariant", "pruned-9", "distilled-9", "scratch-9", "longer"
+SCORED, PRUNED, TUNED, SCRATCH, TWIN = "invariant", "pruned-9", "distilled-9", "scratch-9", "dense-finetuned"
 ROWS = ("baseline", SCORED, PRUNED, TUNED, SCRATCH, TWIN, "real")
 MODELS, DERIVED = ROWS[:-1], ROWS[2:-1]
 METRIC, STEPS, FEWER = "fd_coarse", 4, 2
@@ -69,7 +69,7 @@ def params_of(**overrides: Any) -> Any:
     own = {
         "variants": variants,
         "evaluate__extractors": ["test_evaluate:Coarse"],
-        "evaluate__cache_intervals": [2],
+        "evaluate__deepcache_intervals": [2],
     }
     return tiny_params(**(own | overrides))
 
@@ -104,7 +104,7 @@ def write_run(root: Path, num_train: int = 100) -> Context:
     students = {
         TUNED: {"student": "distilled", "start": "pruned", "plan": "9"},
         SCRATCH: {"student": "scratch", "start": "scratch", "plan": "9"},
-        TWIN: {"student": "longer", "start": "dense", "plan": None},
+        TWIN: {"student": "dense-finetuned", "start": "dense", "plan": None},
     }
     files.write_json(paths.distill_result, students)
     return Context(params_of(), paths, data, CPU)
@@ -295,7 +295,7 @@ def test_budget_has_the_dense_model_with_shared_features(
     assert row[METRIC] == pytest.approx(reference_of(context).measure(images).metrics[METRIC], rel=1e-2)
     assert row[METRIC] != metrics[SCORED][METRIC]
     assert row["image_ms"] > 0
-    assert files.read_json(context.paths.evaluate_protocol)["cache_intervals"] == [2]
+    assert files.read_json(context.paths.evaluate_protocol)["deepcache_intervals"] == [2]
 
 
 def test_what_cannot_be_cached_is_told_before_sampling(
@@ -304,9 +304,11 @@ def test_what_cannot_be_cached_is_told_before_sampling(
     monkeypatch.setattr(evaluate, "real_pictures", None)
     table = evaluate._table(context)
     light = {SCORED: tiny_model(**LIGHT)}
-    with pytest.raises(ConfigError, match=r"evaluate\.cache_intervals: invariant cannot .* LightUNet .*\[\]"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.deepcache_intervals: invariant cannot .* LightUNet .*\[\]"
+    ):
         evaluate._cached(context, table, light)
-    assert evaluate._cached(again(context, evaluate__cache_intervals=[]), table, light) == {}
+    assert evaluate._cached(again(context, evaluate__deepcache_intervals=[]), table, light) == {}
     taken = evaluate.Table(dict(table.rows) | {CACHED: table.rows[TWIN]}, SCORED)
     with pytest.raises(ConfigError, match="cached-2 is the name of a model already"):
         evaluate._cached(context, taken, light)

@@ -102,7 +102,7 @@ def test_files_of_prompts_and_weights_are_noticed_by_their_content(tmp_path: Pat
 
 def test_autoencoders_of_other_variants_do_not_count(tmp_path: Path) -> None:
     source = {"kind": "autoencoder_kl", "source": str(tmp_path)}
-    raw = {**RAW, "variants": {"a": {"strength": "seed", "vae": source}, "b": {"strength": "seed"}}}
+    raw = {**RAW, "variants": {"a": {"sparsity_key": "seed", "vae": source}, "b": {"sparsity_key": "seed"}}}
     assert set(inputs_of("train", raw, tmp_path)) == {"variants.a.vae.source"}
     assert inputs_of("train", raw, tmp_path, "b") == {}
     assert set(inputs_of("train", raw, tmp_path, "a")) == {"variants.a.vae.source"}

@@ -116,7 +116,7 @@ def test_scores_have_a_column_for_every_criterion(scored: Path) -> None:
 
 def test_every_way_to_choose_has_plans_of_its_own(scored: Path) -> None:
     ways = {
-        "ours": {"criterion": "score", "selection": "order", "amounts": [2, 4]},
+        "ours": {"criterion": "score", "selection": "lowest_first", "amounts": [2, 4]},
         "gradient": {"criterion": "taylor", "selection": "knapsack"},
     }
     run = context(scored, num_operators=3, methods=ways, singles=2)

@@ -38,7 +38,7 @@ class Cut(NamedTuple):
 def cut(name: str) -> Cut:
     """About a third of what can go at once: of every replacement that there is, none inside another."""
     case = CASES[name]()
-    operators = case.find("scale_shift")
+    operators = case.find("affine")
     shuffled = random.Random(1).sample(operators, len(operators))
     seen: set[str] = set()
     # Of every replacement one first, then chance.
@@ -80,7 +80,7 @@ def pruning(request: pytest.FixtureRequest) -> Cut:
 
 def test_choice_holds_every_replacement_that_there_is() -> None:
     names = {o.replacement.name for name in CASES for o in cut(name).operators}
-    assert names >= {"identity", "residual", "scale_shift", "projection", "avg_pool", "nearest"}
+    assert names >= {"identity", "residual", "affine", "projection", "avg_pool", "nearest"}
     assert all(len(cut(name).operators) >= 3 for name in CASES)
 
 
@@ -224,7 +224,7 @@ def test_plan_that_does_not_fit(operators: list[Any], message: str) -> None:
 
 def test_scale_of_a_norm_without_weights_is_of_the_networks_type() -> None:
     case = CASES["dit"]()
-    (operator,) = case.find("scale_shift", only=["norm_out"])
+    (operator,) = case.find("affine", only=["norm_out"])
     case.network.to(torch.float64)
     removal = PlanEntry(operator.name, operator.kind, operator.replacement)
     pruned = apply_plan(case.network, Plan((removal,)))

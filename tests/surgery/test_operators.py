@@ -15,9 +15,9 @@ from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import (
     KEPT,
     KINDS,
+    Init,
     Norm,
     Operator,
-    Start,
     find_operators,
     swapped_modules,
 )
@@ -33,17 +33,17 @@ EXPECTED: dict[str, set[str]] = {
     "plain": DIFFUSERS | {"attention", "block"},
 }
 ENDS = {"conv_in", "conv_out", "pos_embed", "proj_out_1", "proj_out_2", "time_proj", "time_embedding"}
-OPTIONS: list[tuple[Norm, Start]] = [
-    ("identity", "fitted"),
-    ("scale_shift", "fitted"),
-    ("scale_shift", "parameter_free"),
+OPTIONS: list[tuple[Norm, Init]] = [
+    ("identity", "least_squares"),
+    ("affine", "least_squares"),
+    ("affine", "parameter_free"),
 ]
 
 
 class Searched(NamedTuple):
     name: str
     case: Case
-    found: dict[tuple[Norm, Start], list[Operator]]
+    found: dict[tuple[Norm, Init], list[Operator]]
 
 
 @cache
@@ -57,8 +57,8 @@ def searched(request: pytest.FixtureRequest) -> Searched:
     return search(request.param)
 
 
-def offered(name: str, norm: Norm = "identity", start: Start = "fitted") -> dict[str, Operator]:
-    return by_name(search(name).found[norm, start])
+def offered(name: str, norm: Norm = "identity", init: Init = "least_squares") -> dict[str, Operator]:
+    return by_name(search(name).found[norm, init])
 
 
 def by_name(operators: list[Operator]) -> dict[str, Operator]:
@@ -86,8 +86,8 @@ def test_every_operator_offered_can_be_put_in(searched: Searched) -> None:
     case = searched.case
     expected = case.forward(2)()
     seen = set()
-    for (_, start), operators in searched.found.items():
-        for weights in {start, "random"} - ({"random"} if start == "parameter_free" else set()):
+    for (_, init), operators in searched.found.items():
+        for weights in {init, "random"} - ({"random"} if init == "parameter_free" else set()):
             replacements = fit_replacements(case.network, operators, case.run(4), weights)
             for operator in operators:
                 replacement = replacements[operator.name]
@@ -108,7 +108,7 @@ def test_every_operator_offered_can_be_put_in(searched: Searched) -> None:
 
 def test_start_at_random_offers_what_a_fitted_one_does() -> None:
     case = search("light").case
-    assert case.find("scale_shift", "random") == list(offered("light", "scale_shift").values())
+    assert case.find("affine", "random") == list(offered("light", "affine").values())
 
 
 def test_operators_come_in_the_order_of_the_network_with_the_smallest_around_them_as_parent() -> None:
@@ -139,7 +139,7 @@ def test_calls_and_shapes_are_those_of_the_pass() -> None:
 
 
 def test_time_inside_a_transformer_is_not_offered() -> None:
-    names = set(offered("dit", "scale_shift", "parameter_free"))
+    names = set(offered("dit", "affine", "parameter_free"))
     # The network reads block 0's embedding of time and class by itself; those of other blocks nobody does.
     assert "transformer_blocks.0" not in names
     assert "transformer_blocks.1" in names
@@ -236,9 +236,9 @@ class Widens(nn.SiLU):
         return torch.cat([x, x], dim=-1)
 
 
-@pytest.mark.parametrize("start", ["fitted", "parameter_free"])
-def test_what_the_network_cannot_do_without_is_not_offered(start: Start) -> None:
-    assert names_of(Picky(), 2, 3, 4, start=start) == ["fine"]
+@pytest.mark.parametrize("init", ["least_squares", "parameter_free"])
+def test_what_the_network_cannot_do_without_is_not_offered(init: Init) -> None:
+    assert names_of(Picky(), 2, 3, 4, init=init) == ["fine"]
 
 
 def test_a_convolution_under_two_names_is_not_offered() -> None:
@@ -254,7 +254,7 @@ def test_own_choice_of_kinds_and_of_what_is_kept() -> None:
     assert "own" not in by_name(case.find(kinds=KINDS))
     found = by_name(case.find(kinds={"OwnBlock": "block", "Linear": "matrix"}, keep=()))
     assert {name: operator.kind for name, operator in found.items()} == {"flat": "matrix", "own": "block"}
-    assert "conv_out" in by_name(case.find(keep=(), start="parameter_free"))
+    assert "conv_out" in by_name(case.find(keep=(), init="parameter_free"))
     assert "twice" not in by_name(case.find(keep=[*KEPT, "twice"]))
 
 
@@ -276,7 +276,7 @@ def test_search_leaves_the_network_as_it_was() -> None:
     case = light()
     before = {name: id(module) for name, module in case.network.named_modules()}
     weights = {name: tensor.clone() for name, tensor in case.network.state_dict().items()}
-    case.find("scale_shift")
+    case.find("affine")
     assert {name: id(module) for name, module in case.network.named_modules()} == before
     assert not any(module._forward_hooks for module in case.network.modules())
     assert all(torch.equal(weights[name], tensor) for name, tensor in case.network.state_dict().items())
@@ -285,11 +285,11 @@ def test_search_leaves_the_network_as_it_was() -> None:
 def test_half_the_precision_changes_nothing_of_what_is_offered() -> None:
     """A norm without weights, as a transformer has, does not say of which type its scale must be."""
     case = dit()
-    expected = list(offered("dit", "scale_shift").values())
+    expected = list(offered("dit", "affine").values())
     case.network.to(torch.bfloat16)
     half = Case(case.network, lambda net, x, t, items: case.predict(net, x.bfloat16(), t, items), case.shape)
-    assert half.find("scale_shift") == expected
-    replacements = fit_replacements(case.network, expected, half.forward(4), "fitted")
+    assert half.find("affine") == expected
+    replacements = fit_replacements(case.network, expected, half.forward(4), "least_squares")
     for operator in expected:
         with swapped_modules(case.network, {operator.name: replacements[operator.name]}):
             assert half.forward(2)().dtype == torch.bfloat16, operator.name
@@ -309,11 +309,11 @@ def test_activations_do_not_write_over_what_is_read_without_the_operator_before_
 def test_cheaper_is_what_has_fewer_parameters() -> None:
     """A 1x1 convolution in place of one would be the same thing with other weights."""
     case = search("unet2d").case
-    fitted, free = offered("unet2d"), offered("unet2d", "scale_shift", "parameter_free")
+    fitted, free = offered("unet2d"), offered("unet2d", "affine", "parameter_free")
     one_by_one = "down_blocks.1.resnets.0.conv_shortcut"
     assert case.network.get_submodule(one_by_one).kernel_size == (1, 1)
     assert one_by_one not in fitted
-    assert free[one_by_one].replacement.name == "regroup"
+    assert free[one_by_one].replacement.name == "channel_pool"
     replacements = fit_replacements(case.network, list(fitted.values()), lambda: None, "random")
     for name, operator in fitted.items():
         if operator.replacement.name != "residual":

@@ -23,9 +23,9 @@ from pelap.models.light_unet import LightBlock
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import (
     KINDS,
+    Init,
     Norm,
     Operator,
-    Start,
     find_operators,
     is_inside,
 )
@@ -68,17 +68,19 @@ class Alone(nn.Module):
     def given(self) -> torch.Tensor:
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
-    def find(self, norm: Norm = "identity", start: Start = "fitted") -> Operator:
-        (operator,) = find_operators(self, self, norm, start, kinds=KINDS | OWN, only=["operator"])
+    def find(self, norm: Norm = "identity", init: Init = "least_squares") -> Operator:
+        (operator,) = find_operators(self, self, norm, init, kinds=KINDS | OWN, only=["operator"])
         return operator
 
-    def replacement(self, norm: Norm = "identity", start: Start = "fitted", seed: int = 0) -> Replacement:
-        return fit_replacements(self, [self.find(norm, start)], self, start, seed)["operator"]
+    def replacement(
+        self, norm: Norm = "identity", init: Init = "least_squares", seed: int = 0
+    ) -> Replacement:
+        return fit_replacements(self, [self.find(norm, init)], self, init, seed)["operator"]
 
     @torch.no_grad()
-    def replaced(self, norm: Norm = "identity", start: Start = "fitted") -> Any:
+    def replaced(self, norm: Norm = "identity", init: Init = "least_squares") -> Any:
         """What the replacement gives for the same arguments."""
-        return self.replacement(norm, start)(*self.args, **self.kwargs)
+        return self.replacement(norm, init)(*self.args, **self.kwargs)
 
     @torch.no_grad()
     def error(self, replacement: Replacement) -> float:
@@ -125,7 +127,7 @@ def test_identity_of_a_layer_that_gives_more_is_a_tuple_of_the_same_length() -> 
     assert net.replaced() == (x, None)
 
 
-# scale_shift: of a norm, for each channel
+# affine: of a norm, for each channel
 
 
 @pytest.mark.parametrize(
@@ -145,8 +147,8 @@ def test_scale_and_shift_of_each_channel(
     norm: Callable[[], nn.Module], shape: tuple[int, ...], axis: int
 ) -> None:
     net = Alone(norm(), torch.randn(shape))
-    spec = net.find("scale_shift").replacement
-    assert spec == ReplacementSpec("scale_shift", 4, channels_last=axis > 1)
+    spec = net.find("affine").replacement
+    assert spec == ReplacementSpec("affine", 4, channels_last=axis > 1)
     replacement = build_replacement(spec, net.operator)
     torch.testing.assert_close(replacement(net.given), net.given)  # 1 and 0 at first
     (step,) = steps(replacement, ScaleShift)
@@ -156,7 +158,7 @@ def test_scale_and_shift_of_each_channel(
     for channel in range(4):
         expected = channel * net.given.select(axis, channel) + channel - 2
         torch.testing.assert_close(replacement(net.given).select(axis, channel), expected)
-    assert net.find("scale_shift", "parameter_free").replacement == ReplacementSpec("identity")
+    assert net.find("affine", "parameter_free").replacement == ReplacementSpec("identity")
 
 
 # residual: the path around a block's body
@@ -207,16 +209,16 @@ RESIDUAL: dict[str, tuple[Callable[[], Any], int]] = {
 
 
 @pytest.mark.parametrize(("build", "num_tensors"), RESIDUAL.values(), ids=RESIDUAL)
-@pytest.mark.parametrize("start", ["fitted", "random", "parameter_free"])
+@pytest.mark.parametrize("init", ["least_squares", "random", "parameter_free"])
 def test_residual_is_the_block_without_its_body(
-    build: Callable[[], Any], num_tensors: int, start: Start
+    build: Callable[[], Any], num_tensors: int, init: Init
 ) -> None:
     """What is left is what the block gives when the last layers of its body give nothing."""
     module, last, inputs = build()
     net = Alone(module, **inputs)
-    operator = net.find(start=start)
+    operator = net.find(init=init)
     assert operator.replacement.name == "residual"
-    replacement = net.replacement(start=start)
+    replacement = net.replacement(init=init)
     before = net()
     zero(*last)
     expected, made = net(), replacement(**inputs)
@@ -301,17 +303,17 @@ def test_projection_changes_channels(build: Callable[[], Alone]) -> None:
 @pytest.mark.parametrize("build", PROJECTED.values(), ids=PROJECTED)
 def test_without_parameters_channels_are_regrouped(build: Callable[[], Alone]) -> None:
     net = build()
-    fitted, free = net.find().replacement, net.find(start="parameter_free").replacement
-    assert free.to_json() == fitted.to_json() | {"replacement": "regroup"}
-    replacement = net.replacement(start="parameter_free")
+    fitted, free = net.find().replacement, net.find(init="parameter_free").replacement
+    assert free.to_json() == fitted.to_json() | {"replacement": "channel_pool"}
+    replacement = net.replacement(init="parameter_free")
     assert not list(replacement.parameters())
     assert replacement(*net.args).shape == net.find().output_shape
 
 
 def test_linear_layer_on_a_grid_changes_its_last_dimension() -> None:
     net = Alone(nn.Linear(4, 6), torch.randn(2, 4, 3, 4))
-    expected = ReplacementSpec("regroup", 4, 6, channels_last=True)
-    assert net.find(start="parameter_free").replacement == expected
+    expected = ReplacementSpec("channel_pool", 4, 6, channels_last=True)
+    assert net.find(init="parameter_free").replacement == expected
 
 
 def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
@@ -329,7 +331,7 @@ def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operator", "sides", "replacement"),
+    ("operator", "sides", "spec"),
     [
         (lambda: Downsample2D(4, use_conv=True), (8, 6), ReplacementSpec("avg_pool", factor=2)),
         (lambda: Downsample2D(4, use_conv=True), (7, 5), ReplacementSpec("avg_pool", factor=2)),
@@ -365,8 +367,8 @@ def test_lower_resolution_is_pooled(
         expected = projection(expected)
     torch.testing.assert_close(replacement(net.given), expected)
     assert expected.shape == net().shape
-    free = net.find(start="parameter_free").replacement
-    assert free.name == spec.name.replace("projection", "regroup")
+    free = net.find(init="parameter_free").replacement
+    assert free.name == spec.name.replace("projection", "channel_pool")
 
 
 def pooled(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -402,7 +404,7 @@ def test_higher_resolution_is_repeated(told: dict[str, Any], out_channels: int) 
 def test_transposed_convolution_repeats_by_its_stride() -> None:
     net = Alone(nn.ConvTranspose2d(4, 2, 4, stride=4), torch.randn(2, 4, 2, 2))
     assert net.find().replacement == ReplacementSpec("projection+nearest", 4, 2, 4)
-    assert net.find(start="parameter_free").replacement.name == "regroup+nearest"
+    assert net.find(init="parameter_free").replacement.name == "channel_pool+nearest"
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_what_nothing_cheaper_can_replace(operator: nn.Module, shape: tuple[int,
     [
         ReplacementSpec(),
         ReplacementSpec("residual", num_outputs=1),
-        ReplacementSpec("scale_shift", 4, channels_last=True),
+        ReplacementSpec("affine", 4, channels_last=True),
         ReplacementSpec("projection+nearest", 4, 6, 2),
     ],
 )
@@ -472,8 +474,8 @@ def test_replacement_that_is_none(value: dict[str, Any], message: str) -> None:
     [
         (ReplacementSpec("projection", out_channels=4), "in_channels"),
         (ReplacementSpec("projection", 4), "out_channels"),
-        (ReplacementSpec("regroup", 4), "out_channels"),
-        (ReplacementSpec("scale_shift"), "in_channels"),
+        (ReplacementSpec("channel_pool", 4), "out_channels"),
+        (ReplacementSpec("affine"), "in_channels"),
         (ReplacementSpec("avg_pool"), "factor"),
         (ReplacementSpec("projection+nearest", 4, 6), "factor"),
         (ReplacementSpec("nearest", factor=-2), "factor"),
@@ -567,9 +569,9 @@ def test_fit_finds_an_operator_that_is_linear(build: Callable[[], Alone]) -> Non
     net = build()
     with torch.no_grad():
         expected = net()
-        made = net.replaced("scale_shift")
+        made = net.replaced("affine")
     assert float((made - expected).abs().max()) < 1e-4 * float(expected.std())
-    assert not torch.allclose(net.replaced("scale_shift", "random"), expected, rtol=0.1, atol=0.1)
+    assert not torch.allclose(net.replaced("affine", "random"), expected, rtol=0.1, atol=0.1)
 
 
 FITTED: dict[str, Callable[[], Alone]] = PROJECTED | {
@@ -591,7 +593,7 @@ def trained(replacement: Replacement) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("build", FITTED.values(), ids=FITTED)
 def test_fit_is_the_least_squares_optimum(build: Callable[[], Alone]) -> None:
     net = build()
-    replacement = net.replacement("scale_shift").double()
+    replacement = net.replacement("affine").double()
     net = net.double()
     net.args = tuple(value.double() for value in net.args)
     least = net.error(replacement)
@@ -608,7 +610,7 @@ def test_fit_is_the_least_squares_optimum(build: Callable[[], Alone]) -> None:
 @pytest.mark.parametrize("build", FITTED.values(), ids=FITTED)
 def test_fit_is_what_numpy_finds(build: Callable[[], Alone]) -> None:
     net = build()
-    replacement = net.replacement("scale_shift")
+    replacement = net.replacement("affine")
     with torch.no_grad():
         x, y = net.given, net()
     if steps(replacement, AvgPool):
@@ -686,13 +688,13 @@ DEFICIENT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("change", DEFICIENT.values(), ids=DEFICIENT)
-@pytest.mark.parametrize("norm", [False, True], ids=["projection", "scale_shift"])
+@pytest.mark.parametrize("norm", [False, True], ids=["projection", "affine"])
 def test_activations_that_do_not_fill_the_space_do_not_blow_up(
     change: Callable[[torch.Tensor], torch.Tensor], norm: bool
 ) -> None:
     x = change(torch.randn(8, 4, 5, 5))
     net = Alone(nn.GroupNorm(2, 4) if norm else nn.Conv2d(4, 6, 3, padding=1), x)
-    replacement = net.replacement("scale_shift")
+    replacement = net.replacement("affine")
     for tensor in trained(replacement):
         assert tensor.isfinite().all()
         assert tensor.abs().max() < 10
@@ -706,7 +708,7 @@ def test_activations_that_do_not_fill_the_space_do_not_blow_up(
 def test_activations_that_are_not_finite_leave_the_stand_in_as_it_is() -> None:
     """The score's own check then says that the model is at fault."""
     net = Alone(nn.GroupNorm(4, 4), torch.full((2, 4, 3, 3), torch.nan))
-    scale, shift = trained(net.replacement("scale_shift"))
+    scale, shift = trained(net.replacement("affine"))
     assert (scale.tolist(), shift.tolist()) == ([1.0] * 4, [0.0] * 4)
 
 
@@ -722,7 +724,7 @@ def test_fit_runs_the_model_once_and_only_where_something_is_to_be_fitted() -> N
     fit_replacements(case.network, operators, run)
     assert len(calls) == 1
     fit_replacements(case.network, operators, run, "random")
-    fit_replacements(case.network, case.find(start="parameter_free"), run, "parameter_free")
+    fit_replacements(case.network, case.find(init="parameter_free"), run, "parameter_free")
     same_shape = [operator for operator in operators if operator.replacement.name == "identity"]
     fit_replacements(case.network, same_shape, run)
     assert len(calls) == 1
@@ -743,18 +745,18 @@ def test_nothing_is_left_in_the_network_where_a_fit_fails() -> None:
 
 def test_fit_comes_closer_than_chance_for_every_operator() -> None:
     case = unet2d()
-    operators = [o for o in case.find("scale_shift") if o.replacement.name in ("projection", "scale_shift")]
+    operators = [o for o in case.find("affine") if o.replacement.name in ("projection", "affine")]
     assert len(operators) > 20
     starts = {
-        start: fit_replacements(case.network, operators, case.forward(8), start)
-        for start in ("fitted", "random")
+        init: fit_replacements(case.network, operators, case.forward(8), init)
+        for init in ("least_squares", "random")
     }
-    errors: dict[str, dict[str, float]] = {"fitted": {}, "random": {}}
+    errors: dict[str, dict[str, float]] = {"least_squares": {}, "random": {}}
 
     def measure(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            for start, replacements in starts.items():
-                errors[start][name] = float((replacements[name](args[0]) - output).square().mean())
+            for init, replacements in starts.items():
+                errors[init][name] = float((replacements[name](args[0]) - output).square().mean())
 
         return hook
 
@@ -763,7 +765,7 @@ def test_fit_comes_closer_than_chance_for_every_operator() -> None:
         case.forward(8)()
     for handle in handles:
         handle.remove()
-    assert all(errors["fitted"][o.name] <= errors["random"][o.name] for o in operators)
+    assert all(errors["least_squares"][o.name] <= errors["random"][o.name] for o in operators)
 
 
 # Other starts
@@ -771,7 +773,7 @@ def test_fit_comes_closer_than_chance_for_every_operator() -> None:
 
 def test_random_start_is_named_by_seed_and_operator() -> None:
     case = light()
-    operators = [o for o in case.find("scale_shift") if o.replacement.name in ("projection", "scale_shift")]
+    operators = [o for o in case.find("affine") if o.replacement.name in ("projection", "affine")]
     first, again, other = (
         fit_replacements(case.network, operators, lambda: None, "random", seed) for seed in (0, 0, 1)
     )
@@ -790,7 +792,7 @@ def test_random_start_is_named_by_seed_and_operator() -> None:
 
 def test_random_start_keeps_the_variance() -> None:
     net = Alone(nn.Conv2d(64, 48, 3, padding=1), torch.randn(4, 64, 6, 6))
-    replacement = net.replacement(start="random")
+    replacement = net.replacement(init="random")
     weight, bias = trained(replacement)
     assert replacement(net.given).std().item() == pytest.approx(1, rel=0.1)
     assert weight.std().item() == pytest.approx(1 / 8, rel=0.1)
@@ -800,7 +802,7 @@ def test_random_start_keeps_the_variance() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_parameter_free_has_no_parameters_but_those_of_kept_shortcuts(name: str) -> None:
     case = CASES[name]()
-    operators = case.find("scale_shift", "parameter_free")
+    operators = case.find("affine", "parameter_free")
     replacements = fit_replacements(case.network, operators, lambda: None, "parameter_free")
     weights = dict(case.network.named_parameters())
     for operator in operators:

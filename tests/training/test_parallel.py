@@ -43,11 +43,11 @@ def test_alone_takes_all_steps() -> None:
     assert log == ["a starts", "a0", "a1"]
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_results_are_in_order_whatever_is_done_at_once(at_once: int) -> None:
+@pytest.mark.parametrize("parallel_variants", [1, 2, 5])
+def test_results_are_in_order_whatever_is_done_at_once(parallel_variants: int) -> None:
     log: list[str] = []
     trainings = [counting(name, num, log) for name, num in (("a", 30), ("b", 1), ("c", 7))]
-    assert train_parallel(trainings, CPU, at_once) == ["a", "b", "c"]
+    assert train_parallel(trainings, CPU, parallel_variants) == ["a", "b", "c"]
     assert len(log) == 3 + 30 + 1 + 7
     for name in "abc":
         assert next(entry for entry in log if entry.startswith(name)) == f"{name} starts"
@@ -85,8 +85,8 @@ def test_no_more_than_asked_for_run_at_once_each_with_its_share_of_the_threads()
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_the_others_go_on_when_one_fails(at_once: int) -> None:
+@pytest.mark.parametrize("parallel_variants", [1, 2, 3])
+def test_the_others_go_on_when_one_fails(parallel_variants: int) -> None:
     log: list[str] = []
     trainings = [
         counting("a", 20, log),
@@ -95,7 +95,7 @@ def test_the_others_go_on_when_one_fails(at_once: int) -> None:
         counting("c", 9, log),
     ]
     with pytest.raises(TrainingError, match="bad failed") as raised:
-        train_parallel(trainings, CPU, at_once)
+        train_parallel(trainings, CPU, parallel_variants)
     assert {"a19", "bad2", "worse1", "c8"} <= set(log)
     frames = traceback.extract_tb(raised.value.__traceback__)
     assert "counting" not in {frame.name for frame in frames}  # whose models would stay in memory
@@ -135,9 +135,9 @@ def test_variants_trained_together_are_those_trained_alone(tmp_path: Path) -> No
     dataset = tiny_dataset()
     save_dataset(dataset, packed_dataset(tmp_path, "photos"))
 
-    def run(at_once: int) -> RunPaths:
-        params = tiny_params(train__at_once=at_once, train__log_every=1)
-        paths = RunPaths(tmp_path / str(at_once))
+    def run(parallel_variants: int) -> RunPaths:
+        params = tiny_params(train__parallel_variants=parallel_variants, train__log_every=1)
+        paths = RunPaths(tmp_path / str(parallel_variants))
         train.run(Context(params, paths, tmp_path, CPU))
         return paths
 

@@ -24,11 +24,11 @@ STEPS = 10
 def _schedule(train: dict[str, Any] | None = None, **fields: Any) -> Schedule:
     """Six epochs, two of the autoencoder before them where it is trained first, penalty 0.5."""
     options = {"train__epochs": 6, "train__vae_epochs": 2} | (train or {})
-    return Schedule(VariantParams(strength="lambda", **fields), 0.5, tiny_params(**options).train, STEPS)
+    return Schedule(VariantParams(sparsity_key="lambda", **fields), 0.5, tiny_params(**options).train, STEPS)
 
 
 def _strengths(schedule: Schedule) -> list[float]:
-    return [schedule.at(step).strength for step in range(schedule.num_steps)]
+    return [schedule.at(step).sparsity_weight for step in range(schedule.num_steps)]
 
 
 # --- the penalty over time --------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def test_a_constant_penalty_is_there_from_the_first_step() -> None:
     schedule = _schedule()
     assert schedule.num_steps == 60
     assert _strengths(schedule) == [0.5] * 60
-    assert schedule.at(0) == Phase(vae_alone=False, masked=True, strength=0.5)
+    assert schedule.at(0) == Phase(vae_alone=False, masked=True, sparsity_weight=0.5)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_mask_comes_into_force_with_its_start_epoch() -> None:
 
 
 def test_the_autoencoder_may_be_trained_first() -> None:
-    schedule = _schedule(vae_training="first", start_epoch=1, schedule="linear", warmup_epochs=1)
+    schedule = _schedule(vae_training="two_stage", start_epoch=1, schedule="linear", warmup_epochs=1)
     assert (schedule.vae_steps, schedule.num_steps) == (20, 80)
     assert [schedule.at(step).vae_alone for step in range(80)] == [True] * 20 + [False] * 60
     # Epochs of the mask are counted from the end of the first phase.
@@ -81,7 +81,7 @@ def test_the_autoencoder_may_be_trained_first() -> None:
 
 def test_the_learning_rate_falls_once_in_each_phase() -> None:
     params = _schedule().params
-    for schedule, starts in ((_schedule(), [0, 60]), (_schedule(vae_training="first"), [0, 20, 80])):
+    for schedule, starts in ((_schedule(), [0, 60]), (_schedule(vae_training="two_stage"), [0, 20, 80])):
         for first, end in pairwise(starts):
             rates = [schedule.lr_at(step) for step in range(first, end)]
             assert rates[0] == params.lr
@@ -139,7 +139,12 @@ def _moves(weights: list[Weights], part: str) -> list[bool]:
     ]
 
 
-FIRST = {"strength": "lambda", "normalise": "before_mask", "decode_from": "z*m", "vae_training": "first"}
+FIRST = {
+    "sparsity_key": "lambda",
+    "normalise": "before_mask",
+    "decoder_input": "masked",
+    "vae_training": "two_stage",
+}
 
 
 def test_the_autoencoder_trained_first_stays_and_the_others_wait_for_it(
@@ -170,7 +175,7 @@ def test_the_unet_learns_on_the_averaged_autoencoder_that_is_kept(
 def test_joint_training_moves_every_part_from_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights, *_ = _train(tmp_path, monkeypatch, {"strength": "lambda"}, epochs=1)
+    weights, *_ = _train(tmp_path, monkeypatch, {"sparsity_key": "lambda"}, epochs=1)
     for part in ("vae", "unet", "mask"):
         assert _moves(weights, part) == [True] * 4
 
@@ -191,7 +196,7 @@ def test_the_epoch_to_keep_is_none_of_the_autoencoder_alone(
 
 
 def test_the_epoch_to_keep_has_its_mask_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {"strength": "seed", "penalty": 0.1, "start_epoch": 2, "decode_from": "z*m"}
+    fields = {"sparsity_key": "seed", "sparsity_weight": 0.1, "start_epoch": 2, "decoder_input": "masked"}
     # Without a step forward the first epoch would be as good as any.
     _, kept, _ = _train(tmp_path, monkeypatch, fields, epochs=3, select="best", lr=1e-12, lr_min=0.0)
     assert kept.mask is not None
@@ -204,7 +209,7 @@ def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
     fields = {
         "gate": "sigmoid",
         "adaptive": False,
-        "strength": "lambda",
+        "sparsity_key": "lambda",
         "start_epoch": 1,
         "schedule": "linear",
         "warmup_epochs": 1,
@@ -217,7 +222,7 @@ def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
     assert progress.validation[0]["mean_mask"] == 1
     assert progress.validation[1]["mean_mask"] < 1
     # Of the epoch's last step.
-    assert [row["strength"] for row in progress.validation] == pytest.approx([0, 0.001 * 3 / 4, 0.001])
+    assert [row["sparsity_weight"] for row in progress.validation] == pytest.approx([0, 0.001 * 3 / 4, 0.001])
     assert kept.mask is not None
     assert kept.mask.started
 
@@ -226,7 +231,7 @@ def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
 def test_the_mask_has_a_learning_rate_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask_lr: float | None
 ) -> None:
-    fields = {"adaptive": False, "strength": "seed", "penalty": 1.0, "mask_lr": mask_lr}
+    fields = {"adaptive": False, "sparsity_key": "seed", "sparsity_weight": 1.0, "mask_lr": mask_lr}
     train = {"epochs": 1, "steps_per_epoch": 1, "lr": 0.002, "lr_update": "epoch", "weight_decay": 0.0}
     weights, _, progress = _train(tmp_path, monkeypatch, fields, **train)
     # Adam's first step is the learning rate, whatever the gradient.
@@ -248,7 +253,7 @@ def test_a_learning_rate_of_the_mask_falls_with_the_others(
         return losses
 
     monkeypatch.setattr(Trainer, "_step", noting)
-    _train(tmp_path, monkeypatch, {"strength": "lambda", "mask_lr": 0.03}, epochs=1)
+    _train(tmp_path, monkeypatch, {"sparsity_key": "lambda", "mask_lr": 0.03}, epochs=1)
     assert all(row[30.0] == pytest.approx(30 * row[1.0]) for row in rates)
     assert rates[-1][30.0] < rates[0][30.0]
 
@@ -281,7 +286,7 @@ def test_batches_go_on_at_any_step(steps_per_epoch: int | None) -> None:
 def test_an_epoch_has_the_steps_that_are_asked_for_and_that_the_data_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, expected: int
 ) -> None:
-    weights, _, progress = _train(tmp_path, monkeypatch, {"strength": "lambda"}, steps_per_epoch=asked)
+    weights, _, progress = _train(tmp_path, monkeypatch, {"sparsity_key": "lambda"}, steps_per_epoch=asked)
     assert progress.step == len(weights) - 1 == 2 * expected
     assert [(row["epoch"], row["step"]) for row in progress.validation] == [(1, expected), (2, 2 * expected)]
 
@@ -298,8 +303,8 @@ def test_training_takes_a_new_order_after_each_short_epoch(
         return real(model, images, *args)
 
     monkeypatch.setattr(joint, "joint_losses", noting)
-    _train(tmp_path / "whole", monkeypatch, {"strength": "lambda"})
-    _train(tmp_path / "short", monkeypatch, {"strength": "lambda"}, steps_per_epoch=1)
+    _train(tmp_path / "whole", monkeypatch, {"sparsity_key": "lambda"})
+    _train(tmp_path / "short", monkeypatch, {"sparsity_key": "lambda"}, steps_per_epoch=1)
     whole, short = seen[:8], seen[8:]
     assert len(short) == 2
     assert torch.equal(short[0], whole[0])
@@ -323,7 +328,7 @@ def _statistics(model: LatentDiffusion, seen: str) -> tuple[torch.Tensor, torch.
 def test_a_trained_model_normalises_by_the_statistics_of_its_own_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalise: str, ema_decay: float
 ) -> None:
-    fields = {"strength": "lambda", "normalise": normalise}
+    fields = {"sparsity_key": "lambda", "normalise": normalise}
     train = {"epochs": 2, "lr": 0.01, "ema_decay": ema_decay}
     _, kept, _ = _train(tmp_path, monkeypatch, fields, **train)
     assert not kept.training
@@ -334,7 +339,7 @@ def test_a_trained_model_normalises_by_the_statistics_of_its_own_encoder(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_calibration_forgets_the_statistics_before_it_and_changes_nothing_else(training: bool) -> None:
-    model = tiny_model(fields=VariantParams(strength="lambda", normalise="before_mask")).train(training)
+    model = tiny_model(fields=VariantParams(sparsity_key="lambda", normalise="before_mask")).train(training)
     assert model.normaliser is not None
     statistics = model.normaliser.statistics
     assert statistics.running_mean is not None

@@ -87,7 +87,11 @@ def test_a_table_that_is_no_less_work_or_too_large_is_not_made(monkeypatch: pyte
 # --- training on them -------------------------------------------------------------------------------
 
 FIRST = VariantParams(
-    strength="lambda", normalise="before_mask", decode_from="z*m", vae_training="first", start_epoch=1
+    sparsity_key="lambda",
+    normalise="before_mask",
+    decoder_input="masked",
+    vae_training="two_stage",
+    start_epoch=1,
 )
 # 4 steps of the autoencoder, then 12 with it frozen: 192 pictures are drawn from 128, mirrored ones counted.
 OPTIONS: dict[str, Any] = {"train__batch_size": 16, "train__epochs": 3, "train__log_every": 1}

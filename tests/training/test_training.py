@@ -40,11 +40,13 @@ def test_kl_of_fixed_tensors() -> None:
 
 
 COUPLINGS = {
-    "baseline": VariantParams(gate="none", strength="seed"),
-    "paper": VariantParams(strength="lambda"),
-    "masked": VariantParams(strength="lambda", normalise="before_mask", decode_from="z*m"),
-    "after": VariantParams(strength="lambda", normalise="after_mask"),
-    "static": VariantParams(gate="hard_concrete", adaptive=False, strength="lambda", decode_from="z*m"),
+    "baseline": VariantParams(gate="none", sparsity_key="seed"),
+    "paper": VariantParams(sparsity_key="lambda"),
+    "masked": VariantParams(sparsity_key="lambda", normalise="before_mask", decoder_input="masked"),
+    "after": VariantParams(sparsity_key="lambda", normalise="after_mask"),
+    "static": VariantParams(
+        gate="hard_concrete", adaptive=False, sparsity_key="lambda", decoder_input="masked"
+    ),
 }
 
 
@@ -70,7 +72,7 @@ def test_loss_terms_are_the_definition(coupling: str) -> None:
         clean = model.normaliser(clean) if fields.normalise == "after_mask" else clean
         noisy = add_noise(clean, random.noise, random.timesteps, alphas)
         noise = (model.unet(noisy, random.timesteps).sample - random.noise).square().mean()
-        decoded = model.vae.decode(apply_mask(z, m) if fields.decode_from == "z*m" else z)
+        decoded = model.vae.decode(apply_mask(z, m) if fields.decoder_input == "masked" else z)
         recon = (decoded - images).square().mean()
         normal = torch.distributions.Normal
         kl = torch.distributions.kl_divergence(normal(mean, (logvar / 2).exp()), normal(0.0, 1.0)).mean()
@@ -162,7 +164,11 @@ def _train(
 
 
 FIRST = VariantParams(
-    strength="lambda", normalise="before_mask", decode_from="z*m", vae_training="first", start_epoch=1
+    sparsity_key="lambda",
+    normalise="before_mask",
+    decoder_input="masked",
+    vae_training="two_stage",
+    start_epoch=1,
 )
 
 

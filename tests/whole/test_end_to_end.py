@@ -37,7 +37,7 @@ COPIED = (
     ".gitignore",
 )
 PLAN = "3000"
-STUDENTS = (f"distilled-{PLAN}", f"output-only-{PLAN}", f"scratch-{PLAN}", "longer")
+STUDENTS = (f"distilled-{PLAN}", f"output-only-{PLAN}", f"scratch-{PLAN}", "dense-finetuned")
 MODELS = ("baseline", "pelap", "invariant", f"pruned-{PLAN}", *STUDENTS)
 METRICS = {
     *("fd_effnet_lite0", "fd_effnet_lite0_se", "kid_effnet_lite0", "kid_effnet_lite0_std"),
@@ -128,10 +128,12 @@ def test_fine_tuned_models_say_how_they_came_about(project: Path) -> None:
     for table in (run.distill_history, run.distill_validation):
         assert tuple(files.read_csv(table)["student"].unique()) == STUDENTS
     budget = files.read_csv(run.budget)
-    assert set(budget["model"]) == {"invariant", f"pruned-{PLAN}", *STUDENTS[:2], "longer"}
+    assert set(budget["model"]) == {"invariant", f"pruned-{PLAN}", *STUDENTS[:2], "dense-finetuned"}
     assert list(budget.loc[budget["model"] == "invariant", "steps"]) == [4, 2]
     pairs = files.read_csv(run.differences)[["model", "against"]].itertuples(index=False)
-    assert {(f"distilled-{PLAN}", "invariant"), (f"distilled-{PLAN}", "longer")} <= {tuple(p) for p in pairs}
+    assert {(f"distilled-{PLAN}", "invariant"), (f"distilled-{PLAN}", "dense-finetuned")} <= {
+        tuple(p) for p in pairs
+    }
     assert {"psnr_to_dense", "ssim_to_dense"} <= set(files.read_json(run.metrics)[f"pruned-{PLAN}"])
 
 
@@ -144,7 +146,7 @@ def test_the_plan_was_carried_out(project: Path) -> None:
     saved = metrics["invariant"]["params"] - metrics[f"pruned-{PLAN}"]["params"]
     assert saved == plan["num_params"] >= 3000
     assert {metrics[name]["params"] for name in STUDENTS[:3]} == {metrics[f"pruned-{PLAN}"]["params"]}
-    assert metrics["longer"]["params"] == metrics["invariant"]["params"]
+    assert metrics["dense-finetuned"]["params"] == metrics["invariant"]["params"]
     for folder in (run.pruned_model(PLAN), run.distilled_model(STUDENTS[0])):
         assert load_model(folder).info.name in MODELS
         with pytest.raises(OSError, match="diffusion_pytorch_model"):

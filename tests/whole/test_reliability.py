@@ -133,7 +133,7 @@ def test_a_variants_name_is_no_command(tmp_path: Path) -> None:
         copy(ROOT / name, tmp_path / name)
     text = (ROOT / "params.yaml").read_text()
     variant = "pelap; touch RAN #"
-    changed = text.replace("  pelap: {strength: lambda}", f"  '{variant}': {{strength: lambda}}")
+    changed = text.replace("  pelap: {sparsity_key: lambda}", f"  '{variant}': {{sparsity_key: lambda}}")
     assert changed != text
     (tmp_path / "params.yaml").write_text(changed)
     (tmp_path / "bin").mkdir()

@@ -53,7 +53,12 @@ SOUNDS = {
 }
 COMMON: dict[str, Any] = {
     "variants": {
-        "dense": {"gate": "none", "strength": "seed", "normalise": "before_mask", "vae_training": "first"}
+        "dense": {
+            "gate": "none",
+            "sparsity_key": "seed",
+            "normalise": "before_mask",
+            "vae_training": "two_stage",
+        }
     },
     "score__variant": "dense",
     "evaluate__classifier": CLASSIFIER,
@@ -105,7 +110,7 @@ def of_prompts(context: Context) -> bool:
 
 def test_every_model_is_measured_with_its_task(context: Context) -> None:
     metrics = json.loads(context.paths.metrics.read_text())
-    assert {"dense", "pruned-3000", "distilled-3000", "longer", "real"} <= set(metrics)
+    assert {"dense", "pruned-3000", "distilled-3000", "dense-finetuned", "real"} <= set(metrics)
     assert all(values["fd_classifier"] >= 0 for values in metrics.values())
     asked = {name for name, values in metrics.items() if "prompt_agreement" in values}
     assert asked == (set(metrics) if of_prompts(context) else set())

@@ -129,7 +129,7 @@ def test_dvc_lists_the_parameters_that_the_stage_reads(name: str) -> None:
     expected = set(STAGE_KEYS[stage])
     if variant:
         expected -= {"lambda", "variants"}
-        expected |= {f"variants.{variant}", RAW["variants"][variant]["strength"]}
+        expected |= {f"variants.{variant}", RAW["variants"][variant]["sparsity_key"]}
     assert set(DVC[name]["params"]) == expected
 
 
@@ -263,12 +263,14 @@ def edit(folder: Path, old: str, new: str) -> None:
 
 
 TRAINED = {f"train@{variant}" for variant in RAW["variants"]}
-PENALISED = {f"train@{name}" for name, fields in RAW["variants"].items() if fields["strength"] == "lambda"}
+PENALISED = {
+    f"train@{name}" for name, fields in RAW["variants"].items() if fields["sparsity_key"] == "lambda"
+}
 AFTER_TRAIN = {"collapse", "score", "prune", "distill", "evaluate", "report"}
 AFTER_PRUNE = {"prune", "distill", "evaluate", "report"}
 OWN_VARIANT = (
     "\nvariants:\n",
-    "\nvariants:\n  own: {normalise: before_mask, encoder_losses: [reconstruction], strength: seed}\n",
+    "\nvariants:\n  own: {normalise: before_mask, encoder_losses: [reconstruction], sparsity_key: seed}\n",
 )
 LAMBDA = (f"\nlambda: {RAW['lambda']}", "\nlambda: 0.02")
 SHARE = (f"time_reduction: {RAW['prune']['time_reduction']}", "time_reduction: 0.31")
@@ -472,7 +474,7 @@ def test_study_reruns_what_a_change_affects_and_nothing_else(project: Path) -> N
     assert (written["dataset"], written["seed"], written["variants"]) == ("photos", 3, STUDY["variants"])
     assert packed_dataset(project / "data/collapse_study/seed3", "photos").exists()
     control = next(name for name, fields in STUDY["variants"].items() if fields.get("penalty"))
-    change(project, STUDY_FILE, lambda raw: raw["variants"][control].update(penalty=0.0123))
+    change(project, STUDY_FILE, lambda raw: raw["variants"][control].update(sparsity_weight=0.0123))
     assert calls(project, *study) == {f"train@{control}", "collapse", "evaluate", "study"}
     change(project, STUDY_FILE, lambda raw: raw["evaluate"].update(num_images=999))
     assert calls(project, *study) == {"evaluate", "study"}

@@ -49,7 +49,7 @@ def write_cell(root: Path, dataset: str, seed: int) -> RunPaths:
         {"operator": OPERATORS, "score": scores.values(), "magnitude": [4.0, math.inf, 2, 1]}
     )
     files.write_csv(run.scores, table.assign(avg_dist=table["score"] / 2, std_dist=table["score"] / 2))
-    metrics = {"dense": figures_of(DENSE[seed]), "longer": figures_of(CONTROL[seed])}
+    metrics = {"dense": figures_of(DENSE[seed]), "dense-finetuned": figures_of(CONTROL[seed])}
     results, students = {}, {}
     for name, (operators, time, joint, before, after) in PLANS.items():
         target = {"num_operators": 1} if name.startswith("only") else {"time_reduction": 0.35}
@@ -67,14 +67,14 @@ def write_cell(root: Path, dataset: str, seed: int) -> RunPaths:
                 tuned = figures_of(CONTROL[seed] + after + WOBBLE[seed] + 50 * (student == "other"))
                 metrics[f"{student}-{name}"] = tuned
                 students[f"{student}-{name}"] = {"start": "pruned", "plan": name}
-    students["longer"] = {"start": "dense", "plan": None}
+    students["dense-finetuned"] = {"start": "dense", "plan": None}
     files.write_json(run.prune_result, results)
     files.write_json(run.distill_result, students)
     files.write_json(run.metrics, metrics | {"real": figures_of(20.0)})
     files.write_json(run.evaluate_protocol, {"scored_variant": "dense"})
     rows = [
         ("dense", 20, 10.0, DENSE[seed]), ("dense", 10, 6.0, DENSE[seed] + 8), ("cached-2", 20, 7.0, 415.0),
-        ("longer", 20, 10.0, CONTROL[seed]), ("longer", 5, 3.0, CONTROL[seed] + 30),
+        ("dense-finetuned", 20, 10.0, CONTROL[seed]), ("dense-finetuned", 5, 3.0, CONTROL[seed] + 30),
         ("pruned-ld-pruner-35", 20, 8.0, 420.0),
     ]  # fmt: skip
     files.write_csv(run.budget, pd.DataFrame(rows, columns=["model", "steps", "image_ms", METRIC]))
@@ -230,10 +230,20 @@ def test_prediction(done: Path) -> None:
 def test_rivals_save_time_of_the_whole_picture(done: Path) -> None:
     table = read(ChoosingPaths(done).rivals, dataset="photos")
     rows = {(row["model"], row["steps"]): row for row in table.to_dict("records")}
-    assert list(rows) == [("dense", 20), ("dense", 10), ("cached-2", 20), ("longer", 20), ("longer", 5)]
+    assert list(rows) == [
+        ("dense", 20),
+        ("dense", 10),
+        ("cached-2", 20),
+        ("dense-finetuned", 20),
+        ("dense-finetuned", 5),
+    ]
     assert rows["dense", 10]["time_saved_mean"] == pytest.approx(0.4)
     assert rows["dense", 10]["fd_mean"] == 418
-    assert rows["longer", 5]["fd_less_control_mean"] == rows["longer", 5]["fd_less_full_mean"] == 30
+    assert (
+        rows["dense-finetuned", 5]["fd_less_control_mean"]
+        == rows["dense-finetuned", 5]["fd_less_full_mean"]
+        == 30
+    )
     assert rows["dense", 10]["fd_less_full_mean"] == 8
     assert rows["cached-2", 20]["fd_less_full_mean"] == 415 - sum(DENSE.values()) / 3
     assert rows["dense", 20]["n"] == 3
@@ -304,7 +314,7 @@ def test_a_single_plan_of_a_single_seed(tmp_path: Path, few: tuple[str, ...]) ->
     files.write_json(run.metrics, metrics | {"pruned-own": figures_of(500.0)})
     kept = {name: results.get(name, results["only-d"]) for name in few}
     files.write_json(run.prune_result, kept)
-    files.write_json(run.distill_result, {"longer": {"start": "dense"}})
+    files.write_json(run.distill_result, {"dense-finetuned": {"start": "dense"}})
     choosing(tmp_path)
     assert len(files.read_csv(ChoosingPaths(tmp_path).plans)) == len(few)
 

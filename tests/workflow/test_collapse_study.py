@@ -204,7 +204,7 @@ def test_names_of_families() -> None:
 def test_presets_differ_in_size_alone(name: str) -> None:
     raw = read_yaml(ROOT / "presets" / f"{name}.yaml")
     assert list(raw["variants"]) == list(read_yaml(ROOT / "presets" / "collapse_study.yaml")["variants"])
-    assert {fields["strength"] for fields in raw["variants"].values()} == {"seed"}
+    assert {fields["sparsity_key"] for fields in raw["variants"].values()} == {"seed"}
     assert raw["evaluate"]["models"] == "variants"
     assert raw["evaluate"]["latency_repeats"] is None
 

@@ -31,10 +31,10 @@ LOST = {
     "pruned-35": (60.0, 90.0, 90.0),
     "distilled-20": (1.0, 2.0, -3.0),
     "distilled-35": (6.0, 8.0, 10.0),
-    "longer": (-5.0, -5.5, -4.5),
+    "dense-finetuned": (-5.0, -5.5, -4.5),
 }
 SAVED = {"20": (0.2, 0.22, 0.21), "35": (0.36, 0.35, 0.37)}
-STUDENTS = {"distilled-20": "pruned", "distilled-35": "pruned", "longer": "dense"}
+STUDENTS = {"distilled-20": "pruned", "distilled-35": "pruned", "dense-finetuned": "dense"}
 TASKS = {
     "text": ("photos", "fd_classifier", "pictures"),
     "audio": ("sounds", "fd_classifier", "sounds"),
@@ -49,7 +49,7 @@ def write_cell(root: Path, task: str, seed: int) -> RunPaths:
         model: {metric: DENSE[seed] + lost[place], f"{metric}_se": 1.5, "image_ms": 8.0, "psnr": None}
         for model, lost in {"dense": (0.0, 0.0, 0.0), **LOST}.items()
     }
-    metrics["dense"]["image_ms"] = metrics["longer"]["image_ms"] = 10.0
+    metrics["dense"]["image_ms"] = metrics["dense-finetuned"]["image_ms"] = 10.0
     metrics["real"] = {metric: 7.0, f"{metric}_se": 0.1}
     if noun == "sounds":
         metrics["real"][f"{metric}_vocoded"] = 9.0
@@ -128,8 +128,8 @@ def test_summary_equals_the_sums_by_hand(done: Path) -> None:
     distances = np.array([DENSE[seed] + lost for seed, lost in zip(SEEDS, LOST["distilled-35"], strict=True)])
     found = mean_of(table, "image", "distilled-35", "fd_effnet_lite0")
     assert found == pytest.approx((distances.mean(), distances.std(ddof=1), 3))
-    longer = np.array([DENSE[seed] + lost for seed, lost in zip(SEEDS, LOST["longer"], strict=True)])
-    for other, values in (("dense", np.array(list(DENSE.values()))), ("longer", longer)):
+    longer = np.array([DENSE[seed] + lost for seed, lost in zip(SEEDS, LOST["dense-finetuned"], strict=True)])
+    for other, values in (("dense", np.array(list(DENSE.values()))), ("dense-finetuned", longer)):
         paired = distances / values - 1  # not the ratio of the means
         found = mean_of(table, "image", "distilled-35", f"change_to_{other}")
         assert found == pytest.approx((paired.mean(), paired.std(ddof=1), 3))
@@ -347,7 +347,7 @@ def test_page_says_what_it_holds(tmp_path: Path, undrawn: None) -> None:
     for seed in SEEDS:
         run = write_cell(tmp_path, "audio", seed)
         for file in (run.metrics, run.differences, run.evaluate_protocol):
-            file.write_text(file.read_text().replace("longer", "on-and-on"))
+            file.write_text(file.read_text().replace("dense-finetuned", "on-and-on"))
     metrics = files.read_metrics(run.metrics)
     del metrics["real"]
     metrics["dense"]["fd_classifier"] = 0.0
@@ -355,7 +355,7 @@ def test_page_says_what_it_holds(tmp_path: Path, undrawn: None) -> None:
     tasks(tmp_path)
     page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
     assert "`on-and-on` is the dense model trained on" in page
-    assert "longer" not in page.split("## LD-Pruner")[0]
+    assert "dense-finetuned" not in page.split("## LD-Pruner")[0]
     assert "denoising and decoding, for sounds without Griffin-Lim" in page
     assert '"not told apart" is no proof that the two are alike' in page
     assert row_of(page, "audio", "real")["fd_classifier ↓"] == "7.00 ± 0.00 (n = 2)"
@@ -372,7 +372,7 @@ def test_what_was_distilled_is_told_apart_beside_a_large_loss(lost: float, bent:
         "pruned-35": lost,
         "distilled-20": 4.0,
         "distilled-35": 9.0,
-        "longer": -3.0,
+        "dense-finetuned": -3.0,
     }
     rows = [
         ("image", "photos", model, "change_to_dense", value / 100, 0.01, 3)
@@ -399,17 +399,17 @@ def test_figure_has_a_panel_a_task_and_a_line_a_family(done: Path) -> None:
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         f"{task}: mean ± std of 3 seeds" for task in ("audio", "image", "text")
     ]
-    look = looks(["dense", "pruned", "distilled", "longer"])
+    look = looks(["dense", "pruned", "distilled", "dense-finetuned"])
     for axis in figure.axes:
         lines = {str(bars.get_label()): bars.lines[0] for bars in axis.containers}  # type: ignore[attr-defined]
-        assert list(lines) == ["dense", "pruned", "distilled", "longer"]
+        assert list(lines) == ["dense", "pruned", "distilled", "dense-finetuned"]
         assert {name: line.get_color() for name, line in lines.items()} == {
             name: look[name].colour for name in lines
         }
         assert list(lines["pruned"].get_xdata()) == pytest.approx([21.0, 36.0])
         assert list(lines["dense"].get_xydata()[0]) == [0.0, 0.0]
-        assert lines["longer"].get_xdata()[0] == 0.0
-        assert lines["longer"].get_ydata()[0] == pytest.approx(-5.0, abs=0.01)
+        assert lines["dense-finetuned"].get_xdata()[0] == 0.0
+        assert lines["dense-finetuned"].get_ydata()[0] == pytest.approx(-5.0, abs=0.01)
         assert {text.get_text() for text in axis.texts} == {"plan 20", "plan 35"}
     to_png(figure)
 

@@ -33,7 +33,7 @@ _FIXED = {
     "distilled": ("#cc79a7", "^"),
     "output-only": ("#56b4e9", "P"),
     "scratch": ("#999933", "X"),
-    "longer": ("#882255", "h"),
+    "dense-finetuned": ("#882255", "h"),
     "cached": ("#332288", ">"),
     "real": ("#7f8790", "*"),
 }

@@ -183,7 +183,7 @@ def _figures(
 def lambdas(cell: Cell) -> dict[str, float]:
     """The penalty of each variant of an ablation: variants that differ in it alone. Else nothing."""
     variants = cell.params.variants
-    others = {repr(each.model_dump(exclude={"penalty"})) for each in variants.values()}
+    others = {repr(each.model_dump(exclude={"sparsity_weight"})) for each in variants.values()}
     weights = {name: each.weight(cell.params.lambda_) for name, each in variants.items()}
     alone = len(variants) > 1 and len(others) == 1 and len(set(weights.values())) == len(weights)
     return weights if alone and min(weights.values()) > 0 else {}
