@@ -102,7 +102,7 @@ def save_pipeline(
         write_more(partial)
 
 
-def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "DiffusionPipeline":
+def load_pipeline(folder: str | Path, device: torch.device | str | None = None) -> "DiffusionPipeline":
     """Rebuild a pipeline from a folder, float32 and in evaluation mode.
 
     Raises:
@@ -112,6 +112,7 @@ def load_pipeline(folder: Path, device: torch.device | str | None = None) -> "Di
     # Seconds that commands without a pipeline need not wait for.
     from diffusers import DiffusionPipeline
 
+    folder = Path(folder)
     parts = _read_index(folder)
     try:
         with _no_bars():

@@ -111,7 +111,7 @@ def quick_stages(patch: pytest.MonkeyPatch) -> list[str]:
     """As `watch`, with stages that do nothing."""
     for stage in ("train", "collapse", "evaluate"):
         patch.setattr(getattr(pelap.stages, stage), "run", lambda context: None)
-    patch.setattr(runner, "write_results", lambda paths, study: None)
+    patch.setattr("workflow.studies.paper.results.write_results", lambda paths, study: None)
     patch.setattr(runner.download, "run", lambda context: None)
     return watch(patch)
 

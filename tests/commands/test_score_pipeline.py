@@ -267,7 +267,7 @@ def test_an_interrupted_pruning_leaves_nothing(ddim: Case, monkeypatch: pytest.M
 
     out = ddim.root / "interrupted"
     with monkeypatch.context() as patch:
-        patch.setattr("pelap.stages.prune.io.write_csv", interrupt)
+        patch.setattr("pelap.stages.prune.files.write_csv", interrupt)
         assert ddim.prune(out=out) == 130
     assert not out.exists()
     assert ddim.prune(out=out) == 0

@@ -67,7 +67,7 @@ def test_norms_asked_for_gradients_give_the_same_ones() -> None:
 
 FAULTS = """
 import resource, torch
-from pelap.device import keep_freed_memory
+from pelap.core.device import keep_freed_memory
 kept = {switch} and keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

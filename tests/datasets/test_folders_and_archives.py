@@ -196,8 +196,8 @@ def read(path: Path, size: int = 8, data_dir: Path = Path("nowhere")) -> ImageDa
 @pytest.mark.parametrize("wrapper", ["", "wrapped/"])
 @pytest.mark.parametrize("name", ["dir", "a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.xz"])
 def test_folder_and_archives_hold_the_same(name: str, wrapper: str, tmp_path: Path) -> None:
-    files = {wrapper + path: data for path, data in reversed(tree().items())}
-    dataset = read(store(files, tmp_path / name))
+    content = {wrapper + path: data for path, data in reversed(tree().items())}
+    dataset = read(store(content, tmp_path / name))
     assert dataset.class_names == ("cat", "dog")
     assert dataset.train.labels.tolist() == [1, 0, 1, 0, 1]
     assert dataset.train.images.shape == (5, 3, 8, 8)

@@ -54,7 +54,7 @@ def test_unet_takes_one_time_step_or_one_an_item(options: dict[str, object]) -> 
     torch.testing.assert_close(unet(x, torch.tensor(7)).sample, unet(x, torch.full((3,), 7)).sample)
 
 
-@pytest.mark.parametrize("decoder_input", ["z", "z*m"])
+@pytest.mark.parametrize("decoder_input", ["unmasked", "masked"])
 def test_decoder_sees_z_or_masked_z(decoder_input: str) -> None:
     model = tiny_model("pelap", fields={"decoder_input": decoder_input})
     images = torch.rand(2, 3, 16, 16) * 2 - 1

@@ -307,7 +307,7 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
             given[-1] = (given[-1][0], random.tokens)
         return denoising_losses(model, latents, random, *others)
 
-    monkeypatch.setattr(joint, "pick", seen)
+    monkeypatch.setattr(joint, "gather_batch", seen)
     monkeypatch.setattr(joint, "denoising_losses", losses)
     train_jointly(model, dataset, told_params().train, CPU, tmp_path / "resume")
     trained_on = [(items, tokens) for items, tokens in given if len(tokens)]

@@ -241,7 +241,7 @@ def test_saving_replaces_the_folder_or_leaves_it(tmp_path: Path, monkeypatch: py
     pipe = tiny_ddim()
     plan = prune(pipe)
     with monkeypatch.context() as patch:
-        patch.setattr("pelap.surgery.pruned_reader.io.save_tensors", _fail)
+        patch.setattr("pelap.surgery.pruned_reader.files.save_tensors", _fail)
         with pytest.raises(KeyboardInterrupt):
             save_pipeline(pipe, tmp_path / "pipe", plan)
     assert pipeline_plan(tmp_path / "pipe") is None

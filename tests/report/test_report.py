@@ -406,10 +406,10 @@ def test_headline_says_what_the_numbers_say(paths: RunPaths) -> None:
         in text
     )
     assert "Plan 35: 172.24 pruned (87.8 % worse), 99.81 distilled" in text
-    assert "Not pruned, trained on: 88.90 longer (3.1 % better)." in text
+    assert "Not pruned, trained on: 88.90 dense-finetuned (3.1 % better)." in text
     assert (
         "difference: distilled-25 is no worse than it; output-only-25, scratch-25, distilled-35, "
-        "output-only-35 and scratch-35 are worse than it; longer is better than it."
+        "output-only-35 and scratch-35 are worse than it; dense-finetuned is better than it."
     ) in text
     assert "best first: invariant (91.73), baseline (96.42) and pelap (214.99)" in text
     assert "0.003 in baseline" in text
@@ -541,7 +541,7 @@ def equal_time(budget: pd.DataFrame, floor: float = math.nan) -> tuple[Figure, A
 
 def test_dense_is_a_line_over_numbers_of_steps() -> None:
     figure, axis = equal_time(
-        budget_rows(pruned_25=(7.0, 150.0), distilled_25=(7.0, 93.0), longer=(10.0, 89.0))
+        budget_rows(pruned_25=(7.0, 150.0), distilled_25=(7.0, 93.0), dense_finetuned=(10.0, 89.0))
     )
     curve = axis.lines[0]
     assert list(curve.get_xdata()) == [2.5, 5.0, 10.0]  # type: ignore[arg-type]
@@ -583,7 +583,7 @@ def test_shared_features_and_students_with_fewer_steps_are_lines() -> None:
     texts = sorted(text.get_text() for text in axis.texts)
     assert texts == sorted(["20", "10", "5"] * 2 + ["2", "3", "25"])
     assert legend_of(figure) == [
-        "invariant; numbers: steps", "cached; numbers: interval", "pruned", "longer; numbers: steps",
+        "invariant; numbers: steps", "cached; numbers: interval", "pruned", "dense-finetuned; numbers: steps",
         "other labels: plan",
     ]  # fmt: skip
     unpruned, _ = equal_time(budget_rows(cached_2=(6.5, 91.0)))
@@ -619,7 +619,7 @@ def test_equal_time_is_also_that_of_what_was_trained_as_long(made: RunPaths) -> 
     # Half way from 6.6 to 12.9 ms, 95.9 to 91.73; of `dense-finetuned` at 9.7 ms of 6 to 12.
     assert "93.82 where cached-2 has 92.50" in text
     of_longer = text.split("; ")[1]
-    assert of_longer.startswith("longer, which was trained on unpruned, with fewer steps has about ")
+    assert of_longer.startswith("dense-finetuned, which was trained on unpruned, with fewer steps has about ")
     assert "91.20 where distilled-25 has 93.22" in of_longer
     assert "cached" not in of_longer
     page = html.render(data)
@@ -1216,7 +1216,7 @@ def test_page_holds_students_against_their_controls(made: RunPaths) -> None:
     text = made.report_page.read_text(encoding="utf-8")
     controls = dict(metric_rows(text, "controls"))
     assert controls["distilled-25"] == [
-        "no worse than invariant (+1.49 ± 1.10)", "worse than longer (+4.32 ± 1.10)", "96 %",
+        "no worse than invariant (+1.49 ± 1.10)", "worse than dense-finetuned (+4.32 ± 1.10)", "96 %",
     ]  # fmt: skip
     assert controls["dense-finetuned"] == [
         f"better than invariant ({tables.MINUS}2.83 ± 1.10)",
@@ -1439,9 +1439,9 @@ def test_control_is_compared_seed_by_seed() -> None:
     cells = cells_of({"baseline": [1.0, 2.0], "dense-finetuned": [0.5, 1.0], "distilled-25": [3.0, 2.5]})
     summary = sweep.summarise(cells, "dense-finetuned")
     row = row_of(summary, "distilled-25")
-    assert row["diff_to_longer"] == 2.0
-    assert row["diff_to_longer_std"] == pytest.approx(math.sqrt(0.5))
-    assert row["p_value_to_longer"] == pytest.approx(stats.ttest_rel([3.0, 2.5], [0.5, 1.0]).pvalue)
+    assert row["diff_to_dense-finetuned"] == 2.0
+    assert row["diff_to_dense-finetuned_std"] == pytest.approx(math.sqrt(0.5))
+    assert row["p_value_to_dense-finetuned"] == pytest.approx(stats.ttest_rel([3.0, 2.5], [0.5, 1.0]).pvalue)
     assert row["diff_to_baseline"] == 1.25
     assert "diff_to_absent" not in sweep.summarise(cells, "absent")
 
@@ -1487,7 +1487,7 @@ def test_compare_reads_budgets_and_the_control(made: RunPaths, tmp_path: Path) -
     compare(tmp_path)
     summary = files.read_csv(tmp_path / "summary.csv")
     distilled = summary.query("model == 'distilled-25' and metric == 'fd_effnet_lite0'").iloc[0]
-    assert distilled["diff_to_longer"] == pytest.approx(93.2222 - 88.9)
+    assert distilled["diff_to_dense-finetuned"] == pytest.approx(93.2222 - 88.9)
     table = files.read_csv(tmp_path / "budget.csv")
     dense = table.query("model == 'invariant' and steps == 20 and metric == 'image_ms'").iloc[0]
     assert (dense["mean"], dense["n"]) == (pytest.approx((12.9 + 2) / 2), 2)

@@ -119,7 +119,7 @@ def test_every_way_to_choose_has_plans_of_its_own(scored: Path) -> None:
         "ours": {"criterion": "score", "selection": "lowest_first", "amounts": [2, 4]},
         "gradient": {"criterion": "taylor", "selection": "knapsack"},
     }
-    run = context(scored, num_operators=3, methods=ways, singles=2)
+    run = context(scored, num_operators=3, methods=ways, single_operator_plans=2)
     prune.run(run)
     result, table = files.read_json(run.paths.prune_result), files.read_csv(run.paths.scores)
     singles = [name for name in result if name.startswith("only-")]

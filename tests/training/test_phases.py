@@ -91,7 +91,7 @@ def test_the_learning_rate_falls_once_in_each_phase() -> None:
             assert params.lr_min < rates[-1] < 0.02 * params.lr
 
 
-@pytest.mark.parametrize(("coupling", "starts"), [("joint", [0]), ("first", [0, 20])])
+@pytest.mark.parametrize(("coupling", "starts"), [("joint", [0]), ("two_stage", [0, 20])])
 def test_the_papers_learning_rate_moves_by_epoch(coupling: str, starts: list[int]) -> None:
     schedule = _schedule({"train__lr_update": "epoch"}, vae_training=coupling)
     for first in starts:
