@@ -105,7 +105,7 @@ clean: ## Remove caches and build products; results, data and .venv stay
 	@$(if $(PYTHON),"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null,false) \
 		|| { echo "PeLAP needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv .venv
-	$(PIP) --editable .
+	$(PIP) --editable '.[study,audio]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +201,24 @@ def test_lock_pins_every_dependency() -> None:
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
     pinned = {normal(line.partition("==")[0]) for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    assert {normal(re.split(r"[\[<>=~!; ]", name)[0]) for name in wanted} <= pinned
+    extras = project["optional-dependencies"].values()
+    wanted = {normal(bare(name)) for name in [*project["dependencies"], *chain(*extras)]} - {"pelap"}
+    assert wanted <= pinned
+
+
+def bare(requirement: str) -> str:
+    return re.split(r"[\[<>=~!; ]", requirement)[0]
+
+
+def test_the_package_can_be_imported_without_its_extras() -> None:
+    """Whoever prunes a pipeline installs no study, no sound and no tests."""
+    modules = [path.with_suffix("") for path in (ROOT / "pelap").rglob("*.py") if path.stem != "__main__"]
+    names = sorted(".".join(path.relative_to(ROOT).parts).removesuffix(".__init__") for path in modules)
+    absent = ["dvc", "librosa", "pytest", "skimage", "snakemake", "transformers"]
+    code = f"import importlib, sys; sys.modules.update(dict.fromkeys({absent}))\n"
+    code += f"for name in {names}: importlib.import_module(name)"
+    result = run(ROOT, sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
 
 
 def normal(name: str) -> str:
