@@ -1,30 +1,19 @@
 """distill, for a diffusers pipeline: bring the pruned denoiser back with the dense one as teacher."""
 
-import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from torch import nn
 
 from pelap.config import DistillParams, LossWeights, Params
 from pelap.core import files
 from pelap.core.errors import ConfigError, ModelError
-from pelap.core.keys import code_of, key
 from pelap.core.paths import packed_dataset
-from pelap.core.resume import ResumeState
-from pelap.data.dataset import ImageDataset, load_dataset
-from pelap.distillation.distill import Distilled, distill
-from pelap.distillation.pipeline_batches import PipelineBatches, text_conditions
-from pelap.pipelines import LatentPipeline
-from pelap.pipelines.agreement import OF_SCHEDULER, differences_in_training, mean_the_same
-from pelap.pipelines.opening import demand_pictures_of
+from pelap.data.dataset import load_dataset
+from pelap.distillation import pipeline_distillation as distillation
+from pelap.distillation.pipeline_distillation import DistilledPipeline
 from pelap.pipelines.pipeline_io import load_pipeline, pipeline_plan, save_pipeline
-from pelap.surgery.plan import Plan, fingerprint
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from pelap.surgery.plan import Plan
 
 
 def distill_pipeline(
@@ -59,20 +48,16 @@ def distill_pipeline(
         plan = _demand_plan(pruned, teacher)
         dense = load_pipeline(teacher, device)
         dataset = load_dataset(packed_dataset(data, params.dataset))
-        batches = PipelineBatches(dense, dataset, params.distill, params.seed)
-        demand_pictures_of(batches.pipeline, teacher, dataset)
-        part, taught_by = batches.pipeline.part, batches.pipeline.denoiser
-        pipe = load_pipeline(pruned, device)
-        student = _demand_origin(plan, pruned, pipe.components.get(part), teacher, taught_by)
-        _agree(pruned, pipe, teacher, dense, batches)
-        state = _state(params, dense, batches, student, plan, dataset, out)
-        trained = distill(student, taught_by, batches, _plain(params.distill), weights, device, state.folder)
-        setattr(pipe, part, trained.network)
-        history, validation = trained.progress.history, trained.progress.validation
-        files.write_csv(out.with_name(f"{out.name}.history.csv"), pd.DataFrame(history))
-        files.write_csv(out.with_name(f"{out.name}.validation.csv"), pd.DataFrame(validation))
-        save_pipeline(pipe, out, plan)
-        state.drop()
+        pipe, resume_at = load_pipeline(pruned, device), out.with_name(f".{out.name}.resume")
+        trained = distillation.distill_pipeline(
+            pipe, dense, dataset, params.distill, weights, params.seed, resume_at
+        )
+        for name in ("history", "validation"):
+            rows = pd.DataFrame(getattr(trained.progress, name))
+            files.write_csv(out.with_name(f"{out.name}.{name}.csv"), rows)
+        save_pipeline(trained.pipe, out, plan)
+        if trained.state is not None:
+            trained.state.drop()
     _show(trained, params.distill.steps, out)
 
 
@@ -94,12 +79,7 @@ def _weights(params: DistillParams) -> LossWeights:
     return starts_pruned[0]
 
 
-def _plain(params: DistillParams) -> DistillParams:
-    """Nothing is recorded: a stranger's network may do what a graph of kernels cannot hold."""
-    return params.model_copy(update={"execution": "eager"}) if params.execution == "auto" else params
-
-
-def _show(trained: Distilled, steps: int, out: Path) -> None:
+def _show(trained: DistilledPipeline, steps: int, out: Path) -> None:
     rows = {row["step"]: row for row in trained.progress.validation}
     before, after = rows[0], rows[trained.kept_step]
     term, what = ("output", "difference to the teacher") if "output" in before else ("task", "loss")
@@ -119,76 +99,3 @@ def _demand_plan(pruned: Path, teacher: Path) -> Plan:
     if pipeline_plan(teacher) is not None:
         raise ModelError(f"{teacher}: is pruned itself; give the dense pipeline as --teacher")
     return plan
-
-
-def _demand_origin(
-    plan: Plan, pruned: Path, student: nn.Module | None, teacher: Path, dense: nn.Module
-) -> nn.Module:
-    """The student; refuses a teacher that is another network. A plan may not say what it was made for."""
-    if not isinstance(student, type(dense)) or plan.network not in ("", fingerprint(dense)):
-        raise ModelError(
-            f"{teacher}: its {type(dense).__name__} is not the network that {pruned} was pruned from; give "
-            "that one's pipeline as --teacher"
-        )
-    return student
-
-
-def _agree(
-    pruned: Path,
-    pipe: "DiffusionPipeline",
-    teacher: Path,
-    dense: "DiffusionPipeline",
-    batches: PipelineBatches,
-) -> None:
-    """Have a student's pipeline use it for what it is taught here; refuse one that can't.
-
-    What is predicted, and at which noise levels, is up to the teacher's scheduler: if the student's says
-    otherwise, it is replaced.
-    """
-    differing = differences_in_training(pipe, dense)
-    others = [part for part in differing if part not in OF_SCHEDULER]
-    if not others and not _told_the_same(pipe, batches):
-        others = ["meaning of captions (tokenizer, text encoder or settings)"]
-    if others:
-        raise ModelError(
-            f"{pruned}: has another {', '.join(others)} than {teacher}; give the pipeline that it was pruned "
-            "from as --teacher"
-        )
-    if differing:
-        pipe.register_modules(scheduler=copy.deepcopy(dense.scheduler))
-        print(
-            f"warning: {pruned} has another {', '.join(differing)} than {teacher}: it learns, and will be "
-            "saved, with the teacher's scheduler"
-        )
-
-
-def _told_the_same(pipe: "DiffusionPipeline", batches: PipelineBatches) -> bool:
-    captions = batches.pipeline.prompts
-    if not captions:
-        return True
-    ours = text_conditions(LatentPipeline(pipe, batches.pipeline.num_steps, captions), len(captions))
-    return mean_the_same(batches.conditions, ours)
-
-
-def _state(
-    params: Params,
-    pipe: "DiffusionPipeline",
-    batches: PipelineBatches,
-    student: nn.Module,
-    plan: Plan,
-    data: ImageDataset,
-    out: Path,
-) -> ResumeState:
-    """Of a training on what `pipe`, the teacher, makes of the data."""
-    made_of = key(
-        student=student,
-        teacher={name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)},
-        scheduler=pipe.scheduler,
-        conditions=batches.conditions,
-        plan=plan,
-        training=params.distill.model_dump(exclude={"execution"}),
-        seed=params.seed,
-        data=data.key,
-        code=code_of(__name__),
-    )
-    return ResumeState(out.parent, f".{out.name}.resume", made_of)

@@ -20,9 +20,11 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0) -> Iterator[Report]:
+def progress(label: str, total: int, done: int = 0, show: bool = True) -> Iterator[Report]:
     """A bar with time left on standard error, or a line now and then where that is not a terminal."""
-    if sys.stderr.isatty():
+    if not show:
+        yield lambda done, note="": None
+    elif sys.stderr.isatty():
         with _bar(label, total, done) as report:
             yield report
     else:

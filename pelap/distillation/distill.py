@@ -243,9 +243,10 @@ def distill(
     params: DistillParams,
     weights: LossWeights,
     device: torch.device,
-    checkpoint: Path,
+    checkpoint: Path | None = None,
     quality: Quality | None = None,
     label: str = "distill",
+    show_progress: bool = True,
 ) -> Distilled:
     """Train a denoiser with the dense one as teacher.
 
@@ -264,9 +265,10 @@ def distill(
         weights: Of the terms of the loss.
         device: Where to compute.
         checkpoint: Folder of the resume state, read and written; of a training that is done, it holds the
-            end, and calling again gives the same without training.
+            end, and calling again gives the same without training. None: nothing is kept.
         quality: Measured with the losses at every validation; `select: distance` needs it.
         label: Names the training in progress and errors.
+        show_progress: On standard error.
 
     Raises:
         TrainingError: The loss is not finite, or there is none.
@@ -275,7 +277,9 @@ def distill(
     teacher = teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.requires_grad_(False).eval()
     # A copy of a network that was frozen is frozen, and would not learn.
-    trainer = Trainer(student.requires_grad_(True).eval(), _optimisation(params), device, checkpoint, label)
+    trainer = Trainer(
+        student.requires_grad_(True).eval(), _optimisation(params), device, checkpoint, label, show_progress
+    )
     objective = Objective(student, teacher, weights)
     validation = _Validation(trainer, objective, batches, params, quality)
 

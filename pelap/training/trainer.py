@@ -102,13 +102,20 @@ class Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, how: Optimisation, device: torch.device, checkpoint: Path, label: str
+        self,
+        model: nn.Module,
+        how: Optimisation,
+        device: torch.device,
+        checkpoint: Path | None,
+        label: str,
+        show_progress: bool = True,
     ) -> None:
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.how = how
         self.device = device
         self.checkpoint = checkpoint
         self.label = label
+        self.show_progress = show_progress
         if device.type == "cpu":
             normalise_in_fp32(model)
             if NORMS_CRASH:
@@ -128,7 +135,8 @@ class Trainer:
         self.ema_weight = torch.zeros((), device=device)
         self.best = copy.deepcopy(model) if how.select == "best" else None
         self._recorded: tuple[LossFunction, Graphed[Losses]] | None = None
-        load_checkpoint(self.checkpoint, self.state(), self.progress)
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, self.state(), self.progress)
 
     @property
     def current(self) -> nn.Module:
@@ -175,7 +183,7 @@ class Trainer:
         yield
         logged_at = saved_at = time.monotonic()
         state, totals = self.progress, _Totals()
-        with progress(self.label, self.how.num_steps, state.step) as report:
+        with progress(self.label, self.how.num_steps, state.step, self.show_progress) as report:
             while state.step < self.how.num_steps:
                 totals.add(self._step(losses_at(state.step), next(inputs)))
                 if state.step % self.how.log_every == 0 or state.step == self.how.num_steps:
@@ -194,7 +202,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint that the next `Trainer` of the same configuration goes on from."""
-        save_checkpoint(self.checkpoint, self.state(), self.progress)
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self.state(), self.progress)
 
     def demand_finite(self, values: Mapping[str, float]) -> None:
         """Stop a run that has diverged.

@@ -660,11 +660,11 @@ def test_interrupted_distillation_ends_where_uninterrupted_does(
 def test_the_moving_average_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
 
-    def note(*arguments: Any) -> Any:
-        kept.append((arguments[0], distill(*arguments)))
+    def note(*arguments: Any, **options: Any) -> Any:
+        kept.append((arguments[0], distill(*arguments, **options)))
         return kept[0][1]
 
-    monkeypatch.setattr("pelap.commands.distill_pipeline.distill", note)
+    monkeypatch.setattr("pelap.distillation.pipeline_distillation.distill", note)
     dense, pruned = save_pair(tmp_path, "ddim")
     data = save_data(tmp_path / "data", tiny_dataset(side=8))
     params = distillation_params(distill__steps=4, distill__ema_decay=0.9)
@@ -709,11 +709,11 @@ def test_the_step_of_least_loss_on_test_pictures_can_be_kept(tmp_path: Path) -> 
 def test_state_of_other_weights_is_not_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = set()
 
-    def stop(*arguments: Any) -> Any:
-        folders.add(arguments[-1])
+    def stop(*arguments: Any, **options: Any) -> Any:
+        folders.add(arguments[6])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pelap.commands.distill_pipeline.distill", stop)
+    monkeypatch.setattr("pelap.distillation.pipeline_distillation.distill", stop)
     data = save_data(tmp_path / "data", tiny_dataset(side=8))
     dense, pruned = save_pair(tmp_path, "ddim")
 

@@ -1,0 +1,172 @@
+"""Distillation of a pruned diffusers pipeline: its denoiser learns from the dense one, in memory."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import nn
+
+from pelap.config import DistillParams, LossWeights
+from pelap.core.errors import ModelError
+from pelap.core.keys import Key, code_of, key
+from pelap.core.resume import ResumeState
+from pelap.data.dataset import ImageDataset
+from pelap.distillation.distill import distill
+from pelap.distillation.pipeline_batches import PipelineBatches, text_conditions
+from pelap.pipelines import LatentPipeline
+from pelap.pipelines.agreement import OF_SCHEDULER, differences_in_training, mean_the_same
+from pelap.pipelines.opening import demand_pictures_of
+from pelap.surgery.plan import Plan, fingerprint
+from pelap.surgery.pruned_io import plan_kept
+from pelap.training.trainer import Progress
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+class DistilledPipeline(NamedTuple):
+    """A pipeline that learnt, and how."""
+
+    pipe: "DiffusionPipeline"
+    progress: Progress
+    """Logged losses, and held-out ones from step 0 on."""
+    kept_step: int
+    """After how many steps the denoiser was as it is kept."""
+    state: ResumeState | None
+    """To be dropped once the pipeline is saved."""
+
+
+def distill_pipeline(
+    student: "DiffusionPipeline",
+    teacher: "DiffusionPipeline",
+    dataset: ImageDataset,
+    params: DistillParams,
+    weights: LossWeights,
+    seed: int = 0,
+    resume_at: Path | None = None,
+    show_progress: bool = True,
+) -> DistilledPipeline:
+    """Fine-tune a pruned pipeline's denoiser with the dense one as teacher, on the device where they are.
+
+    Args:
+        student: Pruned; its denoiser is trained in place. Where its scheduler says otherwise than the
+            teacher's what is predicted or at which noise levels, it gets a copy of the teacher's, which is
+            said.
+        teacher: The dense pipeline that it was made from; its weights stay as they are.
+        dataset: Pictures of the pipelines' size. The caption of a picture is the name of its class.
+        params: The section `distill`; its `students` and `quality` are not looked at.
+        weights: Of the terms of the loss.
+        seed: Names every random number.
+        resume_at: Where to keep the state of a training that is interrupted, as folders whose names begin
+            so; the same call goes on from there. None: nothing is kept.
+        show_progress: On standard error.
+
+    Returns:
+        The student, with the denoiser of the step to keep.
+
+    Raises:
+        ModelError: A pipeline cannot be used, the teacher is another network than the student was pruned
+            from, they were trained for different things, or the data do not suit them.
+        DataError: There are fewer pictures than a batch.
+        TrainingError: The loss is not finite.
+    """
+    batches = PipelineBatches(teacher, dataset, params, seed)
+    demand_pictures_of(batches.pipeline, Path(_named(teacher)), dataset)
+    part, dense = batches.pipeline.part, batches.pipeline.denoiser
+    network = _demand_origin(student, teacher, student.components.get(part), dense)
+    _agree(student, teacher, batches)
+    state = None
+    if resume_at is not None:
+        made_of = _key(network, teacher, batches, params, weights, seed, dataset)
+        state = ResumeState(resume_at.parent, resume_at.name, made_of)
+    checkpoint = None if state is None else state.folder
+    trained = distill(
+        network,
+        dense,
+        batches,
+        _unrecorded(params),
+        weights,
+        batches.device,
+        checkpoint,
+        show_progress=show_progress,
+    )
+    setattr(student, part, trained.network)
+    return DistilledPipeline(student, trained.progress, trained.kept_step, state)
+
+
+def _named(pipe: "DiffusionPipeline") -> str:
+    """The folder that a pipeline came from, for messages; without one its class."""
+    return pipe.config.get("_name_or_path") or type(pipe).__name__
+
+
+def _unrecorded(params: DistillParams) -> DistillParams:
+    """A stranger's network may do what a graph of kernels cannot hold."""
+    return params.model_copy(update={"execution": "eager"}) if params.execution == "auto" else params
+
+
+def _demand_origin(
+    student: "DiffusionPipeline", teacher: "DiffusionPipeline", network: nn.Module | None, dense: nn.Module
+) -> nn.Module:
+    """The student's denoiser; a plan may not say which network it was made for."""
+    made_for = getattr(_plan(network), "network", "")
+    if not isinstance(network, type(dense)) or made_for not in ("", fingerprint(dense)):
+        raise ModelError(
+            f"{_named(teacher)}: its {type(dense).__name__} is not the network that {_named(student)} was "
+            "pruned from; give that one's pipeline as --teacher"
+        )
+    return network
+
+
+def _plan(network: nn.Module | None) -> Plan | None:
+    return None if network is None else plan_kept(network)
+
+
+def _agree(student: "DiffusionPipeline", teacher: "DiffusionPipeline", batches: PipelineBatches) -> None:
+    """Have a student's pipeline use it for what it is taught here; refuse one that can't."""
+    differing = differences_in_training(student, teacher)
+    others = [part for part in differing if part not in OF_SCHEDULER]
+    if not others and not _told_the_same(student, batches):
+        others = ["meaning of captions (tokenizer, text encoder or settings)"]
+    if others:
+        raise ModelError(
+            f"{_named(student)}: has another {', '.join(others)} than {_named(teacher)}; give the pipeline "
+            "that it was pruned from as --teacher"
+        )
+    if differing:
+        student.register_modules(scheduler=copy.deepcopy(teacher.scheduler))
+        print(
+            f"warning: {_named(student)} has another {', '.join(differing)} than {_named(teacher)}: it "
+            "learns, and will be saved, with the teacher's scheduler"
+        )
+
+
+def _told_the_same(student: "DiffusionPipeline", batches: PipelineBatches) -> bool:
+    captions = batches.pipeline.prompts
+    if not captions:
+        return True
+    ours = text_conditions(LatentPipeline(student, batches.pipeline.num_steps, captions), len(captions))
+    return mean_the_same(batches.conditions, ours)
+
+
+def _key(
+    student: nn.Module,
+    teacher: "DiffusionPipeline",
+    batches: PipelineBatches,
+    params: DistillParams,
+    weights: LossWeights,
+    seed: int,
+    dataset: ImageDataset,
+) -> Key:
+    """Of a training on what the teacher makes of the data."""
+    return key(
+        student=student,
+        teacher={name: part for name, part in teacher.components.items() if isinstance(part, nn.Module)},
+        scheduler=teacher.scheduler,
+        conditions=batches.conditions,
+        plan=plan_kept(student),
+        training=params.model_dump(exclude={"students", "execution"}),
+        losses=weights.model_dump(exclude={"skip"}),
+        seed=seed,
+        data=dataset.key,
+        code=code_of(__name__),
+    )
