@@ -123,7 +123,7 @@ def test_terms_are_the_definition(masked: bool) -> None:
     torch.testing.assert_close(losses["loss"], 2 * task + 10 * output + 100 * losses["feature"])
 
 
-@pytest.mark.parametrize("support", [None, torch.tensor([1.0, 0.0, 0.0, 1.0])[None, :, None, None]])
+@pytest.mark.parametrize("open_channels", [None, torch.tensor([1.0, 0.0, 0.0, 1.0])[None, :, None, None]])
 def test_a_relative_distance_has_no_unit(open_channels: torch.Tensor | None) -> None:
     student, teacher = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
     distance = relative_distance(student, teacher, open_channels)
