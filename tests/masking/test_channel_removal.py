@@ -86,7 +86,7 @@ def trained_like(
     unet: str = "light",
     gate: str = "hard_concrete",
     normalise: str = "none",
-    decoder_input: str = "z*m",
+    decoder_input: str = "masked",
     vae: Autoencoder | None = None,
     side: int = 16,
     dataset: str = "photos",
