@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from harness import ROOT
 
-from pelap.config.load import load_params, parts_of
+from pelap.config.load import load_params
+from pelap.config.rules import parts_of
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.pipelines.model_io import load_model
 from pelap.surgery.apply import apply_plan

@@ -36,7 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from pelap.config import Params, TrainParams
-from pelap.config.load import load_params, parts_of
+from pelap.config.load import load_params
+from pelap.config.rules import parts_of
 from pelap.core.device import has_fast_bf16, keep_freed_memory, synchronise
 from pelap.data.dataset import ImageDataset, Split, to_float
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae

@@ -368,7 +368,8 @@ def _say_unused(
 
 
 def _run_on_pipeline(args: argparse.Namespace) -> None:
-    from pelap.config.load import load_pipeline_params, unused_by_pipeline
+    from pelap.config.load import load_pipeline_params
+    from pelap.config.unused import unused_by_pipeline
 
     mixed = _given(args, FOLDER_OPTIONS)
     if mixed:
@@ -412,7 +413,8 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
 
 
 def _run_stage(args: argparse.Namespace) -> None:
-    from pelap.config.load import load_params, unused_by_run
+    from pelap.config.load import load_params
+    from pelap.config.unused import unused_by_run
 
     only_with = {"--samples": FOLDER_OPTIONS, "--pipeline": PIPELINE_OPTIONS.get(args.stage, ())}
     for needed, options in only_with.items():

@@ -10,16 +10,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from pelap.config import Params, Section
-from pelap.config.load import (
-    STAGE_KEYS,
-    STAGES,
-    explain,
-    load_params,
-    parse_params,
-    read_yaml,
-    select_keys,
-)
-from pelap.config.section import Name
+from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, read_yaml, select_keys
+from pelap.config.model import Name
+from pelap.config.rules import STAGES
 from pelap.core import files
 from pelap.core.errors import ConfigError
 

@@ -9,6 +9,7 @@ from pelap.config.model import (
     NoConditioning,
     PelapVAEParams,
     SamplerParams,
+    Section,
     TextConditioning,
     UNet2DConditionParams,
     UNet2DParams,
@@ -33,7 +34,6 @@ from pelap.config.run import (
     StudentParams,
     TrainParams,
 )
-from pelap.config.section import Section
 from pelap.config.variant import ALL_LOSSES, Loss, VariantParams
 
 __all__ = [

@@ -1,10 +1,43 @@
-"""The parts of a model: autoencoder, UNet, forward and reverse process."""
+"""What every section is made of, and the parts of a model: autoencoder, UNet, forward and reverse process."""
 
-from typing import Annotated, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
-from pelap.config.section import Section, Share
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+Execution: TypeAlias = Literal["auto", "eager", "compiled"]
+
+
+class Section(BaseModel):
+    """A mapping of `params.yaml`: no unknown key, no silent conversion, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def written(cls, fields: Mapping[str, Any]) -> Self:
+        """From a file of results, which has every key: a lost one is damage, and no default takes its place.
+
+        Raises:
+            KeyError: One is missing.
+            ValidationError: One is not as it must be.
+        """
+        lost = [name for name in cls.model_fields if name not in fields]
+        if lost:
+            raise KeyError(f"{', '.join(lost)}: missing")
+        return cls(**fields)
 
 
 def _has_place(template: str) -> str:
@@ -19,16 +52,16 @@ Template: TypeAlias = Annotated[str, AfterValidator(_has_place)]
 class PelapVAEParams(Section):
     """The paper's autoencoder, trained here; the paper has width 64, 4 latent channels, downsampling 4."""
 
-    kind: Literal["pelap"]
-    width: Annotated[int, Field(ge=8, multiple_of=8)]
-    latent_channels: PositiveInt
+    kind: Literal["pelap"] = "pelap"
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
+    latent_channels: PositiveInt = 4
     downsampling: Literal[4, 8] = 4
 
 
 class AutoencoderKLParams(Section):
     """A pretrained diffusers `AutoencoderKL`, frozen: `source` is a folder or a name on the hub."""
 
-    kind: Literal["autoencoder_kl"]
+    kind: Literal["autoencoder_kl"] = "autoencoder_kl"
     source: Annotated[str, Field(min_length=1)]
 
 
@@ -38,19 +71,20 @@ VAEParams: TypeAlias = Annotated[PelapVAEParams | AutoencoderKLParams, Field(dis
 class LightUNetParams(Section):
     """The paper's UNet (base width 64); `stem` puts a convolution before its first norm."""
 
-    kind: Literal["light"]
-    width: Annotated[int, Field(ge=8, multiple_of=8)]
-    stem: bool
+    kind: Literal["light"] = "light"
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    stem: bool = False
 
 
 class BlockUNetParams(Section):
     """A UNet of diffusers: residual blocks, with attention at some resolutions."""
 
-    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
-    layers_per_block: PositiveInt
-    attention: Annotated[tuple[bool, ...], Field(strict=False)]
-    attention_head_dim: PositiveInt
-    norm_num_groups: PositiveInt
+    kind: str
+    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (32, 64, 64)
+    layers_per_block: PositiveInt = 2
+    attention: Annotated[tuple[bool, ...], Field(strict=False)] = (False, True, False)
+    attention_head_dim: PositiveInt = 8
+    norm_num_groups: PositiveInt = 8
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -67,13 +101,13 @@ class BlockUNetParams(Section):
 class UNet2DParams(BlockUNetParams):
     """A `UNet2DModel`: self-attention."""
 
-    kind: Literal["unet2d"]
+    kind: Literal["unet2d"] = "unet2d"
 
 
 class UNet2DConditionParams(BlockUNetParams):
     """A `UNet2DConditionModel`: attention to the latents themselves and to the prompt's tokens."""
 
-    kind: Literal["unet2d_condition"]
+    kind: Literal["unet2d_condition"] = "unet2d_condition"
 
 
 UNetParams: TypeAlias = Annotated[
@@ -84,21 +118,26 @@ UNetParams: TypeAlias = Annotated[
 class NoConditioning(Section):
     """The denoiser is told nothing but the time step."""
 
-    kind: Literal["none"]
+    kind: Literal["none"] = "none"
 
 
 class TextConditioning(Section):
     """Prompts, made from class names by templates, through a text encoder that is trained with the UNet."""
 
-    kind: Literal["text"]
-    templates: Annotated[tuple[Template, ...], Field(strict=False, min_length=1)]
-    num_tokens: PositiveInt
-    width: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    guidance_scale: PositiveFloat
-    prompts: str | None
+    kind: Literal["text"] = "text"
+    templates: Annotated[tuple[Template, ...], Field(strict=False, min_length=1)] = (
+        "a photo of {}",
+        "{}",
+        "a small picture of {}",
+        "a close view of {}",
+    )
+    num_tokens: PositiveInt = 8
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    guidance_scale: PositiveFloat = 2.0
+    prompts: str | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> "TextConditioning":
@@ -118,9 +157,9 @@ ConditioningParams: TypeAlias = Annotated[NoConditioning | TextConditioning, Fie
 class DiffusionParams(Section):
     """The forward process: linear betas over `num_train_timesteps` steps."""
 
-    num_train_timesteps: PositiveInt
-    beta_start: Share
-    beta_end: Share
+    num_train_timesteps: PositiveInt = 1000
+    beta_start: Share = 0.0001
+    beta_end: Share = 0.02
 
     @model_validator(mode="after")
     def _rising(self) -> "DiffusionParams":
@@ -132,5 +171,5 @@ class DiffusionParams(Section):
 class SamplerParams(Section):
     """How noise becomes latents; `steps` must divide the number of training time steps."""
 
-    kind: Literal["ddim", "ddpm"]
-    steps: PositiveInt
+    kind: Literal["ddim", "ddpm"] = "ddim"
+    steps: PositiveInt = 20

@@ -1,4 +1,4 @@
-"""The sections that the stages read, and the whole file."""
+"""The sections that the stages read, and the whole file; defaults are those of the default run."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -16,18 +16,19 @@ from pydantic import (
 
 from pelap.config.model import (
     ConditioningParams,
-    DiffusionParams,
-    SamplerParams,
-    UNetParams,
-    VAEParams,
-)
-from pelap.config.section import (
     Decay,
+    DiffusionParams,
     Execution,
     Name,
+    NoConditioning,
+    PelapVAEParams,
     Precision,
+    SamplerParams,
     Section,
     Share,
+    UNet2DParams,
+    UNetParams,
+    VAEParams,
 )
 from pelap.config.variant import VariantParams
 
@@ -35,10 +36,10 @@ from pelap.config.variant import VariantParams
 class PhotoCrops(Section):
     """Crops taken from each of the eight photographs."""
 
-    train_per_photo: PositiveInt
-    test_per_photo: PositiveInt
-    min_crop: Annotated[int, Field(ge=8)]
-    max_crop: Annotated[int, Field(ge=8)]
+    train_per_photo: PositiveInt = 1024
+    test_per_photo: PositiveInt = 256
+    min_crop: Annotated[int, Field(ge=8)] = 48
+    max_crop: Annotated[int, Field(ge=8)] = 160
 
     @model_validator(mode="after")
     def _ordered(self) -> "PhotoCrops":
@@ -50,12 +51,12 @@ class PhotoCrops(Section):
 class SoundParams(Section):
     """How sounds become pictures: log-mel spectrograms, `image_size` bands of `image_size` frames."""
 
-    sample_rate: Annotated[int, Field(ge=4000)]
-    num_fft: Annotated[int, Field(ge=64)]
-    hop_length: Annotated[int, Field(ge=16)]
-    range_db: Annotated[float, Field(ge=20, le=120)]
-    train_per_class: PositiveInt
-    test_per_class: PositiveInt
+    sample_rate: Annotated[int, Field(ge=4000)] = 16000
+    num_fft: Annotated[int, Field(ge=64)] = 1024
+    hop_length: Annotated[int, Field(ge=16)] = 256
+    range_db: Annotated[float, Field(ge=20, le=120)] = 80.0
+    train_per_class: PositiveInt = 512
+    test_per_class: PositiveInt = 64
 
     @model_validator(mode="after")
     def _overlap(self) -> "SoundParams":
@@ -64,13 +65,16 @@ class SoundParams(Section):
         return self
 
 
+FOLDERS = {"cifar10-jpeg": "data/downloads/cifar10-jpeg.tar.xz"}
+
+
 class DownloadParams(Section):
     """Where pictures and sounds come from."""
 
-    image_size: Annotated[int, Field(ge=12, le=1024, multiple_of=4)]
-    photos: PhotoCrops
-    sounds: SoundParams
-    folders: dict[Name, str]
+    image_size: Annotated[int, Field(ge=12, le=1024, multiple_of=4)] = 32
+    photos: PhotoCrops = PhotoCrops()
+    sounds: SoundParams = SoundParams()
+    folders: dict[Name, str] = FOLDERS
 
 
 def _check_falling(lr: float, lr_min: float) -> None:
@@ -81,25 +85,25 @@ def _check_falling(lr: float, lr_min: float) -> None:
 class TrainParams(Section):
     """Joint training of VAE, mask and UNet, after `vae_epochs` of the VAE alone where a variant says so."""
 
-    epochs: PositiveInt
-    vae_epochs: PositiveInt
-    steps_per_epoch: PositiveInt | None
-    batch_size: PositiveInt
-    lr: PositiveFloat
-    lr_min: NonNegativeFloat
-    lr_update: Literal["step", "epoch"]
-    weight_decay: NonNegativeFloat
-    grad_clip: PositiveFloat
-    horizontal_flip: bool
-    kl_weight: NonNegativeFloat
-    ema_decay: Decay
-    precision: Precision
-    execution: Execution
-    parallel_variants: PositiveInt
-    select: Literal["last", "best"]
-    log_every: PositiveInt
-    num_validation: PositiveInt
-    preview: SamplerParams
+    epochs: PositiveInt = 6
+    vae_epochs: PositiveInt = 3
+    steps_per_epoch: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 0.001
+    lr_min: NonNegativeFloat = 0.00001
+    lr_update: Literal["step", "epoch"] = "step"
+    weight_decay: NonNegativeFloat = 0.0001
+    grad_clip: PositiveFloat = 1.0
+    horizontal_flip: bool = True
+    kl_weight: NonNegativeFloat = 0.001
+    ema_decay: Decay = 0.995
+    precision: Precision = "auto"
+    execution: Execution = "auto"
+    parallel_variants: PositiveInt = 1
+    select: Literal["last", "best"] = "last"
+    log_every: PositiveInt = 16
+    num_validation: PositiveInt = 512
+    preview: SamplerParams = SamplerParams(steps=50)
 
     @model_validator(mode="after")
     def _falling(self) -> "TrainParams":
@@ -110,10 +114,10 @@ class TrainParams(Section):
 class CollapseParams(Section):
     """What the mask does, over `num_images` test pictures."""
 
-    num_images: Annotated[int, Field(ge=2)]
-    batch_size: PositiveInt
-    active_threshold: Share
-    scale_threshold: Share
+    num_images: Annotated[int, Field(ge=2)] = 1024
+    batch_size: PositiveInt = 256
+    active_threshold: Share = 0.5
+    scale_threshold: Share = 0.5
 
 
 Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
@@ -126,19 +130,19 @@ Criterion: TypeAlias = Literal["score"] | Formula | CheapCriterion
 class ScoreParams(Section):
     """LD-Pruner's score of every operator, and what it is compared with."""
 
-    variant: Name
-    num_latents: Annotated[int, Field(ge=2)]
-    num_seeds: PositiveInt
-    sampler: SamplerParams
-    formula: Formula
-    criteria: Annotated[tuple[CheapCriterion, ...], Field(strict=False)]
-    norm_replacement: Literal["identity", "affine"]
-    replacement_init: Literal["least_squares", "random", "parameter_free"]
-    early_stop: Share | None
-    num_resamples: Annotated[int, Field(ge=20)]
-    batch_size: PositiveInt
-    latency_batch_size: PositiveInt
-    latency_repeats: Annotated[int, Field(ge=3)]
+    variant: Name = "invariant"
+    num_latents: Annotated[int, Field(ge=2)] = 32
+    num_seeds: PositiveInt = 2
+    sampler: SamplerParams = SamplerParams()
+    formula: Formula = "avg+std"
+    criteria: Annotated[tuple[CheapCriterion, ...], Field(strict=False)] = ()
+    norm_replacement: Literal["identity", "affine"] = "identity"
+    replacement_init: Literal["least_squares", "random", "parameter_free"] = "least_squares"
+    early_stop: Share | None = None
+    num_resamples: Annotated[int, Field(ge=20)] = 200
+    batch_size: PositiveInt = 256
+    latency_batch_size: PositiveInt = 64
+    latency_repeats: Annotated[int, Field(ge=3)] = 30
 
     @model_validator(mode="after")
     def _sets_of_equal_size(self) -> "ScoreParams":
@@ -164,23 +168,22 @@ TARGETS = ("time_reduction", "num_params", "num_operators")
 class MethodParams(Section):
     """A way to choose operators."""
 
-    criterion: Criterion
-    selection: Literal["lowest_first", "per_ms", "knapsack"]
+    criterion: Criterion = "score"
+    selection: Literal["lowest_first", "per_ms", "knapsack"] = "lowest_first"
     iterative_step: Annotated[float, Field(ge=0.02, lt=1)] | None = None
     amounts: Amounts[PositiveFloat] = None
 
 
-def _ld_pruner() -> dict[str, MethodParams]:
-    return {"ld-pruner": MethodParams(criterion="score", selection="lowest_first")}
+METHODS = {"ld-pruner": MethodParams(criterion="score", selection="lowest_first")}
 
 
 class PruneParams(Section):
     """How much to remove: exactly one of the three targets, with one amount or several; and how to choose."""
 
-    time_reduction: Amounts[Share]
-    num_params: Amounts[PositiveInt]
-    num_operators: Amounts[PositiveInt]
-    methods: Annotated[dict[Name, MethodParams], Field(min_length=1, default_factory=_ld_pruner)]
+    time_reduction: Amounts[Share] = (0.25,)
+    num_params: Amounts[PositiveInt] = None
+    num_operators: Amounts[PositiveInt] = None
+    methods: Annotated[dict[Name, MethodParams], Field(min_length=1)] = METHODS
     max_measurements: NonNegativeInt = 5
     single_operator_plans: NonNegativeInt = 0
 
@@ -240,9 +243,9 @@ class PlanRequest(NamedTuple):
 class LossWeights(Section):
     """What each term of the distillation loss counts."""
 
-    task_weight: NonNegativeFloat
-    output_weight: NonNegativeFloat
-    feature_weight: NonNegativeFloat
+    task_weight: NonNegativeFloat = 1.0
+    output_weight: NonNegativeFloat = 1.0
+    feature_weight: NonNegativeFloat = 1.0
 
     @model_validator(mode="after")
     def _learns(self) -> "LossWeights":
@@ -254,7 +257,7 @@ class LossWeights(Section):
 class StudentParams(LossWeights):
     """One way of spending the steps of `distill`."""
 
-    start: Literal["pruned", "scratch", "dense"]
+    start: Literal["pruned", "scratch", "dense"] = "pruned"
     skip: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Patterns (as of files) of the plans that it is not trained for."""
 
@@ -262,31 +265,39 @@ class StudentParams(LossWeights):
 class QualityParams(Section):
     """The Frechet distance on the way: samples made, and train pictures that they are compared with."""
 
-    num_images: Annotated[int, Field(ge=2)]
-    num_reference: Annotated[int, Field(ge=2)]
-    sampler: SamplerParams
+    num_images: Annotated[int, Field(ge=2)] = 500
+    num_reference: Annotated[int, Field(ge=2)] = 4000
+    sampler: SamplerParams = SamplerParams()
+
+
+STUDENTS = {
+    "distilled": StudentParams(start="pruned", task_weight=1.0, output_weight=1.0, feature_weight=1.0),
+    "output-only": StudentParams(start="pruned", task_weight=1.0, output_weight=1.0, feature_weight=0.0),
+    "scratch": StudentParams(start="scratch", task_weight=1.0, output_weight=1.0, feature_weight=1.0),
+    "dense-finetuned": StudentParams(start="dense", task_weight=1.0, output_weight=0.0, feature_weight=0.0),
+}
 
 
 class DistillParams(Section):
     """Fine-tuning of pruned UNets with the dense one as teacher, and of what they are compared with."""
 
-    steps: PositiveInt
-    batch_size: PositiveInt
-    lr: PositiveFloat
-    lr_min: NonNegativeFloat
-    horizontal_flip: bool
-    warmup_steps: NonNegativeInt
-    weight_decay: NonNegativeFloat
-    grad_clip: PositiveFloat
-    ema_decay: Decay
-    precision: Precision
-    execution: Execution
-    students: Annotated[dict[Name, StudentParams], Field(min_length=1)]
-    validate_every: PositiveInt
-    num_validation: PositiveInt
-    quality: QualityParams | None
-    select: Literal["last", "loss", "distance"]
-    log_every: PositiveInt
+    steps: PositiveInt = 240
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 0.0005
+    lr_min: NonNegativeFloat = 0.00001
+    horizontal_flip: bool = True
+    warmup_steps: NonNegativeInt = 20
+    weight_decay: NonNegativeFloat = 0.0001
+    grad_clip: PositiveFloat = 1.0
+    ema_decay: Decay = 0.99
+    precision: Precision = "auto"
+    execution: Execution = "auto"
+    students: Annotated[dict[Name, StudentParams], Field(min_length=1)] = STUDENTS
+    validate_every: PositiveInt = 80
+    num_validation: PositiveInt = 256
+    quality: QualityParams | None = None
+    select: Literal["last", "loss", "distance"] = "last"
+    log_every: PositiveInt = 10
 
     @model_validator(mode="after")
     def _coherent(self) -> "DistillParams":
@@ -320,34 +331,34 @@ class DistillParams(Section):
 class ClassifierParams(Section):
     """A small network that learns to tell the classes of the real train pictures apart."""
 
-    steps: PositiveInt
-    batch_size: PositiveInt
-    lr: PositiveFloat
-    width: PositiveInt
-    horizontal_flip: bool
+    steps: PositiveInt = 500
+    batch_size: PositiveInt = 128
+    lr: PositiveFloat = 0.002
+    width: PositiveInt = 32
+    horizontal_flip: bool = True
 
 
 class EvaluateParams(Section):
     """Quality and cost of every model, or of the variants alone."""
 
-    models: Literal["all", "variants"]
-    num_images: Annotated[int, Field(ge=2)]
-    num_reference: Annotated[int, Field(ge=2)]
-    num_reconstructions: PositiveInt
-    batch_size: PositiveInt
-    sampler: SamplerParams
-    precision: Precision
-    step_counts: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
-    deepcache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
-    only_frechet: bool
-    extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    classifier: ClassifierParams | None
-    inception_weights: str | None
-    lpips_weights: str | None
-    latency_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
-    latency_compiled: bool
-    latency_repeats: Annotated[int, Field(ge=3)] | None
-    sampler_repeats: Annotated[int, Field(ge=3)]
+    models: Literal["all", "variants"] = "all"
+    num_images: Annotated[int, Field(ge=2)] = 1500
+    num_reference: Annotated[int, Field(ge=2)] = 4000
+    num_reconstructions: PositiveInt = 1024
+    batch_size: PositiveInt = 128
+    sampler: SamplerParams = SamplerParams()
+    precision: Precision = "fp32"
+    step_counts: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = (10,)
+    deepcache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
+    only_frechet: bool = False
+    extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("effnet-lite0",)
+    classifier: ClassifierParams | None = None
+    inception_weights: str | None = None
+    lpips_weights: str | None = None
+    latency_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (64, 1)
+    latency_compiled: bool = False
+    latency_repeats: Annotated[int, Field(ge=3)] | None = 30
+    sampler_repeats: Annotated[int, Field(ge=3)] = 5
 
     @model_validator(mode="after")
     def _once(self) -> "EvaluateParams":
@@ -359,6 +370,23 @@ class EvaluateParams(Section):
         return self
 
 
+VARIANTS = {
+    "baseline": VariantParams(gate="none", sparsity_key="seed"),
+    "pelap": VariantParams(sparsity_key="lambda"),
+    "invariant": VariantParams(
+        gate="hard_concrete",
+        adaptive=False,
+        mask_lr=0.03,
+        sparsity_key="lambda",
+        normalise="before_mask",
+        decoder_input="masked",
+        encoder_losses=("reconstruction",),
+        mask_losses=("reconstruction", "sparsity"),
+    ),
+}
+"""No mask, the paper's, and one that the scale of latents cannot close."""
+
+
 class Params(Section):
     """A whole parameter file.
 
@@ -366,18 +394,18 @@ class Params(Section):
     set on the object.
     """
 
-    dataset: Name
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
-    lambda_: Annotated[NonNegativeFloat, Field(alias="lambda")]
-    download: DownloadParams
-    vae: VAEParams
-    unet: UNetParams
-    conditioning: ConditioningParams
-    diffusion: DiffusionParams
-    train: TrainParams
-    variants: Annotated[dict[Name, VariantParams], Field(min_length=1)]
-    collapse: CollapseParams
-    score: ScoreParams
-    prune: PruneParams
-    distill: DistillParams
-    evaluate: EvaluateParams
+    dataset: Name = "photos"
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    lambda_: Annotated[NonNegativeFloat, Field(alias="lambda")] = 0.001
+    download: DownloadParams = DownloadParams()
+    vae: VAEParams = PelapVAEParams()
+    unet: UNetParams = UNet2DParams()
+    conditioning: ConditioningParams = NoConditioning()
+    diffusion: DiffusionParams = DiffusionParams()
+    train: TrainParams = TrainParams()
+    variants: Annotated[dict[Name, VariantParams], Field(min_length=1)] = VARIANTS
+    collapse: CollapseParams = CollapseParams()
+    score: ScoreParams = ScoreParams()
+    prune: PruneParams = PruneParams()
+    distill: DistillParams = DistillParams()
+    evaluate: EvaluateParams = EvaluateParams()

@@ -4,8 +4,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pelap.config.model import UNetParams, VAEParams
-from pelap.config.section import Section
+from pelap.config.model import Section, UNetParams, VAEParams
 
 Loss: TypeAlias = Literal["diffusion", "reconstruction", "sparsity"]
 Losses: TypeAlias = Annotated[tuple[Loss, ...], Field(strict=False)]

@@ -11,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pelap.config.load import REAL_ROW
+from pelap.config.rules import REAL_ROW
 from pelap.report import (
     collapse,
     distillation,

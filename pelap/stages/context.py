@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pelap.config import DownloadParams, Params
-from pelap.config.load import backwards
+from pelap.config.rules import backwards
 from pelap.core.errors import ConfigError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import ImageDataset, load_dataset, made_by

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pelap.config import ConditioningParams, NoConditioning, VariantParams
-from pelap.config.load import latent_problem, parts_of
+from pelap.config.rules import latent_problem, parts_of
 from pelap.core import files
 from pelap.core.device import keep_freed_memory
 from pelap.core.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 from tiny import ROOT
 
 from pelap.cli import STAGES, build_parser, main
-from pelap.config.load import STAGES as CONFIG_STAGES
+from pelap.config.rules import STAGES as CONFIG_STAGES
 
 COMMON = {"--run", "--params", "--data", "--device", "--help"}
 OPTIONS = {

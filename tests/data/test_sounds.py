@@ -12,7 +12,7 @@ from scipy.io import wavfile
 from tiny import expect_error
 
 from pelap.config import DownloadParams, PhotoCrops, SoundParams
-from pelap.config.load import NUM_RECIPES
+from pelap.config.rules import NUM_RECIPES
 from pelap.core.rng import generator
 from pelap.data import spectrogram
 from pelap.data.dataset import ImageDataset, load_dataset, pixel_checksum, save_dataset

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pelap.config import Params, VariantParams
-from pelap.config.load import parse_params, parts_of, read_yaml
+from pelap.config.load import parse_params, read_yaml
+from pelap.config.rules import parts_of
 from pelap.core.errors import DataError
 from pelap.data.dataset import ImageDataset, Split
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae

@@ -11,7 +11,8 @@ import torch
 from tiny import TEXT, UNET, tiny_raw
 
 from pelap.commands import sample
-from pelap.config.load import STAGES, load_params
+from pelap.config.load import load_params
+from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.modality import GAP_S, NUM_PLAYED, modality_of
 from pelap.diffusion.sampler import sample_images

@@ -16,7 +16,8 @@ import pytest
 from ruamel.yaml import YAML
 
 import pelap
-from pelap.config.load import STAGE_KEYS, STAGES, load_params, read_yaml
+from pelap.config.load import STAGE_KEYS, load_params, read_yaml
+from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, input_file, packed_dataset
 from pelap.stages.inputs import READING
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from pelap.config.load import REAL_ROW
+from pelap.config.rules import REAL_ROW
 from pelap.report.figures.labels import Label, place
 from pelap.report.figures.style import (
     Look,

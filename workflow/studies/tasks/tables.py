@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pelap.config.load import REAL_ROW
+from pelap.config.rules import REAL_ROW
 from pelap.report.modality import CLASSIFIER, SOUNDS, guided, modality_names
 from pelap.report.rows import PRUNED, split_row
 from pelap.report.tables import (

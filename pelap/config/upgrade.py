@@ -1,0 +1,101 @@
+"""What version 0.1 called what: its parameter files are refused with today's names, its results are read."""
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+KEYS = {
+    "train": {"at_once": "parallel_variants"},
+    "variants.*": {
+        "strength": "sparsity_key",
+        "penalty": "sparsity_weight",
+        "decode_from": "decoder_input",
+    },
+    "score": {"norm": "norm_replacement", "start": "replacement_init"},
+    "prune": {"trials": "max_measurements", "singles": "single_operator_plans"},
+    "prune.methods.*": {"rescore": "iterative_step"},
+    "evaluate": {"dense_steps": "step_counts", "cache_intervals": "deepcache_intervals"},
+    "info": {"strength": "sparsity_weight"},  # of a model folder
+}
+"""By section; ``*`` is any name."""
+VALUES = {
+    "decoder_input": {"z": "unmasked", "z*m": "masked"},
+    "vae_training": {"first": "two_stage"},
+    "norm_replacement": {"scale_shift": "affine"},
+    "replacement_init": {"fitted": "least_squares"},
+    "selection": {"order": "lowest_first", "ratio": "per_ms"},
+}
+"""By today's key."""
+STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}
+"""Of replacements in plans and score tables, joined by ``+``."""
+ROWS = {"longer": "dense-finetuned"}
+"""Of tables: the student of the default run."""
+
+
+class Outdated(NamedTuple):
+    """A key or value of 0.1, in the mapping that holds it."""
+
+    path: str
+    section: MutableMapping[str, Any]
+    old: str
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        if self.old != self.key:
+            return f"{self.path}.{self.old} is {self.key}"
+        return f"{self.path}.{self.key}: {self.section[self.old]} is {self.value}"
+
+
+def outdated(raw: Mapping[str, Any]) -> list[Outdated]:
+    """Every key and value of a parameter file that has another name today."""
+    return [
+        Outdated(path, section, old, key, value)
+        for pattern, names in KEYS.items()
+        for path, section in _sections(raw, pattern.split("."))
+        for old, was in section.items()
+        for key in [names.get(old, old)]
+        for value in [VALUES.get(key, {}).get(was, was) if isinstance(was, str) else was]
+        if (key, value) != (old, was)
+    ]
+
+
+def _sections(raw: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(raw, Mapping):
+        return
+    if not pattern:
+        yield path, raw
+        return
+    for name in raw if pattern[0] == "*" else {pattern[0]} & raw.keys():
+        yield from _sections(raw[name], pattern[1:], f"{path}.{name}".lstrip("."))
+
+
+def rename(raw: MutableMapping[str, Any]) -> None:
+    """Put today's names in place, each where the old one stood; comments of ruamel.yaml's mappings stay."""
+    for each in outdated(raw):
+        comments = getattr(getattr(each.section, "ca", None), "items", {})
+        for name in list(each.section)[list(each.section).index(each.old) :]:
+            comment = comments.get(name)
+            key, value = (each.key, each.value) if name == each.old else (name, each.section[name])
+            del each.section[name]  # to stand behind what went before
+            each.section[key] = value
+            if comment:
+                comments[key] = comment
+
+
+def renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A section that 0.1 may have written, under today's names.
+
+    Args:
+        section: Of `KEYS`; of one below ``*`` the first name.
+        values: Its keys.
+    """
+    name, _, entry = section.partition(".")
+    inner = copy.deepcopy(dict(values))
+    rename({name: {entry: inner} if entry else inner})
+    return inner
+
+
+def renamed_steps(name: str) -> str:
+    """A replacement's name of today."""
+    return "+".join(STEPS.get(step, step) for step in name.split("+"))
