@@ -294,7 +294,7 @@ def _run(args: argparse.Namespace) -> None:
 
         show(RunPaths(args.run))
     elif args.command == "inputs":
-        from pelap.stages.inputs import inputs
+        from pelap.datasets.inputs import inputs
 
         inputs(args.params, args.data)
     elif args.command == "study":
@@ -381,8 +381,7 @@ def _run_on_pipeline(args: argparse.Namespace) -> None:
     if missing:
         raise ConfigError(f"--pipeline: {args.command} also needs {' and '.join(missing)}")
     params = load_pipeline_params(args.params, args.command)
-    from pelap.core.device import choose_device
-    from pelap.core.environment import protocol_beside
+    from pelap.core.device import choose_device, protocol_beside
     from pelap.core.files import check_writable
 
     if getattr(args, "save_latents", None) is not None:
@@ -425,7 +424,7 @@ def _run_stage(args: argparse.Namespace) -> None:
     from pelap.core.device import choose_device
     from pelap.core.files import check_writable
     from pelap.core.paths import RunPaths
-    from pelap.stages.context import Context
+    from pelap.stages.shared import Context
 
     check_writable(args.run)
     context = Context(params, RunPaths(args.run), args.data, choose_device(args.device))

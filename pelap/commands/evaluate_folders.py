@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from pelap.core import files
-from pelap.core.environment import environment
+from pelap.core.device import environment
 from pelap.core.errors import DataError
 from pelap.data.dataset import all_equal
 from pelap.data.entries import (
     Entry,
+    Remarks,
     entries,
     kind_of,
     passed_over,
     reading,
 )
 from pelap.data.pictures import read_picture
-from pelap.data.remarks import Remarks
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.image_quality import SSIM_SIDE, psnr, ssim
 from pelap.evaluation.reference import Reference

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from pelap.config import EvaluateParams, Params
 from pelap.core import files
-from pelap.core.device import uses_bf16
-from pelap.core.environment import protocol_beside
+from pelap.core.device import protocol_beside, uses_bf16
 from pelap.core.errors import ConfigError
 from pelap.core.paths import packed_dataset, reference_cache
 from pelap.data.dataset import ImageDataset, load_dataset

@@ -24,12 +24,11 @@ from pelap.commands.paper_study import Cell, Study, load_study
 from pelap.commands.studies import study as summaries
 from pelap.commands.time_limit import TimeIsUp, time_limit
 from pelap.core import files
-from pelap.core.device import choose_device
-from pelap.core.environment import environment
+from pelap.core.device import choose_device, environment
 from pelap.core.errors import ConfigError, PelapError
 from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.stages import download
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 
 RESERVED_SECONDS, RESERVED_SHARE = 30.0, 0.1
 """Kept of the time for tables and archive: so many seconds, or this share of it if that is less."""

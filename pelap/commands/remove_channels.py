@@ -9,7 +9,7 @@ from pelap.data.dataset import load_dataset
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.profiling.cost import count_params
-from pelap.stages.trained import demand_trained_on
+from pelap.stages.shared import demand_trained_on
 
 BATCH_SIZE = 128
 

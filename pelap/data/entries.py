@@ -6,6 +6,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,36 @@ from pathlib import Path, PurePosixPath
 from pelap.core.errors import DataError
 from pelap.core.files import one_line
 from pelap.core.paths import GRID
-from pelap.data.remarks import Remarks
+
+Remark = Callable[[str], None]
+"""Takes what was changed or left out while a file was read, in words that a count can follow."""
+
+
+class Remarks:
+    """What was passed over or changed while files were read: how often, and where first."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, what: str, path: str) -> None:
+        """Count `what` once more."""
+        self._counts[what] += 1
+        self._first.setdefault(what, path)
+
+    def about(self, path: str) -> Remark:
+        """A function that counts what it is called with, of the file at `path`."""
+        return lambda what: self.add(what, path)
+
+    def lines(self) -> list[str]:
+        """One line each, in the order in which they came up."""
+        lines = (f"{what}: {count}, first {self._first[what]}" for what, count in self._counts.items())
+        return [line.encode(errors="backslashreplace").decode() for line in lines]
+
+
+def unsaid(what: str) -> None:
+    """The remark that nobody hears."""
+
 
 KINDS = {**dict.fromkeys((".png", ".jpg", ".jpeg"), "pictures"), ".wav": "sounds"}
 """What a file holds, by the end of its name in small letters."""

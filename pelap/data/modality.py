@@ -7,9 +7,8 @@ from typing import ClassVar, Protocol
 import torch
 
 from pelap.config import SoundParams
-from pelap.data.grid import save_grid
-from pelap.data.spectrogram import to_sounds, to_spectrograms
-from pelap.data.wav import write_wav
+from pelap.data.pictures import save_grid
+from pelap.data.sounds import to_sounds, to_spectrograms, write_wav
 
 NUM_PLAYED = 6
 """Sounds in a WAV file."""

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
-from pelap.data.remarks import Remark, unsaid
+from pelap.core import files
+from pelap.data.entries import Remark, unsaid
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,3 +139,20 @@ def _central_square(image: "Image.Image") -> "Image.Image":
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
+
+
+PADDING = 2
+"""Pixels between the pictures of a grid."""
+
+
+def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
+    """Write pictures (N, 3, H, W) uint8 as one PNG, row by row on white, atomically."""
+    from torchvision.utils import make_grid
+
+    save_png(make_grid(images, nrow=columns, padding=PADDING, pad_value=255), path)
+
+
+def save_png(image: torch.Tensor, path: Path) -> None:
+    """Write one picture (3, H, W) uint8 as PNG, atomically."""
+    with files.atomic_path(path) as partial:
+        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial, format="PNG")

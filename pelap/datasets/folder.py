@@ -16,6 +16,8 @@ from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.entries import (
     KINDS,
+    Remark,
+    Remarks,
     entries,
     is_hidden,
     parts_of,
@@ -23,9 +25,7 @@ from pelap.data.entries import (
     reading,
 )
 from pelap.data.pictures import decode
-from pelap.data.remarks import Remark, Remarks
-from pelap.data.spectrogram import to_spectrograms
-from pelap.data.wav import read_wav
+from pelap.data.sounds import read_wav, to_spectrograms
 from pelap.datasets.locate import locate
 
 SPLITS = ("train", "test")

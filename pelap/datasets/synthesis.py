@@ -9,7 +9,7 @@ import torch
 from pelap.config import SoundParams
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
-from pelap.data.spectrogram import to_spectrograms
+from pelap.data.sounds import to_spectrograms
 
 Wave = npt.NDArray[np.float64]
 

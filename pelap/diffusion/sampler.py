@@ -10,7 +10,7 @@ import torch
 
 from pelap.config import SamplerParams
 from pelap.core.device import autocast, normalise_in_fp32, synchronise, uses_bf16
-from pelap.core.finite import finite
+from pelap.core.errors import finite
 from pelap.core.graphs import Graphed
 from pelap.core.rng import generator, noise
 from pelap.data.dataset import all_equal, to_uint8

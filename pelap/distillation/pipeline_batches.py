@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from pelap.config import DistillParams
-from pelap.core.finite import finite
+from pelap.core.errors import finite
 from pelap.core.graphs import to_device
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, gather_batch, to_float

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from pelap.config import EvaluateParams
-from pelap.core.environment import environment
-from pelap.core.errors import ConfigError, DataError
+from pelap.core.device import environment
+from pelap.core.errors import ConfigError, DataError, finite
 from pelap.core.files import one_line
-from pelap.core.finite import finite
 from pelap.core.graphs import WARMUP_CALLS, can_record
+from pelap.core.part_io import weights_bytes
 from pelap.core.progress import progress
 from pelap.core.rng import noise
-from pelap.core.weight_files import weights_bytes
 from pelap.data.dataset import ImageDataset
 from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from

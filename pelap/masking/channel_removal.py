@@ -38,8 +38,7 @@ from pelap.models.cut import CutLightUNet, fold_inputs
 from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportanceMask
-from pelap.models.pretrained_vae import PretrainedVAE
-from pelap.models.vae import VAE
+from pelap.models.vae import VAE, PretrainedVAE
 
 Part = TypeVar("Part", bound=ModelMixin)
 

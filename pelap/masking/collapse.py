@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from pelap.core.finite import finite
+from pelap.core.errors import finite
 from pelap.core.graphs import Graphed
 from pelap.core.rng import generator, noise
 from pelap.data.dataset import to_float

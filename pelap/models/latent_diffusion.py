@@ -26,9 +26,8 @@ from pelap.config import (
 )
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import Gates, ImportanceMask, LatentNorm
-from pelap.models.pretrained_vae import PretrainedVAE, load_pretrained_vae
 from pelap.models.text_conditioner import Guidance, TextConditioner
-from pelap.models.vae import VAE
+from pelap.models.vae import VAE, PretrainedVAE, load_pretrained_vae
 
 Autoencoder: TypeAlias = VAE | PretrainedVAE
 

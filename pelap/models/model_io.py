@@ -29,21 +29,20 @@ from pelap.core.part_io import (
     CONFIG,
     INDEX,
     build_part,
+    demand_one_network,
     demand_replaceable,
     load_part,
     load_weights,
     read_config,
     save_part,
 )
-from pelap.core.weight_files import demand_one_network
 from pelap.models.cut import CutLightUNet
 from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportanceMask, LatentNorm
-from pelap.models.pretrained_vae import PretrainedVAE
 from pelap.models.schedule import make_scheduler
 from pelap.models.text_conditioner import TextConditioner
-from pelap.models.vae import VAE
+from pelap.models.vae import VAE, PretrainedVAE
 
 FORMAT = 2
 KEPT_CHANNELS = "kept_channels.json"

@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
-from pelap.core.errors import ConfigError, is_out_of_memory
+from pelap.core.errors import ConfigError, finite, is_out_of_memory
 from pelap.core.files import digest, one_line
-from pelap.core.finite import finite
 from pelap.core.keys import key
 from pelap.core.rng import generator
 from pelap.data.dataset import to_uint8

@@ -30,11 +30,13 @@ from pelap.core.part_io import (
     INDEX,
     demand_kinds,
     demand_numbers,
+    demand_one_kind,
+    demand_one_network,
     demand_replaceable,
     labels_of_classes,
     read_config,
+    variant_of,
 )
-from pelap.core.weight_files import demand_one_kind, demand_one_network, variant_of
 from pelap.surgery.plan import Plan
 from pelap.surgery.pruned_io import digest
 from pelap.surgery.pruned_reader import (

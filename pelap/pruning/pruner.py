@@ -13,8 +13,7 @@ from torch import nn
 from pelap.config import ScoreParams
 from pelap.core import files
 from pelap.core.device import full_precision
-from pelap.core.errors import PlanError
-from pelap.core.finite import finite
+from pelap.core.errors import PlanError, finite
 from pelap.core.progress import progress
 from pelap.diffusion.denoiser import Denoiser
 from pelap.profiling.cost import count_macs, count_params

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pelap.core.errors import ModelError
-from pelap.core.finite import finite
+from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
 from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
 from pelap.surgery.replacements import Replacement, argument_of, input_of, output_size

@@ -16,8 +16,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from pelap.core.errors import ModelError
-from pelap.core.finite import finite
+from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.statistic import Bootstrap, Formula, distances, score

@@ -14,8 +14,7 @@ from pelap.masking.collapse import (
     timestep_table,
     verdict,
 )
-from pelap.stages.context import Context
-from pelap.stages.trained import trained_model
+from pelap.stages.shared import Context, trained_model
 
 SHOWN = (
     "variant",

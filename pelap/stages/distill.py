@@ -26,8 +26,7 @@ from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, model_plan, save_model
-from pelap.stages.context import Context
-from pelap.stages.trained import trained_model
+from pelap.stages.shared import Context, trained_model
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan, demand_network
 from pelap.training.trainer import Progress

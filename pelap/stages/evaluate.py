@@ -11,8 +11,7 @@ import torch
 from pelap.config import SamplerParams
 from pelap.core import files
 from pelap.core.device import uses_bf16
-from pelap.core.errors import ConfigError, DataError, ModelError
-from pelap.core.finite import finite
+from pelap.core.errors import ConfigError, DataError, ModelError, finite
 from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.dataset import ImageDataset, Split, to_float, to_uint8
 from pelap.data.modality import Modality
@@ -37,8 +36,7 @@ from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.text_conditioner import UNKNOWN
 from pelap.pipelines.model_io import load_model
-from pelap.stages.context import Context
-from pelap.stages.trained import trained_model
+from pelap.stages.shared import Context, trained_model
 
 NUM_SHOWN = 32
 

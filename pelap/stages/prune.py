@@ -14,9 +14,8 @@ from torch import nn
 
 from pelap.config import Params, PruneParams, ScoreParams
 from pelap.core import files
-from pelap.core.environment import protocol_beside
-from pelap.core.errors import ConfigError, ModelError, PlanError
-from pelap.core.finite import finite
+from pelap.core.device import protocol_beside
+from pelap.core.errors import ConfigError, ModelError, PlanError, finite
 from pelap.core.listing import listing
 from pelap.core.progress import progress
 from pelap.diffusion.denoiser import Denoiser
@@ -29,7 +28,7 @@ from pelap.profiling.cost import count_params
 from pelap.pruning.pruner import ModuleCost, Prepared, Pruner
 from pelap.pruning.rounds import Method, TimeBudgetPlanner
 from pelap.pruning.selection import check_scores, plan_of, single_operator_plans
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, fingerprint
 from pelap.surgery.pruned_reader import load_plan

@@ -19,7 +19,7 @@ from pelap.report.modality import SOUNDS, modality_names
 
 if TYPE_CHECKING:
     from pelap.config import Params
-    from pelap.stages.context import Context
+    from pelap.stages.shared import Context
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")
 _COLLAPSE = ("variant", "verdict", "reason", "unet_input_std")

@@ -7,8 +7,7 @@ import torch
 
 from pelap.config import Params, ScoreParams
 from pelap.core import files
-from pelap.core.device import full_precision
-from pelap.core.environment import environment, protocol_beside
+from pelap.core.device import environment, full_precision, protocol_beside
 from pelap.core.keys import Key, code_of, key
 from pelap.core.listing import named
 from pelap.core.progress import progress
@@ -22,7 +21,7 @@ from pelap.scoring.importance import demand_criteria, importances
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import Scores, score_operators
 from pelap.scoring.setup import costs, find, fit, scoring_of
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.surgery.plan import fingerprint
 
 SHAPING = ("num_latents", "num_seeds", "norm_replacement", "replacement_init", "early_stop")

@@ -11,8 +11,7 @@ from pelap.config import ConditioningParams, NoConditioning, VariantParams
 from pelap.config.rules import latent_problem, parts_of
 from pelap.core import files
 from pelap.core.device import keep_freed_memory
-from pelap.core.errors import ConfigError
-from pelap.core.finite import finite
+from pelap.core.errors import ConfigError, finite
 from pelap.core.keys import code_of, key
 from pelap.core.paths import TrainPaths
 from pelap.core.resume import ResumeState
@@ -24,7 +23,7 @@ from pelap.masking.channel_removal import closed_channels, cut_channels, describ
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.models.model_io import save_model
 from pelap.models.text_conditioner import TextConditioner, build_conditioner
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.training.joint import joint_training
 from pelap.training.parallel import train_parallel
 from pelap.training.trainer import Progress

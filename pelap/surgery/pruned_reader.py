@@ -8,8 +8,7 @@ from torch import nn
 
 from pelap.core import files
 from pelap.core.errors import DataError, PlanError
-from pelap.core.part_io import build_part, load_weights
-from pelap.core.weight_files import demand_one_network
+from pelap.core.part_io import build_part, demand_one_network, load_weights
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan, plan_from_json
 from pelap.surgery.pruned_io import (

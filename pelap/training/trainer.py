@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
-from pelap.core.errors import TrainingError
-from pelap.core.finite import finite
+from pelap.core.errors import TrainingError, finite
 from pelap.core.graphs import Graphed, Tree
 from pelap.core.progress import progress
 from pelap.core.rng import generator

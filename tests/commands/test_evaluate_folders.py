@@ -13,7 +13,7 @@ from torch import nn
 
 from pelap.cli import main
 from pelap.core import files
-from pelap.data.grid import save_png
+from pelap.data.pictures import save_png
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.image_quality import psnr, ssim
 from pelap.evaluation.reference import Reference

@@ -29,7 +29,7 @@ from pelap.core.errors import ConfigError, TrainingError
 from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
 from pelap.pipelines.model_io import load_model
 from pelap.report.figures.style import to_png
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.training.trainer import Trainer
 from workflow.studies.paper import tables as report
 from workflow.studies.paper.results import lambdas

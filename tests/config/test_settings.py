@@ -21,9 +21,9 @@ from pelap.config.unused import unused_by_pipeline, unused_by_run
 from pelap.core import files
 from pelap.core.paths import RunPaths
 from pelap.data.dataset import save_dataset
-from pelap.stages.context import Context
 from pelap.stages.prune import prune_pipeline
 from pelap.stages.score import score_pipeline
+from pelap.stages.shared import Context
 
 CPU = torch.device("cpu")
 STUDENT = {"start": "pruned", "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 1.0}

@@ -32,7 +32,7 @@ from pelap.data.pictures import decode
 from pelap.datasets.photos import draw_crop, regions
 from pelap.datasets.sources import build_dataset
 from pelap.stages import download
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 
 CROPS = PhotoCrops(train_per_photo=6, test_per_photo=2, min_crop=48, max_crop=160)
 SOUNDS = SoundParams(

@@ -17,7 +17,7 @@ from pelap.data.modality import (
     modality_of,
     one_after_the_other,
 )
-from pelap.data.spectrogram import to_sounds, to_spectrograms
+from pelap.data.sounds import to_sounds, to_spectrograms
 
 SOUND = SoundParams(
     sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=1, test_per_class=1

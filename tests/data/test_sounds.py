@@ -14,10 +14,9 @@ from tiny import expect_error
 from pelap.config import DownloadParams, PhotoCrops, SoundParams
 from pelap.config.rules import NUM_RECIPES
 from pelap.core.rng import generator
-from pelap.data import spectrogram
+from pelap.data import sounds as sounds_module
 from pelap.data.dataset import ImageDataset, load_dataset, pixel_checksum, save_dataset
-from pelap.data.spectrogram import to_sounds, to_spectrograms
-from pelap.data.wav import read_wav, write_wav
+from pelap.data.sounds import read_wav, to_sounds, to_spectrograms, write_wav
 from pelap.datasets.sources import build_dataset
 from pelap.datasets.synthesis import RECIPES, synthesise
 
@@ -198,7 +197,7 @@ def test_a_sound_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -
     np.random.seed(5)
     assert torch.equal(to_sounds(pictures[[5, 3]], SOUNDS), back[[5, 3]])  # made one by one
     # Fourier transforms of several frames are taken at once, which may round otherwise: to the next level.
-    monkeypatch.setattr(spectrogram, "BATCH_SIZE", 3)
+    monkeypatch.setattr(sounds_module, "BATCH_SIZE", 3)
     for found, rows in ((to_spectrograms(sounds[3:4], SOUNDS), [3]), (to_spectrograms(sounds, SOUNDS), ...)):
         assert (found.int() - pictures[rows].int()).abs().max() <= 1
 

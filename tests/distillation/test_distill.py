@@ -47,7 +47,7 @@ from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, model_plan, save_model
 from pelap.report.figures.training import distillation_curves
 from pelap.stages import distill as stage
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.operators import find_operators
 from pelap.surgery.plan import Plan, complete_plan, plan_from_json

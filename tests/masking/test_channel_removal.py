@@ -36,9 +36,8 @@ from pelap.diffusion.reverse import sample_latents
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
 from pelap.models.cut import CutLightUNet
 from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo, build_model
-from pelap.models.pretrained_vae import PretrainedVAE, load_pretrained_vae
 from pelap.models.schedule import add_noise, alphas_cumprod
-from pelap.models.vae import VAE
+from pelap.models.vae import VAE, PretrainedVAE, load_pretrained_vae
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.stages import (
     distill,
@@ -47,7 +46,7 @@ from pelap.stages import (
     score,
     train,
 )
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.operators import find_operators
 from pelap.surgery.plan import complete_plan, plan_from_json

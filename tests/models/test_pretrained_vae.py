@@ -14,10 +14,10 @@ from pelap.core import files
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import save_dataset
-from pelap.models.pretrained_vae import PretrainedVAE, load_pretrained_vae
+from pelap.models.vae import PretrainedVAE, load_pretrained_vae
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.stages import train
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.training.joint import train_jointly
 
 CPU = torch.device("cpu")

@@ -31,7 +31,7 @@ from pelap.pipelines.model_io import load_model, save_model
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import score_operators
 from pelap.stages.score import find, fit, scoring_of
-from pelap.stages.trained import demand_trained_on
+from pelap.stages.shared import demand_trained_on
 from pelap.training import joint
 from pelap.training.joint import denoising_losses, draw_step_noise, train_jointly
 

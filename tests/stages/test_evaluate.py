@@ -40,7 +40,7 @@ from pelap.pipelines.model_io import load_model, save_model
 from pelap.profiling.cost import count_macs, count_params
 from pelap.profiling.latency import Latency
 from pelap.stages import evaluate
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import plan_from_json
 

@@ -22,8 +22,8 @@ from pelap.pruning import pruner as pruner_module
 from pelap.pruning.pruner import Pruner
 from pelap.scoring import criteria, statistic
 from pelap.stages import prune, score
-from pelap.stages.context import Context
 from pelap.stages.score import find
+from pelap.stages.shared import Context
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, PlanEntry
 

@@ -17,7 +17,7 @@ from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import save_dataset
 from pelap.pipelines.model_io import load_model
 from pelap.stages import train
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 from pelap.training.parallel import train_alone, train_parallel
 from pelap.training.prefetch import _prefetched, prefetch
 

@@ -29,7 +29,7 @@ from pelap.stages import (
     score,
     train,
 )
-from pelap.stages.context import Context
+from pelap.stages.shared import Context
 
 pytestmark = pytest.mark.slow
 

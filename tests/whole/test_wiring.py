@@ -19,7 +19,7 @@ import pelap
 from pelap.config.load import STAGE_KEYS, load_params, read_yaml
 from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, input_file, packed_dataset
-from pelap.stages.inputs import READING
+from pelap.datasets.inputs import READING
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

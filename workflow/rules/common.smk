@@ -19,7 +19,7 @@ from pelap.datasets.locate import DATA_DIR_VARIABLE
 from pelap.core.errors import PelapError
 from pelap.core.keys import key
 from pelap.core.paths import DOWNLOADS, ChoosingPaths, RunPaths, StudyPaths, SweepPaths, TasksPaths, packed_dataset
-from pelap.stages.inputs import inputs_of, seen_last
+from pelap.datasets.inputs import inputs_of, seen_last
 
 RESULTS = Path("results")
 SUMMARY = SweepPaths(RESULTS / "{grid}")

@@ -9,8 +9,7 @@ from pelap.config.load import parse_params, read_yaml, select_keys
 from pelap.core import files
 from pelap.core.keys import code_of, key, working_folder_on_path
 from pelap.core.paths import input_file
-from pelap.data.entries import entries, passed_over
-from pelap.data.remarks import Remarks
+from pelap.data.entries import Remarks, entries, passed_over
 from pelap.datasets.locate import find_source
 
 READING = ("download", "train", "evaluate")

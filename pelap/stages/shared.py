@@ -1,16 +1,55 @@
-"""Models together with the data that they are used on."""
+"""What the stages share."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pelap.config import SoundParams
-from pelap.core.errors import ModelError
-from pelap.data.dataset import ImageDataset
+from pelap.config import DownloadParams, Params, SoundParams
+from pelap.config.rules import backwards
+from pelap.core.errors import ConfigError, ModelError
+from pelap.core.paths import RunPaths, packed_dataset
+from pelap.data.dataset import ImageDataset, load_dataset, made_by
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.model_io import load_model
-from pelap.stages.context import Context
+
+
+@dataclass(frozen=True)
+class Context:
+    """Checked parameters, where to read and write, and what to compute on."""
+
+    params: Params
+    paths: RunPaths
+    data: Path
+    device: torch.device
+
+    def dataset(self) -> ImageDataset:
+        """The packed data set that `download` made; what it was made by otherwise than now is said.
+
+        Raises:
+            DataError: It is missing or damaged.
+            ConfigError: It holds sounds, and the parameters mirror pictures.
+        """
+        path = packed_dataset(self.data, self.params.dataset)
+        dataset = load_dataset(path)
+        self._compare(path, dataset)
+        problems = backwards(self.params) if dataset.sound is not None else []
+        if problems:
+            raise ConfigError("; ".join(problems))
+        return dataset
+
+    def _compare(self, path: Path, dataset: ImageDataset) -> None:
+        """Say where the parameters, if they have that section, would make another data set."""
+        download: DownloadParams | None = getattr(self.params, "download", None)
+        if download is None or not dataset.made_by:
+            return
+        differing = made_by(self.params.dataset, download, self.params.seed).differences(dataset.made_by)
+        if differing:
+            print(
+                f"warning: {path} was made with another {', '.join(differing)} than the parameters have now; "
+                "run `pelap download`, unless that is what you want"
+            )
 
 
 def trained_model(
