@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Any]:
     import torch
     from harness import ROOT, argument_parser, compare, finish
 
-    from pelap.config.load import read_yaml
+    from pelap.config.load import resolved
     from pelap.core.paths import packed_dataset
 
     parser = argument_parser(__doc__, rounds=1)
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Any]:
     entries, taken = [], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        raw = scaled(dict(read_yaml(args.params)), **sizes)
+        raw = scaled(resolved(args.params), **sizes)
         params = folder / "params.json"
         params.write_text(json.dumps(raw))
         write_pictures(packed_dataset(folder, raw["dataset"]), raw["dataset"], args.pictures, args.side)

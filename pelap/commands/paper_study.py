@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from pelap.config import Params, Section
-from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, read_yaml, select_keys
+from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, read_yaml, resolved, select_keys
 from pelap.config.model import Name
 from pelap.config.rules import STAGES
 from pelap.core import files
@@ -145,14 +145,14 @@ def _mapping(raw: Any, path: Path) -> dict[str, Any]:
 
 
 def _preset(path: Path, name: str, part: PartFile) -> dict[str, Any]:
-    """A preset as parsed, once it is known to be a whole parameter file."""
+    """All parameters of a preset, once they are known to be as they must be."""
     preset = path.parent / part.preset
     if not preset.is_file():
         raise ConfigError(
             f"{path}: parts.{name}.preset: no file {preset}; give a path from the study's folder"
         )
     load_params(preset)
-    return _mapping(read_yaml(preset), preset)
+    return resolved(preset)
 
 
 def _cell(path: Path, name: str, part: PartFile, preset: Mapping[str, Any], dataset: str, seed: int) -> Cell:

@@ -48,7 +48,7 @@ PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
 TABLES = ("variants", "prune.methods", "distill.students", "download.folders")
 """Where keys are names that a user gives: a file that has such a table has all of it."""
 EXTENDS = "extends"
-"""Key of a parameter file: another one, beside it, that it says the differences from."""
+"""Key of a parameter file that says the differences from another one, by its path from the file."""
 
 
 def _plain(section: Section) -> dict[str, Any]:
@@ -170,7 +170,9 @@ def _parsed(text: str, source: str) -> Any:
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """What a parameter file says, over the one that it extends; keys that it leaves out are not there.
+    """What a parameter file says, over the one that it extends; sections that it leaves out are not there.
+
+    A dotted key changes one value, an entry of a table too.
 
     Raises:
         ConfigError: A file is missing, is no mapping, or extends itself.
@@ -180,16 +182,17 @@ def read_params(path: Path) -> dict[str, Any]:
 
 def _layers(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     raw = dict(_mapping(read_yaml(path), str(path)))
+    dotted = {key: raw.pop(key) for key in list(raw) if "." in key}
+    base = {key: DEFAULTS[key] for key in DEFAULTS.keys() & {key.partition(".")[0] for key in dotted}}
     other = raw.pop(EXTENDS, None)
-    if other is None:
-        return raw
-    if not isinstance(other, str):
-        raise ConfigError(f"{path}: {EXTENDS}: expected the path of a parameter file (it is {other!r})")
-    below = path.parent / other
-    if below.resolve() in (path.resolve(), *above):
-        raise ConfigError(f"{path}: {EXTENDS}: {other} extends this file; drop one of the two")
-    merged: dict[str, Any] = merge(_layers(below, (*above, path.resolve())), raw)
-    return merged
+    if other is not None:
+        if not isinstance(other, str):
+            raise ConfigError(f"{path}: {EXTENDS}: expected the path of a parameter file (it is {other!r})")
+        below = path.parent / other
+        if below.resolve() in (path.resolve(), *above):
+            raise ConfigError(f"{path}: {EXTENDS}: {other} extends this file; drop one of the two")
+        base |= _layers(below, (*above, path.resolve()))
+    return dict(with_overrides(merge(base, raw), dotted))
 
 
 def resolved(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _not_packed(path: Path, problem: str) -> DataError:
 
 
 def _sound(text: str | None) -> SoundParams | None:
-    return None if text is None else SoundParams.model_validate_json(text)
+    return None if text is None else SoundParams.written(json.loads(text))
 
 
 def _shape(dataset: ImageDataset) -> tuple[int, int, int]:

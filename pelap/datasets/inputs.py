@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pelap.config.load import parse_params, read_yaml, select_keys
+from pelap.config.load import parse_params, resolved, select_keys
 from pelap.core import files
 from pelap.core.keys import code_of, key, working_folder_on_path
 from pelap.core.paths import input_file
@@ -25,7 +25,7 @@ def inputs(params: Path, data: Path) -> None:
     Raises:
         ConfigError: The parameters are not as they must be.
     """
-    raw = read_yaml(params)
+    raw = resolved(params)
     parse_params(raw, str(params))
     for stage in READING:
         file = input_file(data, stage)

@@ -23,7 +23,7 @@ from pelap.commands import paper as runner
 from pelap.commands import paper_records
 from pelap.commands.paper_study import load_study
 from pelap.commands.time_limit import TimeIsUp, time_limit
-from pelap.config.load import load_params, read_yaml
+from pelap.config.load import load_params, read_yaml, resolved
 from pelap.core import files
 from pelap.core.errors import ConfigError, TrainingError
 from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
@@ -553,7 +553,7 @@ def test_the_studies_are_what_they_say(name: str) -> None:
 
 
 def test_ablation_preset_is_the_papers_model_with_other_penalties() -> None:
-    raw, paper = (read_yaml(ROOT / "presets" / f"{name}.yaml") for name in ("ablation", "pelap-a"))
+    raw, paper = (resolved(ROOT / "presets" / f"{name}.yaml") for name in ("ablation", "pelap-a"))
     for section in ("lambda", "download", "vae", "unet", "diffusion", "collapse"):
         assert raw[section] == paper[section], section
     differing = {key for key in paper["train"] if raw["train"][key] != paper["train"][key]}

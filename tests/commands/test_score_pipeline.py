@@ -332,8 +332,8 @@ def test_options_that_do_not_go_together(ddim: Case, capsys: pytest.CaptureFixtu
 
 def test_parameters_that_a_pipeline_needs(ddim: Case, capsys: pytest.CaptureFixture[str]) -> None:
     params = ddim.root / "half.yaml"
-    params.write_text("seed: 0\n")
-    assert "lacks score, prune" in fails(capsys, ddim.prune(params=params))
+    params.write_text("seed: 0\nprune: {nums: 3}\ntrain: not looked at\n")
+    assert "half.yaml: prune.nums: unknown key" in fails(capsys, ddim.prune(params=params))
 
 
 def test_scores_of_another_model(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

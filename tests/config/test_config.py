@@ -460,21 +460,6 @@ def test_lambda_is_kept_from_variants_that_do_not_use_it() -> None:
     assert list(select_keys(raw, "train", "pelap")["variants"]) == ["pelap"]
 
 
-def test_presets_have_the_keys_of_the_default() -> None:
-    def keys(raw: dict[str, Any]) -> set[str]:
-        free = ("vae", "unet", "variants", "folders")  # their keys depend on a kind or are names
-        return {
-            f"{key}.{sub}" if isinstance(value, dict) and key not in free else key
-            for key, value in raw.items()
-            for sub in (value if isinstance(value, dict) and key not in free else [""])
-        }
-
-    presets = sorted((ROOT / "presets").glob("*.yaml"))
-    assert presets
-    for path in presets:
-        assert keys(read_yaml(path)) == keys(raw_params()), path.name
-
-
 def test_paper_preset_is_the_paper() -> None:
     params = load_params(ROOT / "presets" / "pelap-a.yaml")
     assert params.dataset == "cifar10"

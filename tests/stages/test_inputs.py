@@ -10,13 +10,13 @@ from ruamel.yaml import YAML
 from tiny import ROOT
 
 from pelap.cli import main
-from pelap.config.load import read_yaml
+from pelap.config.load import read_yaml, resolved
 from pelap.core import files
 from pelap.core.paths import input_file
 from pelap.datasets.inputs import READING, inputs_of
 
 RAW = read_yaml(ROOT / "params.yaml")
-TEXT = read_yaml(ROOT / "presets" / "tasks" / "text.yaml")
+TEXT = resolved(ROOT / "presets" / "tasks" / "text.yaml")
 
 
 def pictures(folder: Path) -> Path:
@@ -150,7 +150,7 @@ def test_what_is_gone_is_as_it_was_seen_last(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_wrong_parameters_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "p.yaml").write_text("dataset: photos\n")
+    (tmp_path / "p.yaml").write_text("dataset: nope\n")
     assert main(["inputs", "--params", str(tmp_path / "p.yaml"), "--data", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not input_file(tmp_path, "train").exists()

@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import pelap
-from pelap.config.load import STAGE_KEYS, load_params, read_yaml
+from pelap.config.load import STAGE_KEYS, load_params, read_yaml, resolved
 from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, input_file, packed_dataset
 from pelap.datasets.inputs import READING
@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 RAW = read_yaml(ROOT / "params.yaml")
 RUN = RunPaths(Path("results/default"))
 STUDY_FILE = ROOT / "presets" / "collapse_study.yaml"
-STUDY = read_yaml(STUDY_FILE)
+STUDY = resolved(STUDY_FILE)
 CHOOSING_FILE = ROOT / "presets" / "choosing.yaml"
 PRESETS = sorted((ROOT / "presets").rglob("*.yaml"))
 TASKS = read_yaml(ROOT / "workflow" / "config.yaml")["tasks"]
@@ -186,7 +186,7 @@ def test_dvc_plots_draw_declared_files() -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_have_the_keys_of_the_default(preset: Path) -> None:
     load_params(preset)
-    assert set(read_yaml(preset)) == set(RAW)
+    assert set(resolved(preset)) == set(RAW)
 
 
 def test_versions_agree() -> None:
@@ -395,7 +395,7 @@ def test_snakemake_plans_every_cell(project: Path, target: str, prefix: str, pre
     grid = (f"{prefix}datasets=[photos,cifar10]", f"{prefix}seeds=[7,8]", f"{prefix}params={ROOT / preset}")
     result = run(project, "snakemake", "-n", "--cores", "4", target, "--config", *grid)
     assert result.returncode == 0, result.stdout + result.stderr
-    cells, variants = 4, len(read_yaml(ROOT / preset)["variants"])
+    cells, variants = 4, len(resolved(ROOT / preset)["variants"])
     assert planned(result) == {
         "download": 3,  # photos differ from seed to seed, cifar10 does not
         "train": cells * variants,
@@ -425,7 +425,7 @@ def test_snakemake_plans_every_task(project: Path) -> None:
     result = run(project, "snakemake", "-n", "--cores", "4", "all_tasks", "--config", "task_seeds=[7,8]")
     assert result.returncode == 0, result.stdout + result.stderr
     cells = 2 * len(TASKS)
-    trained = sum(2 * len(read_yaml(project / task["params"])["variants"]) for task in TASKS.values())
+    trained = sum(2 * len(resolved(project / task["params"])["variants"]) for task in TASKS.values())
     assert planned(result) == {
         "download": cells,  # photos and sounds differ from seed to seed
         "train": trained,
@@ -491,7 +491,7 @@ def test_study_reruns_what_a_change_affects_and_nothing_else(project: Path) -> N
     written = read_yaml(cell.root / "params" / "evaluate.yaml")
     assert (written["dataset"], written["seed"], written["variants"]) == ("photos", 3, STUDY["variants"])
     assert packed_dataset(project / "data/collapse_study/seed3", "photos").exists()
-    control = next(name for name, fields in STUDY["variants"].items() if fields.get("penalty"))
+    control = next(name for name, fields in STUDY["variants"].items() if fields.get("sparsity_weight"))
     change(project, STUDY_FILE, lambda raw: raw["variants"][control].update(sparsity_weight=0.0123))
     assert calls(project, *study) == {f"train@{control}", "collapse", "evaluate", "study"}
     change(project, STUDY_FILE, lambda raw: raw["evaluate"].update(num_images=999))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tiny import ROOT
 
 from pelap.cli import main
-from pelap.config.load import read_yaml
+from pelap.config.load import resolved
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import ChoosingPaths, RunPaths
@@ -375,6 +375,6 @@ def test_figures(done: Path) -> None:
 
 
 def test_every_method_of_the_preset_has_a_family() -> None:
-    methods = read_yaml(ROOT / "presets" / "choosing.yaml")["prune"]["methods"]
+    methods = resolved(ROOT / "presets" / "choosing.yaml")["prune"]["methods"]
     assert {figures.family_of(name) for name in methods} == set(figures.FAMILIES)
     assert figures.family_of("own") == figures.OTHERS

@@ -10,7 +10,7 @@ import pytest
 from tiny import ROOT
 
 from pelap.cli import main
-from pelap.config.load import read_yaml
+from pelap.config.load import resolved
 from pelap.core import files
 from pelap.core.paths import RunPaths, StudyPaths
 from pelap.report.figures.style import to_png
@@ -202,8 +202,8 @@ def test_names_of_families() -> None:
 
 @pytest.mark.parametrize("name", ["collapse_study", "collapse_study_gpu"])
 def test_presets_differ_in_size_alone(name: str) -> None:
-    raw = read_yaml(ROOT / "presets" / f"{name}.yaml")
-    assert list(raw["variants"]) == list(read_yaml(ROOT / "presets" / "collapse_study.yaml")["variants"])
+    raw = resolved(ROOT / "presets" / f"{name}.yaml")
+    assert list(raw["variants"]) == list(resolved(ROOT / "presets" / "collapse_study.yaml")["variants"])
     assert {fields["sparsity_key"] for fields in raw["variants"].values()} == {"seed"}
     assert raw["evaluate"]["models"] == "variants"
     assert raw["evaluate"]["latency_repeats"] is None

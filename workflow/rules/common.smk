@@ -14,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(workflow.basedir))
 
 from pelap.core import files
+from pelap.config import load
 from pelap.config.load import parse_params, read_yaml, select_keys
 from pelap.datasets.locate import DATA_DIR_VARIABLE
 from pelap.core.errors import PelapError
@@ -84,7 +85,7 @@ def parameters(grid):
     """The raw parameter file of a grid, checked for every cell of it."""
     source, datasets, seeds = GRIDS[grid]
     try:
-        raw = read_yaml(Path(source))
+        raw = load.resolved(Path(source))
         for dataset, seed in product(datasets, seeds):
             parse_params({**raw, "dataset": dataset, "seed": int(seed)}, source)
     except PelapError as error:
