@@ -181,6 +181,20 @@ def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     return value
 
 
+def read_mappings(path: Path, keys: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Read a JSON object of objects with at least these keys, such as `prune/result.json`.
+
+    Raises:
+        DataError: It is missing, no object, holds anything else, or one lacks a key.
+    """
+    whole = read_mapping(path)
+    for name, value in whole.items():
+        absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["a mapping"]
+        if absent:
+            raise DataError(f"{path}: {name}: lacks {', '.join(absent)}; make it again")
+    return whole
+
+
 def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
     """Read ``{model: {metric: number}}``.
 

@@ -1,58 +1,58 @@
-"""What the report is made from: a run's tables, dictionaries and pictures, already read."""
+"""What the report is made from: a run's tables, dictionaries and pictures."""
 
-from collections.abc import Mapping
+import wave
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pelap.core.listing import changed
-from pelap.report.figures.budget import measured
-from pelap.report.modality import ModalityNames, modality_names
-from pelap.report.rows import CACHED, PRUNED
-from pelap.report.tables import metrics_frame, quality_column
+from pelap.core import files
+from pelap.core.errors import DataError
+from pelap.core.listing import QUANTITIES, changed
+from pelap.core.paths import RunPaths
+from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
+from pelap.report.tables import CACHED, PRUNED, SURE, metrics_frame, quality_column
+
+_LOSSES = ("step", "noise", "recon", "mean_mask")
+_CHANGES = [f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")]
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run. Column names are those of the files that the stages write."""
+    """One run. Tables and mappings are those of the files of the same names in `RunPaths`."""
 
     dataset: str
     seed: int
     metrics: Mapping[str, Mapping[str, float | None]]
     protocol: Mapping[str, Any]
+    """That of the evaluation."""
     history: Mapping[str, pd.DataFrame]
     """Training losses by step, per variant."""
     validation: Mapping[str, pd.DataFrame]
     """Losses on test pictures by epoch, per variant."""
     collapse: pd.DataFrame
-    """Verdict, reason and numbers, a row a variant."""
+    """Verdict, reason and numbers, a row a variant; the next two have them by epoch and by time step."""
     epochs: pd.DataFrame
-    """The same numbers after every epoch, of all variants."""
     timesteps: pd.DataFrame
-    """Noise loss and its floor in bins of time steps, of all variants."""
     masks: pd.DataFrame
     scores: pd.DataFrame
     """A row an operator."""
     score_protocol: Mapping[str, Any]
-    """How they were scored."""
     changes: pd.DataFrame
     """Operators before and after pruning, of every plan, the whole denoiser first."""
     prune_result: Mapping[str, Mapping[str, Any]]
     """What was promised and what was measured, by plan."""
     distill: pd.DataFrame
-    """Losses by step, of every student."""
     distill_validation: pd.DataFrame
-    """Held-out losses and, if it was measured, the quality on the way."""
     students: Mapping[str, Mapping[str, Any]]
-    """How each student was trained, and which step of it was kept."""
+    """How each was trained, and which step of it was kept."""
     latencies: pd.DataFrame
-    """Times of one pass by model, batch size and mode; no row where nothing was timed."""
     budget: pd.DataFrame
-    """Time per image and quality by model and number of sampling steps; no row where nothing was timed."""
     differences: pd.DataFrame
-    """Frechet distances of one model less those of another, with standard errors."""
     samples: Mapping[str, bytes]
     """PNG grids by model, from the same noise; `real` holds train pictures."""
     reconstructions: Mapping[str, bytes]
@@ -101,13 +101,22 @@ class RunData:
         dense = [] if self.scored is None else [self.scored]
         return [*dense, *(f"{PRUNED}-{plan}" for plan in self.plans), *self.students, *self.cached]
 
+    def started(self, start: str) -> list[str]:
+        """Students that were trained on from this: `pruned`, `dense` or `scratch`."""
+        return [row for row, how in self.students.items() if how["start"] == start]
+
+    @property
+    def unpruned(self) -> list[str]:
+        """What pruned networks are held against: the scored variant, and what was trained on from it."""
+        return [*([] if self.scored is None else [self.scored]), *self.started("dense")]
+
     @cached_property
     def points(self) -> pd.DataFrame:
-        """Time per image and quality of `denoisers`, as `figures_budget.draw` takes them."""
+        """Time per image and quality of `denoisers`, as `figures.budget.draw` takes them."""
         column = quality_column(self.frame)
         if column is None or column.key not in self.budget:
-            return pd.DataFrame()
-        return measured(self.budget[self.budget["model"].isin(self.denoisers)], column.key)
+            return pd.DataFrame(columns=["model", "steps", "x", "x_err", "y", "y_err"])
+        return budget_points(self.budget[self.budget["model"].isin(self.denoisers)], column.key)
 
     @cached_property
     def replaced(self) -> dict[str, str]:
@@ -122,3 +131,125 @@ class RunData:
     def changed_by(self, plan: str) -> pd.DataFrame:
         """The whole denoiser and the replaced operators of a plan."""
         return changed(self.changes[self.changes["plan"] == plan])
+
+    def difference(self, model: str, against: str, metric: str) -> tuple[float, float] | None:
+        """Difference of two models in a metric and its standard error, if it was measured."""
+        table = self.differences
+        found = table[(table["model"] == model) & (table["against"] == against) & (table["metric"] == metric)]
+        pair = found[["difference", "se"]].dropna().head(1).to_numpy(dtype=float)
+        return (float(pair[0, 0]), float(pair[0, 1])) if len(pair) else None
+
+
+def budget_points(budget: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The points of one run: x is the time per image, y a distance, with half lengths of their bars.
+
+    Args:
+        budget: Rows of `budget.csv`.
+        key: The distance; its standard errors are in the column `<key>_se`.
+    """
+    table = pd.DataFrame(
+        {
+            "model": budget["model"].astype(str),
+            "steps": budget["steps"],
+            "x": budget["image_ms"],
+            "x_err": budget["image_iqr_ms"] / 2,
+            "y": budget[key],
+            "y_err": SURE * budget[f"{key}_se"] if f"{key}_se" in budget else float("nan"),
+        }
+    )
+    return table.dropna(subset=["x", "y"]).reset_index(drop=True)
+
+
+def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) -> RunData:
+    """Read everything that the report shows.
+
+    Raises:
+        DataError: A file of an earlier stage is missing or not what it should be.
+    """
+    metrics, protocol = files.read_metrics(paths.metrics), files.read_mapping(paths.evaluate_protocol)
+    variants, heard = tuple(variants), modality_names(protocol).many == SOUNDS
+    return RunData(
+        dataset=dataset,
+        seed=seed,
+        metrics=metrics,
+        protocol=protocol,
+        history={name: files.read_csv(paths.train(name).history, _LOSSES) for name in variants},
+        validation={name: files.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
+        collapse=_table(paths.collapse_table, "variant verdict reason unet_input_std"),
+        epochs=_table(paths.collapse_epochs, "variant epoch"),
+        timesteps=_table(
+            paths.collapse_timesteps, "variant first_step last_step diffusion_loss gaussian_floor"
+        ),
+        masks=_table(paths.masks_per_class, "variant class_name channel mean_mask"),
+        scores=_table(
+            paths.scores,
+            "operator kind parent score score_low score_high num_latents stopped_early latency_share",
+        ),
+        score_protocol=files.read_mapping(
+            paths.score_protocol,
+            ["num_latents", "num_seeds", "formula", "early_stop", "rank_correlation", "latency_batch_size"],
+        ),
+        changes=files.read_csv(paths.changes, ["plan", "operator", "action", *_CHANGES]),
+        prune_result=files.read_mappings(paths.prune_result),
+        distill=_table(paths.distill_history, "student step loss"),
+        distill_validation=_table(paths.distill_validation, "student step task"),
+        students=files.read_mappings(
+            paths.distill_result,
+            [
+                "start",
+                "plan",
+                "steps",
+                "kept_step",
+                "select",
+                "task_weight",
+                "output_weight",
+                "feature_weight",
+            ],
+        ),
+        latencies=_table(paths.latencies, "model batch_size mode median_ms iqr_ms"),
+        budget=_table(paths.budget, "model steps image_ms image_iqr_ms"),
+        differences=_table(paths.differences, "model against metric difference se"),
+        samples={name: read_png(paths.samples(name)) for name in metrics},
+        # Of the originals and of variants: pruning leaves the autoencoder alone.
+        reconstructions={name: read_png(paths.reconstructions(name)) for name in ("real", *variants)},
+        sounds={name: read_wav(paths.samples_sound(name)) for name in metrics} if heard else {},
+    )
+
+
+def _table(path: Path, columns: str) -> pd.DataFrame:
+    return files.read_csv(path, columns.split())
+
+
+def read_png(path: Path) -> bytes:
+    """Read a picture and check that it is a whole PNG file."""
+    from PIL import Image
+
+    content = _content(path)
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:
+        raise DataError(
+            f"{path}: not a readable PNG picture ({files.one_line(error)}); make it again"
+        ) from None
+    return content
+
+
+def read_wav(path: Path) -> bytes:
+    """Read a sound and check that it is a whole WAV file that browsers play."""
+    content = _content(path)
+    try:
+        with wave.open(BytesIO(content)) as sound:
+            expected = sound.getnframes() * sound.getnchannels() * sound.getsampwidth()
+            complete = len(sound.readframes(sound.getnframes())) == expected > 0
+    except (wave.Error, EOFError) as error:
+        raise DataError(f"{path}: not a readable WAV file ({files.one_line(error)}); make it again") from None
+    if not complete:
+        raise DataError(f"{path}: the WAV file ends early; make it again")
+    return content
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise files.missing(path)
+    return path.read_bytes()

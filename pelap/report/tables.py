@@ -1,9 +1,10 @@
-"""The table of models: as a data frame, in Markdown, in the terminal and as cells for the page."""
+"""Tables of models: how every metric is called and written, in Markdown, in the terminal and on the page."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pandas as pd
 from rich import box
@@ -11,6 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 DASH, MINUS, PLUS_MINUS = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
+SURE = 1.96
+"""Standard errors to either side of a 95 % interval."""
+CERTAIN = 2
+"""Standard errors that a difference within one run must exceed to be called one."""
+SAME = "not told apart"
+"""The verdict on a difference that may be chance; no proof that the two are alike."""
+PRUNED = "pruned"
+"""Family of the rows ``pruned-PLAN``: networks before they are trained further."""
+CACHED = "cached"
+"""Family of the rows ``cached-N``: the scored variant whose sampling steps share deep features."""
 CHANGE = "latency_change"
 """Derived column: time of the UNet relative to the dense one that was pruned, minus one."""
 VOCODED = "_vocoded"
@@ -66,10 +77,8 @@ class Column:
         """The cell as the terminal shows it: short, and ASCII, as some terminals have no more."""
         if self.short_scale is not None:
             text = number(row[self.key] * self.short_scale, 2, self.signed)
-        elif is_distance(self.key):
-            text = self.of(row)
         else:
-            text = self.cell(row[self.key])
+            text = self.of(row) if is_distance(self.key) else self.cell(row[self.key])
         return text.replace(DASH, "-").replace(MINUS, "-").replace(f" {PLUS_MINUS} ", "+-")
 
 
@@ -110,12 +119,35 @@ _COLUMNS = (
     Column("peak_memory_mib", "peak memory", "MiB", _LOWER, decimals=1, group="costs", brief=False,
            short="peak\nMiB"),
     Column("disk_mib", "weights on disk", "MiB", _LOWER, group="costs", brief=False),
+    Column("latency_least_ms", "latency_least_ms", decimals=4, group="costs"),
 )  # fmt: skip
+_KNOWN = {each.key: each for each in _COLUMNS}
 _IMPORTANCE = ("fd", "fid", "prompt_agreement", "latency_ms", CHANGE, "image_ms", "recovered", "params",
                "kid", "recall", "psnr", "macs", "ssim", "peak_memory_mib")  # fmt: skip
 """What stays in the terminal when not everything has room, most important first."""
 _TERMINAL, _NAME_WIDTH, _BETWEEN = 80, 18, 2
 """Characters of a line, of a name in it before it takes a second line, and between columns."""
+
+
+class Heading(NamedTuple):
+    """Of a column of the page."""
+
+    title: str
+    unit: str = ""
+    span: int = 1
+    """Number of columns below it."""
+
+
+class Sheet(NamedTuple):
+    """A table of the page."""
+
+    id: str
+    first: str
+    """Heading of the names on the left."""
+    headings: Sequence[Heading]
+    """Of the other columns."""
+    rows: Sequence[tuple[str, Sequence[str]]]
+    """Name and cells."""
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
@@ -126,6 +158,40 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
     return text.replace("-", MINUS)
+
+
+def listed(items: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *most, last = ["", *items]
+    return f"{', '.join(most[1:])} and {last}" if most[1:] else last
+
+
+def verdict(difference: float, margin: float) -> str:
+    """`better`, `worse` or `not told apart`: the one rule for a difference of distances, lower is better.
+
+    Args:
+        difference: A model's distance less that of another.
+        margin: What it must exceed: standard errors in one run, a deviation or half an interval over seeds.
+    """
+    if not abs(difference) > margin:
+        return SAME
+    return "worse" if difference > 0 else "better"
+
+
+def plans_of(models: Iterable[str]) -> list[str]:
+    """The plans that the rows of pruned networks name, in their order."""
+    return [model.removeprefix(f"{PRUNED}-") for model in models if model.startswith(f"{PRUNED}-")]
+
+
+def split_row(model: str, plans: Sequence[str]) -> tuple[str, str | None]:
+    """Family and plan of a row: `distilled-25` is of the family `distilled`, `baseline` is its own.
+
+    Of `cached-2` it is `cached` and the interval.
+    """
+    if re.fullmatch(rf"{CACHED}-\d+", model):
+        return CACHED, model.removeprefix(f"{CACHED}-")
+    plan = max((plan for plan in plans if model.endswith(f"-{plan}")), key=len, default=None)
+    return (model, None) if plan is None else (model.removesuffix(f"-{plan}"), plan)
 
 
 def metrics_frame(
@@ -150,13 +216,11 @@ def metrics_frame(
 
 def _sorted(keys: Iterable[str]) -> list[str]:
     """By extractor in the order given, then the known columns in order, then all others."""
-    keys = list(keys)
-    known = [each.key for each in _COLUMNS]
-    extractors = list(dict.fromkeys(name for key in keys for name in [_extractor(key)] if name is not None))
+    keys, known = list(keys), list(_KNOWN)
+    extractors = list(dict.fromkeys(parts[1] for key in keys if (parts := _parts(key))))
 
     def rank(key: str) -> tuple[int, int, bool]:
-        parts = _parts(key)
-        if parts is not None:
+        if parts := _parts(key):
             family = "fd" if parts[0] == "fid" else parts[0]
             return extractors.index(parts[1]), _DISTANCES.index(family), key.endswith(("_se", "_std"))
         return len(extractors), known.index(key) if key in known else len(known), False
@@ -174,16 +238,10 @@ def _parts(key: str) -> tuple[str, str] | None:
     return found[1], found[2] or ""
 
 
-def _extractor(key: str) -> str | None:
-    parts = _parts(key)
-    return parts[1] if parts else None
-
-
 def column(key: str) -> Column:
     """How a metric is shown; unknown ones keep their own name."""
-    for known in _COLUMNS:
-        if known.key == key:
-            return known
+    if key in _KNOWN:
+        return _KNOWN[key]
     if key.endswith(VOCODED):
         distance = column(key.removesuffix(VOCODED))
         title = f"{distance.title} after Griffin-Lim"
@@ -206,8 +264,7 @@ def columns(frame: pd.DataFrame) -> list[Column]:
 
 def quality_column(frame: pd.DataFrame) -> Column | None:
     """The distance between made and real pictures that the figures show, if any was measured."""
-    keys = [key for key in frame.columns if is_distance(key)]
-    return column(keys[0]) if keys else None
+    return next((column(key) for key in frame.columns if is_distance(key)), None)
 
 
 def is_distance(key: str) -> bool:
@@ -216,13 +273,24 @@ def is_distance(key: str) -> bool:
     return parts is not None and parts[0] in ("fd", "fid") and not key.endswith("_se")
 
 
-def markdown_table(frame: pd.DataFrame) -> str:
-    """The table for a README: names left, numbers right."""
-    shown = [each for each in columns(frame) if each.brief]
-    lines = [["model", *(each.heading for each in shown)], [":--", *("--:" for _ in shown)]]
-    for model, row in frame.iterrows():
-        lines.append([str(model).replace("|", "\\|"), *(each.of(row) for each in shown)])
+def markdown(headings: Sequence[str], rows: Iterable[Iterable[object]], left: Collection[int] = (0,)) -> str:
+    """A table in Markdown.
+
+    Args:
+        headings: Of the columns.
+        rows: Their cells.
+        left: Places of the columns that stand left; the others stand right.
+    """
+    aligned = [":--" if place in left else "--:" for place in range(len(headings))]
+    lines = ((str(cell).replace("|", r"\|") for cell in line) for line in [headings, aligned, *rows])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """The table of models for a README."""
+    shown = [each for each in columns(frame) if each.brief]
+    rows = ([model, *(each.of(row) for each in shown)] for model, row in frame.iterrows())
+    return markdown(["model", *(each.heading for each in shown)], rows)
 
 
 def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet", item: str = "image") -> Table:
@@ -234,17 +302,14 @@ def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet", item
         network: What the denoiser is called.
         item: What a model makes.
     """
+    heading = Text(title) if title else None
     table = Table(
-        title=Text(title) if title else None,
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title_justify="left",
+        title=heading, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, title_justify="left"
     )
     table.add_column("model", overflow="fold", min_width=8)
     shown = _fitting(frame, {"UNet": network, "image": item})
-    for heading in shown:
-        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for place, model in enumerate(frame.index):
         table.add_row(Text(str(model)), *(cells[place] for cells in shown.values()))
     return table
@@ -255,7 +320,6 @@ def _fitting(frame: pd.DataFrame, names: Mapping[str, str]) -> dict[str, list[st
 
     In headings, `names` stand for what they are the names of.
     """
-    rows = [row for _, row in frame.iterrows()]
     cells: dict[str, list[str]] = {}
     importance: dict[str, int] = {}
     for each in columns(frame):
@@ -263,15 +327,10 @@ def _fitting(frame: pd.DataFrame, names: Mapping[str, str]) -> dict[str, list[st
         for usual, name in names.items():
             heading = heading.replace(usual, name)
         if heading and heading not in cells:  # of two extractors the first
-            cells[heading] = [each.short_of(row) for row in rows]
-            importance[heading] = _IMPORTANCE.index(_family(each.key))
+            cells[heading] = [each.short_of(row) for _, row in frame.iterrows()]
+            importance[heading] = _IMPORTANCE.index((_parts(each.key) or [each.key])[0])
     width = {name: max(map(len, [*name.split("\n"), *texts])) for name, texts in cells.items()}
     room = _TERMINAL - min(max(map(len, map(str, frame.index)), default=0), _NAME_WIDTH) - _BETWEEN
     while sum(width.values()) + _BETWEEN * len(width) > room:
         width.pop(max(width, key=lambda name: importance[name]))
     return {name: texts for name, texts in cells.items() if name in width}
-
-
-def _family(key: str) -> str:
-    parts = _parts(key)
-    return parts[0] if parts else key

@@ -21,11 +21,8 @@ from pelap.report.figures.style import (
     shortened,
     titles,
 )
-from pelap.report.rows import CACHED, plans_of, split_row
-from pelap.report.tables import Column
+from pelap.report.tables import CACHED, Column, plans_of, split_row
 
-SURE = 1.96
-"""Standard errors to either side of a 95 % interval."""
 _LOGARITHMIC = 4
 """Ratio of the greatest to the least value from which on an axis is logarithmic."""
 _FAR = 1.0
@@ -34,9 +31,7 @@ _ROOM = 0.08
 """Share of an axis that is left free at each end."""
 
 
-class Point(NamedTuple):
-    """A row of the table that `draw` takes."""
-
+class _Point(NamedTuple):
     model: str
     steps: float
     x: float
@@ -45,29 +40,8 @@ class Point(NamedTuple):
     y_err: float
 
 
-def records(points: pd.DataFrame) -> list[Point]:
-    """The rows of such a table."""
-    return [Point(*row) for row in points[list(Point._fields)].itertuples(index=False, name=None)]
-
-
-def measured(budget: pd.DataFrame, key: str) -> pd.DataFrame:
-    """The points of one run: x is the time per image, y a distance, with half lengths of their bars.
-
-    Args:
-        budget: Rows of `budget.csv`.
-        key: The distance; its standard errors are in the column `<key>_se`.
-    """
-    table = pd.DataFrame(
-        {
-            "model": budget["model"].astype(str),
-            "steps": budget["steps"],
-            "x": budget["image_ms"],
-            "x_err": budget["image_iqr_ms"] / 2,
-            "y": budget[key],
-            "y_err": SURE * budget[f"{key}_se"] if f"{key}_se" in budget else np.nan,
-        }
-    )
-    return table.dropna(subset=["x", "y"]).reset_index(drop=True)
+def _points(table: pd.DataFrame) -> list[_Point]:
+    return [_Point(*row) for row in table[list(_Point._fields)].itertuples(index=False, name=None)]
 
 
 def draw(
@@ -77,7 +51,7 @@ def draw(
 
     Args:
         axis: Where to draw.
-        points: Columns model, steps, x, x_err, y, y_err; see `measured`.
+        points: Columns model, steps, x, x_err, y, y_err; see `pelap.report.data.budget_points`.
         look: Colours of all models.
         dense: The model that all others come from.
         column: How the distance is called.
@@ -151,7 +125,7 @@ def _family(axis: Axes, rows: pd.DataFrame, look: Mapping[str, Look], dense: str
     if len(rows) > 1:
         axis.plot(rows["x"], rows["y"], color=look[name].colour, linewidth=width * scale,
                   linestyle="-" if one else ":", zorder=2)  # fmt: skip
-    for row in records(rows):
+    for row in _points(rows):
         each = look[row.model]
         axis.errorbar(
             row.x, row.y, xerr=_bar(row.x_err), yerr=_bar(row.y_err), color=each.colour,
@@ -206,7 +180,7 @@ def _floor(axis: Axes, floor: float, column: Column, scale: float) -> None:
 
 def _labels(points: pd.DataFrame, dense: str) -> list[Label]:
     rows, stepped, labels = _split(points["model"]), _stepped(points, dense), []
-    for row in records(points):
+    for row in _points(points):
         text = f"{row.steps:g}" if row.model in stepped else rows[row.model][1]
         labels.append(Label(row.x, row.y, shortened(text or row.model)))
     return labels
@@ -215,7 +189,7 @@ def _labels(points: pd.DataFrame, dense: str) -> list[Label]:
 def _lines(points: pd.DataFrame) -> list[NDArray[np.float64]]:
     """What labels should not cover: the lines between points and all bars."""
     lines = [rows[["x", "y"]].to_numpy(dtype=float) for rows in _families(points)]
-    for row in records(points.fillna({"x_err": 0.0, "y_err": 0.0})):
+    for row in _points(points.fillna({"x_err": 0.0, "y_err": 0.0})):
         lines.append(np.array([[row.x, row.y - row.y_err], [row.x, row.y + row.y_err]]))
         lines.append(np.array([[row.x - row.x_err, row.y], [row.x + row.x_err, row.y]]))
     return lines

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pelap.report.data import RunData
-from pelap.report.figures import budget as figures_budget
+from pelap.report.figures.budget import draw, finish, key
 from pelap.report.figures.style import (
     INK,
     MUTED,
@@ -21,12 +21,13 @@ from pelap.report.figures.style import (
     Look,
     literal,
     looks,
+    nothing,
     panels,
     quiet,
     shortened,
     titles,
 )
-from pelap.report.tables import quality_column
+from pelap.report.tables import SURE, quality_column
 
 GRID_COLUMNS = 8
 """Pictures in a row of the grids that the evaluation saves."""
@@ -71,12 +72,6 @@ def image_strip(png: bytes) -> NDArray[np.uint8]:
         return np.asarray(grid.crop((0, 0, grid.width, min(grid.height, grid.width // GRID_COLUMNS))))
 
 
-def nothing(axis: Axes, text: str) -> None:
-    """Say that there is nothing to draw."""
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, text, color=MUTED, ha="center", va="center", transform=axis.transAxes)
-
-
 def _quality(owner: Figure | SubFigure, axis: Axes, run: RunData, scale: float = 1.0) -> None:
     column = quality_column(run.frame)
     if column is None:
@@ -85,9 +80,9 @@ def _quality(owner: Figure | SubFigure, axis: Axes, run: RunData, scale: float =
     floor = run.frame[column.key].get("real", np.nan)
     if run.scored is not None and len(run.points):
         look = looks(run.models)
-        figures_budget.draw(axis, run.points, look, run.scored, column, scale)
-        figures_budget.key(owner, run.points, look, run.scored, scale)
-        figures_budget.finish(axis, run.points, run.scored, floor, column, scale)
+        draw(axis, run.points, look, run.scored, column, scale)
+        key(owner, run.points, look, run.scored, scale)
+        finish(axis, run.points, run.scored, floor, column, scale)
     else:
         quality_alone(axis, run.frame, run.models, scale)
 
@@ -101,7 +96,7 @@ def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale:
     for place, (model, row) in enumerate(shown.iterrows()):
         each, error = look[str(model)], row.get(column.error, np.nan)
         axis.errorbar(
-            row[column.key], place, xerr=figures_budget.SURE * error if np.isfinite(error) else None,
+            row[column.key], place, xerr=SURE * error if np.isfinite(error) else None,
             color=each.colour, marker=each.marker, markersize=8 * scale, markerfacecolor=each.face,
             markeredgecolor=each.colour if each.hollow else PAPER, elinewidth=1.1 * scale, zorder=3,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure, SubFigure
 
-from pelap.report.rows import PRUNED, plans_of, split_row
+from pelap.report.tables import PRUNED, plans_of, split_row
 
 Dashes: TypeAlias = str | tuple[int, tuple[float, ...]]
 
@@ -119,6 +119,12 @@ def titles(axis: Axes, title: str = "", x: str = "", y: str = "") -> None:
 def legend(owner: Axes | Figure | SubFigure, **where: Any) -> None:
     """Frameless legend in the ink colour."""
     owner.legend(**({"frameon": False, "fontsize": 9, "labelcolor": INK} | where))
+
+
+def nothing(axis: Axes, text: str) -> None:
+    """Say that there is nothing to draw."""
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, text, color=MUTED, ha="center", va="center", transform=axis.transAxes)
 
 
 def log_scale(axis: Axes, values: Iterable[float], which: str = "y", least: float = 1.0) -> None:

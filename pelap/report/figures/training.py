@@ -1,14 +1,18 @@
-"""Figures of training and of distillation."""
+"""Figures of losses over time: of training, of the collapse, of distillation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from pelap.report.figures.budget import SURE
 from pelap.report.figures.style import (
+    INK,
+    MUTED,
     Look,
     legend,
     literal,
@@ -18,7 +22,7 @@ from pelap.report.figures.style import (
     shortened,
     titles,
 )
-from pelap.report.tables import column, is_distance
+from pelap.report.tables import SURE, column, is_distance
 
 _LOSSES = (
     ("noise", "Noise prediction", "mean squared error"),
@@ -31,7 +35,13 @@ _TERMS = (
     ("feature", "Features: the teacher's blocks"),
 )
 _LOGARITHMIC = 4
-"""Ratio of the greatest to the least value from which on a loss has a logarithmic axis."""
+"""Ratio of the greatest to the least value from which on a loss of distillation has a logarithmic axis."""
+_FLOOR_LINE = (0, (4, 2))
+"""How the Gaussian floor is dashed."""
+_MOST_CLASSES, _MOST_CHANNELS = 24, 8
+"""With more classes the heat map names only some; with more of either it writes no numbers."""
+_BRIGHT = 0.6
+"""From this value on the colour map wants dark numbers."""
 
 
 def training_curves(
@@ -42,37 +52,100 @@ def training_curves(
     look = looks(models)
     for axis, (loss, title, unit) in zip(axes, _LOSSES, strict=True):
         for variant, table in history.items():
-            _line(axis, table, loss, color=look[variant].colour, linewidth=0.8, alpha=0.45)
+            _line(axis, table, "step", loss, color=look[variant].colour, linewidth=0.8, alpha=0.45)
         for variant, table in validation.items():
-            _line(
-                axis, table, loss, color=look[variant].colour, linewidth=1.8, markersize=4.5,
-                marker=look[variant].marker, label=literal(shortened(variant)),
-            )  # fmt: skip
+            _line(axis, table, "step", loss, label=literal(shortened(variant)), **_marked(look[variant]))
         titles(axis, title, "training step", unit)
         if loss == "mean_mask":
             axis.set_ylim(-0.04, 1.06)
         else:
-            log_scale(axis, _values(history, validation, loss))
+            log_scale(axis, _values([*history.values(), *validation.values()], loss))
     _key(figure, axes[0])
     return figure
 
 
-def _line(axis: Axes, table: pd.DataFrame, column: str, **look: object) -> None:
-    if column in table:
-        axis.plot(table["step"], table[column], **look)  # type: ignore[arg-type]
+def epoch_curves(epochs: pd.DataFrame, models: Sequence[str]) -> Figure:
+    """Mask, scale of the UNet's input, and noise loss beside its floor, after every epoch."""
+    figure, (masks, scale, losses) = panels(3, (11, 3.9))
+    look = looks(models)
+    for variant, rows in _by("variant", epochs):
+        colour = look[variant].colour
+        if {"min_mask", "max_mask"} <= set(rows):
+            masks.fill_between(
+                rows["epoch"], rows["min_mask"], rows["max_mask"], color=colour, alpha=0.16, linewidth=0
+            )
+        for axis, name in ((masks, "mean_mask"), (scale, "unet_input_std"), (losses, "diffusion_loss")):
+            _line(axis, rows, "epoch", name, **_marked(look[variant]))
+        _line(losses, rows, "epoch", "gaussian_floor", color=colour, linewidth=1.4, linestyle=_FLOOR_LINE)
+    masks.set_ylim(-0.04, 1.06)
+    log_scale(scale, _values([epochs], "unet_input_std"))
+    log_scale(losses, _values([epochs], "diffusion_loss", "gaussian_floor"))
+    titles(masks, "Mask", "epoch", "mean and range over pictures")
+    titles(scale, "Scale of the UNet's input", "epoch", "standard deviation")
+    titles(losses, "Noise loss", "epoch", "mean squared error")
+    for axis in (masks, scale, losses):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _key_with_floor(figure, epochs, look)
+    return figure
 
 
-def _values(*groups: pd.DataFrame | Mapping[str, pd.DataFrame] | str) -> list[float]:
-    """All values of a column, the last argument, in several tables."""
-    *tables, column = groups
-    return [
-        value
-        for group in tables
-        if isinstance(group, Mapping)
-        for table in group.values()
-        if column in table
-        for value in table[str(column)]
-    ]
+def timestep_curves(timesteps: pd.DataFrame, models: Sequence[str]) -> Figure:
+    """Noise loss by diffusion time step beside its Gaussian floor, and the ratio of the two."""
+    figure, (losses, ratios) = panels(2, (11, 3.9))
+    look = looks(models)
+    floor = timesteps["gaussian_floor"]
+    table = timesteps.assign(
+        middle=(timesteps["first_step"] + timesteps["last_step"]) / 2,
+        ratio=timesteps["diffusion_loss"] / floor.where(floor > 0),  # no channel has a floor of 0
+    )
+    for variant, rows in _by("variant", table):
+        colour = look[variant].colour
+        _line(losses, rows, "middle", "diffusion_loss", **_marked(look[variant]))
+        _line(losses, rows, "middle", "gaussian_floor", color=colour, linewidth=1.4, linestyle=_FLOOR_LINE)
+        _line(ratios, rows, "middle", "ratio", **_marked(look[variant]))
+    log_scale(losses, _values([table], "diffusion_loss", "gaussian_floor"))
+    log_scale(ratios, _values([table], "ratio"))
+    ratios.axhline(1, color=MUTED, linestyle=_FLOOR_LINE, linewidth=1.2)
+    titles(losses, "Noise loss by time step", "diffusion time step (0: least noise)", "mean squared error")
+    titles(ratios, "Loss over floor", "diffusion time step", "ratio")
+    _key_with_floor(figure, table, look)
+    return figure
+
+
+def mask_heatmap(masks: pd.DataFrame) -> Figure:
+    """Mean mask of every class and latent channel, one panel per variant."""
+    variants = list(_by("variant", masks))
+    classes = masks["class_name"].nunique()
+    height = 1.3 + min(classes, 2 * _MOST_CLASSES) * (0.27 if classes <= _MOST_CLASSES else 0.12)
+    figure, axes = panels(max(1, len(variants)), (11, height), sharey=True)
+    mesh = None
+    for axis, (variant, rows) in zip(axes, variants, strict=False):
+        table = rows.pivot_table(index="class_name", columns="channel", values="mean_mask", sort=False)
+        mesh = axis.pcolormesh(table.to_numpy(), cmap="viridis", vmin=0, vmax=1)
+        _label_cells(axis, table)
+        titles(axis, shortened(variant), "latent channel")
+    if mesh is not None:
+        bar = figure.colorbar(mesh, ax=axes, fraction=0.03, pad=0.01)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, length=0, colors=INK)
+        bar.set_label("mean mask (0 off, 1 open)", fontsize=9, color=INK)
+    return figure
+
+
+def _label_cells(axis: Axes, table: pd.DataFrame) -> None:
+    """Class names on the left, channels below, values inside where they fit."""
+    classes, channels = table.shape
+    every = 1 if classes <= _MOST_CLASSES else 5
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+    axis.set_ylim(classes, 0)  # first class on top; inverting a shared axis twice would undo it
+    axis.set_xticks(np.arange(channels) + 0.5, [literal(name) for name in table.columns])
+    axis.set_yticks(np.arange(0, classes, every) + 0.5, [literal(name) for name in table.index[::every]])
+    if classes > _MOST_CLASSES or channels > _MOST_CHANNELS:
+        return
+    for (row, channel), value in np.ndenumerate(table.to_numpy(dtype=float)):
+        ink = "#ffffff" if value < _BRIGHT else "#000000"
+        axis.text(channel + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
 
 
 def distillation_curves(history: pd.DataFrame, models: Sequence[str]) -> Figure:
@@ -82,9 +155,9 @@ def distillation_curves(history: pd.DataFrame, models: Sequence[str]) -> Figure:
     figure, axes = panels(len(shown), (2 + 3 * len(shown), 3.9))
     look = looks(models)
     for axis, (term, title) in zip(axes, shown, strict=True):
-        for student, rows in _by_student(history):
+        for student, rows in _by("student", history):
             each = look[student]
-            _line(axis, rows, term, color=each.colour, linestyle=each.dashes, linewidth=1.4,
+            _line(axis, rows, "step", term, color=each.colour, linestyle=each.dashes, linewidth=1.4,
                   label=literal(shortened(student)))  # fmt: skip
         log_scale(axis, history.get(term, ()), least=_LOGARITHMIC)
         titles(axis, title, "step", "squared error" if term == "task" else "relative squared distance")
@@ -103,15 +176,12 @@ def distillation_quality(
         models: All models of the report, which fixes the colours.
     """
     known = [str(name) for name in validation.dropna(axis="columns", how="all")]
-    distance = next((name for name in known if is_distance(name)), None)
     shown = [("task", "Task loss on test pictures", "mean squared error")]
-    if distance is not None:
-        heading = column(distance)
-        shown.append((distance, heading.title, heading.heading))
+    shown += [(name, column(name).title, column(name).heading) for name in known if is_distance(name)][:1]
     figure, axes = panels(len(shown), (5.5 * len(shown), 4.0))
     look = looks(models)
     for axis, (name, title, unit) in zip(axes, shown, strict=True):
-        for student, rows in _by_student(validation):
+        for student, rows in _by("student", validation):
             _validated(axis, rows, name, look[student], student, students.get(student, {}).get("kept_step"))
         log_scale(axis, validation.get(name, ()), least=_LOGARITHMIC)
         titles(axis, title, "step (0: before training)", unit)
@@ -135,12 +205,37 @@ def _validated(axis: Axes, rows: pd.DataFrame, name: str, look: Look, student: s
               markeredgecolor=look.colour, linestyle="none")  # fmt: skip
 
 
-def _by_student(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for student, rows in table.groupby("student", sort=False):
-        yield str(student), rows
+def _by(name: str, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each variant or student."""
+    for value, rows in table.groupby(name, sort=False):
+        yield str(value), rows
+
+
+def _marked(look: Look) -> dict[str, Any]:
+    return {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 1.8}
+
+
+def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, **look: Any) -> None:
+    if y in table:
+        axis.plot(table[x], table[y], **look)
+
+
+def _values(tables: Iterable[pd.DataFrame], *columns: str) -> list[float]:
+    """All values of some columns, where tables have them."""
+    return [value for table in tables for name in columns if name in table for value in table[name]]
 
 
 def _key(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         legend(figure, handles=handles, labels=labels, loc="outside lower center", ncols=5)
+
+
+def _key_with_floor(figure: Figure, table: pd.DataFrame, look: Mapping[str, Look]) -> None:
+    """Colours of the variants, and what the dashes are."""
+    handles = [
+        Line2D([], [], color=look[name].colour, marker=look[name].marker, label=literal(shortened(name)))
+        for name, _ in _by("variant", table)
+    ]
+    handles.append(Line2D([], [], color=MUTED, linestyle=_FLOOR_LINE, label="Gaussian floor"))
+    legend(figure, handles=handles, loc="outside lower center", ncols=6)

@@ -12,7 +12,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 
 from pelap.report.figures.labels import Label, place
-from pelap.report.figures.overview import nothing
 from pelap.report.figures.style import (
     INK,
     MUTED,
@@ -20,12 +19,12 @@ from pelap.report.figures.style import (
     legend,
     literal,
     log_scale,
+    nothing,
     panels,
     shortened,
     titles,
 )
-from pelap.report.rows import CACHED, split_row
-from pelap.report.tables import MINUS, column
+from pelap.report.tables import CACHED, MINUS, column, split_row
 from workflow.studies.choosing.tables import Cell, several, shared_amount
 
 FAMILIES: dict[str, tuple[str, ...]] = {

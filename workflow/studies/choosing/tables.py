@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pelap.report.rows import CACHED, split_row
+from pelap.report.tables import CACHED, split_row
 
 CRITERIA = (
     *("score", "avg_dist", "std_dist"),

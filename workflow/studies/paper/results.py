@@ -14,8 +14,8 @@ from pelap.commands.paper_study import Cell, Study, load_study
 from pelap.core import files
 from pelap.core.errors import ConfigError
 from pelap.core.paths import PaperPaths, RunPaths
-from pelap.report.figures.collapse import epoch_curves
 from pelap.report.figures.style import to_png
+from pelap.report.figures.training import epoch_curves
 from workflow.studies.collapse import tables as controls
 from workflow.studies.paper.tables import (
     ALL_MODELS,

@@ -12,12 +12,12 @@ from scipy import stats
 
 from pelap.core.errors import DataError
 from pelap.report.figures.budget import draw, finish, key
-from pelap.report.figures.overview import nothing
 from pelap.report.figures.style import (
     INK,
     Look,
     literal,
     looks,
+    nothing,
     panels,
     shortened,
     titles,

@@ -22,8 +22,7 @@ from pelap.report.figures.style import (
     shortened,
     titles,
 )
-from pelap.report.rows import PRUNED, split_row
-from pelap.report.tables import MINUS, PLUS_MINUS, number
+from pelap.report.tables import MINUS, PLUS_MINUS, PRUNED, number, split_row
 from workflow.studies.tasks.tables import (
     PERCENT,
     TIME_SAVED,

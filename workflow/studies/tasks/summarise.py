@@ -10,7 +10,7 @@ from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths, TasksPaths
 from pelap.report.figures.style import to_png
-from pelap.report.modality import modality_names, rows_per_latent
+from pelap.report.protocol import modality_names, rows_per_latent
 from pelap.report.tables import is_distance
 from workflow.studies.cells import TASK_PATTERN, finished_cells, place_of
 from workflow.studies.tasks.figures import tasks_figure

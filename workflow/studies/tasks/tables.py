@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pelap.config.rules import REAL_ROW
-from pelap.report.modality import CLASSIFIER, SOUNDS, guided, modality_names
-from pelap.report.rows import PRUNED, split_row
+from pelap.report.protocol import CLASSIFIER, SOUNDS, guided, modality_names
 from pelap.report.tables import (
     DASH,
     MINUS,
     PLUS_MINUS,
+    PRUNED,
     VOCODED,
     column,
     number,
+    split_row,
 )
 
 PLACE = ["task", "dataset"]

@@ -1,0 +1,201 @@
+"""The tables of the page: models, times, collapse, plans, changes and students."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pelap.report.data import RunData
+from pelap.report.figures.operators import fates_of
+from pelap.report.findings import params_change, percent
+from pelap.report.tables import DASH, GROUPS, PLUS_MINUS, Heading, Sheet, columns, number, quality_column
+
+_STARTS = {"pruned": "the pruned weights", "scratch": "fresh weights", "dense": "the dense network"}
+_RULES = {
+    "last": "the last",
+    "loss": "least held-out task loss",
+    "distance": "least Fréchet distance on the way",
+}
+_QUANTITIES = (("params", 1, 0), ("macs", 1e-6, 1), ("latency_ms", 1, 2))
+"""Columns of the listing of changes: key, factor and decimals."""
+
+
+class Term(NamedTuple):
+    """A column of the collapse and what it means."""
+
+    key: str
+    name: str
+    decimals: int
+    text: str
+
+
+TERMS = (
+    Term("mean_mask", "mean mask", 4,
+         "Mean of the mask over channels and test pictures: 1 lets everything through, 0 nothing. Of a "
+         "variant without mask it is 1."),
+    Term("active_channels", "active channels", 0,
+         "Channels whose mean mask is above the threshold, of all that the latent has."),
+    Term("unet_input_std", "UNet input std", 4,
+         "Standard deviation of what the UNet sees, averaged over the active channels (over all of them "
+         "where every one is off); the noise that is added to it has 1. Near 0 the latent is gone, "
+         "nothing is left to denoise, and a low noise loss says nothing about the pictures."),
+    Term("diffusion_loss", "diffusion loss", 4,
+         "Mean squared error of the predicted noise on test pictures."),
+    Term("gaussian_floor", "Gaussian floor", 4,
+         "That error for the best affine predictor that sees each latent value by itself. A reference "
+         "for this latent scale, no lower bound: a network that uses structure goes below it."),
+    Term("floor_ratio", "floor ratio", 2,
+         "Diffusion loss divided by the Gaussian floor: comparable between latent scales, which the loss "
+         "alone is not."),
+    Term("zero_latent_loss", "zero-latent loss", 4,
+         "The same UNet's error where the clean latent is 0 and only noise comes in. The closer to the "
+         "diffusion loss, the less difference the latent makes to the UNet."),
+    Term("zero_latent_floor", "zero-latent floor", 4,
+         "The least error that a UNet of this structure can reach there: 0 where it begins with a "
+         "convolution, more where a norm comes first and takes the noise's own scale away."),
+    Term("recon_mse", "recon. from z", 2,
+         "Squared error of pictures decoded from the plain latent, summed over the values of a picture."),
+    Term("masked_recon_mse", "recon. from z·m", 2,
+         "The same, decoded from the masked latent, which is all that sampling can give; far above the "
+         "other, the decoder has never learned to use the mask."),
+    Term("hard_recon_mse", "recon. from hard mask", 2,
+         "The same, from the masked latent with the channels below the threshold set to 0: what is lost "
+         "when they are taken out."),
+)  # fmt: skip
+"""The most telling columns of collapse.csv; docs/collapse.md defines all."""
+
+
+def models(frame: pd.DataFrame) -> Iterator[Sheet]:
+    """The table of models in parts that fit a page, each with the models that have something in it."""
+    for group in GROUPS:
+        shown = [each for each in columns(frame) if each.group == group]
+        part = frame.dropna(how="all", subset=[each.key for each in shown])
+        rows = [(str(model), [each.of(row) for each in shown]) for model, row in part.iterrows()]
+        if rows:
+            headings = [
+                Heading(f"{each.title}\N{NO-BREAK SPACE}{each.better}".strip(), each.unit) for each in shown
+            ]
+            yield Sheet(group, "model", headings, rows)
+
+
+def latencies(table: pd.DataFrame) -> Sheet:
+    """Times of one pass: a column for each mode and batch size."""
+    kinds = list(table[["mode", "batch_size"]].drop_duplicates().itertuples(index=False, name=None))
+    times = table.dropna(subset=["median_ms"]).drop_duplicates(["model", "mode", "batch_size"])
+    cells = {
+        (row["model"], row["mode"], row["batch_size"]): (
+            f"{number(row['median_ms'], 2)} {PLUS_MINUS} {number(row['iqr_ms'] / 2, 2)}"
+        )
+        for row in times.to_dict("records")
+    }
+    rows = [
+        (str(model), [cells.get((model, *kind), DASH) for kind in kinds]) for model in table["model"].unique()
+    ]
+    headings = [Heading(f"{mode}, {size} latent{'s' * (size != 1)}") for mode, size in kinds]
+    return Sheet("latencies", "one pass of the UNet (ms)", headings, rows)
+
+
+def verdicts(run: RunData) -> Sheet:
+    """What happened to each variant's latent and why, and how good its samples are."""
+    quality = quality_column(run.frame)
+    headings = [Heading("verdict"), Heading("reason")]
+    if quality is not None:
+        headings.append(Heading(f"{quality.title} ↓", quality.unit))
+    rows = []
+    for row in run.collapse.to_dict("records"):
+        cells = [row["verdict"], row["reason"]]
+        if quality is not None:
+            known = row["variant"] in run.frame.index
+            cells.append(quality.of(run.frame.loc[row["variant"]]) if known else DASH)
+        rows.append((row["variant"], cells))
+    return Sheet("verdicts", "variant", headings, rows)
+
+
+def terms(table: pd.DataFrame) -> list[Term]:
+    """The numbers of the collapse that the table has."""
+    return [term for term in TERMS if term.key in table]
+
+
+def collapse(table: pd.DataFrame) -> Sheet:
+    """The numbers behind the verdicts."""
+    rows = [
+        (row["variant"], [_collapse_cell(row, term) for term in terms(table)])
+        for row in table.to_dict("records")
+    ]
+    return Sheet("collapses", "variant", [Heading(term.name) for term in terms(table)], rows)
+
+
+def _collapse_cell(row: Mapping[Any, Any], term: Term) -> str:
+    """The number; of open channels with how many there are, where that is known: `1 of 4`."""
+    text, total = number(row[term.key], term.decimals), row.get("latent_channels", float("nan"))
+    known = term.key == "active_channels" and text != DASH and not pd.isna(total)
+    return f"{text} of {number(total, 0)}" if known else text
+
+
+def plans(run: RunData) -> Sheet:
+    """What each plan replaced, promised and gave."""
+    rows = []
+    for plan, result in run.prune_result.items():
+        replaced = run.replaced_by(plan)
+        inside = (fates_of(run.scores, replaced) == "gone with a replaced one").sum()
+        change = params_change(result)
+        rows.append((plan, [
+            f"{len(replaced)} of {len(run.scores)}",
+            number(inside, 0),
+            *(_share(result.get(f"{kind}_time_reduction")) for kind in ("promised", "measured")),
+            *_before_after([result.get(f"latency_ms_{side}") for side in ("before", "after")], 2),
+            *_before_after([result.get(f"params_{side}") for side in ("before", "after")], 0),
+            DASH if change is None else percent(change),
+        ]))  # fmt: skip
+    headings = [
+        *map(Heading, ("operators replaced", "gone with them", "less time, promised", "less time, measured")),
+        *(Heading("time", "ms", 2), Heading("parameters", "", 2), Heading("parameters", "change")),
+    ]
+    return Sheet("plans", "plan", headings, rows)
+
+
+def changes(run: RunData) -> Sheet:
+    """The whole denoiser and what the first plan replaced, before and after."""
+    rows = []
+    for row in run.changed_by(run.plans[0]).to_dict("records") if run.plans else ():
+        cells = [row["action"]]
+        for key, factor, decimals in _QUANTITIES:
+            cells += _before_after([row[f"{key}_{side}"] * factor for side in ("before", "after")], decimals)
+        rows.append((row["operator"], cells))
+    headings = [
+        Heading("action"),
+        Heading("parameters", "", 2),
+        Heading("MACs", "million", 2),
+        Heading("time", "ms", 2),
+    ]
+    return Sheet("changes", "operator", headings, rows)
+
+
+def students(run: RunData) -> Sheet:
+    """How each student was trained: start, weights of the three terms, steps, the step kept and its rule."""
+    rows = [
+        (
+            row,
+            [
+                _STARTS.get(how["start"], str(how["start"])),
+                *(f"{how[f'{term}_weight']:g}" for term in ("task", "output", "feature")),
+                number(how["steps"], 0),
+                number(how["kept_step"], 0),
+                _RULES.get(how["select"], str(how["select"])),
+            ],
+        )
+        for row, how in run.students.items()
+    ]
+    weights = [Heading(term, "weight") for term in ("task", "output", "features")]
+    headings = [Heading("starts from"), *weights, *map(Heading, ("steps", "step kept", "rule"))]
+    return Sheet("students", "student", headings, rows)
+
+
+def _share(value: float | None) -> str:
+    return DASH if value is None else f"{number(100 * value, 1)} %"
+
+
+def _before_after(values: list[float | None], decimals: int) -> list[str]:
+    """Two cells, an arrow before the second."""
+    before, after = (DASH if value is None else number(value, decimals) for value in values)
+    return [before, f"→ {after}"]
