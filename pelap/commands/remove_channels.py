@@ -7,9 +7,9 @@ from pelap.core.errors import ConfigError
 from pelap.core.paths import packed_dataset
 from pelap.data.dataset import load_dataset
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
+from pelap.models.model_io import demand_trained_on
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.profiling.cost import count_params
-from pelap.stages.shared import demand_trained_on
 
 BATCH_SIZE = 128
 

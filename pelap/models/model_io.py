@@ -36,6 +36,7 @@ from pelap.core.part_io import (
     read_config,
     save_part,
 )
+from pelap.data.dataset import ImageDataset
 from pelap.models.cut import CutLightUNet
 from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
@@ -112,6 +113,61 @@ def load_model(
     return model.to(device).eval()
 
 
+def trained_model(
+    folder: Path,
+    dataset: ImageDataset,
+    device: torch.device,
+    load: Callable[[Path, torch.device], LatentDiffusion] = load_model,
+) -> LatentDiffusion:
+    """A model that was trained on pictures like these.
+
+    Args:
+        folder: The model's.
+        dataset: The pictures.
+        device: Where to.
+        load: From the folder; unless given, of models that are not pruned.
+
+    Raises:
+        ModelError: It was trained on another data set or at another size, or cannot be loaded.
+    """
+    model = load(folder, device)
+    demand_trained_on(model, folder, dataset)
+    return model
+
+
+def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDataset) -> None:
+    """Refuse a model, from `folder`, that was trained on other pictures.
+
+    Another draw, or version, of the same data set is said on the terminal.
+
+    Raises:
+        ModelError: It was trained on another data set, at another size, or with prompts of other classes.
+    """
+    trained_on = (model.info.dataset, model.info.image_size)
+    given = (dataset.name, dataset.train.images.shape[-1])
+    if trained_on != given:
+        raise ModelError(
+            f"{folder}: was trained on {trained_on[0]} at {trained_on[1]} pixels, the data "
+            f"are {given[0]} at {given[1]}; train again, or give another --data or --run"
+        )
+    if _analysis(model.info.sound) != _analysis(dataset.sound):
+        raise ModelError(
+            f"{folder}: was trained on sounds analysed by {_analysis(model.info.sound)}, the data by "
+            f"{_analysis(dataset.sound)}; train again, or download with the former download.sounds"
+        )
+    conditioner = model.conditioner
+    if conditioner is not None and tuple(conditioner.config.class_names) != dataset.class_names:
+        raise ModelError(
+            f"{folder}: was trained with prompts of the classes {', '.join(conditioner.config.class_names)}, "
+            f"the data have {', '.join(dataset.class_names)}; train again"
+        )
+    if model.info.data not in ("", dataset.key.name):
+        print(
+            f"warning: {folder} was trained on other pictures, labels or names of classes than the packed "
+            f"{dataset.name} has now; train again, unless that is what you want"
+        )
+
+
 def _save_vae(vae: Autoencoder, folder: Path) -> None:
     if not isinstance(vae, PretrainedVAE):
         save_part(vae, folder)
@@ -184,3 +240,8 @@ def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
         raise ModelError(f"{path}: {explain(error)}; make the model again") from None
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path}: {files.one_line(error)}; make the model again") from None
+
+
+def _analysis(sound: SoundParams | None) -> dict[str, float] | None:
+    """What decides how a spectrogram looks; not how many there are."""
+    return None if sound is None else sound.model_dump(exclude={"train_per_class", "test_per_class"})

@@ -14,7 +14,8 @@ from pelap.masking.collapse import (
     timestep_table,
     verdict,
 )
-from pelap.stages.shared import Context, trained_model
+from pelap.models.model_io import trained_model
+from pelap.stages.shared import Context
 
 SHOWN = (
     "variant",
@@ -36,7 +37,7 @@ def run(context: Context) -> None:
     tables: dict[str, list[pd.DataFrame]] = {}
     with files.exclusive(paths.collapse):
         for name in context.params.variants:
-            model = trained_model(context, paths.train(name).model, dataset)
+            model = trained_model(paths.train(name).model, dataset, context.device)
             seed, size = context.params.seed, params.batch_size
             seen = observe(model, test.images, seed, size, thresholds, test.labels)
             found = {

@@ -25,8 +25,9 @@ from pelap.distillation.shared_batches import KEPT_BYTES, SharedBatches
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
 from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.model_io import trained_model
 from pelap.pipelines.model_io import load_model, model_plan, save_model
-from pelap.stages.shared import Context, trained_model
+from pelap.stages.shared import Context
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan, demand_network
 from pelap.training.trainer import Progress
@@ -91,7 +92,9 @@ class _Distillation:
         self.seed = context.params.seed
         self.dataset = context.dataset()
         variant = files.read_mapping(context.paths.score_protocol, ["variant"])["variant"]
-        self.teacher = trained_model(context, context.paths.train(variant).model, self.dataset, load_model)
+        self.teacher = trained_model(
+            context.paths.train(variant).model, self.dataset, context.device, load_model
+        )
         self.quality = _quality(context, self.teacher, self.dataset)
         batches = ModelBatches(
             self.teacher, self.dataset, self.params, self.seed, context.device, num_students
@@ -131,7 +134,7 @@ class _Distillation:
         demand_network(plan, self.teacher.unet)
         if how.start == "scratch":
             return reinitialised(self.teacher.unet, plan, self.seed), plan
-        return trained_model(self.context, folder, self.dataset, load_model).unet, plan
+        return trained_model(folder, self.dataset, self.context.device, load_model).unet, plan
 
     def _state(self, row: str, student: nn.Module, plan: Plan | None, how: StudentParams) -> ResumeState:
         made_of = key(

@@ -34,9 +34,10 @@ from pelap.evaluation.real import EvaluationReference, real_pictures
 from pelap.evaluation.reference import REAL_ROW, ImageMetrics
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.model_io import trained_model
 from pelap.models.text_conditioner import UNKNOWN
 from pelap.pipelines.model_io import load_model
-from pelap.stages.shared import Context, trained_model
+from pelap.stages.shared import Context
 
 NUM_SHOWN = 32
 
@@ -82,7 +83,8 @@ def run(context: Context) -> None:
         dataset = context.dataset()
         table = _table(context)
         models = {
-            name: trained_model(context, row.folder, dataset, load_model) for name, row in table.rows.items()
+            name: trained_model(row.folder, dataset, context.device, load_model)
+            for name, row in table.rows.items()
         }
         rivals = models | _cached(context, table, models)
         real = real_pictures(dataset, params, reference_cache(context.data), context.device)

@@ -20,6 +20,7 @@ from pelap.diffusion.sampler import ModelGenerator, sample_images
 from pelap.distillation.model_batches import ModelBatches
 from pelap.masking.collapse import observe
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
+from pelap.models.model_io import demand_trained_on
 from pelap.models.text_conditioner import (
     PADDING,
     UNKNOWN,
@@ -31,7 +32,6 @@ from pelap.pipelines.model_io import load_model, save_model
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import score_operators
 from pelap.stages.score import find, fit, scoring_of
-from pelap.stages.shared import demand_trained_on
 from pelap.training import joint
 from pelap.training.joint import denoising_losses, draw_step_noise, train_jointly
 
