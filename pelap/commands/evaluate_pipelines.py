@@ -26,9 +26,9 @@ from pelap.evaluation.features import CLASSIFIER
 from pelap.evaluation.real import EvaluationReference, real_pictures
 from pelap.evaluation.reference import REAL_ROW, ImageMetrics
 from pelap.pipelines import LatentPipeline
-from pelap.pipelines.agreement import class_numbers, differences_in_training
-from pelap.pipelines.opening import demand_pictures_of, open_pipeline
+from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.pipelines.pipeline_io import open_pipeline
 from pelap.report import protocol as protocol_of
 from pelap.report.tables import metrics_frame, rich_table
 

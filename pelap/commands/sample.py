@@ -20,8 +20,7 @@ from pelap.diffusion.sampler import (
     sample_from,
 )
 from pelap.pipelines.model_io import load_model
-from pelap.pipelines.opening import open_pipeline
-from pelap.pipelines.pipeline_io import is_pipeline
+from pelap.pipelines.pipeline_io import is_pipeline, open_pipeline
 
 PIPELINE_BATCH_SIZE = 8
 """Pictures at a time: a stranger's network may be a thousand times larger than ours."""

@@ -14,8 +14,7 @@ from pelap.data.dataset import ImageDataset
 from pelap.distillation.distill import distill
 from pelap.distillation.pipeline_batches import PipelineBatches, text_conditions
 from pelap.pipelines import LatentPipeline
-from pelap.pipelines.agreement import OF_SCHEDULER, differences_in_training, mean_the_same
-from pelap.pipelines.opening import demand_pictures_of
+from pelap.pipelines.agreement import OF_SCHEDULER, demand_pictures_of, differences_in_training, mean_the_same
 from pelap.surgery.plan import Plan, fingerprint
 from pelap.surgery.pruned_io import plan_kept
 from pelap.training.trainer import Progress
@@ -71,7 +70,7 @@ def distill_pipeline(
         TrainingError: The loss is not finite.
     """
     batches = PipelineBatches(teacher, dataset, params, seed)
-    demand_pictures_of(batches.pipeline, Path(_named(teacher)), dataset)
+    demand_pictures_of(batches.pipeline, _named(teacher), dataset)
     part, dense = batches.pipeline.part, batches.pipeline.denoiser
     network = _demand_origin(student, teacher, student.components.get(part), dense)
     _agree(student, teacher, batches)

@@ -1,21 +1,27 @@
 """Where two pipelines, or a pipeline and data, meet: whether they mean the same, whatever the order."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from pelap.core.errors import ConfigError, ModelError
 from pelap.core.part_io import labels_of_classes
-from pelap.pipelines.kinds import config_of, refuse
+from pelap.data.dataset import ImageDataset
+from pelap.pipelines.kinds import autoencoder_of, config_of, refuse
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from pelap.pipelines.latent import LatentPipeline
+
 OF_SCHEDULER = ("prediction type", "number of noise levels", "noise levels")
 """Parts of a training that are its scheduler's."""
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 DECODING = ("decoder.", "post_quant_conv.")
 """What training does not use of an autoencoder."""
 COMPUTED = 1e-4
@@ -33,28 +39,42 @@ def differences_in_training(pipe: "DiffusionPipeline", other: "DiffusionPipeline
     training differ in their steps.
     """
     names, others = names_of_classes(pipe), names_of_classes(other)
-    agree = {
-        "prediction type": _trained_as(pipe, "prediction_type") == _trained_as(other, "prediction_type"),
-        "number of noise levels": (
-            _trained_as(pipe, "num_train_timesteps") == _trained_as(other, "num_train_timesteps")
-        ),
-        "noise levels": _near(_noise_levels(pipe), _noise_levels(other), COMPUTED),
-        "latents": _scaling(pipe) == _scaling(other) and _near(_encoder(pipe), _encoder(other), ROUNDED),
-        "class names": not names or not others or names == others,
+    theirs = _training(other)
+    differing = [part for part, mine in _training(pipe).items() if not _same_in(part, mine, theirs[part])]
+    return differing + (["class names"] if names and others and names != others else [])
+
+
+def _training(pipe: "DiffusionPipeline") -> dict[str, Any]:
+    """What a denoiser learnt to predict, and of which latents."""
+    settings, autoencoder = pipe.scheduler.config, autoencoder_of(pipe)
+    weights = {} if autoencoder is None else autoencoder.state_dict()
+    encoder = {name: tensor for name, tensor in weights.items() if not name.startswith(DECODING)}
+    scaling = [str(getattr(autoencoder, "config", {}).get(name)) for name in SCALING]
+    return {
+        "prediction type": settings.get("prediction_type", "epsilon"),
+        "number of noise levels": settings.get("num_train_timesteps"),
+        "noise levels": getattr(pipe.scheduler, "alphas_cumprod", None),
+        "latents": (scaling, encoder),
     }
-    return [part for part, is_same in agree.items() if not is_same]
+
+
+def _same_in(part: str, one: Any, other: Any) -> bool:
+    rounding = ROUNDED if part == "latents" else COMPUTED
+    return _alike(one, other, lambda a, b: torch.allclose(a, b, rtol=rounding, atol=rounding * 1e-4))
 
 
 def mean_the_same(conditions: Any, others: Any) -> bool:
     """Whether two denoisers are told the same: trees of tensors, whose encoders may be rounded."""
-    one, other = tree_leaves(conditions), tree_leaves(others)
-    if tree_structure(conditions) != tree_structure(others):
-        return False
-    return all(
-        a.shape == b.shape and float((a.double() - b.double()).norm()) <= ENCODED * float(a.double().norm())
+    return _alike(conditions, others, lambda a, b: float((a - b).norm()) <= ENCODED * float(a.norm()))
+
+
+def _alike(one: Any, other: Any, near: Callable[[torch.Tensor, torch.Tensor], bool]) -> bool:
+    """Whether two trees have the same structure, tensors that are near each other, and else equal leaves."""
+    return tree_structure(one) == tree_structure(other) and all(
+        a.shape == b.shape and near(a.cpu().double(), b.cpu().double())
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        else a == b
-        for a, b in zip(one, other, strict=True)
+        else type(a) is type(b) and a == b
+        for a, b in zip(tree_leaves(one), tree_leaves(other), strict=True)
     )
 
 
@@ -121,33 +141,21 @@ def _plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _trained_as(pipe: "DiffusionPipeline", setting: str) -> Any:
-    return pipe.scheduler.config.get(setting, "epsilon" if setting == "prediction_type" else None)
+def demand_pictures_of(pipeline: "LatentPipeline", name: Path | str, dataset: ImageDataset) -> None:
+    """Refuse sounds, and data of another size than the pictures of the pipeline that is called `name`.
 
-
-def _noise_levels(pipe: "DiffusionPipeline") -> dict[str, torch.Tensor]:
-    levels = getattr(pipe.scheduler, "alphas_cumprod", None)
-    return {} if levels is None else {"alphas_cumprod": levels}
-
-
-def _scaling(pipe: "DiffusionPipeline") -> list[str]:
-    config = getattr(_autoencoder(pipe), "config", {})
-    names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-    return [str(config.get(name)) for name in names]
-
-
-def _encoder(pipe: "DiffusionPipeline") -> dict[str, torch.Tensor]:
-    autoencoder = _autoencoder(pipe)
-    weights = {} if autoencoder is None else autoencoder.state_dict()
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(DECODING)}
-
-
-def _autoencoder(pipe: "DiffusionPipeline") -> nn.Module | None:
-    return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
-
-
-def _near(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], rounding: float) -> bool:
-    if {name: tensor.shape for name, tensor in one.items()} != {n: t.shape for n, t in other.items()}:
-        return False
-    pairs = ((tensor.cpu().double(), other[name].cpu().double()) for name, tensor in one.items())
-    return all(torch.allclose(a, b, rtol=rounding, atol=rounding * 1e-4) for a, b in pairs)
+    Raises:
+        ModelError: They have another size.
+        ConfigError: They are sounds.
+    """
+    if dataset.sound is not None:
+        raise ConfigError(
+            f"dataset: {dataset.name} holds sounds, and pipelines make pictures; name one of pictures"
+        )
+    height, width = pipeline.decode(torch.zeros(1, *pipeline.latent_shape)).shape[-2:]
+    side = dataset.train.images.shape[-1]
+    if (height, width) != (side, side):
+        raise ModelError(
+            f"{name}: makes pictures of {width}x{height} pixels, those of {dataset.name} have "
+            f"{side}x{side}; make that data set again with download.image_size: {height}, or give other data"
+        )

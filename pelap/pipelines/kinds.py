@@ -1,9 +1,12 @@
-"""Which pipelines can be used, and what is read off one: its kind, its denoiser, its latents' shape."""
+"""Which pipelines can be used: their kinds, and what is read off one. A new kind is one entry of `KINDS`."""
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+import torch
 from diffusers import UNet2DModel
 from torch import nn
 
@@ -25,7 +28,82 @@ SUPPORTED = (
 LONGEST = 40
 """Letters of a scheduler's option in a message."""
 
-Kind = Literal["unconditional", "text", "class"]
+Predict: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What the scheduler's step wants, from scaled latents (B, C, H, W) and one time step ()."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Pipelines that are run in the same way."""
+
+    fits: Callable[["DiffusionPipeline", nn.Module], bool]
+    """Whether a pipeline with this denoiser, which starts from noise, is of the kind."""
+    predict: Callable[["DiffusionPipeline", nn.Module, Sequence[int]], Predict] | None = None
+    """For the pipeline, its denoiser and the class (if any) of each row; None: its own call takes noise and
+    prompts, and gives latents."""
+    num_classes: Callable[[nn.Module], int] = lambda denoiser: 0
+    takes_text: bool = False
+
+
+def _is_text(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
+    known = inspect.signature(type(pipe).__call__).parameters.keys()
+    return {"prompt", "latents", "output_type"} <= known and hasattr(pipe, "encode_prompt")
+
+
+def _is_class(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
+    return _demanded(pipe) == {"class_labels"} and "num_embeds_ada_norm" in config_of(denoiser)
+
+
+def _is_unconditional(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
+    plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
+    return plain and not _demanded(pipe) and "prompt" not in inspect.signature(type(pipe).__call__).parameters
+
+
+def _demanded(pipe: "DiffusionPipeline") -> set[str]:
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    demanded = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
+    return demanded - {"self", "kwargs", "args"}
+
+
+def _predict(pipe: "DiffusionPipeline", denoiser: nn.Module, labels: Sequence[int]) -> Predict:
+    return lambda latents, t: denoiser(latents, t).sample
+
+
+def _predict_classes(pipe: "DiffusionPipeline", denoiser: nn.Module, labels: Sequence[int]) -> Predict:
+    """With classifier-free guidance."""
+    null, num_channels = _num_classes(denoiser), config_of(denoiser).in_channels
+    with_null = torch.tensor([*labels, *[null] * len(labels)], device=next(denoiser.parameters()).device)
+    scale = default_of(pipe, "guidance_scale")
+
+    def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        twice, times = torch.cat([latents, latents]), t.expand(len(with_null))
+        output = denoiser(twice, timestep=times, class_labels=with_null).sample
+        # A DiT may give a variance as well, in channels after those of the noise; none is used.
+        conditional, free = output[:, :num_channels].chunk(2)
+        guided: torch.Tensor = free + scale * (conditional - free)
+        return guided
+
+    return predict
+
+
+def _num_classes(denoiser: nn.Module) -> int:
+    return int(config_of(denoiser).num_embeds_ada_norm)
+
+
+KINDS = {
+    "text": Kind(_is_text, takes_text=True),
+    "class": Kind(_is_class, _predict_classes, _num_classes),
+    "unconditional": Kind(_is_unconditional, _predict),
+}
+
+
+def kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
+    """How a pipeline is run; a `ModelError` for one that is not supported."""
+    if not inspect.signature(type(pipe).__call__).parameters.keys() & MORE_THAN_NOISE:
+        for kind in KINDS.values():
+            if kind.fits(pipe, denoiser):
+                return kind
+    return refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
 
 
 def refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
@@ -45,40 +123,16 @@ def denoiser_of(pipe: "DiffusionPipeline") -> str:
 
 def latent_shape_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> tuple[int, ...]:
     """(C, H, W) of what the denoiser takes and predicts the noise of; a `ModelError` where it is more."""
-    config = config_of(denoiser)
+    config, name = config_of(denoiser), type(denoiser).__name__
     channels, size = config.get("in_channels"), config.get("sample_size")
     if channels is None or size is None:
-        refuse(
-            pipe,
-            f"its {type(denoiser).__name__} has no in_channels and sample_size",
-            "set them in its config.json, in latent pixels",
-        )
+        remedy = "set them in its config.json, in latent pixels"
+        refuse(pipe, f"its {name} has no in_channels and sample_size", remedy)
     # Twice as many: it predicts a variance as well.
     if (config.get("out_channels") or channels) not in (channels, 2 * channels):
-        refuse(
-            pipe,
-            f"its {type(denoiser).__name__} takes {channels} channels and gives {config.out_channels}, "
-            "as for inpainting: its input is not noise alone",
-            f"supported are {SUPPORTED}",
-        )
+        problem = f"its {name} takes {channels} channels and gives {config.out_channels}, as for inpainting"
+        refuse(pipe, f"{problem}: its input is not noise alone", f"supported are {SUPPORTED}")
     return (channels, size, size) if isinstance(size, int) else (channels, *size)
-
-
-def kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
-    """How a pipeline is run; a `ModelError` for one that is not supported."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    demanded = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
-    demanded -= {"self", "kwargs", "args"}
-    known = set(parameters)
-    if not known & MORE_THAN_NOISE:
-        if {"prompt", "latents", "output_type"} <= known and hasattr(pipe, "encode_prompt"):
-            return "text"
-        if demanded == {"class_labels"} and "num_embeds_ada_norm" in config_of(denoiser):
-            return "class"
-        plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
-        if plain and not demanded and "prompt" not in known:
-            return "unconditional"
-    return refuse(pipe, "is of a kind that is not supported", f"supported are {SUPPORTED}")
 
 
 def check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> None:
@@ -88,13 +142,12 @@ def check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> No
         ModelError: It has no usual step, draws one noise for a batch, or goes the other way.
         ConfigError: `num_steps` is out of its range.
     """
-    scheduler = pipe.scheduler
+    scheduler, usual = pipe.scheduler, "save the pipeline with a DDIMScheduler"
     name = type(scheduler).__name__
     if hasattr(scheduler, "noise_sampler"):
         remedy = "save the pipeline with another, for example EulerAncestralDiscreteScheduler"
         refuse(pipe, f"has {name}, which draws one noise for a whole batch", remedy)
-    usual = "save the pipeline with a DDIMScheduler"
-    if kind != "text" and not _has_usual_step(scheduler):
+    if kind.predict is not None and not _has_usual_step(scheduler):
         refuse(pipe, f"has {name}, which has no usual step", usual)
     if "Inverse" in name:
         refuse(pipe, f"has {name}, which goes from pictures to noise", usual)
@@ -116,20 +169,25 @@ def options_of(scheduler: Any) -> str:
     """A scheduler with those of its options that are not its class's defaults, as one would write it."""
     defaults = {name: each.default for name, each in inspect.signature(type(scheduler)).parameters.items()}
     options = (
-        f"{name}={_short(value)}"
+        f"{name}={_short(str(value))}"
         for name, value in scheduler.config.items()
         if isinstance(value, str | int | float | list) and name in defaults and value != defaults[name]
     )
     return f"{type(scheduler).__name__}({', '.join(options)})"
 
 
-def _short(value: Any) -> str:
-    return str(value) if len(str(value)) <= LONGEST else f"{str(value)[:LONGEST]}..."
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def config_of(network: nn.Module) -> Any:
     """The mapping by which diffusers made a network."""
     return network.config
+
+
+def autoencoder_of(pipe: "DiffusionPipeline") -> Any:
+    """Of diffusers; None where the denoiser works on pixels."""
+    return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
 
 
 def default_of(pipe: "DiffusionPipeline", name: str) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
-from pelap.core.errors import ConfigError, finite, is_out_of_memory
+from pelap.core.errors import ConfigError, ModelError, finite, is_out_of_memory
 from pelap.core.files import digest, one_line
 from pelap.core.keys import key
 from pelap.core.rng import generator
@@ -29,8 +29,9 @@ from pelap.data.dataset import to_uint8
 from pelap.pipelines.agreement import options_of_call
 from pelap.pipelines.kinds import (
     SUPPORTED,
+    Predict,
+    autoencoder_of,
     check_scheduler,
-    config_of,
     default_of,
     denoiser_of,
     kind_of,
@@ -38,16 +39,12 @@ from pelap.pipelines.kinds import (
     options_of,
     refuse,
 )
-from pelap.pipelines.text import stack
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 STEP_NOISE = "step"
 """The stream of the noise that stochastic schedulers add in their steps."""
-
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""What the scheduler's step wants, from scaled latents (B, C, H, W) and one time step ()."""
 
 
 class LatentPipeline:
@@ -85,8 +82,7 @@ class LatentPipeline:
         self.part = denoiser_of(pipe)
         self.latent_shape = latent_shape_of(pipe, self.denoiser)
         self._kind = kind_of(pipe, self.denoiser)
-        by_class = self._kind == "class"
-        self.classes: Sequence[int] = range(config_of(self.denoiser).num_embeds_ada_norm) if by_class else ()
+        self.classes: Sequence[int] = range(self._kind.num_classes(self.denoiser))
         self._check_prompts()
         check_scheduler(pipe, self._kind, num_steps)
         self._encodings: dict[tuple[str, str], Any] = {}
@@ -138,10 +134,10 @@ class LatentPipeline:
         generators = [generator(s, STEP_NOISE, i) for s, i in zip(seeds, indices, strict=True)]
         noise = noise.to(self.device, torch.float32)
         with self._said_of("its own call fails"), self._in_precision():
-            if self._kind == "text":
+            if self._kind.predict is None:
                 return self._call(noise, indices, generators)
-            predict = self._predict if self._kind == "unconditional" else self._predict_classes(indices)
-            return self._loop(noise, predict, generators)
+            labels = [self.classes[i % len(self.classes)] for i in indices] if self.classes else []
+            return self._loop(noise, self._kind.predict(self.pipe, self.denoiser, labels), generators)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -158,7 +154,7 @@ class LatentPipeline:
     @torch.no_grad()
     def paint(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures, float (B, 3, H, W) in [-1, 1] or a bit beyond, on the device; see `decode`."""
-        decoder, images = getattr(self.pipe, "vae", None) or getattr(self.pipe, "vqvae", None), latents
+        decoder, images = autoencoder_of(self.pipe), latents
         if decoder is not None:
             with self._said_of(f"its {type(decoder).__name__} fails"):
                 images = decoder.decode(_unscaled(latents.to(self.device), decoder.config)).sample
@@ -170,8 +166,11 @@ class LatentPipeline:
     def name(self) -> str:
         """What it is and where it came from, with its scheduler and steps, for messages."""
         kind, folder = type(self.pipe).__name__, self.pipe.config.get("_name_or_path")
-        way = f"{kind} with {options_of(self.pipe.scheduler)} at {self.num_steps} steps"
-        return f"{folder}: {way}" if folder else way
+        return f"{folder}: {kind} with {self._way}" if folder else f"{kind} with {self._way}"
+
+    @property
+    def _way(self) -> str:
+        return f"{options_of(self.pipe.scheduler)} at {self.num_steps} steps"
 
     @contextmanager
     def _said_of(self, what: str) -> Iterator[None]:
@@ -182,8 +181,7 @@ class LatentPipeline:
             ours = type(error).__module__.startswith("pelap.")  # among them what ends a run on purpose
             if ours or is_out_of_memory(error):
                 raise
-            way = f"{options_of(self.pipe.scheduler)} at {self.num_steps} steps"
-            problem = f"{what} ({type(error).__name__}: {one_line(error)}) with {way}"
+            problem = f"{what} ({type(error).__name__}: {one_line(error)}) with {self._way}"
             refuse(self.pipe, problem, "mend the folder, or use another scheduler or number of steps", error)
 
     def describe(self) -> dict[str, Any]:
@@ -208,9 +206,9 @@ class LatentPipeline:
 
     def _check_prompts(self) -> None:
         name = type(self.pipe).__name__
-        if self._kind == "text" and not self.prompts:
+        if self._kind.takes_text and not self.prompts:
             raise ConfigError(f"prompts: {name} makes pictures from text; give --prompts FILE")
-        if self._kind != "text" and self.prompts:
+        if self.prompts and not self._kind.takes_text:
             raise ConfigError(f"prompts: {name} takes no text; leave --prompts out")
 
     def _try_out(self) -> int:
@@ -244,27 +242,6 @@ class LatentPipeline:
         known = inspect.signature(self.pipe.scheduler.step).parameters
         options = {"generator": generators, "eta": default_of(self.pipe, "eta")}
         return {name: value for name, value in options.items() if name in known and value is not None}
-
-    def _predict(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        predicted: torch.Tensor = self.denoiser(latents, t).sample
-        return predicted
-
-    def _predict_classes(self, indices: Sequence[int]) -> Predict:
-        """Prediction for each item's class label, with classifier-free guidance."""
-        labels = torch.tensor([self.classes[i % len(self.classes)] for i in indices], device=self.device)
-        null = config_of(self.denoiser).num_embeds_ada_norm
-        with_null = torch.cat([labels, torch.full_like(labels, null)])
-        scale = default_of(self.pipe, "guidance_scale")
-
-        def predict(latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            twice, times = torch.cat([latents, latents]), t.expand(len(with_null))
-            output = self.denoiser(twice, timestep=times, class_labels=with_null).sample
-            # A DiT may give a variance as well, in channels after those of the noise; none is used.
-            conditional, free = output[:, : self.latent_shape[0]].chunk(2)
-            guided: torch.Tensor = free + scale * (conditional - free)
-            return guided
-
-        return predict
 
     def _call(
         self, noise: torch.Tensor, indices: Sequence[int], generators: list[torch.Generator]
@@ -369,6 +346,18 @@ class _ReachedError(Exception):
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
         self.rows = rows
+
+
+def stack(encodings: list[Any]) -> Any:
+    """Encodings of single prompts as one of them all: tensors, None, or sequences of these."""
+    first = encodings[0]
+    if first is None:
+        return None
+    if not isinstance(first, torch.Tensor):
+        return tuple(stack(list(column)) for column in zip(*encodings, strict=True))
+    if any(tensor.shape != first.shape for tensor in encodings):
+        raise ModelError("the text encoder gives prompts different lengths; use prompts of the same length")
+    return torch.cat(encodings)
 
 
 def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:

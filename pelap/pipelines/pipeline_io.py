@@ -37,6 +37,8 @@ from pelap.core.part_io import (
     read_config,
     variant_of,
 )
+from pelap.data.prompts import read_prompts
+from pelap.pipelines.latent import LatentPipeline
 from pelap.surgery.plan import Plan
 from pelap.surgery.pruned_io import digest
 from pelap.surgery.pruned_reader import (
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 SCHEDULER_CONFIG = "scheduler_config.json"
 LIBRARIES = ("diffusers", "transformers")
 """Whose networks are loaded here, to see that no tensor is missing; others are left to diffusers."""
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
+"""What the libraries raise over a folder."""
 
 Parts: TypeAlias = dict[str, tuple[str | None, str | None]]
 """Library and class of every part of a pipeline; None for one that it does without."""
@@ -126,7 +130,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
                 variant=_variant_of_others(folder, parts, networks),
                 **networks,
             )
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         raise _unreadable(folder, error) from error
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
@@ -135,6 +139,24 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
     if labels := files.read_json(folder / INDEX).get("id2label"):
         pipe.register_to_config(id2label=labels)
     return pipe.to(device)
+
+
+def open_pipeline(
+    folder: Path,
+    num_steps: int,
+    device: torch.device,
+    prompts: Path | None = None,
+    precision: str = "fp32",
+) -> LatentPipeline:
+    """A pipeline folder, pruned or not, ready to make latents and pictures.
+
+    Raises:
+        ModelError: Not a pipeline that can be loaded and used.
+        ConfigError: Prompts are missing or out of place, or `num_steps` does not suit the scheduler.
+        DataError: The file of prompts cannot be read.
+    """
+    texts = read_prompts(prompts) if prompts is not None else None
+    return LatentPipeline(load_pipeline(folder, device), num_steps, texts, precision)
 
 
 def _say_other_scheduler(folder: Path, pipe: "DiffusionPipeline") -> None:
@@ -236,7 +258,7 @@ def _load_networks(folder: Path, parts: Parts) -> dict[str, nn.Module | None]:
     networks: dict[str, nn.Module | None] = {}
     for name, (library, class_name) in parts.items():
         if plan is not None and name == denoiser:
-            networks[name] = load_pruned(_model_class(folder / name), folder / name, plan)
+            networks[name] = load_pruned(_pruned_class(folder / name), folder / name, plan)
         elif library is None or class_name is None:
             networks[name] = None
         elif library in LIBRARIES:
@@ -249,22 +271,26 @@ def _load_networks(folder: Path, parts: Parts) -> dict[str, nn.Module | None]:
 def _demand_class(folder: Path, indexed: str | None) -> None:
     """Refuse a network that was put in the place of one of another class."""
     found = read_config(folder).get("_class_name")
-    kinds = [getattr(importlib.import_module("diffusers"), str(name), None) for name in (found, indexed)]
-    are_models = all(isinstance(kind, type) and issubclass(kind, ModelMixin) for kind in kinds)
     # What several classes were once, and diffusers reads as the one that it is now.
-    if are_models and found != indexed and "Transformer2DModel" not in (found, indexed):
+    same = found == indexed or "Transformer2DModel" in (found, indexed)
+    if _model_of_diffusers(found) and _model_of_diffusers(indexed) and not same:
         raise ModelError(
             f"{folder / CONFIG}: is a {found}, and {INDEX} has {indexed} here; save the whole pipeline again"
         )
 
 
-def _model_class(folder: Path) -> type[ModelMixin]:
+def _pruned_class(folder: Path) -> type[ModelMixin]:
     """The class of diffusers that a configuration names."""
     name = read_config(folder).get("_class_name")
-    kind = getattr(importlib.import_module("diffusers"), name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+    kind = _model_of_diffusers(name)
+    if kind is None:
         raise ModelError(f"{folder / CONFIG}: {name!r} is no model of diffusers; make the pipeline again")
     return kind
+
+
+def _model_of_diffusers(name: Any) -> type[ModelMixin] | None:
+    kind = getattr(importlib.import_module("diffusers"), str(name), None)
+    return kind if isinstance(kind, type) and issubclass(kind, ModelMixin) else None
 
 
 def _load_whole(kind: Any, folder: Path) -> nn.Module:
@@ -278,7 +304,7 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
             output_loading_info=True,
             variant=variant_of(folder),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except UNREADABLE as error:
         raise _unreadable(folder, error) from error
     if found["missing_keys"]:
         raise ModelError(

@@ -21,9 +21,8 @@ from pelap.core.progress import progress
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model, save_model
-from pelap.pipelines.opening import open_pipeline
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
-from pelap.pipelines.pipeline_io import pipeline_plan, save_pipeline
+from pelap.pipelines.pipeline_io import open_pipeline, pipeline_plan, save_pipeline
 from pelap.profiling.cost import count_params
 from pelap.pruning.pruner import ModuleCost, Prepared, Pruner
 from pelap.pruning.rounds import Method, TimeBudgetPlanner

@@ -15,8 +15,8 @@ from pelap.core.resume import ResumeState
 from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model
-from pelap.pipelines.opening import open_pipeline
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.pipelines.pipeline_io import open_pipeline
 from pelap.scoring.importance import demand_criteria, importances
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import Scores, score_operators

@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import ROOT
@@ -22,24 +23,45 @@ OPTIONS = {
     | {"--pipeline", "--out", "--prompts"}
     | {"--samples", "--reference", "--extractor", "--inception-weights", "--paired"},
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
-    "cut": {"--model", "--data", "--out", "--device", "--help"},
+    **dict.fromkeys(("remove-channels", "cut"), {"--model", "--data", "--out", "--device", "--help"}),
     "inputs": {"--params", "--data", "--help"},
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--cells", "--help"},
-    "study": {"--root", "--cells", "--help"},
-    "choosing": {"--root", "--cells", "--help"},
-    "tasks": {"--root", "--cells", "--help"},
+    **dict.fromkeys(("study", "choosing", "tasks"), {"--root", "--cells", "--help"}),
     "paper": {"--study", "--root", "--data", "--dataset", "--minutes", "--device", "--help"},
+    "pipeline": {"--help"},
+}
+OF_PIPELINE = {
+    "score": {"--out", "--prompts", "--save-latents"},
+    "prune": {"--scores", "--out", "--prompts", "--plan"},
+    "distill": {"--teacher", "--out", "--data"},
+    "evaluate": {"--out", "--prompts", "--data"},
 }
 
 
-def test_options_are_frozen() -> None:
-    commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    found = {
+def commands_of(parser: Any) -> dict[str, Any]:
+    return dict(parser._subparsers._group_actions[0].choices)
+
+
+def options_of(commands: dict[str, Any]) -> dict[str, set[str]]:
+    return {
         name: {option for action in parser._actions for option in action.option_strings if option != "-h"}
-        for name, parser in commands.items()  # type: ignore[union-attr]
+        for name, parser in commands.items()
     }
-    assert found == OPTIONS
+
+
+def test_options_are_frozen() -> None:
+    commands = commands_of(build_parser())
+    assert options_of(commands) == OPTIONS
+    common = {"--params", "--device", "--help"}
+    expected = {stage: options | common for stage, options in OF_PIPELINE.items()}
+    assert options_of(commands_of(commands["pipeline"])) == expected
+
+
+def test_help_has_every_command_once() -> None:
+    listed = [line for line in build_parser().format_help().splitlines() if line.startswith("  ")]
+    for name in OPTIONS.keys() - {"cut", "pipeline"} | {f"pipeline {stage}" for stage in OF_PIPELINE}:
+        assert sum(line.startswith(f"  {name} ") for line in listed) == (2 if name == "evaluate" else 1), name
 
 
 def test_stages_are_the_eight() -> None:
@@ -60,9 +82,22 @@ def test_help_imports_nothing_heavy() -> None:
 def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     parser = build_parser()
-    commands = parser._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    for command in (parser, *commands.values()):  # type: ignore[union-attr]
-        assert max(len(line) for line in command.format_help().splitlines()) <= 80
+    commands = commands_of(parser)
+    for each in (parser, *commands.values(), *commands_of(commands["pipeline"]).values()):
+        assert max(len(line) for line in each.format_help().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("stage", OF_PIPELINE)
+def test_pipelines_have_commands_of_their_own(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the old spelling, `pelap STAGE --pipeline DIR`, whose defaults are the same."""
+    given = {"score": "", "prune": "--scores s", "distill": "--teacher t", "evaluate": ""}[stage]
+    names = ["a", "b"] if stage == "evaluate" else ["a"]
+    options = [*given.split(), "--out", "o", "--device", "cpu"]
+    new = vars(build_parser().parse_args(["pipeline", stage, *names, *options]))
+    old = vars(build_parser().parse_args([stage, "--pipeline", *names, *options]))
+    assert {key: old[key] for key in new if key not in ("command", "call")} == {
+        key: value for key, value in new.items() if key not in ("command", "call")
+    }
 
 
 def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

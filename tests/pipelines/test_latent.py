@@ -48,7 +48,7 @@ from pelap.core.rng import generator
 from pelap.data.prompts import read_prompts
 from pelap.diffusion.sampler import sample_from
 from pelap.pipelines import LatentPipeline
-from pelap.pipelines.text import stack
+from pelap.pipelines.latent import stack
 
 STEPS = 4
 KINDS = pytest.mark.parametrize("kind", BUILDERS)
