@@ -23,11 +23,14 @@ OPTIONS = {
     | {"--pipeline", "--out", "--prompts"}
     | {"--samples", "--reference", "--extractor", "--inception-weights", "--paired"},
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
-    **dict.fromkeys(("remove-channels", "cut"), {"--model", "--data", "--out", "--device", "--help"}),
+    "remove-channels": {"--model", "--data", "--out", "--device", "--help"},
+    "cut": {"--model", "--data", "--out", "--device", "--help"},
     "inputs": {"--params", "--data", "--help"},
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--cells", "--help"},
-    **dict.fromkeys(("study", "choosing", "tasks"), {"--root", "--cells", "--help"}),
+    "study": {"--root", "--cells", "--help"},
+    "choosing": {"--root", "--cells", "--help"},
+    "tasks": {"--root", "--cells", "--help"},
     "paper": {"--study", "--root", "--data", "--dataset", "--minutes", "--device", "--help"},
     "pipeline": {"--help"},
 }
