@@ -7,7 +7,9 @@ operators costs least quality.
 `snakemake --cores 4 collapse_study` -> results/collapse_study: many variants, trained, analysed and
 evaluated, to tell what makes latents collapse.
 `snakemake --cores 4 all_tasks` -> results/tasks: the tasks of workflow/config.yaml, each of the eight stages
-with parameters and data of its own. DVC's results/default is left alone.
+with parameters and data of its own.
+`snakemake --cores 4 paper` -> results/paper: the study of workflow/paper.yaml, as `pelap paper` runs it in one
+process. DVC's results/default is left alone.
 """
 
 from snakemake.utils import min_version
@@ -27,29 +29,19 @@ container: "docker-daemon://pelap:0.1.0"
 include: "workflow/rules/common.smk"
 
 
-rule all_seeds:
-    input:
-        summary_files("sweep"),
-        cell_files("sweep", CELL.report_page, CELL.report_table),
+for NAME, (FOLDER, STUDY, SHOWN) in {
+    "all_seeds": ("sweep", seeds, ["report_page", "report_table"]),
+    "pruning_study": ("pruning_study", seeds, ["report_page", "report_table"]),
+    "collapse_study": ("collapse_study", collapse, []),
+    "all_tasks": ("tasks", tasks, ["report_page", "report_table"]),
+}.items():
 
-
-rule pruning_study:
-    input:
-        summary_files("pruning_study"),
-        cell_files("pruning_study", CELL.report_page, CELL.report_table),
-
-
-rule collapse_study:
-    input:
-        STUDY.summary,
-        STUDY.cells,
-        STUDY.figure,
-
-
-rule all_tasks:
-    input:
-        TASKS.files,
-        task_files(CELL.report_page, CELL.report_table),
+    rule:
+        name:
+            NAME
+        input:
+            [grid.RESULTS / FOLDER / name for name in STUDY.FILES],
+            cell_files(FOLDER, SHOWN),
 
 
 include: "workflow/rules/cell.smk"

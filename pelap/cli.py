@@ -133,14 +133,10 @@ def _show(args: argparse.Namespace) -> None:
     show(RunPaths(args.run))
 
 
-def _summary(module: str, function: str) -> Callable[[argparse.Namespace], None]:
-    def summarise(args: argparse.Namespace) -> None:
-        from pelap.commands.studies import study
+def _summary(args: argparse.Namespace) -> None:
+    from pelap.commands.studies import summarise
 
-        root = args.sweep if function == "compare" else args.root
-        getattr(study(module), function)(root, args.cells)
-
-    return summarise
+    summarise(args.command, args.sweep if args.command == "compare" else args.root, args.cells)
 
 
 def _paper(args: argparse.Namespace) -> int:
@@ -165,23 +161,21 @@ MODELS = {
 STUDIES = {
     "show": Command("print the table of a finished run and where its report is", "run", _show),
     "inputs": Command("note the state of what the parameters name", "params data", _inputs),
-    "compare": Command(
-        "summarise a sweep over seeds and data sets", "sweep cells", _summary("seeds.summarise", "compare")
-    ),
+    "compare": Command("summarise a sweep over seeds and data sets", "sweep cells", _summary),
     "study": Command(
         "summarise the collapse study over seeds and data sets",
         "root:collapse cells",
-        _summary("collapse.summarise", "study"),
+        _summary,
     ),
     "choosing": Command(
         "summarise the study of ways to choose operators",
         "root:choosing cells",
-        _summary("choosing.summarise", "choosing"),
+        _summary,
     ),
     "tasks": Command(
         "summarise the tasks over their seeds",
         "root:tasks cells:tasks",
-        _summary("tasks.summarise", "tasks"),
+        _summary,
     ),
     "paper": Command(
         "run the paper's experiments over seeds, in pieces",

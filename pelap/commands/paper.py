@@ -4,34 +4,26 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from pelap.commands.paper_records import (
-    aged_stages,
-    begin,
-    finished_stages,
-    precision_of,
-    read_record,
-    stage_code,
-    write_record,
-)
-from pelap.commands.paper_study import Cell, Study, load_study
-from pelap.commands.studies import study as summaries
-from pelap.commands.time_limit import TimeIsUp, time_limit
+from pelap.commands.paper_study import Cell, Study, finished_stages, load_study, read_record
+from pelap.commands.studies import study_module
 from pelap.core import files
-from pelap.core.device import choose_device, environment
+from pelap.core.device import choose_device, environment, uses_bf16
 from pelap.core.errors import ConfigError, PelapError
-from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
+from pelap.core.keys import code_of
+from pelap.core.paths import packed_dataset
 from pelap.stages import download
 from pelap.stages.shared import Context
 
-RESERVED_SECONDS, RESERVED_SHARE = 30.0, 0.1
-"""Kept of the time for tables and archive: so many seconds, or this share of it if that is less."""
 RESUMING = ("train", "score", "distill")
 """Stages that go on inside from a checkpoint; the others start anew after an interruption."""
 PACKAGES = {
@@ -44,9 +36,17 @@ PACKAGES = {
     "report": ("jinja2", "matplotlib"),
 }
 """What stages import only once they need it."""
+RESERVED_SECONDS, RESERVED_SHARE = 30.0, 0.1
+"""Kept of the time for tables and archive: so many seconds, or this share of it if that is less."""
+AGAIN_SECONDS = 5.0
+"""An end by the clock that a callback or a destructor swallowed comes again after so long."""
 MANY_CUTS = 2
 """From so many on, a stage that starts anew each time is not getting anywhere."""
 NUM_LEFT_SHOWN = 4
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The time limit has passed. Whatever is ready for Ctrl-C is ready for this."""
 
 
 def paper(
@@ -77,22 +77,20 @@ def paper(
         PelapError: A stage failed, and nothing but what builds on it is left.
     """
     started = time.monotonic() if started is None else started
-    study = load_study(study_file, dataset)
-    device = choose_device(device_name)
+    study, device = load_study(study_file, dataset), choose_device(device_name)
     files.check_writable(root)
     _demand_packages(study)
-    paths, failures = PaperPaths(root), list[str]()
-    in_time = True
-    with files.exclusive(paths.table):
+    failures, in_time = list[str](), True
+    with files.exclusive(root / "table.csv"):
         try:
             with time_limit(_seconds_left(minutes, started)):
-                _run_cells(study, paths, data, device, failures)
+                _run_cells(study, root, data, device, failures)
         except TimeIsUp:
             in_time = False
             if minutes != 0:  # with 0 nothing else was asked for
                 print("pelap: the time is up", file=sys.stderr)
-        summaries("paper.results").write_results(paths, study)
-        finished = _say_what_is_left(study, paths)
+        study_module("paper.summarise").write_results(root, study)
+        finished = _say_what_is_left(study, root)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     if failures and in_time:
@@ -102,13 +100,10 @@ def paper(
 
 def _demand_packages(study: Study) -> None:
     """Refuse to train for hours what cannot be evaluated then."""
-    stages = {stage for cell in study.cells for stage in cell.stages}
-    for stage in stages & PACKAGES.keys():
-        missing = [name for name in PACKAGES[stage] if importlib.util.find_spec(name) is None]
+    for stage in {stage for cell in study.cells for stage in cell.stages} & PACKAGES.keys():
+        missing = ", ".join(name for name in PACKAGES[stage] if importlib.util.find_spec(name) is None)
         if missing:
-            raise ConfigError(
-                f"{stage} needs {', '.join(missing)}, which Python does not find; install PeLAP whole"
-            )
+            raise ConfigError(f"{stage} needs {missing}, which Python does not find; install PeLAP whole")
 
 
 def _seconds_left(minutes: float | None, started: float) -> float | None:
@@ -119,154 +114,166 @@ def _seconds_left(minutes: float | None, started: float) -> float | None:
     return seconds - min(RESERVED_SECONDS, RESERVED_SHARE * seconds) - (time.monotonic() - started)
 
 
-def _run_cells(
-    study: Study, paths: PaperPaths, data: Path, device: torch.device, failures: list[str]
-) -> None:
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise `TimeIsUp` in the block, which is in the main thread, after so many seconds; None: never.
+
+    Raises:
+        ConfigError: This system has no timer for it.
+        TimeIsUp: From anywhere in the block.
+    """
+    if seconds is None:
+        yield
+        return
+    if not hasattr(signal, "setitimer"):
+        raise ConfigError("--minutes: this system has no interval timer; leave it out")
+    if seconds <= 0:
+        raise TimeIsUp
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _run_cells(study: Study, root: Path, data: Path, device: torch.device, failures: list[str]) -> None:
     """All that is not finished. A failure ends its cell alone: others need not have it."""
-    _pack(study, paths, data, device)
-    _say_what_is_aged(study, paths)
+    _pack(study, root, data, device)
+    _say_what_is_aged(study, root)
     for cell in study.cells:
-        run = _paths_of(cell, paths)
-        context = Context(cell.params, run, data, device)
-        done = finished_stages(cell, run)
-        for stage in cell.stages:
-            if stage in done:
-                continue
+        done = finished_stages(cell, root)
+        for stage in (stage for stage in cell.stages if stage not in done):
             try:
-                _run_stage(cell, stage, context)
+                _run_stage(cell, stage, root, Context(cell.params, cell.paths(root), data, device))
             except Exception as error:
                 # In words: the error itself would keep the stage's models in memory.
-                failures.append(f"{cell.name}: {stage}: {_reason(error)}")
+                kind = "" if isinstance(error, PelapError) else f"{type(error).__name__}: "
+                failures.append(f"{cell.name}: {stage}: {kind}{files.one_line(error)}")
                 print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
                 break
-            finally:
-                _free_memory()
+            finally:  # a command of its own would leave nothing to the next one either
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
 
 
-def _pack(study: Study, paths: PaperPaths, data: Path, device: torch.device) -> None:
+def _pack(study: Study, root: Path, data: Path, device: torch.device) -> None:
     """Make the packed data set unless it is there; what was made of other pictures is made anew."""
     first, packed = study.cells[0], packed_dataset(data, study.dataset)
     if download.is_packed(first.params, data):
         return
     before = files.sha256(packed) if packed.is_file() else None
-    download.run(Context(first.params, _paths_of(first, paths), data, device))
+    download.run(Context(first.params, first.paths(root), data, device))
     if before is not None and before != files.sha256(packed):
-        for cell in study.cells:
-            for stage in cell.stages:
-                _paths_of(cell, paths).record(stage).unlink(missing_ok=True)
+        files.drop(cell.paths(root).record(stage) for cell in study.cells for stage in cell.stages)
 
 
-def _say_what_is_aged(study: Study, paths: PaperPaths) -> None:
+def _say_what_is_aged(study: Study, root: Path) -> None:
     """Hours of work are not thrown away for an edit; but nobody should take old figures for new ones."""
-    aged = {cell.name: aged_stages(cell, _paths_of(cell, paths)) for cell in study.cells}
-    named = [f"{name}: {', '.join(stages)}" for name, stages in aged.items() if stages]
-    if named:
+    aged = []
+    for cell in study.cells:
+        codes = {stage: read_record(cell, root, stage).code for stage in finished_stages(cell, root)}
+        stages = [stage for stage, code in codes.items() if code not in ("", stage_code(stage))]
+        aged += [f"{cell.name}: {', '.join(stages)}"] if stages else []
+    if aged:
         print(
-            f"finished with other code than that of now: {'; '.join(named)}; to run a stage again, delete "
+            f"finished with other code than that of now: {'; '.join(aged)}; to run a stage again, delete "
             "its stages/STAGE.json"
         )
 
 
-def _reason(error: Exception) -> str:
-    text = files.one_line(error)
-    return text if isinstance(error, PelapError) else f"{type(error).__name__}: {text}"
+def stage_code(stage: str) -> str:
+    """Digest of a stage's code, as it is now."""
+    return code_of(f"pelap.stages.{stage}")
 
 
-def _free_memory() -> None:
-    """Give back what a stage held: a command of its own would leave nothing to the next one either."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _paths_of(cell: Cell, paths: PaperPaths) -> RunPaths:
-    return paths.cell(cell.dataset, cell.part, cell.seed)
-
-
-def _run_stage(cell: Cell, stage: str, context: Context) -> None:
+def _run_stage(cell: Cell, stage: str, root: Path, context: Context) -> None:
     """Run a stage and note that it is done, or that the time limit ended it."""
-    _write_params(cell, context.paths)
-    record = begin(cell, context.paths, stage)
-    record.environment = environment(context.device)
-    record.environment["precision"] = precision_of(cell, stage, context.device)
-    print(f"{cell.name}: {stage}{_cut_before(stage, record.cut_off)}", flush=True)
+    run, record = context.paths, read_record(cell, root, stage)
+    noted = files.read_mapping(run.record(stage)) if run.record(stage).is_file() else {}
+    if noted.get("digest") != record.digest:  # what other parameters left
+        shutil.rmtree(run.stage(stage), ignore_errors=True)
+    _write_params(cell, run.params)
+    record.environment = environment(context.device) | {"precision": _precision(cell, stage, context.device)}
+    files.write_json(run.record(stage), dataclasses.asdict(record))
+    again = "going on" if stage in RESUMING else f"anew after being cut off {record.cut_off} times"
+    print(f"{cell.name}: {stage}{f', {again}' if record.cut_off else ''}", flush=True)
     begun = time.monotonic()
     try:
         context = _without_trained_variants(context, stage)
         if context.params.variants:
             importlib.import_module(f"pelap.stages.{stage}").run(context)
+        record.finished, record.code = True, stage_code(stage)
     except TimeIsUp:
         record.cut_off += 1
-        record.seconds += time.monotonic() - begun
-        write_record(context.paths, stage, record)
         raise
-    record.seconds += time.monotonic() - begun
-    record.finished, record.code = True, stage_code(stage)
-    write_record(context.paths, stage, record)
+    finally:
+        record.seconds += time.monotonic() - begun
+        files.write_json(run.record(stage), dataclasses.asdict(record))  # whole: done once it says so
     print(f"{cell.name}: {stage} took {record.seconds:.1f} s", flush=True)
 
 
-def _cut_before(stage: str, cut_off: int) -> str:
-    if not cut_off:
-        return ""
-    return ", going on" if stage in RESUMING else f", anew after being cut off {cut_off} times"
+def _precision(cell: Cell, stage: str, device: torch.device) -> str | None:
+    """What a stage computes in, None where it has no choice."""
+    asked: str | None = getattr(getattr(cell.params, stage, None), "precision", None)
+    return asked if asked != "auto" else "bf16" if uses_bf16(device, asked) else "fp32"
+
+
+def _write_params(cell: Cell, file: Path) -> None:
+    """The resolved parameters, with which every stage of the run can be run by itself."""
+    from ruamel.yaml import YAML
+
+    with files.atomic_path(file) as partial:
+        YAML().dump(cell.raw, partial)
 
 
 def _without_trained_variants(context: Context, stage: str) -> Context:
     """The variants that an interrupted `train` has not finished.
 
-    Those it has finished are whole model folders, of these parameters: `begin` removed any others.
+    Those it has finished are whole model folders, of these parameters: any others were removed.
     """
     if stage != "train":
         return context
-    variants = {
+    left = {
         name: fields
         for name, fields in context.params.variants.items()
         if not context.paths.train(name).model.is_dir()
     }
-    params = context.params.model_copy(update={"variants": variants})
-    return dataclasses.replace(context, params=params)
+    return dataclasses.replace(context, params=context.params.model_copy(update={"variants": left}))
 
 
-def _write_params(cell: Cell, run: RunPaths) -> None:
-    """The resolved parameters, with which every stage of the run can be run by itself."""
-    from ruamel.yaml import YAML
-
-    with files.atomic_path(run.params) as partial:
-        YAML().dump(cell.raw, partial)
-
-
-def _say_what_is_left(study: Study, paths: PaperPaths) -> bool:
+def _say_what_is_left(study: Study, root: Path) -> bool:
     """Print what is finished and what is not; whether all is."""
     left: dict[str, list[str]] = {}
     for cell in study.cells:
-        done = finished_stages(cell, _paths_of(cell, paths))
+        done = finished_stages(cell, root)
         missing = [stage for stage in cell.stages if stage not in done]
         if missing:
             left[cell.name] = missing
-            _warn_of_loops(cell, missing, _paths_of(cell, paths))
+            _warn_of_loops(cell, missing, root)
     total = sum(len(cell.stages) for cell in study.cells)
-    print(f"{total - sum(map(len, left.values()))} of {total} stages finished; tables in {paths.page}")
+    print(f"{total - sum(map(len, left.values()))} of {total} stages finished; tables in {root / 'table.md'}")
     if left:
         names = [f"{name} ({', '.join(stages)})" for name, stages in left.items()]
-        print(f"left: {_listed(names)}")
+        more = len(names) - NUM_LEFT_SHOWN
+        print(f"left: {', '.join(names[:NUM_LEFT_SHOWN])}{f' and {more} more' if more > 0 else ''}")
         print("run the same command again")
     return not left
 
 
-def _warn_of_loops(cell: Cell, missing: Sequence[str], run: RunPaths) -> None:
+def _warn_of_loops(cell: Cell, missing: Sequence[str], root: Path) -> None:
     """Name a stage that no number of commands of this length would finish."""
     for stage in missing:
-        cut_off = read_record(cell, run, stage).cut_off
+        cut_off = read_record(cell, root, stage).cut_off
         if stage not in RESUMING and cut_off >= MANY_CUTS:
             print(
                 f"{cell.name}: {stage} was cut off {cut_off} times and starts anew each time; "
                 "raise --minutes",
                 file=sys.stderr,
             )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - NUM_LEFT_SHOWN
-    return ", ".join(names[:NUM_LEFT_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,9 +1,13 @@
-"""The study file of `paper`: parts, each a preset with changes, and the runs that they stand for."""
+"""The study file of `paper`, the cells that it asks for, and what is done of each.
+
+A study file names parts: each a preset with changes, and the stages that it is run for. A cell is a part
+with a seed, a run folder ``ROOT/<dataset>/<part>/seed<k>`` whose `stages/STAGE.json` say what is done. Torch
+is not imported: Snakemake reads study files too.
+"""
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -14,7 +18,8 @@ from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, re
 from pelap.config.model import Name
 from pelap.config.rules import STAGES
 from pelap.core import files
-from pelap.core.errors import ConfigError
+from pelap.core.errors import ConfigError, DataError
+from pelap.core.paths import RunPaths
 
 Stage: TypeAlias = Literal["train", "collapse", "score", "prune", "distill", "evaluate", "report"]
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -63,23 +68,28 @@ class Cell:
     params: Params
 
     @property
-    def dataset(self) -> str:
-        return self.params.dataset
-
-    @property
     def name(self) -> str:
         return f"{self.part} seed {self.seed}"
 
+    def paths(self, root: Path) -> RunPaths:
+        """Its run folder."""
+        return RunPaths(root / self.params.dataset / self.part / f"seed{self.seed}")
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """The stages whose results `stage` reads."""
+        alone = stage == "evaluate" and self.params.evaluate.models == "variants"
+        return ("train",) if alone else NEEDS[stage]
+
     def digest(self, stage: str) -> str:
         """Of the parameters that a stage and all that it builds on read, and that its results depend on."""
-        before = [self.digest(needed) for needed in needs(stage, self.params)]
         chosen = {
             name: {key: value for key, value in section.items() if key not in HOW_NOT_WHAT}
             if isinstance(section, Mapping)
             else section
             for name, section in select_keys(self.raw, stage).items()
         }
-        pictures = _pictures(self.params) if stage == "train" else ()
+        pictures = pictures_of(self.params) if stage == "train" else ()
+        before = [self.digest(needed) for needed in self.needs(stage)]
         return files.digest([stage, chosen, before, *map(str, pictures)])
 
 
@@ -87,29 +97,19 @@ class Cell:
 class Study:
     """What is to be run."""
 
-    source: str
+    source: Path
     budget: str
     cells: tuple[Cell, ...]
     """In the order in which they are run: the first seed of every part, the second, ..."""
 
     @property
     def dataset(self) -> str:
-        return self.cells[0].dataset
+        return self.cells[0].params.dataset
 
-    @cached_property
+    @property
     def parts(self) -> dict[str, Cell]:
         """The first cell of every part."""
-        found: dict[str, Cell] = {}
-        for cell in self.cells:
-            found.setdefault(cell.part, cell)
-        return found
-
-
-def needs(stage: str, params: Params) -> tuple[str, ...]:
-    """The stages whose results `stage` reads in a run with these parameters."""
-    if stage == "evaluate" and params.evaluate.models == "variants":
-        return ("train",)
-    return NEEDS[stage]
+        return {cell.part: cell for cell in self.cells if cell.seed == self.cells[0].seed}
 
 
 def load_study(path: Path, dataset: str | None = None) -> Study:
@@ -122,60 +122,50 @@ def load_study(path: Path, dataset: str | None = None) -> Study:
     Raises:
         ConfigError: One line: what is wrong where.
     """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise ConfigError(f"{path}: expected a mapping; start from workflow/paper.yaml of PeLAP")
     try:
-        file = StudyFile(**_mapping(read_yaml(path), path))
+        file = StudyFile(**raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from None
     if len(set(file.seeds)) < len(file.seeds):
         raise ConfigError(f"{path}: seeds: one is given twice; remove it")
-    presets = {name: _preset(path, name, part) for name, part in file.parts.items()}
+    shared = {"dataset": dataset or file.dataset}
+    raws = {name: _parameters(path, name, part) | shared for name, part in file.parts.items()}
     cells = tuple(
-        _cell(path, name, part, presets[name], dataset or file.dataset, seed)
+        _cell(f"{path}: parts.{name}", name, part.stages, raws[name] | {"seed": seed})
         for seed in file.seeds
         for name, part in file.parts.items()
     )
-    _demand_same_pictures(path, cells)
-    return Study(str(path), file.budget, cells)
+    for cell in cells:
+        if pictures_of(cell.params) != pictures_of(cells[0].params):
+            raise ConfigError(
+                f"{path}: parts.{cell.part}: its section download makes other pictures than that of "
+                f"{cells[0].part}; they share one packed data set, so set it alike"
+            )
+    return Study(path, file.budget, cells)
 
 
-def _mapping(raw: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise ConfigError(f"{path}: expected a mapping; start from workflow/paper.yaml of PeLAP")
-    return raw
-
-
-def _preset(path: Path, name: str, part: PartFile) -> dict[str, Any]:
-    """All parameters of a preset, once they are known to be as they must be."""
-    preset = path.parent / part.preset
+def _parameters(path: Path, name: str, part: PartFile) -> dict[str, Any]:
+    """What the stages of a part read: its preset, changed."""
+    where, preset = f"{path}: parts.{name}", path.parent / part.preset
     if not preset.is_file():
-        raise ConfigError(
-            f"{path}: parts.{name}.preset: no file {preset}; give a path from the study's folder"
-        )
-    load_params(preset)
-    return resolved(preset)
-
-
-def _cell(path: Path, name: str, part: PartFile, preset: Mapping[str, Any], dataset: str, seed: int) -> Cell:
-    where = f"{path}: parts.{name}"
+        raise ConfigError(f"{where}.preset: no file {preset}; give a path from the study's folder")
+    load_params(preset)  # a whole parameter file
     keys = {key for stage in ("download", *part.stages) for key in STAGE_KEYS[stage]}
-    raw = {key: copy.deepcopy(value) for key, value in preset.items() if key in keys}
+    raw = {key: value for key, value in resolved(preset).items() if key in keys}
     if part.variants is not None:
-        raw["variants"] = _chosen(raw["variants"], part.variants, where)
+        known = raw["variants"]
+        unknown = ", ".join(variant for variant in part.variants if variant not in known)
+        if unknown:
+            raise ConfigError(
+                f"{where}.variants: the preset has no {unknown}; use some of {', '.join(known)}"
+            )
+        raw["variants"] = {variant: known[variant] for variant in part.variants}
     for key, value in part.changes.items():
         _change(raw, key, value, f"{where}.set.{key}")
-    raw |= {"dataset": dataset, "seed": seed}
-    params = parse_params(raw, where, demanded=keys)
-    _demand_order(part.stages, params, where)
-    return Cell(name, seed, part.stages, raw, params)
-
-
-def _chosen(variants: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict[str, Any]:
-    unknown = [name for name in names if name not in variants]
-    if unknown:
-        raise ConfigError(
-            f"{where}.variants: the preset has no {', '.join(unknown)}; use some of {', '.join(variants)}"
-        )
-    return {name: variants[name] for name in names}
+    return raw
 
 
 def _change(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -191,33 +181,72 @@ def _change(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
     target[last] = copy.deepcopy(value)
 
 
-def _demand_order(stages: tuple[str, ...], params: Params, where: str) -> None:
-    """Refuse stages in another order, twice, or without what they build on."""
+def _cell(where: str, part: str, stages: tuple[str, ...], raw: dict[str, Any]) -> Cell:
+    """A cell, unless its stages are in another order, twice, or lack what they build on."""
+    cell = Cell(part, raw["seed"], stages, raw, parse_params(raw, where, demanded=raw))
     order = [stage for stage in STAGES if stage in stages]
     if list(stages) != order:
         raise ConfigError(f"{where}.stages: they run in the order {', '.join(order)}; write each once, so")
     for stage in stages:
-        missing = [needed for needed in needs(stage, params) if needed not in stages]
+        missing = ", ".join(needed for needed in cell.needs(stage) if needed not in stages)
         if missing:
             hint = " (or evaluate.models: variants)" if stage == "evaluate" else ""
-            raise ConfigError(f"{where}.stages: {stage} needs {', '.join(missing)} too; add it{hint}")
-        if stage == "report" and params.evaluate.models == "variants":
+            raise ConfigError(f"{where}.stages: {stage} needs {missing} too; add it{hint}")
+        if stage == "report" and cell.params.evaluate.models == "variants":
             raise ConfigError(f"{where}.stages: report needs evaluate.models: all; set that")
+    return cell
 
 
-def _demand_same_pictures(path: Path, cells: tuple[Cell, ...]) -> None:
-    """One packed data set serves all parts."""
-    first = cells[0]
-    for cell in cells:
-        if _pictures(cell.params) != _pictures(first.params):
-            raise ConfigError(
-                f"{path}: parts.{cell.part}: its section download makes other pictures than that of "
-                f"{first.part}; they share one packed data set, so set it alike"
-            )
-
-
-def _pictures(params: Params) -> tuple[Any, ...]:
+def pictures_of(params: Params) -> tuple[Any, ...]:
     """What the packed data set depends on, beside the seed of photos: that of the first cell is taken."""
     made, dataset = params.download, params.dataset
     sounds = made.sounds if dataset == "sounds" or dataset in made.folders else None
     return made.image_size, made.folders.get(dataset), made.photos if dataset == "photos" else None, sounds
+
+
+@dataclass
+class Record:
+    """One stage of one run, with the parameters that `digest` stands for."""
+
+    digest: str
+    finished: bool = False
+    seconds: float = 0.0
+    """Over all attempts; of one that was killed nothing is known."""
+    cut_off: int = 0
+    """How often the time limit ended it."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Where it was finished: device, versions, precision."""
+    code: str = ""
+    """Digest of what it was finished with."""
+
+
+def read_record(cell: Cell, root: Path, stage: str) -> Record:
+    """The record of a stage with the parameters of this cell; a fresh one if there is none, or another's."""
+    run, digest = cell.paths(root), cell.digest(stage)
+    try:
+        record = Record(**files.read_mapping(run.record(stage)))
+    except (DataError, TypeError):
+        return _snakemakes(cell, root, stage) or Record(digest)
+    return record if record.digest == digest else Record(digest)
+
+
+def _snakemakes(cell: Cell, root: Path, stage: str) -> Record | None:
+    """Of a stage that Snakemake ran with these parameters, as it ran all that this builds on."""
+    run, seconds = cell.paths(root), 0.0
+    variants = list(cell.params.variants) if stage == "train" else [None]
+    for variant in variants:
+        job = f"{stage}-{variant}" if variant else stage
+        noted, timed = run.stage_params / f"{job}.yaml", run.root / "benchmarks" / f"{job}.tsv"
+        wanted = select_keys(cell.raw, stage, variant)
+        if not noted.is_file() or files.digest(files.read_json(noted)) != files.digest(wanted):
+            return None
+        if timed.is_file():
+            seconds += float(timed.read_text().splitlines()[1].split()[0])
+    if all(read_record(cell, root, needed).finished for needed in cell.needs(stage)):
+        return Record(cell.digest(stage), True, seconds)
+    return None
+
+
+def finished_stages(cell: Cell, root: Path) -> list[str]:
+    """The stages that are done with the parameters of this cell."""
+    return [stage for stage in cell.stages if read_record(cell, root, stage).finished]

@@ -12,8 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from interruption import SAVE_EVERY
+from pelap.commands.time_limit import TimeIsUp, time_limit
 from ruamel.yaml import YAML
 from tiny import LIGHT, ROOT, tiny_raw
+from workflow.studies.paper.results import lambdas
 
 import pelap.stages.collapse
 import pelap.stages.evaluate
@@ -22,7 +24,6 @@ from pelap.cli import EXIT_UNFINISHED, main
 from pelap.commands import paper as runner
 from pelap.commands import paper_records
 from pelap.commands.paper_study import load_study
-from pelap.commands.time_limit import TimeIsUp, time_limit
 from pelap.config.load import load_params, read_yaml, resolved
 from pelap.core import files
 from pelap.core.errors import ConfigError, TrainingError
@@ -32,7 +33,6 @@ from pelap.report.figures.style import to_png
 from pelap.stages.shared import Context
 from pelap.training.trainer import Trainer
 from workflow.studies.paper import tables as report
-from workflow.studies.paper.results import lambdas
 
 QUICK: dict[str, Any] = {
     **LIGHT,

@@ -12,10 +12,10 @@ from tiny import ROOT
 from pelap.cli import main
 from pelap.config.load import resolved
 from pelap.core import files
-from pelap.core.paths import RunPaths, StudyPaths
+from pelap.core.paths import RunPaths
 from pelap.report.figures.style import to_png
-from workflow.studies.collapse import tables as report
-from workflow.studies.collapse.summarise import study
+from workflow.studies.collapse import FILES, figures
+from workflow.studies.collapse.summarise import CELL_COLUMNS, over_enough_seeds, summarise
 
 CONTROLS = ("baseline", "pelap-1e-2", "invariant-topk-adaptive", "unit-variance")
 METRICS = [
@@ -67,8 +67,8 @@ def value(summary: pd.DataFrame, control: str, metric: str, dataset: str = "phot
 
 
 def test_summary_equals_the_sums_by_hand(root: Path) -> None:
-    study(root)
-    summary = files.read_csv(StudyPaths(root).summary)
+    summarise(root)
+    summary = files.read_csv(root / "summary.csv")
     assert list(summary.columns) == ["control", "dataset", "metric", "mean", "std", "n"]
     row = value(summary, "pelap-1e-2", "unet_input_std")
     values = [0.004, 0.008, 0.044]
@@ -79,8 +79,8 @@ def test_summary_equals_the_sums_by_hand(root: Path) -> None:
 
 
 def test_rows_stand_by_data_set_control_and_metric(root: Path) -> None:
-    study(root)
-    summary = files.read_csv(StudyPaths(root).summary)
+    summarise(root)
+    summary = files.read_csv(root / "summary.csv")
     rows = list(summary[["dataset", "control", "metric"]].itertuples(index=False, name=None))
     nothing = ("pelap-1e-2", "floor_ratio")  # no seed has a value
     expected = [(d, c, m) for d in ("cifar10-jpeg", "photos") for c in CONTROLS for m in METRICS]
@@ -88,8 +88,8 @@ def test_rows_stand_by_data_set_control_and_metric(root: Path) -> None:
 
 
 def test_cells_have_every_value_of_every_seed(root: Path) -> None:
-    study(root)
-    cells = files.read_csv(StudyPaths(root).cells)
+    summarise(root)
+    cells = files.read_csv(root / "cells.csv")
     assert list(cells.columns) == ["control", "dataset", "seed", "metric", "value"]
     assert list(dict.fromkeys(cells["seed"])) == [0, 1, 10]
     assert len(cells) == 2 * 3 * (len(CONTROLS) * len(METRICS) - 1)
@@ -105,18 +105,18 @@ def test_fewer_than_three_seeds_are_left_out_and_named(
     broken = files.read_csv(run.collapse_table)
     broken.loc[0, "floor_ratio"] = math.inf
     files.write_csv(run.collapse_table, broken)
-    study(root)
-    summary = files.read_csv(StudyPaths(root).summary)
+    summarise(root)
+    summary = files.read_csv(root / "summary.csv")
     assert set(summary["n"]) == {3}
     assert (
         "left out, fewer than 3 seeds: cifar10-jpeg baseline (floor_ratio), photos unit-variance, svhn\n"
         in (capsys.readouterr().out)
     )
-    assert len(files.read_csv(StudyPaths(root).cells).query("dataset == 'svhn'")) > 0
+    assert len(files.read_csv(root / "cells.csv").query("dataset == 'svhn'")) > 0
 
 
 def test_verdicts_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study(root)
+    summarise(root)
     lines = capsys.readouterr().out.splitlines()
     assert "photos pelap-1e-2: mask collapse 3" in lines
     assert "photos baseline: healthy 2, partial mask 1" in lines
@@ -126,9 +126,9 @@ def test_verdicts_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_unfinished_cells_are_named_and_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cell(root, "photos", 11).metrics.unlink()
     (root / "photos" / "seedling").mkdir()
-    study(root)
+    summarise(root)
     assert "not finished: photos/seed11\n" in capsys.readouterr().out
-    assert set(files.read_csv(StudyPaths(root).summary)["n"]) == {3}
+    assert set(files.read_csv(root / "summary.csv")["n"]) == {3}
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_nothing_to_summarise(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_figure_has_a_row_of_panels_per_data_set(root: Path) -> None:
-    study(root)
-    assert StudyPaths(root).figure.read_bytes().startswith(b"\x89PNG")
-    cells, summary = files.read_csv(StudyPaths(root).cells), files.read_csv(StudyPaths(root).summary)
-    figure = report.study_figure(cells, summary, {"photos": 50.0})
-    assert len(figure.axes) == 2 * len(report.PANELS)
+    summarise(root)
+    assert (root / "summary.png").read_bytes().startswith(b"\x89PNG")
+    cells, summary = files.read_csv(root / "cells.csv"), files.read_csv(root / "summary.csv")
+    figure = figures.study_figure(cells, summary, {"photos": 50.0})
+    assert len(figure.axes) == 2 * len(figures.PANELS)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == list(CONTROLS)
-    for axis, panel in zip(figure.axes, 2 * report.PANELS, strict=True):
+    for axis, panel in zip(figure.axes, 2 * figures.PANELS, strict=True):
         assert axis.get_xscale() == ("log" if panel.log else "linear")
     assert figure.axes[4].get_xlim()[0] == 0
 
@@ -187,17 +187,17 @@ def test_figure_of_values_that_a_logarithm_has_not(seeds: int) -> None:
         (control, "photos", seed, metric, number)
         for seed in range(seeds)
         for control, number in (("baseline", 0.0), ("own_$name", seed * 1e-3))
-        for metric in report.FIGURE_METRICS
+        for metric in figures.FIGURE_METRICS
     ]
-    cells = pd.DataFrame(rows, columns=report.CELL_COLUMNS)
-    summary, few = report.summarise(cells)
+    cells = pd.DataFrame(rows, columns=CELL_COLUMNS)
+    summary, few = over_enough_seeds(cells)
     assert bool(len(summary)) == (seeds >= 3)
     assert bool(len(few)) == (seeds < 3)
-    to_png(report.study_figure(cells, summary, {}))
+    to_png(figures.study_figure(cells, summary, {}))
 
 
 def test_names_of_families() -> None:
-    assert [report.family(name) for name in CONTROLS] == ["baseline", "pelap", "invariant", "unit"]
+    assert [figures.family(name) for name in CONTROLS] == ["baseline", "pelap", "invariant", "unit"]
 
 
 @pytest.mark.parametrize("name", ["collapse_study", "collapse_study_gpu"])
@@ -211,8 +211,7 @@ def test_presets_differ_in_size_alone(name: str) -> None:
 
 def test_git_keeps_the_tables_and_the_figure_alone() -> None:
     root = Path("results/collapse_study")
-    paths = StudyPaths(root)
-    kept = [paths.summary, paths.cells, paths.figure]
+    kept = [root / name for name in FILES]
     others = [RunPaths(root / "photos" / "seed0").metrics, root / "logs" / "study.log"]
     command = ["git", "check-ignore", "--no-index", *map(str, kept + others)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from tiny import ROOT
 
 from pelap.cli import main
 from pelap.config.load import read_yaml
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.paths import RunPaths, TasksPaths
+from pelap.core.paths import RunPaths
 from pelap.report.figures.style import looks, to_png
 from pelap.report.tables import DASH, MINUS
-from workflow.studies.tasks import tables as report
+from workflow.studies.tasks import FILES
+from workflow.studies.tasks.cell import VALUE_COLUMNS, TaskCell
 from workflow.studies.tasks.figures import tasks_figure
-from workflow.studies.tasks.summarise import ALIKE_CLASSIFIER, ALIKE_PROTOCOL, tasks
+from workflow.studies.tasks.page import against
+from workflow.studies.tasks.summarise import ALIKE_CLASSIFIER, ALIKE_PROTOCOL, summarise
 
+SUMMARY_COLUMNS = ["task", "dataset", "model", "metric", "mean", "std", "n"]
 SEEDS = (0, 1, 10)
 DENSE = {0: 100.0, 1: 110.0, 10: 90.0}
 LOST = {
@@ -86,7 +90,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in SEEDS:
             write_cell(root, task, seed)
     with contextlib.redirect_stdout(io_.StringIO()) as said:
-        tasks(root)
+        summarise(root)
     (root / "said.txt").write_text(said.getvalue())
     return root
 
@@ -94,8 +98,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is about tables alone: drawing takes most of the time."""
-    monkeypatch.setattr("workflow.studies.tasks.summarise.tasks_figure", lambda *_: None)
-    monkeypatch.setattr("workflow.studies.tasks.summarise.to_png", lambda _: b"")
+    monkeypatch.setattr("workflow.studies.tasks.summarise.tasks_figure", lambda *_: Figure())
 
 
 def mean_of(table: pd.DataFrame, task: str, model: str, metric: str) -> tuple[float, float, int]:
@@ -118,13 +121,13 @@ def section(page: str, task: str) -> str:
 
 
 def test_everything_is_written_and_said(done: Path) -> None:
-    assert all(file.stat().st_size for file in TasksPaths(done).files)
+    assert all((done / name).stat().st_size for name in FILES)
     assert (done / "said.txt").read_text() == f"9 cells of 3 tasks summarised in {done / 'tasks.md'}\n"
 
 
 def test_summary_equals_the_sums_by_hand(done: Path) -> None:
-    table = files.read_csv(TasksPaths(done).summary, report.SUMMARY_COLUMNS)
-    assert list(table.columns) == report.SUMMARY_COLUMNS
+    table = files.read_csv(done / "tasks.csv", SUMMARY_COLUMNS)
+    assert list(table.columns) == SUMMARY_COLUMNS
     distances = np.array([DENSE[seed] + lost for seed, lost in zip(SEEDS, LOST["distilled-35"], strict=True)])
     found = mean_of(table, "image", "distilled-35", "fd_effnet_lite0")
     assert found == pytest.approx((distances.mean(), distances.std(ddof=1), 3))
@@ -141,18 +144,17 @@ def test_summary_equals_the_sums_by_hand(done: Path) -> None:
 
 
 def test_errors_are_in_the_cells_but_have_no_mean(done: Path) -> None:
-    paths = TasksPaths(done)
-    summary, cells = files.read_csv(paths.summary), files.read_csv(paths.cells, report.VALUE_COLUMNS)
+    summary, cells = files.read_csv(done / "tasks.csv"), files.read_csv(done / "cells.csv", VALUE_COLUMNS)
     assert not [name for name in summary["metric"] if name.endswith(("_se", "_std"))]
     errors = cells[cells["metric"] == "difference_to_dense_se"]
     assert set(errors["value"]) == {0.75, 1.75, 2.75}
     assert "prompt_agreement_se" in set(cells["metric"])
     assert cells["value"].notna().all()
-    assert not cells.duplicated(report.VALUE_COLUMNS[:-1]).any()
+    assert not cells.duplicated(VALUE_COLUMNS[:-1]).any()
 
 
 def test_what_was_not_pruned_saved_nothing(done: Path) -> None:
-    cells = files.read_csv(TasksPaths(done).cells)
+    cells = files.read_csv(done / "cells.csv")
     of_plans = cells[cells["metric"].isin(["time_saved", "operators_removed", "params_removed"])]
     assert set(of_plans["model"]) == {"pruned-20", "pruned-35", "distilled-20", "distilled-35"}
     changes = cells[cells["metric"].str.startswith("change_to_")]
@@ -161,7 +163,7 @@ def test_what_was_not_pruned_saved_nothing(done: Path) -> None:
 
 
 def test_page_has_every_row_and_column(done: Path) -> None:
-    page = TasksPaths(done).page.read_text(encoding="utf-8")
+    page = (done / "tasks.md").read_text(encoding="utf-8")
     for task, (dataset, metric, noun) in TASKS.items():
         assert f"## {task}: {dataset}, seeds 0, 1, 10\n" in page
         rows = re.findall(r"^\| ([a-z-]+(?:-\d+)?) \|", section(page, task), re.M)
@@ -178,7 +180,7 @@ def test_page_has_every_row_and_column(done: Path) -> None:
 
 
 def test_page_says_whether_distillation_made_up_for_pruning(done: Path) -> None:
-    page = TasksPaths(done).page.read_text(encoding="utf-8")
+    page = (done / "tasks.md").read_text(encoding="utf-8")
     lines = [line for line in section(page, "audio").splitlines() if line.startswith("- ")]
     assert lines == [
         "- distilled-20, 21.0 % less UNet time, by fd_classifier: not told apart from dense "
@@ -192,7 +194,7 @@ def test_page_says_whether_distillation_made_up_for_pruning(done: Path) -> None:
 
 
 def test_published_figures_are_said_to_be_of_others(done: Path) -> None:
-    page = TasksPaths(done).page.read_text(encoding="utf-8")
+    page = (done / "tasks.md").read_text(encoding="utf-8")
     own = page.split("## LD-Pruner's own figures\n")[1]
     assert "other models, other data and other metrics" in own
     for figure in ("-34.9 % time", "FID -5.2 %", "-19.2 % time, 90 operators", "FAD 2.0 (0.5 better)"):
@@ -215,7 +217,7 @@ def test_published_figures_are_said_to_be_of_others(done: Path) -> None:
     ],
 )
 def test_verdict_is_by_one_standard_deviation(mean: float, std: float, says: str) -> None:
-    assert report.verdict(mean, std) == says
+    assert against(mean, std) == says
 
 
 def test_less_agreement_is_worse(tmp_path: Path, undrawn: None) -> None:
@@ -225,16 +227,16 @@ def test_less_agreement_is_worse(tmp_path: Path, undrawn: None) -> None:
         metrics["distilled-20"]["prompt_agreement"] = 0.7 + 0.01 * (seed == 10)
         metrics["distilled-35"]["prompt_agreement"] = 0.95 + 0.01 * (seed == 10)
         files.write_json(run.metrics, metrics)
-    tasks(tmp_path)
-    page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
+    summarise(tmp_path)
+    page = (tmp_path / "tasks.md").read_text(encoding="utf-8")
     agreement = re.findall(r"(distilled-\d+), .* by prompt agreement: (.*?) dense", page)
     assert agreement == [("distilled-20", "worse than"), ("distilled-35", "better than")]
 
 
 def test_one_seed_has_no_verdict_but_its_standard_error(tmp_path: Path, undrawn: None) -> None:
     write_cell(tmp_path, "audio", 1)
-    tasks(tmp_path)
-    page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
+    summarise(tmp_path)
+    page = (tmp_path / "tasks.md").read_text(encoding="utf-8")
     assert "one seed, no verdict against dense (+1.8 %; difference +2.00, standard error 1.75)" in page
     assert "## audio: sounds, seed 1\n" in page
     assert "nan" not in page
@@ -251,7 +253,7 @@ def test_cells_that_lack_something_are_named_and_left_out(
     broken = RunPaths(tmp_path / "audio/sounds/seed1").prune_result
     files.write_json(broken, {"20": {"num_operators": 3}, "35": result("35", 0)})
     (tmp_path / "logs" / "old").mkdir(parents=True)
-    tasks(tmp_path)
+    summarise(tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "not finished: text/photos/seed1"
     assert said[1].startswith("left out audio/sounds/seed0: ")
@@ -263,7 +265,7 @@ def test_cells_that_lack_something_are_named_and_left_out(
         "missing: image/photos/seed10",
         f"5 cells of 3 tasks summarised in {tmp_path / 'tasks.md'}",
     ]
-    counts = files.read_csv(TasksPaths(tmp_path).summary).groupby("task")["n"].max()
+    counts = files.read_csv(tmp_path / "tasks.csv").groupby("task")["n"].max()
     assert counts.to_dict() == {"audio": 1, "image": 2, "text": 2}
 
 
@@ -275,7 +277,7 @@ def test_a_model_without_a_distance_is_left_out_with_its_cell(
     metrics = files.read_metrics(run.metrics)
     del metrics["distilled-35"]["fd_classifier"]
     files.write_json(run.metrics, metrics)
-    tasks(tmp_path)
+    summarise(tmp_path)
     assert "lacks fd_classifier of distilled-35; evaluate again" in capsys.readouterr().out
 
 
@@ -296,7 +298,7 @@ def test_seeds_measured_otherwise_are_refused(tmp_path: Path, undrawn: None) -> 
     other = write_cell(tmp_path, "text", 1).evaluate_protocol
     files.write_json(other, files.read_mapping(other) | {"num_images": 32})
     with pytest.raises(DataError, match=r"seed1.*another num_images than in .*seed0.*evaluate both alike"):
-        tasks(tmp_path)
+        summarise(tmp_path)
 
 
 @pytest.mark.parametrize("key", [*ALIKE_PROTOCOL, *(f"classifier.{key}" for key in ALIKE_CLASSIFIER)])
@@ -309,7 +311,7 @@ def test_every_key_of_the_protocol_is_compared(tmp_path: Path, undrawn: None, ke
             changed = {key: "pictures" if seed else None}
         files.write_json(file, files.read_mapping(file) | changed)
     with pytest.raises(DataError, match=rf"another {key} than in"):
-        tasks(tmp_path)
+        summarise(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["students", "plan_names", "rows_per_latent"])
@@ -326,7 +328,7 @@ def test_seeds_made_otherwise_are_refused(tmp_path: Path, undrawn: None, key: st
         protocol[key] = 2
     files.write_json(run.evaluate_protocol, protocol)
     with pytest.raises(DataError, match=f"another {key} than in"):
-        tasks(tmp_path)
+        summarise(tmp_path)
 
 
 def test_a_classifier_of_each_seed_is_pooled_and_explained(tmp_path: Path, undrawn: None) -> None:
@@ -335,8 +337,8 @@ def test_a_classifier_of_each_seed_is_pooled_and_explained(tmp_path: Path, undra
         judge = {"steps": 5, "width": 4, "sha256": str(seed)}
         files.write_json(file, files.read_mapping(file) | {"classifier": judge, "rows_per_latent": 2})
         write_cell(tmp_path, "image", seed)
-    tasks(tmp_path)
-    page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
+    summarise(tmp_path)
+    page = (tmp_path / "tasks.md").read_text(encoding="utf-8")
     for part in ("of fd_classifier mixes feature spaces", "are those of 2 rows a latent"):
         assert part in section(page, "text")
         assert part not in section(page, "image")
@@ -352,8 +354,8 @@ def test_page_says_what_it_holds(tmp_path: Path, undrawn: None) -> None:
     del metrics["real"]
     metrics["dense"]["fd_classifier"] = 0.0
     files.write_json(run.metrics, metrics)
-    tasks(tmp_path)
-    page = TasksPaths(tmp_path).page.read_text(encoding="utf-8")
+    summarise(tmp_path)
+    page = (tmp_path / "tasks.md").read_text(encoding="utf-8")
     assert "`on-and-on` is the dense model trained on" in page
     assert "dense-finetuned" not in page.split("## LD-Pruner")[0]
     assert "denoising and decoding, for sounds without Griffin-Lim" in page
@@ -383,7 +385,7 @@ def test_what_was_distilled_is_told_apart_beside_a_large_loss(lost: float, bent:
         for name in ("pruned", "distilled")
         for plan in SAVED
     ]
-    figure = tasks_figure(pd.DataFrame(rows, columns=report.SUMMARY_COLUMNS), cells)
+    figure = tasks_figure(pd.DataFrame(rows, columns=SUMMARY_COLUMNS), cells)
     (axis,) = figure.axes
     assert axis.get_yscale() == ("symlog" if bent else "linear")
     assert ("plan 35: +400 %" in {text.get_text() for text in axis.texts}) == bent
@@ -393,9 +395,8 @@ def test_what_was_distilled_is_told_apart_beside_a_large_loss(lost: float, bent:
 
 
 def test_figure_has_a_panel_a_task_and_a_line_a_family(done: Path) -> None:
-    paths = TasksPaths(done)
     cells = [task_cell(task, seed) for task in sorted(TASKS) for seed in SEEDS]
-    figure = tasks_figure(files.read_csv(paths.summary), cells)
+    figure = tasks_figure(files.read_csv(done / "tasks.csv"), cells)
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         f"{task}: mean ± std of 3 seeds" for task in ("audio", "image", "text")
     ]
@@ -414,12 +415,12 @@ def test_figure_has_a_panel_a_task_and_a_line_a_family(done: Path) -> None:
     to_png(figure)
 
 
-def task_cell(task: str, seed: int) -> report.TaskCell:
+def task_cell(task: str, seed: int) -> TaskCell:
     dataset, metric, noun = TASKS[task]
     plans = {plan: result(plan, 0) for plan in SAVED}
     metrics: Any = {model: {metric: 1.0} for model in ("dense", *LOST, "real")}
-    return report.TaskCell(
-        task, dataset, seed, noun.removesuffix("s"), metric, "dense", STUDENTS, plans, metrics, pd.DataFrame()
+    return TaskCell(
+        dataset, seed, metric, "dense", metrics, plans, task, noun.removesuffix("s"), STUDENTS, pd.DataFrame()
     )
 
 
@@ -439,7 +440,7 @@ def test_time_saved_is_by_the_evaluation_where_that_timed_the_model(tmp_path: Pa
     for model, least in (("dense", 10.0), ("pruned-20", 7.0)):
         metrics[model]["latency_least_ms"] = least
     files.write_json(run.metrics, metrics)
-    tasks(tmp_path)
-    table = pd.read_csv(TasksPaths(tmp_path).summary)
+    summarise(tmp_path)
+    table = pd.read_csv(tmp_path / "tasks.csv")
     assert mean_of(table, "image", "pruned-20", "time_saved")[0] == pytest.approx(0.3)
     assert mean_of(table, "image", "pruned-35", "time_saved")[0] == pytest.approx(SAVED["35"][0])

@@ -1,126 +1,70 @@
-"""What the cells say together."""
+"""What the cells of a study say together: a rule each, made by one loop."""
 
-STUDY_CELLS = cells_asked("collapse_study")
-CHOOSING_CELLS = cells_asked("choosing")
-TASKS_CELLS = cells_asked(*(f"tasks/{name}" for name in config["tasks"]))
-
-
-rule compare:
-    input:
-        lambda wildcards: cell_files(wildcards.grid, CELL.metrics, CELL.budget),
-        made_of=lambda wildcards: summary_made_of(
-            "compare", "seeds", RESULTS / wildcards.grid, cells_asked(wildcards.grid)
-        ),
-    output:
-        report(SUMMARY.summary, caption="../report/summary.rst", category="Summary"),
-        report(SUMMARY.figure, caption="../report/summary.rst", category="Summary"),
-        SUMMARY.budget,
-        report(SUMMARY.budget_figure, caption="../report/budget.rst", category="Summary"),
-    log:
-        SUMMARY.root / "logs" / "compare.log",
-    benchmark:
-        SUMMARY.root / "benchmarks" / "compare.tsv"
-    params:
-        made_of=noted(SUMMARY.root / "params" / "compare"),
-        sweep=subpath(output[0], parent=True),
-        cells=lambda wildcards: cells_asked(wildcards.grid),
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
-    shell:
-        "pelap compare --sweep {params.sweep} --cells {params.cells} > {log} 2>&1"
+SUMMARIES = {
+    "compare": ("{grid}", seeds, "--sweep {params.root} --cells {params.cells}"),
+    "study": ("collapse_study", collapse, "--root {params.root} --cells {params.cells}"),
+    "choosing": ("choosing", choosing, "--root {params.root} --cells {params.cells}"),
+    "tasks": ("tasks", tasks, "--root {params.root} --cells {params.cells}"),
+    "paper": ("paper", paper, f"--study {config['paper']} --root {{params.root}} --minutes 0"),
+}
+"""Commands with the folder of their cells, the study, and their options."""
 
 
-rule study:
-    input:
-        cell_files("collapse_study", CELL.collapse_table, CELL.metrics),
-        made_of=lambda wildcards: summary_made_of("study", "collapse", STUDY.root, STUDY_CELLS),
-    output:
-        report(STUDY.summary, caption="../report/study.rst", category="Collapse study"),
-        STUDY.cells,
-        report(STUDY.figure, caption="../report/study.rst", category="Collapse study"),
-    log:
-        STUDY.root / "logs" / "study.log",
-    benchmark:
-        STUDY.root / "benchmarks" / "study.tsv"
-    params:
-        made_of=noted(STUDY.root / "params" / "study"),
-        root=subpath(output[0], parent=True),
-        cells=STUDY_CELLS,
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
-    shell:
-        "pelap study --root {params.root} --cells {params.cells} > {log} 2>&1"
+def summed(folder, wildcards):
+    return wildcards.grid if folder == "{grid}" else folder
 
 
-rule choosing:
-    input:
-        cell_files(
-            "choosing",
-            CELL.scores,
-            CELL.plans,
-            CELL.prune_result,
-            CELL.distill_result,
-            CELL.metrics,
-            CELL.budget,
-            CELL.differences,
-            CELL.evaluate_protocol,
-        ),
-        made_of=lambda wildcards: summary_made_of("choosing", "choosing", CHOOSING.root, CHOOSING_CELLS),
-    output:
-        CHOOSING.plans,
-        CHOOSING.methods,
-        CHOOSING.additivity,
-        CHOOSING.prediction,
-        CHOOSING.rivals,
-        report(CHOOSING.threshold_figure, caption="../report/choosing.rst", category="Ways to choose"),
-        report(CHOOSING.methods_figure, caption="../report/choosing.rst", category="Ways to choose"),
-        report(CHOOSING.additivity_figure, caption="../report/choosing.rst", category="Ways to choose"),
-        report(CHOOSING.prediction_figure, caption="../report/choosing.rst", category="Ways to choose"),
-    log:
-        CHOOSING.root / "logs" / "choosing.log",
-    benchmark:
-        CHOOSING.root / "benchmarks" / "choosing.tsv"
-    params:
-        made_of=noted(CHOOSING.root / "params" / "choosing"),
-        root=subpath(output[0], parent=True),
-        cells=CHOOSING_CELLS,
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
-    shell:
-        "pelap choosing --root {params.root} --cells {params.cells} > {log} 2>&1"
+def cells_asked(folder):
+    """The cells of a summary, as it is told which to take: from the folder that holds them."""
+    return lambda wildcards: [
+        str(path.relative_to(grid.RESULTS / summed(folder, wildcards)))
+        for path in cell_folders(summed(folder, wildcards))
+    ]
 
 
-rule tasks:
-    input:
-        task_files(
-            CELL.metrics,
-            CELL.differences,
-            CELL.evaluate_protocol,
-            CELL.prune_result,
-        ),
-        made_of=lambda wildcards: summary_made_of("tasks", "tasks", TASKS.root, TASKS_CELLS),
-    output:
-        TASKS.summary,
-        TASKS.cells,
-        report(TASKS.page, caption="../report/tasks.rst", category="Tasks"),
-        report(TASKS.figure, caption="../report/tasks.rst", category="Tasks"),
-    log:
-        TASKS.root / "logs" / "tasks.log",
-    benchmark:
-        TASKS.root / "benchmarks" / "tasks.tsv"
-    params:
-        made_of=noted(TASKS.root / "params" / "tasks"),
-        root=subpath(output[0], parent=True),
-        cells=TASKS_CELLS,
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
-    shell:
-        "pelap tasks --root {params.root} --cells {params.cells} > {log} 2>&1"
+def summed_files(folder, study):
+    """What a summary is made from."""
+    if study is paper:
+        return finished_parts(folder)
+    return lambda wildcards: cell_files(summed(folder, wildcards), study.NEEDS)
+
+
+def parts_of_summary(folder, study):
+    name = study.__name__.rpartition(".")[2]
+    return lambda wildcards: grid.summary_parts(name, cells_asked(folder)(wildcards))
+
+
+def shown(folder, study):
+    """What a summary writes; with a caption it stands in Snakemake's report."""
+    found = []
+    for name, caption in study.FILES.items():
+        file, text = grid.RESULTS / folder / name, f"../report/{caption}.rst"
+        found.append(report(file, caption=text, category=study.CATEGORY) if caption else file)
+    return found
+
+
+for NAME, (FOLDER, STUDY, OPTIONS) in SUMMARIES.items():
+    ABOVE = grid.RESULTS / FOLDER
+
+    rule:
+        name:
+            NAME
+        input:
+            summed_files(FOLDER, STUDY),
+            made_of=made_of(ABOVE / "params" / NAME, parts_of_summary(FOLDER, STUDY)),
+        output:
+            shown(FOLDER, STUDY),
+        log:
+            ABOVE / "logs" / f"{NAME}.log",
+        benchmark:
+            ABOVE / "benchmarks" / f"{NAME}.tsv"
+        params:
+            made_of=noted(ABOVE / "params" / NAME),
+            root=subpath(output[0], parent=True),
+            cells=cells_asked(FOLDER),
+        threads: 1
+        resources:
+            mem_mb=2000,
+            runtime=15,
+        shell:
+            f"pelap {NAME} {OPTIONS} > {{log}} 2>&1"

@@ -1,1 +1,1 @@
-"""Many runs together: a folder each study, with its tables, figures and summary."""
+"""The studies: a folder each. Its `__init__` says what is made of which cells, `summarise` makes it."""

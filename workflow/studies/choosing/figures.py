@@ -1,6 +1,6 @@
 """Figures of the study of ways to choose operators."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
-from numpy.typing import NDArray
 
 from pelap.report.figures.labels import Label, place
 from pelap.report.figures.style import (
@@ -25,7 +24,9 @@ from pelap.report.figures.style import (
     titles,
 )
 from pelap.report.tables import CACHED, MINUS, column, split_row
-from workflow.studies.choosing.tables import Cell, several, shared_amount
+from workflow.studies.choosing.plans import Cell
+from workflow.studies.choosing.tables import several, shared_amount
+from workflow.studies.common import of_dataset, rows_down, seed_dots
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "LD-Pruner's score or its terms": ("ld-pruner", "avg", "std", "product"),
@@ -38,7 +39,7 @@ OTHERS = "other methods"
 _STYLES = (("#0072b2", "o"), ("#009e73", "D"), ("#d55e00", "s"), ("#aa4499", "^"), ("#997700", "v"))
 _LOOKS = dict(zip((*FAMILIES, OTHERS), _STYLES, strict=True))
 """Colour and marker of a family."""
-_DASHED = (0, (4, 2.5))
+_DASHED: Any = (0, (4, 2.5))
 _RIVALS = ("s", "D", ">", "P", "X")
 """Markers of what saves time without pruning."""
 _FAR = 4
@@ -48,7 +49,7 @@ _ROW = 0.28
 _STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 """Ticks of an axis that is linear around 0 and logarithmic beyond, to either side."""
 _TIMES = {"before": "before fine-tuning", "after": "after fine-tuning"}
-_FIELDS = {"before": "fd_pruned_mean", "after": "fd_tuned_mean"}
+_FIELDS = {"before": "fd_pruned", "after": "fd_tuned"}
 _WHOSE = {"before": "the dense model's", "after": "the control's"}
 """Whose distance is taken away."""
 
@@ -70,26 +71,22 @@ def threshold_figure(
         metric: The Frechet distance.
     """
     datasets = list(dict.fromkeys(cell.dataset for cell in cells))
-    width = 0.8 + 5.2 * max(2, len(datasets))
-    figure, axes = panels(len(datasets), (width, 7.6), rows=2)
-    curves = _with_several(methods)
+    figure, axes = panels(len(datasets), (0.8 + 5.2 * max(2, len(datasets)), 7.6), rows=2)
+    curves = methods[methods.groupby("method")["amount"].transform("nunique") > 1]
     rivals = _beside(rivals, cells[0]).dropna(subset=["time_saved_mean", "fd_mean"])
     kinds = _kinds(rivals, cells[0])
+    time, distance = "time saved (%): of a UNet pass; grey: of a picture", column(metric)
     places = [(when, dataset) for when in _TIMES for dataset in datasets]
     for axis, (when, dataset) in zip(axes, places, strict=True):
-        lines, beside = curves[curves["dataset"] == dataset], rivals[rivals["dataset"] == dataset]
+        lines, points = of_dataset(curves, dataset), of_dataset(rivals, dataset)
         _levels(axis, [cell for cell in cells if cell.dataset == dataset], metric)
-        for row in beside.to_dict(orient="records"):
+        for row in points.to_dict(orient="records"):
             _point(axis, row, "time_saved", "fd", color=MUTED, marker=kinds[row["model"]][0], markersize=5.5)
         for method, rows in lines.groupby("method", sort=False):
             _curve(axis, str(method), rows, when)
-        titles(
-            axis,
-            f"{literal(dataset)}, {_TIMES[when]}",
-            "time saved (%): of a UNet pass; grey: of a picture",
-            _distance(metric),
-        )
-        log_scale(axis, [*lines[_FIELDS[when]], *beside["fd_mean"]], least=_FAR)
+        title = f"{literal(dataset)}, {_TIMES[when]}"
+        titles(axis, title, time, f"{distance.title} ({distance.unit})")
+        log_scale(axis, [*lines[f"{_FIELDS[when]}_mean"], *points["fd_mean"]], least=_FAR)
     for above, below in zip(axes[: len(datasets)], axes[len(datasets) :], strict=True):
         reach = [*above.get_xlim(), *below.get_xlim()]
         for axis in (above, below):
@@ -97,20 +94,8 @@ def threshold_figure(
     handles = [*_curve_handles(curves), *_level_handles(cells[0]), *_kind_handles(kinds)]
     legend(figure, handles=handles, loc="outside lower center", ncols=3, fontsize=9.5)
     for axis, (when, dataset) in zip(axes, places, strict=True):
-        lines, beside = curves[curves["dataset"] == dataset], rivals[rivals["dataset"] == dataset]
-        _label(axis, lines, beside, _FIELDS[when])
+        _label(axis, of_dataset(curves, dataset), of_dataset(rivals, dataset), f"{_FIELDS[when]}_mean")
     return figure
-
-
-def _distance(metric: str) -> str:
-    shown = column(metric)
-    return f"{shown.title} ({shown.unit})"
-
-
-def _with_several(methods: pd.DataFrame) -> pd.DataFrame:
-    """The rows of methods with more than one amount."""
-    counts = methods.groupby("method")["amount"].transform("nunique")
-    return methods[counts > 1]
 
 
 def _beside(rivals: pd.DataFrame, cell: Cell) -> pd.DataFrame:
@@ -149,13 +134,12 @@ def _levels(axis: Axes, cells: Sequence[Cell], metric: str) -> None:
 def _curve(axis: Axes, method: str, rows: pd.DataFrame, when: str) -> None:
     """Hollow and dashed before further training, filled and with a line after it."""
     (colour, marker), field = _LOOKS[family_of(method)], _FIELDS[when]
-    there = rows.dropna(subset=["time_reduction_mean", field]).sort_values("amount")
-    axis.plot(100 * there["time_reduction_mean"], there[field], color=colour, linewidth=1.6,
+    there = rows.dropna(subset=["time_reduction_mean", f"{field}_mean"]).sort_values("amount")
+    axis.plot(100 * there["time_reduction_mean"], there[f"{field}_mean"], color=colour, linewidth=1.6,
               linestyle=_DASHED if when == "before" else "-", zorder=2.5)  # fmt: skip
     for row in there.to_dict(orient="records"):
-        _point(axis, row, "time_reduction", field.removesuffix("_mean"), color=colour, marker=marker,
-               markersize=7, markerfacecolor=PAPER if when == "before" else colour,
-               markeredgewidth=1.5)  # fmt: skip
+        _point(axis, row, "time_reduction", field, color=colour, marker=marker, markersize=7,
+               markerfacecolor=PAPER if when == "before" else colour, markeredgewidth=1.5)  # fmt: skip
 
 
 def _point(axis: Axes, row: Mapping[Any, Any], x: str, y: str, **look: Any) -> None:
@@ -183,7 +167,7 @@ def _level_handles(cell: Cell) -> list[Line2D]:
     return handles
 
 
-def _kind_handles(kinds: dict[str, tuple[str, str]]) -> list[Line2D]:
+def _kind_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
     return [
         Line2D([], [], color=MUTED, marker=marker, linestyle="none", markersize=5.5, label=literal(text))
         for marker, text in dict.fromkeys(kinds.values())
@@ -197,16 +181,11 @@ def _label(axis: Axes, curves: pd.DataFrame, rivals: pd.DataFrame, field: str) -
         family, interval = split_row(row["model"], ())
         text = str(interval) if family == CACHED else f"{row['steps']:g}"
         labels.append(Label(100 * row["time_saved_mean"], row["fd_mean"], text))
-    lines = [
-        _corners(100 * rows["time_reduction_mean"], rows[field])
-        for _, rows in curves.sort_values("amount").groupby("method")
-    ]
-    place(axis, labels, [line for line in lines if len(line)], 9)
-
-
-def _corners(x: "pd.Series[float]", y: "pd.Series[float]") -> NDArray[np.float64]:
-    corners: NDArray[np.float64] = np.stack([x.to_numpy(dtype=float), y.to_numpy(dtype=float)], axis=1)
-    return corners[np.isfinite(corners).all(axis=1)]
+    known = (
+        curves.assign(x=100 * curves["time_reduction_mean"]).dropna(subset=["x", field]).sort_values("amount")
+    )
+    lines = [rows[["x", field]].to_numpy(dtype=float) for _, rows in known.groupby("method")]
+    place(axis, labels, lines, 9)
 
 
 def methods_figure(plans: pd.DataFrame, methods: pd.DataFrame, metric: str) -> Figure:
@@ -218,33 +197,39 @@ def methods_figure(plans: pd.DataFrame, methods: pd.DataFrame, metric: str) -> F
         metric: The Frechet distance.
     """
     amount = shared_amount(methods)
-    means, seeds = methods[methods["amount"] == amount], plans[plans["amount"] == amount]
-    datasets = list(dict.fromkeys(means["dataset"])) or [""]
+    means, seeds = (table[table["amount"] == amount] for table in (methods, plans))
     names = _ranked(means)
-    height = 1.0 + len(datasets) * (1.0 + _ROW * max(3, len(names)))
-    figure, axes = panels(2, (10.5, height), rows=len(datasets))
-    places = [(dataset, when) for dataset in datasets for when in _TIMES]
-    for axis, (dataset, when) in zip(axes, places, strict=True):
+    datasets = list(dict.fromkeys(means["dataset"])) or [""]
+    figure, places = _grid(datasets, (10.5, 1.0 + len(datasets) * (1.0 + _ROW * max(3, len(names)))), _TIMES)
+    for axis, dataset, when in places:
         if not names:
             nothing(axis, "no plan has a method and an amount")
             continue
-        _methods(axis, seeds[seeds["dataset"] == dataset], means[means["dataset"] == dataset], names, when)
+        _methods(axis, of_dataset(seeds, dataset), of_dataset(means, dataset), names, when)
         titles(axis, f"{literal(dataset)}, {_TIMES[when]}", f"{column(metric).title} less {_WHOSE[when]}")
-        axis.set_yticks(
-            range(len(names)), [literal(shortened(name)) if when == "before" else "" for name in names]
-        )
+        rows_down(axis, [literal(shortened(name)) if when == "before" else "" for name in names])
         axis.tick_params(axis="y", labelcolor=INK)
     if names:
-        handles = [*_family_handles(names), *_words(amount, seeds)]
-        legend(figure, handles=handles, loc="outside lower center", ncols=2, fontsize=9.5)
+        unit = " % of the time" if seeds["target"].eq("time_reduction").all() else ""
+        texts = (f"asked for: {amount:g}{unit}", f"mean ± std of {seeds['seed'].nunique()} seeds")
+        words = [Line2D([], [], linestyle="none", label=text) for text in texts]
+        legend(
+            figure,
+            handles=[*_family_handles(names), *words],
+            loc="outside lower center",
+            ncols=2,
+            fontsize=9.5,
+        )
     return figure
 
 
-def _words(amount: float, plans: pd.DataFrame) -> list[Line2D]:
-    """What is shown, as lines of a legend."""
-    unit = " % of the time" if plans["target"].eq("time_reduction").all() else ""
-    texts = (f"asked for: {amount:g}{unit}", f"mean ± std of {plans['seed'].nunique()} seeds")
-    return [Line2D([], [], linestyle="none", label=text) for text in texts]
+def _grid(
+    datasets: Sequence[str], size: tuple[float, float], columns: Iterable[str]
+) -> tuple[Figure, list[Any]]:
+    """A row of two panels a data set: each axis with its data set and its column."""
+    figure, axes = panels(2, size, rows=len(datasets))
+    places = [(dataset, name) for dataset in datasets for name in columns]
+    return figure, [(axis, *own) for axis, own in zip(axes, places, strict=True)]
 
 
 def _ranked(means: pd.DataFrame) -> list[str]:
@@ -260,22 +245,17 @@ def _ranked(means: pd.DataFrame) -> list[str]:
 
 def _methods(axis: Axes, seeds: pd.DataFrame, means: pd.DataFrame, names: Sequence[str], when: str) -> None:
     """One panel; an axis around 0."""
+    lost = f"lost_{when}"
     for height, name in enumerate(names):
         colour, marker = _LOOKS[family_of(name)]
-        values = seeds.loc[seeds["method"] == name, f"lost_{when}"].dropna()
-        axis.plot(values, [height - 0.22] * len(values), "o", color=colour, markersize=3.6, alpha=0.6,
-                  markeredgewidth=0)  # fmt: skip
+        values = seeds.loc[seeds["method"] == name, lost].dropna()
         for row in means[means["method"] == name].to_dict(orient="records"):
-            std = row[f"lost_{when}_std"]
-            axis.errorbar(
-                row[f"lost_{when}_mean"], height + 0.08, xerr=std if np.isfinite(std) else None, color=colour,
-                marker=marker, markerfacecolor=PAPER if when == "before" else colour, markersize=7,
-                markeredgewidth=1.5, capsize=3, elinewidth=1.5,
+            seed_dots(
+                axis, height, list(values), row[f"{lost}_mean"], row[f"{lost}_std"], color=colour,
+                marker=marker, markerfacecolor=PAPER if when == "before" else colour,
             )  # fmt: skip
     axis.axvline(0, color=MUTED, linewidth=1.1, zorder=1.5)
-    _around_zero(axis, seeds[f"lost_{when}"], "x")
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.grid(visible=False, axis="y")
+    _around_zero(axis, seeds[lost], "x")
 
 
 def _around_zero(axis: Axes, values: "pd.Series[float]", which: str) -> None:
@@ -290,8 +270,7 @@ def _around_zero(axis: Axes, values: "pd.Series[float]", which: str) -> None:
     side.set_major_locator(FixedLocator([-step for step in steps[:0:-1]] + steps))
     side.set_minor_locator(NullLocator())
     side.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
-    low, high = float(values.min()), float(values.max())
-    room = 0.4 * linear
+    low, high, room = float(values.min()), float(values.max()), 0.4 * linear
     getattr(axis, f"set_{which}lim")(1.6 * low if low < -room else -room, 1.6 * high if high > room else room)
 
 
@@ -311,32 +290,68 @@ def additivity_figure(plans: pd.DataFrame, additivity: pd.DataFrame) -> Figure:
         plans: From `plan_table`.
         additivity: From `additivity_table`, for the rank correlations.
     """
+    words = {"sum": "sum of the scores", "norm": "root of the sum of squared scores"}
+    overall = additivity[additivity["amount"].isna()]
+
+    def draw(axis: Axes, points: pd.DataFrame, dataset: str, name: str) -> None:
+        x, y = f"{name}_of_scores", "joint_score"
+        _scatter(axis, points, x, y)
+        ends = np.array([points[[x, y]].min(axis=None), points[[x, y]].max(axis=None)], dtype=float)
+        axis.plot(ends, ends, color=MUTED, linewidth=1.1, linestyle=_DASHED, zorder=1.5)
+        log_scale(axis, points[x], "x")
+        log_scale(axis, points[y], "y")
+        titles(axis, literal(dataset), words[name], "joint score of the plan")
+        _rho(axis, of_dataset(overall, dataset), f"rho_{name}")
+
+    known = {name: f"joint_score > 0 and {name}_of_scores > 0" for name in words}
+    equal = Line2D([], [], color=MUTED, linewidth=1.1, linestyle=_DASHED, label="equal")
+    return _scatter_figure(plans, known, draw, 3.9, [equal])
+
+
+def prediction_figure(plans: pd.DataFrame, prediction: pd.DataFrame, metric: str) -> Figure:
+    """What plans cost against their joint score, before and after further training.
+
+    Args:
+        plans: From `plan_table`.
+        prediction: From `prediction_table`, for the rank correlations.
+        metric: The Frechet distance.
+    """
+    of_plans = prediction[(prediction["of"] == "plans") & (prediction["predictor"] == "joint_score")]
+
+    def draw(axis: Axes, points: pd.DataFrame, dataset: str, when: str) -> None:
+        target, lost = f"lost_{when}", f"{column(metric).title} less {_WHOSE[when]}"
+        _scatter(axis, points, "joint_score", target, hollow=when == "before")
+        axis.axhline(0, color=MUTED, linewidth=1.1, zorder=1.5)
+        log_scale(axis, points["joint_score"], "x")
+        _around_zero(axis, points[target], "y")
+        titles(axis, f"{literal(dataset)}, {_TIMES[when]}", "joint score of the plan", lost)
+        _rho(axis, of_dataset(of_plans[of_plans["target"] == target], dataset), "rho", "rho_std")
+
+    known = {when: f"joint_score > 0 and lost_{when} == lost_{when}" for when in _TIMES}
+    return _scatter_figure(plans, known, draw, 3.7)
+
+
+def _scatter_figure(
+    plans: pd.DataFrame,
+    known: Mapping[str, str],
+    draw: Callable[[Axes, pd.DataFrame, str, str], None],
+    height: float,
+    handles: Sequence[Line2D] = (),
+) -> Figure:
+    """A row of panels a data set, one for each of `known`: its name, and which plans of several operators."""
     chosen = several(plans)
     datasets = list(dict.fromkeys(chosen["dataset"])) or [""]
-    figure, axes = panels(2, (10, 0.8 + 3.9 * len(datasets)), rows=len(datasets))
-    places = [(dataset, name) for dataset in datasets for name in ("sum", "norm")]
-    words = {"sum": "sum of the scores", "norm": "root of the sum of squared scores"}
-    for axis, (dataset, name) in zip(axes, places, strict=True):
-        x = f"{name}_of_scores"
-        points = chosen[(chosen["dataset"] == dataset) & (chosen["joint_score"] > 0) & (chosen[x] > 0)]
+    figure, places = _grid(datasets, (10, 0.8 + height * len(datasets)), known)
+    for axis, dataset, name in places:
+        points = chosen[chosen["dataset"] == dataset].query(known[name])
         if points.empty:
-            nothing(axis, "no plan has more than one operator")
-            continue
-        _scatter(axis, points, x, "joint_score")
-        ends = [points[[x, "joint_score"]].min(axis=None), points[[x, "joint_score"]].max(axis=None)]
-        axis.plot(ends, ends, color=MUTED, linewidth=1.1, linestyle=_DASHED, zorder=1.5)
-        for which in "xy":
-            log_scale(axis, points[x if which == "x" else "joint_score"], which)
-        titles(axis, literal(dataset), words[name], "joint score of the plan")
-        _rho(axis, _overall(additivity, dataset), f"rho_{name}")
+            nothing(axis, "no plan of more than one operator was measured")
+        else:
+            draw(axis, points, dataset, name)
     if len(chosen):
-        legend(figure, handles=[*_family_handles(chosen["method"]), _equal()], loc="outside lower center",
-               ncols=3, fontsize=9.5)  # fmt: skip
+        own = [*_family_handles(chosen["method"]), *handles]
+        legend(figure, handles=own, loc="outside lower center", ncols=3 if handles else 4, fontsize=9.5)
     return figure
-
-
-def _equal() -> Line2D:
-    return Line2D([], [], color=MUTED, linewidth=1.1, linestyle=_DASHED, label="equal")
 
 
 def _scatter(axis: Axes, points: pd.DataFrame, x: str, y: str, hollow: bool = False) -> None:
@@ -349,11 +364,6 @@ def _scatter(axis: Axes, points: pd.DataFrame, x: str, y: str, hollow: bool = Fa
         )  # fmt: skip
 
 
-def _overall(additivity: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """The row of all amounts."""
-    return additivity[(additivity["dataset"] == dataset) & additivity["amount"].isna()]
-
-
 def _rho(axis: Axes, rows: pd.DataFrame, name: str, std: str = "") -> None:
     """A rank correlation above the right edge, if there is one."""
     if rows.empty or np.isnan(rows[name].iloc[0]):
@@ -362,36 +372,3 @@ def _rho(axis: Axes, rows: pd.DataFrame, name: str, std: str = "") -> None:
     if std and np.isfinite(rows[std].iloc[0]):
         text += f" ± {rows[std].iloc[0]:.2f}"
     axis.set_title(f"Spearman {text}".replace("-", MINUS), loc="right", fontsize=9.5, color=MUTED)
-
-
-def prediction_figure(plans: pd.DataFrame, prediction: pd.DataFrame, metric: str) -> Figure:
-    """What plans cost against their joint score, before and after further training.
-
-    Args:
-        plans: From `plan_table`.
-        prediction: From `prediction_table`, for the rank correlations.
-        metric: The Frechet distance.
-    """
-    chosen = several(plans)
-    datasets = list(dict.fromkeys(chosen["dataset"])) or [""]
-    figure, axes = panels(2, (10, 0.8 + 3.7 * len(datasets)), rows=len(datasets))
-    places = [(dataset, when) for dataset in datasets for when in _TIMES]
-    for axis, (dataset, when) in zip(axes, places, strict=True):
-        target = f"lost_{when}"
-        points = chosen[(chosen["dataset"] == dataset) & (chosen["joint_score"] > 0) & chosen[target].notna()]
-        if points.empty:
-            nothing(axis, "no plan of more than one operator was evaluated")
-            continue
-        _scatter(axis, points, "joint_score", target, hollow=when == "before")
-        axis.axhline(0, color=MUTED, linewidth=1.1, zorder=1.5)
-        log_scale(axis, points["joint_score"], "x")
-        _around_zero(axis, points[target], "y")
-        keys = (prediction["of"] == "plans") & (prediction["predictor"] == "joint_score")
-        rows = prediction[keys & (prediction["dataset"] == dataset) & (prediction["target"] == target)]
-        lost = f"{column(metric).title} less {_WHOSE[when]}"
-        titles(axis, f"{literal(dataset)}, {_TIMES[when]}", "joint score of the plan", lost)
-        _rho(axis, rows, "rho", "rho_std")
-    if len(chosen):
-        legend(figure, handles=_family_handles(chosen["method"]), loc="outside lower center", ncols=4,
-               fontsize=9.5)  # fmt: skip
-    return figure

@@ -1,38 +1,32 @@
-"""study: the controls of the collapse study over seeds, as tables and a figure."""
+"""The controls of the collapse study over seeds, as tables and a figure."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from pelap.config.rules import REAL_ROW
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.paths import RunPaths, StudyPaths
-from pelap.report.figures.style import to_png
-from workflow.studies.cells import finished_cells, place_of
-from workflow.studies.collapse.tables import (
-    CELL_COLUMNS,
-    CHANNELS,
-    DISTANCE,
-    FIGURE_METRICS,
-    MIN_SEEDS,
-    OPEN,
-    left_out,
-    study_figure,
-    summarise,
-)
+from pelap.core.paths import RunPaths
+from workflow.studies.collapse import NEEDS, TARGET
+from workflow.studies.collapse.figures import CHANNELS, DISTANCE, FIGURE_METRICS, OPEN, study_figure
+from workflow.studies.common import finished_cells, long_table, over_seeds, place_of, write_figure
 
+MIN_SEEDS = 3
+"""Fewer say nothing about a standard deviation."""
+CELL_COLUMNS = ["control", "dataset", "seed", "metric", "value"]
+SUMMARY_COLUMNS = ["control", "dataset", "metric", "mean", "std", "n"]
 NAMES = ("variant", "verdict", "reason")
 """Columns of `collapse.csv` that are no metrics."""
 QUALITY = (DISTANCE, "psnr", "ssim")
 """What is taken from `metrics.json`."""
 DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name not in QUALITY)]
 """Columns of `collapse.csv` without which there is no figure."""
-REAL_ROW = "real"
 
 
-def study(root: Path, asked: Sequence[str] | None = None) -> None:
+def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     """Write `summary.csv`, `cells.csv` and `summary.png` from the finished cells under `root`.
 
     Args:
@@ -42,23 +36,47 @@ def study(root: Path, asked: Sequence[str] | None = None) -> None:
     Raises:
         DataError: As `finished_cells`, or a file of one cannot be read.
     """
-    runs = finished_cells(root, _needed, "collapse_study", asked)
-    paths = StudyPaths(root)
+    runs = finished_cells(root, NEEDS, TARGET, asked)
     tables = [_table(run) for run in runs]
-    cells = pd.concat([_cell(run, table) for run, table in zip(runs, tables, strict=True)], ignore_index=True)
-    summary, few = summarise(cells)
-    files.write_csv(paths.summary, summary)
-    files.write_csv(paths.cells, cells.dropna(subset=["value"]))
-    with files.atomic_path(paths.figure) as partial:
-        partial.write_bytes(to_png(study_figure(cells, summary, _real(runs))))
+    cells = pd.concat(map(_cell, runs, tables), ignore_index=True)
+    summary, few = over_enough_seeds(cells)
+    files.write_csv(root / "summary.csv", summary)
+    files.write_csv(root / "cells.csv", cells.dropna(subset=["value"]))
+    write_figure(root / "summary.png", study_figure(cells, summary, _real(runs)))
     _print_verdicts(runs, tables)
     if len(few):
         print(f"left out, fewer than {MIN_SEEDS} seeds: {left_out(few, summary)}")
-    print(f"{len(runs)} cells summarised in {paths.summary}")
+    print(f"{len(runs)} cells summarised in {root / 'summary.csv'}")
 
 
-def _needed(run: RunPaths) -> tuple[Path, ...]:
-    return run.collapse_table, run.metrics
+def over_enough_seeds(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Statistics over seeds.
+
+    Args:
+        cells: `CELL_COLUMNS`, one value per row; missing and infinite values are not counted.
+
+    Returns:
+        `SUMMARY_COLUMNS`, one row per dataset, control and metric in order of appearance; and the rows with
+        fewer seeds than `MIN_SEEDS`, which the first table does not have. What no seed has a value for is in
+        neither.
+    """
+    table = over_seeds(cells, ["dataset", "control", "metric"])[SUMMARY_COLUMNS]
+    enough = table["n"] >= MIN_SEEDS
+    return table[enough].reset_index(drop=True), table[~enough].reset_index(drop=True)
+
+
+def left_out(few: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """What too few seeds have, each named as briefly as it can be: data set, control or metrics."""
+    names = []
+    for dataset, rows in few.groupby("dataset", sort=False):
+        kept = summary[summary["dataset"] == dataset]
+        if kept.empty:
+            names.append(str(dataset))
+            continue
+        for control, metrics in rows.groupby("control", sort=False)["metric"]:
+            some = f" ({', '.join(metrics)})" if (kept["control"] == control).any() else ""
+            names.append(f"{dataset} {control}{some}")
+    return ", ".join(names)
 
 
 def _table(run: RunPaths) -> pd.DataFrame:
@@ -76,36 +94,31 @@ def _table(run: RunPaths) -> pd.DataFrame:
 
 def _cell(run: RunPaths, table: pd.DataFrame) -> pd.DataFrame:
     """One cell's values: `CELL_COLUMNS`, by control and metric, NaN where there is no value."""
-    dataset, seed = place_of(run)
     quality = files.read_metrics(run.metrics)
     absent = [name for name in table["variant"] if name not in quality]
     if absent:
         raise DataError(f"{run.metrics}: lacks {', '.join(absent)}; make it again")
-    rows = []
-    for row in table.drop(columns=["verdict", "reason"]).to_dict(orient="records"):
-        control = str(row.pop("variant"))
-        values = row | {name: quality[control].get(name) for name in QUALITY}
-        rows += [(control, dataset, seed, metric, value) for metric, value in values.items()]
-    return pd.DataFrame(rows, columns=CELL_COLUMNS).astype({"value": float})
+    found = table.set_index("variant").drop(columns=["verdict", "reason"]).to_dict(orient="index")
+    values = {
+        str(name): {str(key): value for key, value in own.items()}
+        | {key: quality[str(name)].get(key) for key in QUALITY}
+        for name, own in found.items()
+    }
+    return long_table(run, values).rename(columns={"model": "control"})[CELL_COLUMNS]
 
 
-def _real(runs: list[RunPaths]) -> dict[str, float]:
+def _real(runs: Sequence[RunPaths]) -> dict[str, float]:
     """Fréchet distance of real pictures by data set, mean over seeds."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        value = files.read_metrics(run.metrics).get(REAL_ROW, {}).get(DISTANCE)
-        found.setdefault(place_of(run)[0], []).append(math.nan if value is None else value)
-    return {dataset: sum(values) / len(values) for dataset, values in found.items()}
+    rows = [
+        (place_of(run)[0], files.read_metrics(run.metrics).get(REAL_ROW, {}).get(DISTANCE)) for run in runs
+    ]
+    found = pd.DataFrame(rows, columns=["dataset", "value"]).astype({"value": float})
+    return {str(name): float(np.mean(own)) for name, own in found.groupby("dataset")["value"]}
 
 
-def _print_verdicts(runs: list[RunPaths], tables: list[pd.DataFrame]) -> None:
+def _print_verdicts(runs: Sequence[RunPaths], tables: Sequence[pd.DataFrame]) -> None:
     """How many seeds of each control ended how."""
-    verdicts = pd.concat(
-        [
-            table[["variant", "verdict"]].assign(dataset=place_of(run)[0])
-            for run, table in zip(runs, tables, strict=True)
-        ]
-    )
-    for (dataset, control), found in verdicts.groupby(["dataset", "variant"], sort=False)["verdict"]:
+    named = [table.assign(dataset=place_of(run)[0]) for run, table in zip(runs, tables, strict=True)]
+    for (dataset, control), found in pd.concat(named).groupby(["dataset", "variant"], sort=False)["verdict"]:
         counts = ", ".join(f"{name} {count}" for name, count in found.value_counts().items())
         print(f"{dataset} {control}: {counts}")

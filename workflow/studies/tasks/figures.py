@@ -2,34 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from pelap.config.rules import REAL_ROW
 from pelap.report.figures.labels import Label, place
-from pelap.report.figures.style import (
-    Look,
-    legend,
-    literal,
-    looks,
-    panels,
-    plain_number,
-    shortened,
-    titles,
-)
+from pelap.report.figures.style import Look, legend, literal, looks, panels, plain_number, shortened, titles
 from pelap.report.tables import MINUS, PLUS_MINUS, PRUNED, number, split_row
-from workflow.studies.tasks.tables import (
-    PERCENT,
-    TIME_SAVED,
-    Table,
-    TaskCell,
-    first_cells,
-)
+from workflow.studies.tasks.cell import TIME_SAVED, TaskCell, first_cells
+from workflow.studies.tasks.page import PERCENT, Table
 
 _LABEL = 8.5
 """Size of the labels in the figure."""
@@ -104,7 +90,7 @@ def _draw(
             ]
     control = cell.control
     if control is not None:
-        level = table.of(control, f"change_to_{cell.dense}").mean * PERCENT
+        level = table[control, f"change_to_{cell.dense}"].mean * PERCENT
         axis.axhline(level, color=look[control].colour, linestyle=(0, (1.5, 2)), linewidth=1.1, zorder=1)
     if linear is not None:
         _bend(axis, linear)
@@ -138,15 +124,12 @@ def _bend(axis: Axes, linear: float) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _points(
-    table: Table, cell: TaskCell, models: Sequence[str], key: str
-) -> "np.ndarray[Any, np.dtype[Any]]":
+def _points(table: Table, cell: TaskCell, models: Sequence[str], key: str) -> NDArray[np.float64]:
     """Percentages and half lengths of their bars (models, 2); what was not pruned saved nothing."""
     found = []
     for model in models:
-        mean, std, _ = table.of(model, key)
-        unpruned = key == TIME_SAVED and split_row(model, list(cell.plans))[1] is None
-        if unpruned or (model == cell.dense and key != TIME_SAVED):
+        mean, std, _ = table[model, key]
+        if cell.plan_of(model) is None if key == TIME_SAVED else model == cell.dense:
             mean = std = 0.0
         found.append((mean, 0.0 if math.isnan(std) else std))
     return np.array(found, dtype=float) * PERCENT

@@ -1,18 +1,22 @@
-"""Summaries take the cells that were asked for, and never mix what was made differently."""
+"""Summaries take the cells that were asked for, never mix what was made differently, and judge alike."""
 
 import json
-from collections.abc import Iterable
+import math
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pelap.cli import main
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
-from workflow.studies.cells import TASK_PATTERN, finished_cells
-from workflow.studies.seeds.summarise import compare
+from workflow.studies import common
+from workflow.studies.common import NAMED_PATTERN, finished_cells
+from workflow.studies.seeds.summarise import summarise
 
 
 def cell(root: Path, name: str, loss: float = 1.0, **params: Any) -> RunPaths:
@@ -26,12 +30,8 @@ def cell(root: Path, name: str, loss: float = 1.0, **params: Any) -> RunPaths:
     return run
 
 
-def needed(run: RunPaths) -> Iterable[Path]:
-    return [run.metrics]
-
-
 def found(root: Path, *asked: str, pattern: str = "*/seed*") -> list[str]:
-    runs = finished_cells(root, needed, "all_seeds", asked, pattern)
+    runs = finished_cells(root, ["metrics"], "all_seeds", asked, pattern)
     return [str(run.root.relative_to(root)) for run in runs]
 
 
@@ -63,7 +63,7 @@ def test_other_parameters_are_not_averaged(tmp_path: Path) -> None:
         cell(tmp_path, f"photos/seed{seed}", **{"lambda": 0.001, "train": {"epochs": 6}})
     cell(tmp_path, "photos/seed2", loss=7.0, **{"lambda": 0.02, "train": {"epochs": 6}})
     with pytest.raises(DataError, match=r"photos/seed2 than photos/seed0 .*\(lambda\).*--cells"):
-        compare(tmp_path)
+        summarise(tmp_path)
     assert not (tmp_path / "summary.csv").exists()
     assert main(["compare", "--sweep", str(tmp_path), "--cells", "photos/seed0", "photos/seed1"]) == 0
     assert files.read_csv(tmp_path / "summary.csv")[["mean", "n"]].to_numpy().tolist() == [[1.0, 2.0]]
@@ -114,10 +114,10 @@ def test_each_data_set_and_task_may_have_its_own(tmp_path: Path) -> None:
     cell(tmp_path, "text/photos/seed0", train=1)
     cell(tmp_path, "text/cifar/seed0", train=2)
     cell(tmp_path, "image/photos/seed0", train=3)
-    assert len(found(tmp_path, pattern=TASK_PATTERN)) == 3
+    assert len(found(tmp_path, pattern=NAMED_PATTERN)) == 3
     cell(tmp_path, "image/photos/seed1", train=4)
     with pytest.raises(DataError, match="image/photos/seed1 than image/photos/seed0"):
-        found(tmp_path, pattern=TASK_PATTERN)
+        found(tmp_path, pattern=NAMED_PATTERN)
 
 
 def test_all_summaries_take_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,3 +126,43 @@ def test_all_summaries_take_cells(tmp_path: Path, capsys: pytest.CaptureFixture[
         asked = "text/photos/seed7" if command == "tasks" else "photos/seed7"
         assert main([command, option, str(tmp_path), "--cells", asked]) == 2
         assert "not finished" in capsys.readouterr().err
+
+
+def test_a_study_is_a_command_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell(tmp_path, "photos/seed0")
+    command = ["seeds", "--root", str(tmp_path), "--cells"]
+    monkeypatch.setattr(sys, "argv", [*command, "photos/seed0"])
+    runpy.run_module("workflow.studies.seeds", run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [*command, "photos/seed7"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("workflow.studies.seeds", run_name="__main__")
+    out, err = capsys.readouterr()
+    assert out == f"1 cells summarised in {tmp_path / 'summary.csv'}\n"
+    assert err.startswith("error: --cells: not finished")
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([4.0, 5.0, 6.0], "worse"),
+        ([-6.0, -5.0, -4.0], "better"),
+        ([1.0, 2.0, 3.0], "not told apart"),  # 2 +- 2.48
+        ([5.0], None),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(values: list[float], word: str | None) -> None:
+    series = pd.Series([*values, math.nan])
+    assert common.verdict(series.mean(), common.half_interval(series)) == word
+
+
+def test_the_interval_is_that_of_the_t_distribution() -> None:
+    half = common.half_interval(pd.Series([1.0, 2.0, 3.0, math.nan]))
+    assert half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+
+
+def test_what_hardly_varies_has_no_p_value() -> None:
+    assert math.isnan(common.p_value([0.1, 0.1 + 1e-17], 1.0))
+    assert math.isnan(common.p_value([0.1], 1.0))
+    assert common.p_value([1.0, 2.0, 3.0], 3.0) == pytest.approx(0.0742, abs=1e-4)

@@ -1,0 +1,182 @@
+"""The grids of the Snakefile in plain Python: which cells there are, of which parameters, made of what."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+from pelap.commands.paper_study import load_study
+from pelap.config.load import parse_params, read_yaml, resolved, select_keys
+from pelap.core import files
+from pelap.core.errors import ConfigError
+from pelap.core.keys import key
+from pelap.core.paths import RunPaths
+from pelap.datasets.inputs import inputs_of, seen_last
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DATA = Path("results"), Path("data")
+"""Below these each grid has a folder: grids may ask for other pictures."""
+SEEDED_DATASETS = ("photos", "sounds")
+"""Data sets that differ from seed to seed; the others are packed once."""
+PREFIXES = {"sweep": "", "pruning_study": "pruning_", "choosing": "choosing_", "collapse_study": "study_"}
+"""Grids of a parameter file with data sets and seeds, and how their keys of the configuration begin."""
+
+
+class Grid(NamedTuple):
+    """Cells ``NAME/seedN`` in a folder of their own."""
+
+    raws: Mapping[str, Mapping[str, Any]]
+    """Parameters by the cells' name: that of their data set, or of their part of the paper."""
+    seeds: tuple[int, ...]
+    stages: Mapping[str, tuple[str, ...]] = {}
+    """Of the paper's parts: what each is run for."""
+
+    def cells(self, above: str = "") -> list[str]:
+        """All of them as paths."""
+        return [f"{above}{name}/seed{seed}" for name in self.raws for seed in self.seeds]
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse a wrong configuration in one line (`snakemake.utils.validate` takes a page)."""
+    schema = read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    problems = [
+        f"{'.'.join(map(str, error.path)) or 'keys'}: {error.message}"
+        for error in Draft202012Validator(schema).iter_errors(config)
+    ]
+    if problems:
+        raise ConfigError(f"workflow/config.yaml (or --config): {'; '.join(problems)}")
+
+
+def grids(config: Mapping[str, Any]) -> dict[str, Grid]:
+    """Every grid by its folder, its parameters checked for every cell.
+
+    Raises:
+        ConfigError: One line: what is wrong where.
+    """
+    check(config)
+    found = {
+        name: _grid(*(config[f"{prefix}{what}"] for what in ("params", "datasets", "seeds")))
+        for name, prefix in PREFIXES.items()
+    }
+    for name, task in config["tasks"].items():
+        found[f"tasks/{name}"] = _grid(task["params"], [task["dataset"]], config["task_seeds"])
+    study = load_study(Path(config["paper"]))
+    seeds = tuple(dict.fromkeys(cell.seed for cell in study.cells))
+    raws, stages = (
+        {name: getattr(cell, what) for name, cell in study.parts.items()} for what in ("raw", "stages")
+    )
+    return found | {f"paper/{study.dataset}": Grid(raws, seeds, stages)}
+
+
+def _grid(source: str, datasets: Iterable[str], seeds: Iterable[int | str]) -> Grid:
+    raw = resolved(Path(source))
+    grid = Grid({name: {**raw, "dataset": name} for name in datasets}, tuple(map(int, seeds)))
+    for name in grid.raws:
+        for seed in grid.seeds:
+            parse_params({**grid.raws[name], "seed": seed}, source)
+    return grid
+
+
+class Cell(NamedTuple):
+    """What a job's wildcards stand for: a cell of a grid, or the data of some of them."""
+
+    grid: Grid
+    folder: Path
+    """Of the grid, below `RESULTS` and `DATA`."""
+    name: str
+    seed: int | None
+    place: str
+    """Folder of the packed data set."""
+    variant: str | None
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """All parameters."""
+        raws = self.grid.raws  # data has the name of the data set
+        raw = raws.get(self.name) or next(each for each in raws.values() if each["dataset"] == self.name)
+        return {**raw, "seed": raw["seed"] if self.seed is None else self.seed}
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(RESULTS / self.folder / self.name / f"seed{self.seed}")
+
+    @property
+    def data(self) -> Path:
+        """Folder of its packed data set."""
+        return DATA / self.folder / self.place
+
+    def parameters(self, stage: str) -> dict[str, Any]:
+        """What a stage reads."""
+        return select_keys(self.raw, stage, self.variant)
+
+    def parts(self, stage: str) -> dict[str, str | None]:
+        """Digests of all that a stage is made of besides the files of the stages before it."""
+        made = key(**self.parameters(stage), code=stage_code(stage)).parts
+        return {**made, **inputs_of(stage, self.raw, self.data, self.variant)}
+
+
+def cell_of(found: Mapping[str, Grid], wildcards: Mapping[str, str]) -> Cell:
+    """The cell that a job is of."""
+    grid, name = found[wildcards["grid"]], wildcards["dataset"]
+    seed, place = wildcards.get("seed"), wildcards.get("place")
+    if place is None:
+        raw = grid.raws[name]
+        place = f"seed{seed}" if raw["dataset"] in SEEDED_DATASETS else "shared"
+    elif place != "shared":
+        seed = place.removeprefix("seed")
+    number = None if seed is None else int(seed)
+    return Cell(grid, Path(wildcards["grid"]), name, number, place, wildcards.get("variant"))
+
+
+def written(file: Path, parts: Mapping[str, Any]) -> str:
+    """A file that holds digests; it is older than what was made of the same.
+
+    It is written when it differs from what it was, and only then, so that its time says when something
+    changed last. Snakemake's own memory of parameters and code is in .snakemake, and may be lost.
+    """
+    before = files.read_mapping(file) if file.is_file() else {}
+    now = seen_last(parts, before)
+    if now != before:
+        files.write_json(file, now)
+    return str(file)
+
+
+@cache
+def code(*paths: str) -> str:
+    """Digest of source files, so that an edit reruns what imports them."""
+    found = []
+    for path in (ROOT / path for path in paths):
+        inside = path.rglob("*") if path.is_dir() else [path]
+        found += [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
+    return files.digest({str(file.relative_to(ROOT)): files.sha256(file) for file in sorted(found)})
+
+
+@cache
+def stage_code(stage: str) -> str:
+    """Digest of the modules that dvc.yaml lists for a stage."""
+    definition = read_yaml(ROOT / "dvc.yaml")["stages"][stage]
+    depends = definition.get("do", definition)["deps"]
+    return code(*(path for path in depends if path.startswith("pelap/")))
+
+
+def summary_parts(study: str, cells: Iterable[str]) -> Mapping[str, str]:
+    """Digests of what a summary is made of besides the files of its cells."""
+    sources = (f"workflow/studies/{study}", "workflow/studies/common.py", "pelap/report")
+    return key(cells=list(cells), code=code(*sources)).parts
+
+
+def torch_threads(threads: int, cores: int | None) -> int:
+    """A job's share of the processors; more would only make the jobs wait for each other."""
+    if cores is None:  # a cluster
+        return threads
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here * threads // cores)
+
+
+def as_yaml(parameters: Mapping[str, Any]) -> str:
+    """Parameters as a job writes them down: JSON, hence YAML."""
+    return json.dumps(parameters, indent=2)

@@ -1,0 +1,349 @@
+"""What every study is made of: finished cells, one long table of their figures, statistics over seeds.
+
+A cell is a run folder ``DATASET/seedN`` below a study's root, of tasks and parts ``NAME/DATASET/seedN``. A
+long table has a value a row: dataset, seed, model, metric, value, and what else tells its rows apart.
+"""
+
+import argparse
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from pelap.config.load import read_yaml
+from pelap.core import files
+from pelap.core.errors import DataError, PelapError
+from pelap.core.paths import RunPaths
+from pelap.report import tables
+from pelap.report.figures.style import to_png
+from pelap.report.tables import PRUNED, is_distance
+
+SEED = re.compile(r"seed(\d+)")
+PATTERN, NAMED_PATTERN = "*/seed*", "*/*/seed*"
+LONG = ["dataset", "seed", "model", "metric", "value"]
+CONFIDENCE = 0.95
+_OWN = ("dataset", "seed")
+"""Parameters in which the cells of a grid differ."""
+_ROUNDING = 1e-12
+"""Relative size below which a spread of differences is rounding, not data."""
+
+
+def command_line(name: str) -> None:
+    """``python -m workflow.studies.NAME --root DIR --cells ...``: summarise a study."""
+    study = importlib.import_module(f"workflow.studies.{name}")
+    parser = argparse.ArgumentParser(prog=f"python -m {study.__name__}", description=study.__doc__)
+    parser.add_argument("--root", type=Path, default=Path(study.ROOT), metavar="DIR", help="[%(default)s]")
+    parser.add_argument("--cells", nargs="+", metavar="CELL", help="these alone [all finished ones]")
+    args = parser.parse_args()
+    try:
+        importlib.import_module(f"{study.__name__}.summarise").summarise(args.root, args.cells)
+    except PelapError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def place_of(run: RunPaths) -> tuple[str, int]:
+    """Data set and seed of a cell."""
+    return run.root.parent.name, int(run.root.name.removeprefix("seed"))
+
+
+def finished_cells(
+    root: Path, needs: Iterable[str], target: str, asked: Sequence[str] | None = None, pattern: str = PATTERN
+) -> list[RunPaths]:
+    """The cells that a summary is of, by data set and seed: those asked for, or all that are finished.
+
+    Of all, those that are not finished are named on the terminal, and so are those that were made of other
+    code or files.
+
+    Args:
+        root: Of the grid.
+        needs: Files that a finished cell has, by their names in `RunPaths`.
+        target: Of Snakemake, which makes the cells.
+        asked: Paths of cells from `root`.
+        pattern: Where cells are without being asked for.
+
+    Raises:
+        DataError: There is none, one that was asked for is not finished, or cells of one data set were made
+            with different parameters.
+    """
+    where = pattern.replace("*/*", "TASK/*").replace("seed*", "seedN").replace("*", "DATASET")
+    for name in asked or ():
+        if Path(name).is_absolute() or not _is_cell(Path(name), pattern):
+            raise DataError(f"--cells: {name} is no {where} below {root}; correct it")
+    folders = {root / name for name in asked} if asked else set(filter(Path.is_dir, root.glob(pattern)))
+    runs = [RunPaths(folder) for folder in folders if _is_cell(folder.relative_to(root), pattern)]
+    runs.sort(key=lambda run: (run.root.parent, place_of(run)))
+    done = [run for run in runs if all(getattr(run, name).is_file() for name in needs)]
+    unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
+    if asked and unfinished:
+        raise DataError(f"--cells: not finished in {root}: {', '.join(unfinished)}; make or leave out these")
+    if unfinished:
+        print(f"not finished: {', '.join(unfinished)}")
+    if not done:
+        raise DataError(f"{root}: no finished {where} here; run `snakemake --cores 4 {target}` first")
+    _demand_same_parameters(root, done)
+    return done
+
+
+def _is_cell(path: Path, pattern: str) -> bool:
+    return len(path.parts) == len(Path(pattern).parts) and SEED.fullmatch(path.name) is not None
+
+
+def _demand_same_parameters(root: Path, runs: Sequence[RunPaths]) -> None:
+    """Refuse to average what was made differently; each data set may have parameters of its own."""
+    others = _differences(root, runs, _parameters)
+    if others:
+        raise DataError(
+            f"{root}: made with other parameters: {others}; name the cells that belong together with "
+            "--cells, or make them anew"
+        )
+    others = _differences(root, runs, _keys)
+    if others:
+        print(f"made of other code or files, and taken together: {others}")
+
+
+def _differences(
+    root: Path, runs: Iterable[RunPaths], stated: Callable[[RunPaths], Mapping[str, Mapping[str, Any]]]
+) -> str:
+    """What each cell states otherwise than the first of its data set that says something of the stage."""
+    first: dict[tuple[Path, str], tuple[str, Mapping[str, Any]]] = {}
+    others: dict[str, set[str]] = {}
+    for run in runs:
+        name = str(run.root.relative_to(root))
+        for stage, ours in stated(run).items():
+            base, theirs = first.setdefault((run.root.parent, stage), (name, ours))
+            keys = {key for key in {*ours, *theirs}.difference(_OWN) if ours.get(key) != theirs.get(key)}
+            if keys:
+                others.setdefault(f"{name} than {base}", set()).update(keys)
+    return ", ".join(f"{pair} ({', '.join(sorted(keys))})" for pair, keys in others.items())
+
+
+def _parameters(run: RunPaths) -> dict[str, Mapping[str, Any]]:
+    """What the stages of a cell were run with, by the stage's file; nothing where nobody wrote it down."""
+    sources = [*sorted(run.stage_params.glob("*.yaml")), *filter(Path.is_file, [run.params])]
+    parsed = {file.stem: _parsed(file) for file in sources}
+    found = {stage: given for stage, given in parsed.items() if isinstance(given, Mapping)}
+    trained = [stage for stage in found if stage.startswith("train-")]
+    if trained and "variants" not in found.get("evaluate", {}):  # which knows better what is left over
+        found["all"] = {"trained variants": trained}
+    return found
+
+
+def _keys(run: RunPaths) -> dict[str, Mapping[str, Any]]:
+    """Digests of what the stages of a cell were made of, where Snakemake wrote them down."""
+    return {file.stem: files.read_mapping(file) for file in sorted(run.stage_params.glob("*.key"))}
+
+
+def _parsed(file: Path) -> Any:
+    """JSON, as sweeps write it, is read many times faster as such."""
+    try:
+        return files.read_json(file)
+    except DataError:
+        return read_yaml(file)
+
+
+def demand_alike(runs: Sequence[RunPaths], differing: Callable[[RunPaths, RunPaths], list[str]]) -> None:
+    """Refuse cells whose numbers do not compare.
+
+    Args:
+        runs: The first is what the others are held against.
+        differing: Names of what the first of two has otherwise than the second.
+    """
+    for run in runs[1:]:
+        names = differing(run, runs[0])
+        if names:
+            raise DataError(
+                f"{run.evaluate_protocol}: another {' and '.join(names)} than in "
+                f"{runs[0].evaluate_protocol}; evaluate both alike"
+            )
+
+
+def differing(run: RunPaths, other: RunPaths, keys: Iterable[str]) -> list[str]:
+    """The keys that the protocols of two evaluations have otherwise."""
+    ours, theirs = (files.read_mapping(each.evaluate_protocol) for each in (run, other))
+    return [key for key in keys if ours.get(key) != theirs.get(key)]
+
+
+@dataclass(frozen=True)
+class PrunedCell:
+    """What a cell's evaluation says of a dense model, and of what pruning made of it."""
+
+    dataset: str
+    seed: int
+    metric: str
+    """The first Frechet distance, by which models are compared."""
+    dense: str
+    """The variant that was pruned."""
+    metrics: Mapping[str, Mapping[str, float | None]]
+    plans: Mapping[str, Mapping[str, Any]]
+    """What each plan gave, as in `prune/result.json`."""
+
+    def value(self, model: str | None, metric: str) -> float:
+        """A metric of a model, NaN where there is none."""
+        found = None if model is None else self.metrics.get(model, {}).get(metric)
+        return np.nan if found is None else found
+
+
+def pruned_cell(
+    run: RunPaths, students: Iterable[str], keys: Iterable[str], null: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The fields of `PrunedCell`, checked so far that every model has its distance.
+
+    Args:
+        run: The cell.
+        students: Who has to be evaluated beside the dense model and the pruned ones.
+        keys: What has to be known of each plan.
+        null: The same, where null will do.
+
+    Raises:
+        DataError: One line: what is missing where.
+    """
+    dense, metrics = (
+        files.read_mapping(run.evaluate_protocol, ["scored_variant"])["scored_variant"],
+        files.read_metrics(run.metrics),
+    )
+    if not isinstance(dense, str):
+        raise DataError(f"{run.evaluate_protocol}: names no scored variant; evaluate again with models: all")
+    metric = next((name for name in metrics.get(dense, {}) if is_distance(name)), None)
+    if metric is None:
+        raise DataError(f"{run.metrics}: no Frechet distance of {dense}; evaluate again with models: all")
+    plans = files.read_mapping(run.prune_result)
+    for plan, result in plans.items():
+        known = result if isinstance(result, dict) else {}
+        absent = [
+            *(key for key in keys if known.get(key) is None),
+            *(key for key in null if key not in known),
+        ]
+        if absent:
+            raise DataError(f"{run.prune_result}: {plan}: lacks {', '.join(absent)}; prune again")
+    wanted = [dense, *(f"{PRUNED}-{plan}" for plan in plans), *students]
+    absent = [name for name in wanted if metrics.get(name, {}).get(metric) is None]
+    if absent:
+        raise DataError(f"{run.metrics}: lacks {metric} of {', '.join(absent)}; evaluate again")
+    dataset, seed = place_of(run)
+    return {
+        "dataset": dataset,
+        "seed": seed,
+        "metric": metric,
+        "dense": dense,
+        "metrics": metrics,
+        "plans": plans,
+    }
+
+
+def long_table(run: RunPaths, values: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Values by model and metric of one cell as a table with the columns `LONG`."""
+    rows = [
+        (*place_of(run), model, metric, value)
+        for model, own in values.items()
+        for metric, value in own.items()
+    ]
+    return pd.DataFrame(rows, columns=LONG).astype({"value": float})
+
+
+def of_dataset(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of one data set."""
+    return table[table["dataset"] == name]
+
+
+def over_seeds(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (of a sample) and number of seeds.
+
+    Args:
+        table: A long table; missing and infinite values are not counted.
+        keys: Columns that tell its rows apart, beside the seed.
+
+    Returns:
+        Columns `keys`, mean, std (NaN of a single seed), n: a row a group, in order of appearance.
+    """
+    groups = table[np.isfinite(table["value"])].groupby(list(keys), sort=False)["value"]
+    rows = [(*names, own.mean(), own.std(ddof=1), len(own)) for names, own in groups]
+    return pd.DataFrame(rows, columns=[*keys, "mean", "std", "n"])
+
+
+def wide_over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """The same of several columns: `keys`, then ``<column>_mean`` and ``<column>_std`` of each."""
+    rows = [
+        [*names, *(moment for name in columns for moment in (own[name].mean(), own[name].std(ddof=1)))]
+        for names, own in table.groupby(list(keys), sort=False)
+    ]
+    return pd.DataFrame(
+        rows, columns=[*keys, *(f"{name}_{end}" for name in columns for end in ("mean", "std"))]
+    )
+
+
+def p_value(differences: ArrayLike, scale: float) -> float:
+    """Of the two-sided t-test that the mean of paired differences is 0.
+
+    NaN where it says nothing: for fewer than two, or if they vary by no more than rounding does to values as
+    large as `scale`.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2 or np.ptp(values) <= _ROUNDING * scale:
+        return float("nan")
+    return float(stats.ttest_1samp(values, 0).pvalue)
+
+
+def half_interval(values: "pd.Series[float]") -> float:
+    """Half of the `CONFIDENCE` interval of a mean, by Student's t; NaN for fewer than two values."""
+    values = values.dropna()
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+
+
+def verdict(difference: float, bound: float) -> str | None:
+    """A paired difference (positive is worse) in words.
+
+    Args:
+        difference: Its mean over seeds.
+        bound: What it has to exceed to be called one; NaN where there is none.
+
+    Returns:
+        As `pelap.report.tables.verdict`; None without a bound.
+    """
+    if np.isnan(difference) or np.isnan(bound):
+        return None
+    return tables.verdict(difference, bound)
+
+
+def seed_dots(
+    axis: Axes, place: float, values: Sequence[float], mean: float, std: Any, gap: float = 0.3, **look: Any
+) -> None:
+    """A row of a dot plot: the seeds, and just below them mean and standard deviation.
+
+    Args:
+        axis: Its vertical axis runs down, a row a unit.
+        place: Of the row.
+        values: Of the seeds.
+        mean: NaN: none is drawn.
+        std: Length of the bars, or one of each; what is not finite is not drawn.
+        gap: Between the seeds and the mean.
+        look: color, marker and markerfacecolor of the mean, and what else `errorbar` takes.
+    """
+    look = {"markersize": 7, "markeredgewidth": 1.5, "capsize": 3, "elinewidth": 1.5} | look
+    axis.plot(values, [place - gap * 2 / 3] * len(values), "o", color=look["color"], alpha=0.6,
+              markersize=0.6 * look["markersize"], markeredgewidth=0)  # fmt: skip
+    if np.isfinite(mean):
+        axis.errorbar(mean, place + gap / 3, xerr=std if np.isfinite(std).all() else None, **look)
+
+
+def rows_down(axis: Axes, labels: Sequence[str]) -> None:
+    """A vertical axis of named rows, the first at the top."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+
+
+def write_figure(file: Path, figure: Figure) -> None:
+    """A PNG under its final name, whole."""
+    with files.atomic_path(file) as partial:
+        partial.write_bytes(to_png(figure))
