@@ -26,7 +26,7 @@ from pelap.data.entries import (
 )
 from pelap.data.pictures import read_picture
 from pelap.evaluation.features import make_extractor
-from pelap.evaluation.image_quality import SSIM_SIDE, psnr, ssim
+from pelap.evaluation.image_quality import pair_metrics
 from pelap.evaluation.reference import Reference
 
 DEFAULT_EXTRACTORS = ("effnet-lite0",)
@@ -207,11 +207,7 @@ def _pairs(ours: Pictures, theirs: Pictures) -> dict[str, float]:
             f"--paired: {alone[0]} is in {where} alone (in all {len(alone)} names are in one folder alone); "
             "give equal names to pictures that belong together"
         )
-    originals = torch.stack([others[name] for name in mine])
-    metrics = {"psnr": psnr(ours.images, originals)}
-    if min(originals.shape[-2:]) >= SSIM_SIDE:
-        metrics["ssim"] = ssim(ours.images, originals)
-    return metrics
+    return pair_metrics(ours.images, torch.stack([others[name] for name in mine]))
 
 
 def _show(metrics: Mapping[str, float], counts: Mapping[str, int], notes: Sequence[str]) -> None:

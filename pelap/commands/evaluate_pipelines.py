@@ -3,28 +3,19 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 from rich.console import Console
 
 from pelap.config import EvaluateParams, Params
 from pelap.core import files
-from pelap.core.device import protocol_beside, uses_bf16
+from pelap.core.device import protocol_beside
 from pelap.core.errors import ConfigError
 from pelap.core.paths import packed_dataset, reference_cache
 from pelap.data.dataset import ImageDataset, load_dataset
-from pelap.evaluation.comparison import (
-    Metrics,
-    Pairs,
-    compare_costs,
-    differences,
-    measure_pictures,
-    protocol_of_figures,
-    time_images,
-)
+from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.features import CLASSIFIER
-from pelap.evaluation.real import EvaluationReference, real_pictures
-from pelap.evaluation.reference import REAL_ROW, ImageMetrics
+from pelap.evaluation.image_metrics import REAL_ROW, differences
+from pelap.evaluation.reference import EvaluationReference
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
@@ -62,20 +53,33 @@ def evaluate_pipelines(
     named = _by_name(folders)
     with files.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
-        pipelines = _open(params, named, dataset, device, prompts)
-        evaluate = _without_idle_classifier(params.evaluate)
-        real = real_pictures(dataset, evaluate, reference_cache(data), device)
-        figures = _figures(params, pipelines, real)
-        metrics, latencies = _measure(params, named, pipelines, figures, device)
+        pipelines = _open(params.evaluate, named, dataset, device, prompts)
         first, *others = named
-        extra = {
-            "pipelines": {name: _describe(pipeline) for name, pipeline in pipelines.items()},
-            "precision": "bf16" if uses_bf16(device, params.evaluate.precision) else "fp32",
-            "dense": first,
-            "differences": differences(figures, others, [first]).to_dict("records"),
-            "latencies": latencies.to_dict("records"),
+        evaluate = _without_idle_classifier(params.evaluate)
+        reference = EvaluationReference.of(dataset, evaluate, device, reference_cache(data))
+        evaluator = Evaluator(reference, evaluate, params.seed, device)
+        figures = evaluator.images(pipelines, first, others)
+        costs = evaluator.costs(
+            {
+                name: pipeline_denoiser(pipe, name, params.seed, precision=evaluate.precision)
+                for name, pipe in pipelines.items()
+            },
+            {name: folder / pipelines[name].part for name, folder in named.items()},
+        )
+        times = evaluator.image_times(pipelines)
+        metrics = {
+            name: measured.metrics | costs.metrics.get(name, {}) | times.get(name, {})
+            for name, measured in figures.items()
         }
-        protocol = protocol_of_figures(dataset, real, params.evaluate, params.seed, device, figures, extra)
+        protocol = evaluator.protocol(
+            figures,
+            pipelines={
+                name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipelines.items()
+            },
+            dense=first,
+            differences=differences(figures, others, [first]).to_dict("records"),
+            latencies=costs.latencies.to_dict("records"),
+        )
         files.write_json(out, metrics)
         files.write_json(protocol_beside(out), protocol)
     Console().print(rich_table(metrics_frame(metrics, scored=first), network="denoiser"))
@@ -103,7 +107,7 @@ def _without_idle_classifier(params: EvaluateParams) -> EvaluateParams:
 
 
 def _open(
-    params: Params,
+    params: EvaluateParams,
     named: Mapping[str, Path],
     dataset: ImageDataset,
     device: torch.device,
@@ -111,8 +115,7 @@ def _open(
 ) -> dict[str, LatentPipeline]:
     pipelines = {}
     for name, folder in named.items():
-        steps, precision = params.evaluate.sampler.steps, params.evaluate.precision
-        pipelines[name] = open_pipeline(folder, steps, device, prompts, precision)
+        pipelines[name] = open_pipeline(folder, params.sampler.steps, device, prompts, params.precision)
         demand_pictures_of(pipelines[name], folder, dataset)
         if pipelines[name].classes:
             # As the data have each of them about equally often, and others not at all.
@@ -127,37 +130,3 @@ def _open(
                 f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong"
             )
     return pipelines
-
-
-def _figures(
-    params: Params, pipelines: Mapping[str, LatentPipeline], real: EvaluationReference
-) -> dict[str, ImageMetrics]:
-    """What samples of every pipeline say, those of all but the first beside the first's."""
-    first, *others = pipelines
-    return measure_pictures(pipelines, real, params.evaluate, params.seed, Pairs(first, others))
-
-
-def _measure(
-    params: Params,
-    folders: Mapping[str, Path],
-    pipelines: Mapping[str, LatentPipeline],
-    figures: Mapping[str, ImageMetrics],
-    device: torch.device,
-) -> tuple[dict[str, Metrics], pd.DataFrame]:
-    """All metrics by name, and the table of latencies."""
-    seed, precision = params.seed, params.evaluate.precision
-    subjects = {
-        name: pipeline_denoiser(pipe, name, seed, precision=precision) for name, pipe in pipelines.items()
-    }
-    weights = {name: folders[name] / pipeline.part for name, pipeline in pipelines.items()}
-    costs, latencies = compare_costs(subjects, weights, params.evaluate, device)
-    times = time_images(pipelines, params.evaluate, device)
-    metrics = {
-        name: measured.metrics | costs.get(name, {}) | times.get(name, {})
-        for name, measured in figures.items()
-    }
-    return metrics, latencies
-
-
-def _describe(pipeline: LatentPipeline) -> dict[str, object]:
-    return pipeline.describe() | {"rows_per_latent": pipeline.copies}

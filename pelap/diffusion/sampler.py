@@ -42,6 +42,12 @@ class ImageGenerator(Protocol):
     def num_asked(self) -> int:
         """How many prompts or classes items ask for in turn: item i for number i % num_asked; 1 for none."""
 
+    def labels(self, num: int) -> torch.Tensor | None:
+        """The class (num,) that each of the first items is asked to be; None where no prompts ask.
+
+        It is `UNKNOWN` where a prompt does not say.
+        """
+
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
         """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
 
@@ -50,6 +56,9 @@ class ImageGenerator(Protocol):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The same as uint8, on its device or the CPU; a `ModelError` where they are not finite."""
+
+    def forget(self) -> None:
+        """Give back the memory of what was recorded to be replayed; the next batches are recorded anew."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,10 @@ class ModelGenerator:
     def num_asked(self) -> int:
         return 1 if self.model.conditioner is None else len(self.model.conditioner.prompts)
 
+    def labels(self, num: int) -> torch.Tensor | None:
+        conditioner = self.model.conditioner
+        return None if conditioner is None else conditioner.labels_of_prompts(range(num))
+
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
         conditions = self._conditions(indices)
         if not self._process.draws:
@@ -115,7 +128,6 @@ class ModelGenerator:
         return to_uint8(finite(self.paint(latents), f"{self.name}: pictures", REMEDY))
 
     def forget(self) -> None:
-        """Give back the memory of what was recorded; the next batches are recorded anew."""
         self.__dict__.pop("_denoise", None)
 
     @cached_property

@@ -17,18 +17,21 @@ from torch.nn.functional import cross_entropy
 from pelap.config import ClassifierParams
 from pelap.core.device import autocast
 from pelap.core.errors import ConfigError, DataError, TrainingError
-from pelap.core.files import exclusive, load_tensors, save_tensors, tensors_digest
-from pelap.core.keys import Key, code_of, key
+from pelap.core.files import tensors_digest
+from pelap.core.keys import code_of
 from pelap.core.progress import progress
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, epoch_indices, gather_batch, to_float
 from pelap.evaluation.features import CLASSIFIER, ChunkedExtractor
+from pelap.evaluation.weights import kept
 
 _FIRST_SIDE = 16
 """Positions on a side of the first feature map, about: the first layer brings larger pictures down to it."""
 _WARMUP = 0.15
 """Share of the steps in which the learning rate rises."""
 _WEIGHT_DECAY = 0.02
+_ACCURACY = "test_accuracy"
+"""Name of what is kept beside the weights."""
 _CHECK_EVERY = 25
 """Steps after which the loss is looked at."""
 
@@ -41,20 +44,21 @@ class Classifier(ChunkedExtractor):
 
     Args:
         network: In evaluation mode.
-        shape: (C, H, W) of the pictures that it learnt from.
+        dataset: What it learnt from.
+        test_accuracy: Share of the test pictures that are taken for what they are, 0..1.
         device: Where to compute.
     """
 
     name = CLASSIFIER
     input_size = None
-    test_accuracy: float
-    """Share of `num_test` test pictures that are taken for what they are, 0..1."""
-    num_test: int
 
-    def __init__(self, network: "_Network", shape: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(
+        self, network: "_Network", dataset: ImageDataset, test_accuracy: float, device: torch.device
+    ) -> None:
         super().__init__(device)
-        self.checksum = tensors_digest(network.state_dict())
-        self._shape = shape
+        self.test_accuracy, self.num_test = test_accuracy, len(dataset.test)
+        self.checksum = tensors_digest(network.requires_grad_(False).state_dict())
+        self._shape = dataset.train.images.shape[1:]
         self._head = network.head.cpu()
         self._body = network.body.to(device).to(memory_format=torch.channels_last)
 
@@ -67,7 +71,7 @@ class Classifier(ChunkedExtractor):
         if images.shape[1:] != self._shape:
             raise DataError(
                 f"images: {tuple(images.shape[1:])}, but the classifier learnt from pictures of "
-                f"{self._shape}; give it pictures of the data set's shape (C, H, W)"
+                f"{tuple(self._shape)}; give it pictures of the data set's shape (C, H, W)"
             )
         return super().__call__(images)
 
@@ -83,7 +87,11 @@ class Classifier(ChunkedExtractor):
 
 
 def trained_classifier(
-    dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device, cache: Path
+    dataset: ImageDataset,
+    params: ClassifierParams,
+    seed: int,
+    device: torch.device,
+    cache: Path | None = None,
 ) -> Classifier:
     """The classifier of a data set: trained on its train pictures, or as it was kept.
 
@@ -107,19 +115,32 @@ def trained_classifier(
             f"evaluate.classifier: {dataset.name} has a single class, there is nothing to tell apart; "
             "set it to null"
         )
-    made_of = _made_of(dataset, params, seed)
-    path = cache / f"{CLASSIFIER}-{made_of.name}.safetensors"
-    with exclusive(path, wait=True):
-        network = _untrained(dataset, params, seed)
-        accuracy = _read(path, network, made_of)
-        if accuracy is not None:
-            return _classifier(network, dataset, accuracy, device)
+    network = _untrained(dataset, params, seed)
+
+    def train() -> dict[str, Tensor]:
         _train(network, dataset, params, seed, device)
-        classifier = _classifier(network, dataset, math.nan, device)
-        right = classifier.labels_of(dataset.test.images) == dataset.test.labels
-        classifier.test_accuracy = right.double().mean().item()
-        _write(path, network, made_of, classifier.test_accuracy)
-    return classifier
+        right = (
+            Classifier(network, dataset, math.nan, device).labels_of(dataset.test.images)
+            == dataset.test.labels
+        )
+        state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        return {**state, _ACCURACY: right.double().mean()}
+
+    state = kept(
+        cache,
+        CLASSIFIER,
+        train,
+        subject=("train", "test", "num_classes", "parameters", "seed"),
+        train=dataset.train,
+        test=dataset.test,
+        num_classes=len(dataset.class_names),
+        parameters=params,
+        seed=seed,
+        code=code_of(__name__),
+    )
+    accuracy = state.pop(_ACCURACY).item()
+    network.load_state_dict(state)
+    return Classifier(network, dataset, accuracy, device)
 
 
 def agreement(classifier: Classifier, images: Tensor, asked: Tensor) -> dict[str, float]:
@@ -279,47 +300,3 @@ def _finite(loss: Tensor, step: int) -> float:
 
 def _laid_out(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _classifier(
-    network: _Network, dataset: ImageDataset, accuracy: float, device: torch.device
-) -> Classifier:
-    channels, height, width = dataset.train.images.shape[1:]
-    classifier = Classifier(network.requires_grad_(False), (channels, height, width), device)
-    classifier.test_accuracy, classifier.num_test = accuracy, len(dataset.test)
-    return classifier
-
-
-def _made_of(dataset: ImageDataset, params: ClassifierParams, seed: int) -> Key:
-    """What decides the network."""
-    return key(
-        train=dataset.train,
-        test=dataset.test,
-        num_classes=len(dataset.class_names),
-        parameters=params,
-        seed=seed,
-        code=code_of(__name__),
-    )
-
-
-def _write(path: Path, network: _Network, made_of: Key, accuracy: float) -> None:
-    state = network.state_dict()
-    says = {**made_of.parts, "sha256": tensors_digest(state), "test_accuracy": repr(accuracy)}
-    save_tensors(path, {name: tensor.cpu() for name, tensor in state.items()}, says)
-
-
-def _read(path: Path, network: _Network, made_of: Key) -> float | None:
-    """Fill the network with what `_write` wrote; its accuracy, None where there is no such file."""
-    try:
-        tensors, said = load_tensors(path)
-        accuracy = float(said.pop("test_accuracy"))
-    except (DataError, KeyError, ValueError):
-        return None
-    order = network.state_dict().keys()
-    whole = tensors.keys() == order and said == {
-        **made_of.parts, "sha256": tensors_digest({name: tensors[name] for name in order})
-    }  # fmt: skip
-    if not whole:
-        return None
-    network.load_state_dict(tensors)
-    return accuracy

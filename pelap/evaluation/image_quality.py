@@ -97,6 +97,22 @@ def lpips(a: Tensor, b: Tensor, network: nn.Module) -> float:
     return _by_picture(each, a, b).mean().item()
 
 
+def pair_metrics(a: Tensor, b: Tensor, lpips_network: nn.Module | None = None) -> dict[str, float]:
+    """How close pictures are to their originals, by name; without what they are too small for.
+
+    Args:
+        a: uint8 pictures (N, C, H, W).
+        b: Their originals, of the same shape.
+        lpips_network: Of `load_lpips`; LPIPS is left out where None.
+    """
+    metrics = {"psnr": psnr(a, b)}
+    if min(a.shape[-2:]) >= SSIM_SIDE:
+        metrics["ssim"] = ssim(a, b)
+    if lpips_network is not None:
+        metrics["lpips"] = lpips(a, b, lpips_network)
+    return metrics
+
+
 def load_lpips(path: Path, device: torch.device) -> nn.Module:
     """The network of LPIPS with AlexNet; its last layers come with torchmetrics.
 

@@ -10,7 +10,7 @@ SUBSET_SIZE = 500
 """Pictures of each side in a subset; all of them where a side has fewer."""
 
 
-def kid(features: Tensor, reference: Tensor) -> tuple[float, float]:
+def kid(features: Tensor, reference: Tensor) -> dict[str, float]:
     """Squared maximum mean discrepancy, unbiased, with the kernel (x.y / num_features + 1)^3.
 
     Args:
@@ -18,9 +18,9 @@ def kid(features: Tensor, reference: Tensor) -> tuple[float, float]:
         reference: The same of the reference (M, num_features).
 
     Returns:
-        Mean and standard deviation over `NUM_SUBSETS` random subsets, the same at every call. Around 0 for
-        sets of the same distribution, so that it can be below. The deviation is that of one subset's value,
-        as is usual; it is no standard error of the mean.
+        ``kid`` and ``kid_std``, mean and standard deviation over `NUM_SUBSETS` random subsets, the same at
+        every call. Around 0 for sets of the same distribution, so that it can be below. The deviation is that
+        of one subset's value, as is usual; it is no standard error of the mean.
 
     Raises:
         DataError: Fewer than two pictures on a side.
@@ -45,4 +45,7 @@ def kid(features: Tensor, reference: Tensor) -> tuple[float, float]:
         rng_seed=0,
         verbose=False,
     )
-    return values[metric_kid.KEY_METRIC_KID_MEAN], values[metric_kid.KEY_METRIC_KID_STD]
+    return {
+        "kid": values[metric_kid.KEY_METRIC_KID_MEAN],
+        "kid_std": values[metric_kid.KEY_METRIC_KID_STD],
+    }

@@ -1,22 +1,22 @@
 """What made pictures are compared with, and every figure of the comparison."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pelap.config import EvaluateParams
 from pelap.core.errors import ConfigError, DataError
-from pelap.core.files import load_tensors, save_tensors
-from pelap.core.keys import Key, code_of, key
+from pelap.core.keys import code_of
 from pelap.core.rng import generator
-from pelap.data.dataset import all_equal
-from pelap.evaluation.features import Extractor, check_images, metric_name
+from pelap.data.dataset import ImageDataset, all_equal
+from pelap.data.modality import Modality, modality_of
+from pelap.evaluation.classifier import Classifier, trained_classifier
+from pelap.evaluation.features import CLASSIFIER, Extractor, check_images, make_extractor, metric_name
 from pelap.evaluation.frechet import (
     NUM_GROUPS,
     FeatureStatistics,
@@ -25,29 +25,41 @@ from pelap.evaluation.frechet import (
     mean_distance,
     standard_error,
 )
+from pelap.evaluation.image_metrics import REAL_ROW, ImageMetrics
+from pelap.evaluation.image_quality import load_lpips, lpips
 from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
 from pelap.evaluation.prdc import NUM_NEIGHBOURS, coverage, radii
-
-REAL_ROW = "real"
-"""Row of another draw of real pictures: what no model can be expected to go below."""
+from pelap.evaluation.weights import kept
 
 NUM_KEPT = 10_000
 """Pictures of a set, drawn at random, whose features are kept for what compares pictures one by one."""
+
+CLASSIFIER_SEED = 0
+"""The same for every seed of a run: all that learn from one data set are measured by one network."""
 
 _CHUNK = 1000
 """Pictures that an extractor is given at once."""
 
 
-@dataclass(frozen=True)
-class ImageMetrics:
-    """What was measured of a set of pictures."""
+class _Side:
+    """What is known of the reference by one extractor."""
 
-    metrics: dict[str, float]
-    """By name."""
-    replicates: dict[str, tuple[float, ...]]
-    """Of the jackknife of each Frechet distance, by its name, the first extractor's first."""
-    notes: tuple[str, ...] = ()
-    """What has to be said beside them."""
+    def __init__(self, statistics: FeatureStatistics, features: Tensor) -> None:
+        self.statistics = statistics
+        """Of all pictures."""
+        self.features = features
+        """Of those that are kept (n, num_features) float32."""
+
+    @cached_property
+    def radii(self) -> Tensor:
+        return radii(self.features)
+
+
+ONE_BY_ONE: tuple[Callable[[Tensor, _Side], dict[str, float]], ...] = (
+    lambda features, real: kid(features, real.features),
+    lambda features, real: coverage(features, real.features, real.radii),
+)
+"""What compares pictures one by one, from features (N, num_features) to figures by name."""
 
 
 class Reference:
@@ -96,9 +108,8 @@ class Reference:
         Returns:
             Of each extractor the Frechet distance, its standard error (left out where there are two
             pictures alone) and the part of it that is a shift of the means, and unless `only_frechet` the
-            kernel distance and its deviation, precision,
-            recall, density and coverage of at most `NUM_KEPT` pictures of either side, drawn at random, the
-            same at every call. See `metric_name` for names.
+            metrics of `ONE_BY_ONE` of at most `NUM_KEPT` pictures of either side, drawn at random, the same
+            at every call. See `metric_name` for names.
 
         Raises:
             DataError: Other pictures than these, or features that are no numbers.
@@ -107,7 +118,7 @@ class Reference:
         figures = ImageMetrics({}, {})
         for extractor, side in zip(self._extractors, self._sides, strict=True):
             name = metric_name("fd", extractor.name)
-            features = torch.cat([extractor(chunk) for chunk in images.split(_CHUNK)])
+            features = _features(extractor, images)
             statistics = FeatureStatistics.of(features)
             figures.metrics[name] = frechet_distance(statistics, side.statistics)
             shift = mean_distance(statistics, side.statistics)
@@ -115,8 +126,10 @@ class Reference:
             replicates = figures.replicates[name] = jackknife(features, side.statistics, strata)
             if len(replicates) > 1:
                 figures.metrics[f"{name}_se"] = standard_error(replicates)
-            if not only_frechet:
-                figures.metrics.update(_one_by_one(features[_drawn(len(features))], side, extractor.name))
+            drawn = features[_drawn(len(features))]
+            for metric in () if only_frechet else ONE_BY_ONE:
+                values = metric(drawn, side).items()
+                figures.metrics.update({metric_name(key, extractor.name): value for key, value in values})
         return figures
 
     def describe(self, num_images: int) -> dict[str, Any]:
@@ -166,9 +179,20 @@ class Reference:
         return lines
 
     def _side(self, extractor: Extractor) -> "_Side":
-        if self._cache is None:
-            return _compute(extractor, self._images)
-        made_of = key(
+        def compute() -> dict[str, Tensor]:
+            features = _features(extractor, self._images)
+            statistics = FeatureStatistics.of(features)
+            return {
+                "mean": statistics.mean,
+                "covariance": statistics.covariance,
+                "features": features[_drawn(len(features))],
+            }
+
+        tensors = kept(
+            self._cache,
+            metric_name("fd", extractor.name),
+            compute,
+            subject=("pictures", "extractor"),
             pictures=self._images,
             extractor=extractor.name,
             weights=extractor.checksum,
@@ -176,14 +200,9 @@ class Reference:
             kept=NUM_KEPT,
             code=[code_of(__name__), code_of(type(extractor).__module__)],
         )
-        stem = metric_name("fd", extractor.name)
-        path = self._cache / f"{stem}-{made_of.name}.safetensors"
-        side = _read(path, made_of, len(self._images))
-        if side is None:
-            _say_anew(self._cache, stem, made_of)
-            side = _compute(extractor, self._images)
-            _write(path, side, made_of)
-        return side
+        # From moments where none were kept, too: the figures are the same to the last digit.
+        moments = FeatureStatistics.from_moments(len(self._images), tensors["mean"], tensors["covariance"])
+        return _Side(moments, tensors["features"])
 
     def _check(self, images: Tensor) -> None:
         check_images(images)
@@ -200,18 +219,8 @@ def _shape(images: Tensor) -> str:
     return f"{height}x{width} pixels" + " of one channel" * (channels == 1)
 
 
-class _Side:
-    """What is known of the reference by one extractor."""
-
-    def __init__(self, statistics: FeatureStatistics, features: Tensor) -> None:
-        self.statistics = statistics
-        """Of all pictures."""
-        self.features = features
-        """Of those that are kept (n, num_features) float32."""
-
-    @cached_property
-    def radii(self) -> Tensor:
-        return radii(self.features)
+def _features(extractor: Extractor, images: Tensor) -> Tensor:
+    return torch.cat([extractor(chunk) for chunk in images.split(_CHUNK)])
 
 
 def _drawn(num: int) -> Tensor:
@@ -222,65 +231,109 @@ def _drawn(num: int) -> Tensor:
     return torch.randperm(num, generator=generator(0, "one by one")) < NUM_KEPT
 
 
-def _compute(extractor: Extractor, images: Tensor) -> _Side:
-    statistics, kept = FeatureStatistics(), []
-    for chunk, drawn in zip(images.split(_CHUNK), _drawn(len(images)).split(_CHUNK), strict=True):
-        features = extractor(chunk)
-        statistics.update(features)
-        kept.append(features[drawn])
-    # As it is read from a file, so that a cached reference gives the same figures to the last digit.
-    moments = (statistics.count, statistics.mean, statistics.covariance)
-    return _Side(FeatureStatistics.from_moments(*moments), torch.cat(kept))
-
-
-def _one_by_one(features: Tensor, side: _Side, extractor: str) -> dict[str, float]:
-    mean, std = kid(features, side.features)
-    values = {"kid": mean, "kid_std": std, **coverage(features, side.features, side.radii)}
-    return {metric_name(quantity, extractor): value for quantity, value in values.items()}
-
-
-def _say_anew(cache: Path, stem: str, made_of: Key) -> None:
-    """Where features of the same pictures are kept that are no longer right, in a line why."""
-    for path in sorted(cache.glob(f"{stem}-*.safetensors")):
-        with suppress(DataError):
-            differing = made_of.differences(load_tensors(path)[1])
-            if "pictures" not in differing and "extractor" not in differing:
-                others = ", ".join(differing)
-                print(f"{stem}: features anew; those kept are of other {others} ({path})", file=sys.stderr)
-
-
-def _write(path: Path, side: _Side, made_of: Key) -> None:
-    tensors = {
-        "mean": side.statistics.mean,
-        "covariance": side.statistics.covariance,
-        "features": side.features,
-    }
-    save_tensors(path, tensors, dict(made_of.parts))
-
-
-def _read(path: Path, made_of: Key, count: int) -> _Side | None:
-    """What `_write` wrote of the same; None where there is nothing or anything else."""
-    try:
-        tensors, metadata = load_tensors(path)
-    except DataError:
-        return None
-    if metadata != made_of.parts or not _fit(tensors, count):
-        return None
-    statistics = FeatureStatistics.from_moments(count, tensors["mean"], tensors["covariance"])
-    return _Side(statistics, tensors["features"])
-
-
-def _fit(tensors: Mapping[str, Tensor], count: int) -> bool:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    width = shapes.get("mean", (0,))[0]
-    wanted = {
-        "mean": (width,),
-        "covariance": (width, width),
-        "features": (min(count, NUM_KEPT), width),
-    }
-    return shapes == wanted and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-
-
 def _demand_two(images: Tensor) -> None:
     if len(images) < 2:
         raise DataError("images: a single picture has no distance to a set; give at least 2")
+
+
+@dataclass(frozen=True)
+class EvaluationReference:
+    """The real pictures or sounds that samples are compared with, and the instruments for it."""
+
+    dataset: ImageDataset
+    reference: Reference
+    """Of train pictures."""
+    floor: Tensor  # (num_images, C, H, W) uint8
+    """Other train pictures, for the row `REAL_ROW`."""
+    floor_labels: Tensor  # (num_images,) int64
+    lpips: nn.Module | None
+    """Where its weights are given."""
+    modality: Modality
+    """How samples reach a viewer or listener, which is how they are measured."""
+    classifier: Classifier | None
+    """Where parameters have one."""
+
+    @classmethod
+    def of(
+        cls, dataset: ImageDataset, params: EvaluateParams, device: torch.device, cache: Path | None = None
+    ) -> "EvaluationReference":
+        """The first `num_reference` train pictures are the reference, the `num_images` after them the floor.
+
+        Args:
+            dataset: Where they are from.
+            params: The section `evaluate`.
+            device: Where features are computed.
+            cache: Folder for what is computed of the reference, and for the classifier; None keeps nothing.
+
+        Raises:
+            DataError: There are fewer pictures than that, or than a batch of the classifier.
+            ConfigError: An extractor is unknown, or there is nothing for a classifier to tell apart.
+            ModelError: Weights of an extractor, or those of LPIPS, cannot be used.
+            TrainingError: The classifier cannot be trained.
+        """
+        images, wanted = dataset.train.images, params.num_reference + params.num_images
+        if wanted > len(images):
+            raise DataError(
+                f"evaluate: num_reference + num_images is {wanted}, but there are {len(images)} train "
+                "pictures to take the reference and the floor from; lower one of them"
+            )
+        network = classifier = None
+        if params.lpips_weights is not None:
+            network = load_lpips(Path(params.lpips_weights), device)
+            lpips(images[:1], images[:1], network)  # pictures too small for it are told of before any is made
+        if params.classifier is not None:
+            classifier = trained_classifier(dataset, params.classifier, CLASSIFIER_SEED, device, cache)
+        extractors = [
+            classifier
+            if name == CLASSIFIER and classifier is not None
+            else make_extractor(name, device, params.inception_weights)
+            for name in params.extractors
+        ]
+        floor = slice(params.num_reference, wanted)
+        return cls(
+            dataset=dataset,
+            reference=Reference(images[: params.num_reference], extractors, cache),
+            floor=images[floor],
+            floor_labels=dataset.train.labels[floor],
+            lpips=network,
+            modality=modality_of(dataset.sound),
+            classifier=classifier,
+        )
+
+    def describe(self, params: EvaluateParams) -> dict[str, Any]:
+        """What figures are of and measured with, as a JSON object."""
+        dataset, classifier = self.dataset, None
+        if self.classifier is not None and params.classifier is not None:
+            classifier = {
+                "test_accuracy": self.classifier.test_accuracy,
+                "num_test": self.classifier.num_test,
+                **params.classifier.model_dump(include={"steps", "width"}),
+                "sha256": self.classifier.checksum,
+            }
+        analysis = {"sample_rate", "num_fft", "hop_length", "range_db"}
+        return {
+            "dataset": dataset.name,
+            "dataset_checksum": dataset.checksum,
+            "reference_split": "train",
+            **self.reference.describe(params.num_images),
+            "medium": self.modality.noun,
+            "sound": None if dataset.sound is None else dataset.sound.model_dump(include=analysis),
+            "classifier": classifier,
+            "lpips": self.lpips is not None,
+        }
+
+    def notes(self, params: EvaluateParams) -> list[str]:
+        """What has to be said beside figures."""
+        lines = self.reference.notes(params.num_images)
+        if CLASSIFIER in params.extractors:
+            lines.append(
+                f"{metric_name('fd', CLASSIFIER)}: features of a small network that learnt from the train "
+                f"{self.modality.noun}, the reference and the row {REAL_ROW} among them; neither FID nor "
+                "FAD, compare it only among models of this data set"
+            )
+        if self.dataset.sound is not None:
+            lines.append(
+                "sounds: samples are measured as heard, as spectrograms of what Griffin-Lim makes of them; "
+                f"the row {REAL_ROW} is not, its distances after Griffin-Lim end in _vocoded"
+            )
+        return lines

@@ -1,13 +1,17 @@
-"""Files of published weights: where they are, and that they are what they should be."""
+"""Files of tensors: published weights, which have to be just these, and what is kept of earlier runs."""
 
 import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pelap.core.errors import ConfigError, ModelError
-from pelap.core.files import one_line, sha256
+from pelap.core.errors import ConfigError, DataError, ModelError
+from pelap.core.files import exclusive, load_tensors, one_line, save_tensors, sha256, tensors_digest
+from pelap.core.keys import Key, key
 
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""
@@ -78,3 +82,62 @@ def demand_checksum(path: Path, wanted: str, what: str) -> str:
 def load_weights(path: Path) -> Any:
     """What a file of weights holds, refusing everything but tensors and plain values."""
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def kept(
+    cache: Path | None,
+    stem: str,
+    make: Callable[[], dict[str, torch.Tensor]],
+    subject: Collection[str],
+    **parts: Any,
+) -> dict[str, torch.Tensor]:
+    """What `make` gives, on the CPU, or what an earlier call kept of the same.
+
+    Processes that want the same wait for the first. What is damaged, or made of anything else, is made again.
+
+    Args:
+        cache: Folder of what is kept; None keeps nothing.
+        stem: How the name of the file begins.
+        make: Makes it.
+        subject: Names of the `parts` that say what it is of; a line says where something is kept that agrees
+            in them and not in the others.
+        parts: All that it depends on, see `pelap.core.keys.key`.
+    """
+    if cache is None:
+        return make()
+    made_of = key(**parts)
+    path = cache / f"{stem}-{made_of.name}.safetensors"
+    tensors = _load_kept(path, made_of)
+    if tensors is None:
+        with exclusive(path, wait=True):
+            tensors = _load_kept(path, made_of)
+            if tensors is None:
+                _say_anew(cache, stem, made_of, subject)
+                tensors = make()
+                save_tensors(path, tensors, {**made_of.parts, "sha256": _digest(tensors)})
+    return tensors
+
+
+def _load_kept(path: Path, made_of: Key) -> dict[str, torch.Tensor] | None:
+    try:
+        tensors, said = load_tensors(path)
+    except DataError:
+        return None
+    return tensors if said == {**made_of.parts, "sha256": _digest(tensors)} else None
+
+
+def _say_anew(cache: Path, stem: str, made_of: Key, subject: Collection[str]) -> None:
+    for path in sorted(cache.glob(f"{stem}-*.safetensors")):
+        with suppress(DataError):
+            said = load_tensors(path)[1]
+            said.pop("sha256", None)
+            differing = made_of.differences(said)
+            if differing and not set(differing) & set(subject):
+                print(
+                    f"{stem}: made anew; kept is one of other {', '.join(differing)} ({path})",
+                    file=sys.stderr,
+                )
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    return tensors_digest(dict(sorted(tensors.items())))

@@ -162,6 +162,12 @@ class LatentPipeline:
             refuse(self.pipe, f"makes pictures of {images.shape[1]} channels", "use one for 1 or 3 colours")
         return images.expand(-1, 3, -1, -1)
 
+    def labels(self, num: int) -> None:
+        """What it is asked for is nothing that a classifier of a data set knows."""
+
+    def forget(self) -> None:
+        """Nothing was recorded."""
+
     @property
     def name(self) -> str:
         """What it is and where it came from, with its scheduler and steps, for messages."""

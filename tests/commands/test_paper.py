@@ -18,7 +18,6 @@ from tiny import LIGHT, ROOT, tiny_raw
 from workflow.studies.paper.results import lambdas
 
 import pelap.stages.collapse
-import pelap.stages.evaluate
 import pelap.stages.train
 from pelap.cli import EXIT_UNFINISHED, main
 from pelap.commands import paper as runner
@@ -28,6 +27,7 @@ from pelap.config.load import load_params, read_yaml, resolved
 from pelap.core import files
 from pelap.core.errors import ConfigError, TrainingError
 from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
+from pelap.evaluation.evaluator import Evaluator
 from pelap.pipelines.model_io import load_model
 from pelap.report.figures.style import to_png
 from pelap.stages.shared import Context
@@ -268,7 +268,7 @@ def test_time_is_up_in_the_middle_and_the_same_comes_out(
     assert PaperPaths(root).archive.is_file()
 
     with monkeypatch.context() as patch:
-        patch.setattr(pelap.stages.evaluate, "_figures", lambda *args: (_ for _ in ()).throw(TimeIsUp))
+        patch.setattr(Evaluator, "images", lambda *args: (_ for _ in ()).throw(TimeIsUp))
         assert run(study, root, data=data) == EXIT_UNFINISHED
     assert taken.count("train baseline 0") == 1
     assert taken.count("train pelap 2") == 1

@@ -29,8 +29,7 @@ import pelap
 from pelap.core import files
 from pelap.core.device import normalise_in_fp32
 from pelap.core.errors import ModelError, PlanError
-from pelap.core.part_io import WEIGHTS
-from pelap.evaluation.comparison import disk_mib
+from pelap.core.part_io import WEIGHTS, weights_bytes
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_io import LIBRARIES, is_pipeline, load_pipeline, pipeline_plan, save_pipeline
 from pelap.surgery.apply import apply_plan, removed_operators
@@ -486,12 +485,12 @@ def test_the_only_variant_is_loaded(tmp_path: Path, variant: str, options: dict[
     weights = list((tmp_path / "pipe" / "unet").glob("*.safetensors"))
     assert (len(weights) > 1) == bool(options)
     expected = sum(path.stat().st_size for path in weights)
-    assert disk_mib(tmp_path / "pipe" / "unet") == expected / 2**20
+    assert weights_bytes(tmp_path / "pipe" / "unet") == expected
     # Beside plain weights it is a copy of them, and counted once.
     pipe.save_pretrained(tmp_path / "pipe")
     assert same_network(load_pipeline(tmp_path / "pipe").unet, pipe.unet)
     plain = (tmp_path / "pipe" / "unet" / WEIGHTS).stat().st_size
-    assert disk_mib(tmp_path / "pipe" / "unet") == plain / 2**20
+    assert weights_bytes(tmp_path / "pipe" / "unet") == plain
 
 
 def _old_name(text: str) -> str:
