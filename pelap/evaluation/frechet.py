@@ -17,57 +17,43 @@ _TOLERANCE = 1e-7
 
 
 class FeatureStatistics:
-    """Mean and covariance of features that arrive in batches, in float64 on the CPU.
+    """Number, mean and covariance of features, in float64 on the CPU.
 
-    Batches are merged by their means and centred scatter (Chan, Golub and LeVeque, 1979), which loses no
-    digits when features are far from zero, unlike sums of squares. Until there are more pictures than
-    features the rows themselves are kept: they take less room, and are a factor of their covariance.
+    Where there are no more pictures than features the centred rows are kept as a factor of the covariance:
+    they take less room, and nothing is squared and rooted again.
+
+    Args:
+        count: Pictures, at least 2.
+        mean: (num_features,).
+        covariance: Unbiased, (num_features, num_features); None where the factor is given.
+        factor: F of shape (num_features, at most that) with covariance = F F'; computed where needed.
+
+    Raises:
+        DataError: Fewer than two pictures.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        """Pictures seen."""
-        self._rows: list[Tensor] | None = []  # None once there are moments
-        self._mean = torch.zeros(0, dtype=torch.float64)
-        self._scatter = torch.zeros(0, 0, dtype=torch.float64)
-        self._factor: Tensor | None = None
+    def __init__(
+        self, count: int, mean: Tensor, covariance: Tensor | None = None, factor: Tensor | None = None
+    ) -> None:
+        if count < 2:
+            raise DataError(f"features of {count} pictures have no covariance; give at least 2")
+        self.count, self.mean = count, mean
+        self._covariance, self._factor = covariance, factor
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
-        """Statistics of rows (N, num_features) that are all there; see `update`."""
-        result = cls()
-        result.update(features)
-        return result
-
-    @classmethod
-    def from_moments(cls, count: int, mean: Tensor, covariance: Tensor) -> "FeatureStatistics":
-        """What `count`, `mean` (D,) and `covariance` (D, D) were read from, in float64."""
-        result = cls()
-        result._rows, result.count = None, count
-        result._mean, result._scatter = mean.double(), covariance.double() * (count - 1)
-        return result
-
-    def update(self, features: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            features: One row a picture (N, num_features), of any float type on any device.
+        """Statistics of rows (N, num_features), of any float type on any device.
 
         Raises:
-            DataError: Not a table of rows as wide as before, or NaN or infinite features.
+            DataError: Not a table of at least two rows, or NaN or infinite features.
         """
-        self._check(features)
+        _check(features)
         rows = features.detach().to("cpu", torch.float64, copy=True)  # (N, D)
-        self._factor = None
-        if self._rows is None:
-            self._merge(rows, self.count)
-        elif self.count + len(rows) <= rows.shape[1]:
-            self._rows.append(rows)
-        else:
-            self._mean, self._scatter = rows.new_zeros(rows.shape[1]), rows.new_zeros(*[rows.shape[1]] * 2)
-            self._merge(torch.cat([*self._rows, rows]), 0)
-            self._rows = None
-        self.count += len(rows)
+        count, mean = len(rows), rows.mean(dim=0)
+        rows -= mean  # before they are squared, which loses no digits when features are far from zero
+        if count <= rows.shape[1]:
+            return cls(count, mean, factor=rows.T / math.sqrt(max(1, count - 1)))
+        return cls(count, mean, rows.T @ rows / (count - 1))
 
     def without(self, features: Tensor) -> "FeatureStatistics":
         """Statistics of the others, where `features` (N, num_features) are some of the rows given here."""
@@ -78,52 +64,26 @@ class FeatureStatistics:
         # No digits are lost: the scatter of a part is never larger than that of the whole.
         scatter = self.covariance * (self.count - 1) - centred.T @ centred
         scatter -= torch.outer(shift, shift) * (self.count * len(part) / num_left)
-        return self.from_moments(
-            num_left, self.mean - shift * (len(part) / num_left), scatter / (num_left - 1)
-        )
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean (num_features,).
-
-        Raises:
-            DataError: Fewer than two pictures.
-        """
-        self._demand_two()
-        return self._mean if self._rows is None else torch.cat(self._rows).mean(dim=0)
+        left = self.mean - shift * (len(part) / num_left)
+        return FeatureStatistics(num_left, left, scatter / (num_left - 1))
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance (num_features, num_features).
-
-        Raises:
-            DataError: Fewer than two pictures.
-        """
-        self._demand_two()
-        return self._scatter / (self.count - 1) if self._rows is None else self.factor @ self.factor.T
+        """Unbiased covariance (num_features, num_features)."""
+        return self.factor @ self.factor.T if self._covariance is None else self._covariance
 
     @property
     def variance(self) -> float:
         """Trace of the covariance."""
-        self._demand_two()
-        if self._rows is None:
-            return self._scatter.trace().item() / (self.count - 1)
-        return self.factor.square().sum().item()
+        if self._covariance is None:
+            return self.factor.square().sum().item()
+        return self._covariance.trace().item()
 
     @property
     def factor(self) -> Tensor:
-        """F of shape (num_features, at most that) with covariance = F F'; computed once.
-
-        Raises:
-            DataError: Fewer than two pictures.
-        """
-        self._demand_two()
+        """F of shape (num_features, at most that) with covariance = F F'; computed once."""
         if self._factor is None:
-            self._factor = (
-                _factor(self.covariance)
-                if self._rows is None
-                else (torch.cat(self._rows) - self.mean).T / math.sqrt(self.count - 1)
-            )
+            self._factor = _factor(self.covariance)
         return self._factor
 
     @property
@@ -131,30 +91,16 @@ class FeatureStatistics:
         """Whether there are enough pictures for a covariance of full rank."""
         return self.count > len(self.mean)
 
-    def _merge(self, rows: Tensor, before: int) -> None:
-        total = before + len(rows)
-        mean = rows.mean(dim=0)
-        centred, shift = rows - mean, mean - self._mean
-        self._scatter += centred.T @ centred
-        self._scatter += torch.outer(shift, shift) * (before * len(rows) / total)
-        self._mean += shift * (len(rows) / total)
 
-    def _demand_two(self) -> None:
-        if self.count < 2:
-            raise DataError(f"features of {self.count} pictures have no covariance; give at least 2")
-
-    def _check(self, features: Tensor) -> None:
-        if features.ndim != 2 or not features.numel():
-            raise DataError(f"features: expected rows (N, num_features), not shape {tuple(features.shape)}")
-        width = len(self._mean) if self._rows is None else (self._rows or [features])[0].shape[1]
-        if features.shape[1] != width:
-            raise DataError(f"features: {features.shape[1]} a picture, {width} before; use one extractor")
-        broken = int((~features.isfinite()).any(dim=1).sum())
-        if broken:
-            raise DataError(
-                f"features: NaN or infinite for {broken} of {len(features)} pictures; "
-                "look at the weights of the extractor that made them"
-            )
+def _check(features: Tensor) -> None:
+    if features.ndim != 2 or not features.numel():
+        raise DataError(f"features: expected rows (N, num_features), not shape {tuple(features.shape)}")
+    broken = int((~features.isfinite()).any(dim=1).sum())
+    if broken:
+        raise DataError(
+            f"features: NaN or infinite for {broken} of {len(features)} pictures; "
+            "look at the weights of the extractor that made them"
+        )
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -175,7 +121,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         A number at least 0; what rounding leaves below is 0.
 
     Raises:
-        DataError: Fewer than two pictures on a side, or features of different extractors.
+        DataError: Features of different extractors.
 
     Source: Dowson and Landau, 1982; Heusel et al., https://arxiv.org/abs/1706.08500
     """

@@ -200,9 +200,9 @@ class Reference:
             kept=NUM_KEPT,
             code=[code_of(__name__), code_of(type(extractor).__module__)],
         )
-        # From moments where none were kept, too: the figures are the same to the last digit.
-        moments = FeatureStatistics.from_moments(len(self._images), tensors["mean"], tensors["covariance"])
-        return _Side(moments, tensors["features"])
+        # From the covariance where nothing was kept, too: figures are the same to the last digit.
+        statistics = FeatureStatistics(len(self._images), tensors["mean"], tensors["covariance"])
+        return _Side(statistics, tensors["features"])
 
     def _check(self, images: Tensor) -> None:
         check_images(images)

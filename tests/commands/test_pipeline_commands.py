@@ -293,10 +293,7 @@ def test_distances_are_of_the_pipelines_own_samples(tmp_path: Path) -> None:
     train, extractor = tiny_dataset(num_train=100, side=8).train.images, EffNetLite0(CPU)
 
     def distance(pictures: torch.Tensor) -> float:
-        both = []
-        for some in (pictures, train[:64]):
-            both.append(FeatureStatistics())
-            both[-1].update(extractor(some))
+        both = (FeatureStatistics.of(extractor(some)) for some in (pictures, train[:64]))
         return frechet_distance(*both)
 
     assert metrics["dense"]["fd_effnet_lite0"] == pytest.approx(distance(images), rel=1e-3)
