@@ -65,16 +65,16 @@ TERMS = (
 """The most telling columns of collapse.csv; docs/collapse.md defines all."""
 
 
-def models(frame: pd.DataFrame) -> Iterator[Sheet]:
+def models(run: RunData) -> Iterator[Sheet]:
     """The table of models in parts that fit a page, each with the models that have something in it."""
+    say = run.modality_names.put
     for group in GROUPS:
-        shown = [each for each in columns(frame) if each.group == group]
-        part = frame.dropna(how="all", subset=[each.key for each in shown])
+        shown = [each for each in columns(run.frame) if each.group == group]
+        part = run.frame.dropna(how="all", subset=[each.key for each in shown])
         rows = [(str(model), [each.of(row) for each in shown]) for model, row in part.iterrows()]
+        titles = [f"{say(each.title)}\N{NO-BREAK SPACE}{each.better}".strip() for each in shown]
         if rows:
-            headings = [
-                Heading(f"{each.title}\N{NO-BREAK SPACE}{each.better}".strip(), each.unit) for each in shown
-            ]
+            headings = [Heading(title, each.unit) for title, each in zip(titles, shown, strict=True)]
             yield Sheet(group, "model", headings, rows)
 
 

@@ -161,6 +161,15 @@ def wav(place: int, rate: int = 16_000) -> bytes:
     return buffer.getvalue()
 
 
+def scored(values: dict[str, float], **columns: Any) -> pd.DataFrame:
+    """Scores by operator, each with an interval from half to twice."""
+    score = pd.Series(list(values.values()), dtype=float)
+    table = {"operator": pd.Series(list(values), dtype=str), "kind": "block", "parent": None, "score": score,
+             "score_low": score / 2, "score_high": score * 2, "num_latents": 8, "stopped_early": False,
+             "latency_share": 0.1}  # fmt: skip
+    return pd.DataFrame(table | columns)
+
+
 def _training(paths: RunPaths, variant: str, draw: np.random.Generator) -> None:
     steps = np.arange(8, 520, 8)
     decay = np.exp(-steps / 150) * draw.lognormal(0, 0.08, len(steps))
