@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pelap.config import DiffusionParams
 from pelap.core.rng import generator
-from pelap.masking.collapse import zero_latent_floor
+from pelap.masking.observation import zero_latent_floor
 from pelap.models.light_unet import LightUNet
 from pelap.models.schedule import add_noise, alphas_cumprod
 from pelap.training.trainer import cosine

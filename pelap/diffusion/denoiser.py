@@ -92,8 +92,8 @@ class _CalledError(Exception):
     """Stops a denoising run at the first call of its network."""
 
 
-def capture_first_call(network: nn.Module, run: Callable[[], object]) -> Callable[[nn.Module], object]:
-    """What `run` calls `network` with first, as a function that calls any network so.
+def capture_first_call(network: nn.Module, run: Callable[[], object]) -> Callable[[Callable[..., Any]], Any]:
+    """What `run` calls `network` with first, as a function that calls any network or function so.
 
     The run ends there; nothing of the network is computed.
     """

@@ -9,10 +9,10 @@ from pelap.core.graphs import to_device
 from pelap.core.rng import generator
 from pelap.data.dataset import BatchIndices, ImageDataset
 from pelap.diffusion.loss import add_noise_to
-from pelap.distillation.distill import NoisyBatch
+from pelap.distillation.batches import NoisyBatch
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.schedule import alphas_cumprod
-from pelap.training.joint import StepNoise, draw_step_noise
+from pelap.training.objective import StepNoise, draw_step_noise
 from pelap.training.posteriors import Posteriors, frozen_posteriors
 from pelap.training.trainer import indices_from
 

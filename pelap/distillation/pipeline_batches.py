@@ -6,10 +6,9 @@ to be predicted is its `prediction_type`.
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map
 
 from pelap.config import DistillParams
@@ -17,7 +16,8 @@ from pelap.core.errors import finite
 from pelap.core.graphs import to_device
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, gather_batch, to_float
-from pelap.distillation.distill import NoisyBatch
+from pelap.diffusion.denoiser import capture_first_call
+from pelap.distillation.batches import NoisyBatch
 from pelap.models.schedule import add_noise
 from pelap.pipelines import LatentPipeline, refuse
 from pelap.pipelines.agreement import class_numbers
@@ -188,27 +188,13 @@ def text_conditions(pipeline: LatentPipeline, num_classes: int) -> dict[str, Any
     Encodings differ from pipeline to pipeline, and so does what goes with them (Stable Diffusion XL: pooled
     ones and sizes). With guidance there are rows for the empty prompt, then rows for the captions.
     """
-    caught: dict[str, Any] = {}
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        caught.update(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-        raise _CaughtError
-
-    handle = pipeline.denoiser.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        pipeline.denoise(torch.zeros(num_classes, *pipeline.latent_shape), range(num_classes), seed=0)
-    except _CaughtError:
-        pass
-    finally:
-        handle.remove()
-    latents = next(iter(caught))
-    kept = {name: value for name, value in caught.items() if name not in (latents, "timestep", "return_dict")}
+    start = torch.zeros(num_classes, *pipeline.latent_shape)
+    call = capture_first_call(pipeline.denoiser, lambda: pipeline.denoise(start, range(num_classes), seed=0))
+    by_name = inspect.signature(pipeline.denoiser.forward).bind
+    (_, *given) = call(lambda *args, **kwargs: by_name(*args, **kwargs).arguments.items())  # latents first
+    kept = {name: value for name, value in given if name not in ("timestep", "return_dict")}
     captions_then_none = [*range(-num_classes, 0), 0] if pipeline.copies == 2 else [*range(num_classes)]
     return tree_map(lambda rows: _rows(rows, captions_then_none), kept)  # type: ignore[no-any-return]
-
-
-class _CaughtError(Exception):
-    """Ends a run at the first call of its denoiser."""
 
 
 def _rows(value: Any, indices: torch.Tensor | Sequence[int]) -> Any:

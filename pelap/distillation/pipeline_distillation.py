@@ -8,14 +8,14 @@ from torch import nn
 
 from pelap.config import DistillParams, LossWeights
 from pelap.core.errors import ModelError
-from pelap.core.keys import Key, code_of, key
+from pelap.core.keys import code_of
 from pelap.core.resume import ResumeState
 from pelap.data.dataset import ImageDataset
-from pelap.distillation.distill import distill
+from pelap.distillation.distill import distill, training_key
 from pelap.distillation.pipeline_batches import PipelineBatches, text_conditions
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import OF_SCHEDULER, demand_pictures_of, differences_in_training, mean_the_same
-from pelap.surgery.plan import Plan, fingerprint
+from pelap.surgery.plan import fingerprint
 from pelap.surgery.pruned_io import plan_kept
 from pelap.training.trainer import Progress
 
@@ -76,7 +76,19 @@ def distill_pipeline(
     _agree(student, teacher, batches)
     state = None
     if resume_at is not None:
-        made_of = _key(network, teacher, batches, params, weights, seed, dataset)
+        networks = {name: part for name, part in teacher.components.items() if isinstance(part, nn.Module)}
+        made_of = training_key(
+            network,
+            plan_kept(network),
+            dataset,
+            params,
+            weights,
+            seed,
+            teacher=networks,
+            scheduler=teacher.scheduler,
+            conditions=batches.conditions,
+            code=code_of(__name__),
+        )
         state = ResumeState(resume_at.parent, resume_at.name, made_of)
     checkpoint = None if state is None else state.folder
     trained = distill(
@@ -107,17 +119,13 @@ def _demand_origin(
     student: "DiffusionPipeline", teacher: "DiffusionPipeline", network: nn.Module | None, dense: nn.Module
 ) -> nn.Module:
     """The student's denoiser; a plan may not say which network it was made for."""
-    made_for = getattr(_plan(network), "network", "")
+    made_for = "" if network is None else getattr(plan_kept(network), "network", "")
     if not isinstance(network, type(dense)) or made_for not in ("", fingerprint(dense)):
         raise ModelError(
             f"{_named(teacher)}: its {type(dense).__name__} is not the network that {_named(student)} was "
             "pruned from; give that one's pipeline as --teacher"
         )
     return network
-
-
-def _plan(network: nn.Module | None) -> Plan | None:
-    return None if network is None else plan_kept(network)
 
 
 def _agree(student: "DiffusionPipeline", teacher: "DiffusionPipeline", batches: PipelineBatches) -> None:
@@ -145,27 +153,3 @@ def _told_the_same(student: "DiffusionPipeline", batches: PipelineBatches) -> bo
         return True
     ours = text_conditions(LatentPipeline(student, batches.pipeline.num_steps, captions), len(captions))
     return mean_the_same(batches.conditions, ours)
-
-
-def _key(
-    student: nn.Module,
-    teacher: "DiffusionPipeline",
-    batches: PipelineBatches,
-    params: DistillParams,
-    weights: LossWeights,
-    seed: int,
-    dataset: ImageDataset,
-) -> Key:
-    """Of a training on what the teacher makes of the data."""
-    return key(
-        student=student,
-        teacher={name: part for name, part in teacher.components.items() if isinstance(part, nn.Module)},
-        scheduler=teacher.scheduler,
-        conditions=batches.conditions,
-        plan=plan_kept(student),
-        training=params.model_dump(exclude={"students", "execution"}),
-        losses=weights.model_dump(exclude={"skip"}),
-        seed=seed,
-        data=dataset.key,
-        code=code_of(__name__),
-    )

@@ -11,7 +11,7 @@ rounding. (DDPM's own noise is drawn by shape, so fewer channels get other numbe
 It follows that
 
 - a static gate's m in the other channels is as before, and what the cut model applies is
-  `pelap.masking.collapse.hard_mask` of the whole model's mask;
+  `pelap.masking.observation.hard_mask` of the whole model's mask;
 - for a static hard gate whose m is 0 all over Z, and a decoder of z*m, the cut model is equal to the model
   itself, in which these channels are gone already;
 - an adaptive gate's predictor no longer sees Z, as if its means were 0, so m may move by what it made of
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from pelap.core.errors import ModelError
 from pelap.data.dataset import to_float
-from pelap.masking.collapse import Thresholds, hard_mask
+from pelap.masking.observation import Thresholds, hard_mask
 from pelap.models.cut import CutLightUNet, fold_inputs
 from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
@@ -85,7 +85,7 @@ def closed_channels(
         model: In evaluation mode. Without a mask it has no closed channel.
         images: (N, 3 or 1, H, W) uint8, N at least 1.
         batch_size: Pictures at a time; changes nothing.
-        threshold: Of `pelap.masking.collapse.hard_mask`.
+        threshold: Of `pelap.masking.observation.hard_mask`.
     """
     device = next(model.parameters()).device
     ever_open = torch.zeros(model.latent_shape[0], dtype=torch.bool, device=device)

@@ -51,12 +51,13 @@ def train_parallel(
         Exception: The first that one of them raised; the others are trained to their ends all the same.
         KeyboardInterrupt: All stop after the step that they are at.
     """
-    if device.type != "cuda":
-        parallel_variants = min(parallel_variants, torch.get_num_threads())
     if len(trainings) == 1:
         return [train_alone(trainings[0])]
-    work = _one_by_one if parallel_variants == 1 else _in_turns if device.type == "cuda" else _in_threads
-    outcomes = work(trainings, device, parallel_variants)
+    outcomes = [_Outcome(training) for training in trainings]
+    if device.type == "cuda":
+        _in_turns(outcomes, device, parallel_variants)
+    else:
+        _in_threads(outcomes, min(parallel_variants, torch.get_num_threads()))
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
@@ -64,17 +65,17 @@ def train_parallel(
 
 
 class _Outcome(Generic[Result]):
-    """How a training went, step by step; what is known at its end."""
+    """How a training goes, step by step; what is known at its end."""
 
     def __init__(self, training: Training[Result]) -> None:
-        self._training = training
+        self.training = training
         self.result: Result | None = None
         self.error: Exception | None = None
 
     def step(self) -> bool:
         """Take one step; False if there is none any more."""
         try:
-            next(self._training)
+            next(self.training)
         except StopIteration as end:
             self.result = end.value
             return False
@@ -85,29 +86,12 @@ class _Outcome(Generic[Result]):
             return False
         return True
 
-    def stop(self) -> None:
-        """Take no more steps."""
-        self._training.close()
 
-
-def _one_by_one(
-    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
-) -> list[_Outcome[Result]]:
-    outcomes = [_Outcome(training) for training in trainings]
-    for outcome in outcomes:
-        while outcome.step():
-            pass
-    return outcomes
-
-
-def _in_turns(
-    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
-) -> list[_Outcome[Result]]:
-    outcomes = [_Outcome(training) for training in trainings]
+def _in_turns(outcomes: Sequence[_Outcome[Result]], device: torch.device, at_once: int) -> None:
     # What they share was made in the stream of now.
     torch.cuda.current_stream(device).synchronize()
     waiting = iter(outcomes)
-    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, parallel_variants)]
+    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, at_once)]
     try:
         while running:
             going_on = []
@@ -122,16 +106,12 @@ def _in_turns(
             running = going_on
     finally:
         for each, _ in running:
-            each.stop()
-    return outcomes
+            each.training.close()
 
 
-def _in_threads(
-    trainings: Sequence[Training[Result]], device: torch.device, parallel_variants: int
-) -> list[_Outcome[Result]]:
+def _in_threads(outcomes: Sequence[_Outcome[Result]], at_once: int) -> None:
     num_threads = torch.get_num_threads()
-    share = num_threads // min(parallel_variants, len(trainings))
-    outcomes = [_Outcome(training) for training in trainings]
+    share = num_threads // min(at_once, len(outcomes))
     stop, starting = Event(), Lock()
 
     def run(outcome: _Outcome[Result]) -> None:
@@ -140,13 +120,11 @@ def _in_threads(
         while goes_on and not stop.is_set():
             goes_on = outcome.step()
         if stop.is_set():
-            outcome.stop()
+            outcome.training.close()
 
     torch.set_num_threads(share)
     try:
-        with ThreadPoolExecutor(
-            parallel_variants, initializer=torch.set_num_threads, initargs=(share,)
-        ) as pool:
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             try:
                 for future in [pool.submit(run, outcome) for outcome in outcomes]:
                     future.result()
@@ -154,4 +132,3 @@ def _in_threads(
                 stop.set()
     finally:
         torch.set_num_threads(num_threads)
-    return outcomes

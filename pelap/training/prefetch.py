@@ -1,8 +1,9 @@
 """What steps are given, made while the device computes earlier steps."""
 
+from collections import deque
 from collections.abc import Iterator
-from queue import Full, Queue
-from threading import Event, Thread
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -12,8 +13,6 @@ Item = TypeVar("Item")
 
 DEPTH = 8
 """Items that are made ahead."""
-SECONDS_TO_NOTICE = 0.1
-"""How soon the maker sees that nobody wants more."""
 
 
 def prefetch(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
@@ -27,41 +26,18 @@ def prefetch(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
 
 
 def _prefetched(items: Iterator[Item], pin: bool = True) -> Iterator[Item]:
-    made: Queue[tuple[Item | None, BaseException | None]] = Queue(DEPTH)
-    unwanted = Event()
+    def make() -> list[Item]:
+        """The next item, or none behind the last one."""
+        return [_pinned(item) if pin else item for item in islice(items, 1)]
 
-    def offer(item: Item | None, error: BaseException | None) -> None:
-        while not unwanted.is_set():
-            try:
-                made.put((item, error), timeout=SECONDS_TO_NOTICE)
-                return
-            except Full:
-                continue
-
-    def make() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        ahead = deque(pool.submit(make) for _ in range(DEPTH))
         try:
-            for item in items:
-                offer(_pinned(item) if pin else item, None)
-                if unwanted.is_set():
-                    return
-            offer(None, StopIteration())
-        except BaseException as error:  # raised again where the item is asked for
-            offer(None, error)
-
-    thread = Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            assert item is not None
-            yield item
-    finally:
-        unwanted.set()
-        thread.join()
+            while made := ahead.popleft().result():
+                ahead.append(pool.submit(make))
+                yield made[0]
+        finally:  # nobody wants more
+            pool.shutdown(cancel_futures=True)
 
 
 def _pinned(item: Item) -> Item:

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress, count, islice
@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from pelap.config import DistillParams, TrainParams
 from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
 from pelap.core.errors import TrainingError, finite
 from pelap.core.graphs import Graphed, Tree
@@ -34,18 +35,13 @@ class Optimisation:
     """How to take steps."""
 
     num_steps: int
-    batch_size: int
     lr_at: Callable[[int], float]
-    weight_decay: float
-    grad_clip: float
-    ema_decay: float
-    precision: str
-    log_every: int
-    execution: str = "auto"
-    """``auto``: a step is recorded as a CUDA graph on a CUDA device; ``eager``: it never is; ``compiled``:
-    its losses are translated by `torch.compile` too, on every device."""
-    select: str = "last"
-    """Which weights to keep: ``last``, or ``best`` by the caller's validation."""
+    params: TrainParams | DistillParams
+    """Batch size, weight decay, clipping, moving average, precision, execution and how often to log."""
+    keep: str | None = None
+    """Of the weights that were validated, those are kept at which this figure is least; None: the last."""
+    keep_after: int = -1
+    """Weights of steps up to this one are not kept."""
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     """What `lr_at` is multiplied by for the parameters of a part, by the part's name."""
 
@@ -68,6 +64,22 @@ def steps_in_epoch(num_images: int, batch_size: int, limit: int | None) -> int:
     """Steps of an epoch: the whole batches that the pictures fill, or `limit` if that is fewer."""
     whole = max(1, num_images // batch_size)
     return min(limit or whole, whole)
+
+
+@torch.no_grad()
+def mean_losses(losses_of: LossFunction, batches: Iterable[tuple[int, Tree]]) -> dict[str, float]:
+    """Losses of batches as means over their pictures; every batch stands beside the number of these."""
+    sizes: list[int] = []
+    found: dict[str, list[torch.Tensor]] = {}
+    for size, batch in batches:
+        sizes.append(size)
+        for name, value in losses_of(batch).items():
+            found.setdefault(name, []).append(value.clone())  # the next replay writes into the same tensor
+    return {
+        name: sum(value * size for value, size in zip(torch.stack(values).tolist(), sizes, strict=True))
+        / sum(sizes)
+        for name, values in found.items()
+    }
 
 
 def indices_from(
@@ -123,16 +135,16 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(model, how.lr_factors),
             lr=how.lr_at(0),
-            weight_decay=how.weight_decay,
+            weight_decay=how.params.weight_decay,
             fused=device.type != "mps",
             capturable=device.type == "cuda",
         )
         for group in self.optimiser.param_groups:
             group["lr"] = self._number(group["lr"])
         self.progress = Progress()
-        self.average = copy.deepcopy(model).requires_grad_(False) if how.ema_decay else None
+        self.average = copy.deepcopy(model).requires_grad_(False) if how.params.ema_decay else None
         self.ema_weight = torch.zeros((), device=device)
-        self.best = copy.deepcopy(model) if how.select == "best" else None
+        self.best = copy.deepcopy(model) if how.keep is not None else None
         self._recorded: tuple[LossFunction, Graphed[Losses]] | None = None
         if checkpoint is not None:
             load_checkpoint(checkpoint, self.state(), self.progress)
@@ -144,8 +156,23 @@ class Trainer:
 
     @property
     def kept(self) -> nn.Module:
-        """The weights to keep, by the rule `Optimisation.select`."""
+        """The weights to keep, by the rule `Optimisation.keep`."""
         return self.best if self.best is not None else self.current
+
+    @property
+    def kept_step(self) -> int:
+        """After how many steps the weights were as they are kept: of several that are as good, the first."""
+        rows = [row for row in self.progress.validation if row["step"] > self.how.keep_after]
+        if self.how.keep is None or not rows:
+            return self.how.num_steps
+        figure = self.how.keep
+        return int(min(rows, key=lambda row: row[figure])["step"])
+
+    def validated(self, row: dict[str, float]) -> None:
+        """Note what the current weights, of the step in the row, give on data that they do not learn from."""
+        self.progress.validation.append(row)
+        if self.kept_step == row["step"]:
+            self.keep_current()
 
     def keep_current(self) -> None:
         """Note that the current weights are the best so far."""
@@ -185,7 +212,7 @@ class Trainer:
         with progress(self.label, self.how.num_steps, state.step, self.show_progress) as report:
             while state.step < self.how.num_steps:
                 totals.add(self._step(losses_at(state.step), next(inputs)))
-                if state.step % self.how.log_every == 0 or state.step == self.how.num_steps:
+                if state.step % self.how.params.log_every == 0 or state.step == self.how.num_steps:
                     row = self._log(totals, logged_at)
                     report(state.step, f"loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s")
                     totals, logged_at = _Totals(), time.monotonic()
@@ -229,7 +256,7 @@ class Trainer:
             lr = self.how.lr_at(step) * group["lr_factor"]
             group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], torch.Tensor) else lr
         # Rises from 0.1, so that a short run does not average its random start in.
-        self.ema_weight.fill_(1 - min(self.how.ema_decay, (1 + step) / (10 + step)) if step else 1.0)
+        self.ema_weight.fill_(1 - min(self.how.params.ema_decay, (1 + step) / (10 + step)) if step else 1.0)
         if self._recorded is None or self._recorded[0] != losses:
             self._recorded = (losses, self._graphed(losses))
         values = self._recorded[1](inputs)
@@ -238,17 +265,17 @@ class Trainer:
 
     def _graphed(self, losses: LossFunction) -> Graphed[Losses]:
         """A whole step on these losses, from its inputs to the moving average, without Python if possible."""
-        if self.how.execution == "compiled":
+        if self.how.params.execution == "compiled":
             losses = torch.compile(losses, dynamic=False)
-        record = self.how.execution != "eager"
+        record = self.how.params.execution != "eager"
         return Graphed(partial(self._advance, losses), self.device, record)
 
     def _advance(self, losses: LossFunction, inputs: Tree) -> Losses:
-        with autocast(self.device, self.how.precision):
+        with autocast(self.device, self.how.params.precision):
             values = losses(inputs)
         self.optimiser.zero_grad(set_to_none=True)
         values["loss"].backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.how.grad_clip)
+        nn.utils.clip_grad_norm_(self.parameters, self.how.params.grad_clip)
         self.optimiser.step()
         if self.average is not None:
             _move_towards(self.average, self.model, self.ema_weight)
@@ -262,7 +289,7 @@ class Trainer:
             "step": self.progress.step,
             **means,
             "lr": self.how.lr_at(self.progress.step - 1),
-            "images_per_s": totals.num_steps * self.how.batch_size / (time.monotonic() - logged_at),
+            "images_per_s": totals.num_steps * self.how.params.batch_size / (time.monotonic() - logged_at),
         }
         self.progress.history.append(row)
         return row

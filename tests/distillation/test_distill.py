@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from interruption import SAVE_EVERY, cut_training, record_steps
+from pelap.distillation.shared_batches import SharedBatches
 from tiny import LIGHT, set_logits, tiny_dataset, tiny_model, tiny_params
 from torch import nn
 
@@ -41,7 +42,6 @@ from pelap.distillation.distill import (
     relative_distance,
 )
 from pelap.distillation.model_batches import ModelBatches
-from pelap.distillation.shared_batches import SharedBatches
 from pelap.models.cut import CutLightUNet
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, model_plan, save_model
