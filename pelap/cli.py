@@ -115,9 +115,9 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _remove_channels(args: argparse.Namespace) -> None:
-    from pelap.commands.remove_channels import cut
+    from pelap.commands.remove_channels import remove_channels
 
-    cut(args.model, args.data, args.out, args.device)
+    remove_channels(args.model, args.data, args.out, args.device)
 
 
 def _inputs(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""cut: a model folder without the latent channels that its mask closed."""
+"""remove-channels: a model folder without the latent channels that its mask closed."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pelap.profiling.cost import count_params
 BATCH_SIZE = 128
 
 
-def cut(folder: Path, data: Path, out: Path, device: str) -> None:
+def remove_channels(folder: Path, data: Path, out: Path, device: str) -> None:
     """Write the model in `folder` into `out`, without the channels closed on every train picture.
 
     Args:

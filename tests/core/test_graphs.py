@@ -8,10 +8,10 @@ import pytest
 import torch
 from recording import record_on_cpu
 from tiny import tiny_dataset, tiny_model, tiny_params
+from training import train_jointly
 
 from pelap.config import VariantParams
 from pelap.core.graphs import WARMUP_CALLS, Graphed
-from pelap.training.joint import train_jointly
 
 CPU = torch.device("cpu")
 GPU = pytest.param(

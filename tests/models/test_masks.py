@@ -13,7 +13,7 @@ from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.mask import ImportanceMask, LatentNorm
 from pelap.models.schedule import alphas_cumprod
 from pelap.profiling.cost import count_params
-from pelap.training.joint import draw_step_noise, joint_losses
+from pelap.training.objective import draw_step_noise, joint_losses
 
 GATES = ["sigmoid", "topk", "hard_concrete"]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from tiny import tiny_dataset, tiny_model, tiny_params
+from training import train_jointly
 
 from pelap.config import VariantParams
 from pelap.core import files
@@ -18,7 +19,6 @@ from pelap.models.vae import PretrainedVAE, load_pretrained_vae
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.stages import train
 from pelap.stages.shared import Context
-from pelap.training.joint import train_jointly
 
 CPU = torch.device("cpu")
 SCALE, SHIFT = 0.25, 0.125

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import TEXT, UNET, tiny_dataset, tiny_raw
+from training import observe, train_jointly
 
 from pelap.commands.sample import sample
 from pelap.config import DiffusionParams, SamplerParams, TextConditioning, VariantParams
@@ -18,7 +19,6 @@ from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.reverse import sample_latents
 from pelap.diffusion.sampler import ModelGenerator, sample_images
 from pelap.distillation.model_batches import ModelBatches
-from pelap.masking.collapse import observe
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.models.model_io import demand_trained_on
 from pelap.models.text_conditioner import (
@@ -32,8 +32,8 @@ from pelap.pipelines.model_io import load_model, save_model
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import score_operators
 from pelap.stages.score import find, fit, scoring_of
-from pelap.training import joint
-from pelap.training.joint import denoising_losses, draw_step_noise, train_jointly
+from pelap.training import joint, objective
+from pelap.training.objective import denoising_losses, draw_step_noise
 
 NAMES = ("even", "odd")
 DDIM = SamplerParams(kind="ddim", steps=4)
@@ -302,13 +302,13 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
         given.append((indices.indices, torch.empty(0)))
         return gather_batch(images, indices)
 
-    def losses(model: LatentDiffusion, latents: torch.Tensor, random: joint.StepNoise, *others: Any) -> Any:
+    def losses(model: LatentDiffusion, latents: torch.Tensor, random: objective.StepNoise, *others: Any) -> Any:
         if len(random.tokens) == 32 and given and not len(given[-1][1]):
             given[-1] = (given[-1][0], random.tokens)
         return denoising_losses(model, latents, random, *others)
 
     monkeypatch.setattr(joint, "gather_batch", seen)
-    monkeypatch.setattr(joint, "denoising_losses", losses)
+    monkeypatch.setattr(objective, "denoising_losses", losses)
     train_jointly(model, dataset, told_params().train, CPU, tmp_path / "resume")
     trained_on = [(items, tokens) for items, tokens in given if len(tokens)]
     assert len(trained_on) >= 2

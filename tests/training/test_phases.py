@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_dataset, tiny_model, tiny_params
+from training import train_jointly
 
 from pelap.config import VariantParams
 from pelap.data.dataset import to_float
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.training import joint
-from pelap.training.joint import Phase, Schedule, calibrate, train_jointly
+from pelap.training.joint import calibrate
+from pelap.training.objective import Phase, Schedule
 from pelap.training.trainer import Progress, Trainer, indices_from
 
 CPU = torch.device("cpu")

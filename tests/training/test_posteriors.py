@@ -7,12 +7,12 @@ import pytest
 import torch
 from interruption import cut_training, record_steps
 from tiny import tiny_dataset, tiny_model, tiny_params
+from training import train_jointly
 
 from pelap.config import VariantParams
 from pelap.data.dataset import BatchIndices, gather_batch
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.training import posteriors
-from pelap.training.joint import train_jointly
 from pelap.training.posteriors import frozen_posteriors
 from pelap.training.trainer import Progress
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from interruption import cut_training, record_steps
 from tiny import set_logits, tiny_dataset, tiny_model, tiny_params
+from training import train_jointly
 
 from pelap.config import VariantParams
 from pelap.core.errors import TrainingError
@@ -18,7 +19,7 @@ from pelap.models.latent_diffusion import Encoded, LatentDiffusion, apply_mask
 from pelap.models.schedule import add_noise, alphas_cumprod
 from pelap.training import joint
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
-from pelap.training.joint import draw_step_noise, joint_losses, train_jointly
+from pelap.training.objective import autoencoder_losses, draw_step_noise, joint_losses
 from pelap.training.parallel import train_alone
 from pelap.training.trainer import (
     Losses,
@@ -90,7 +91,7 @@ def test_the_autoencoder_alone_has_no_other_loss() -> None:
     assert model.mask is not None
     model.mask.started.fill_(False)  # joint training with an open mask decodes the same latents
     expected = joint_losses(model, images, random, 0.5, 0.0, alphas)
-    losses = joint.autoencoder_losses(model, images, random, 0.5)
+    losses = autoencoder_losses(model, images, random, 0.5)
     torch.testing.assert_close(losses["recon"], expected["recon"])
     torch.testing.assert_close(losses["loss"], expected["recon"] + 0.5 * expected["kl"])
     losses["loss"].backward()
@@ -121,7 +122,9 @@ def test_penalty_pulls_the_mask_down(coupling: str, slope: float) -> None:
 
 
 def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
-    how = Optimisation(2, 1, lambda step: 0.1 * (step + 1), 0.1, 0.5, 0.9, "fp32", 1)
+    numbers = {"batch_size": 1, "weight_decay": 0.1, "grad_clip": 0.5, "ema_decay": 0.9, "log_every": 1}
+    params = tiny_params(**{f"train__{name}": value for name, value in numbers.items()}).train
+    how = Optimisation(2, lambda step: 0.1 * (step + 1), params)
     start, target = torch.tensor([[3.0, -4.0]]), torch.tensor([[100.0, 0.0]])
 
     def loss(weight: torch.Tensor) -> torch.Tensor:
