@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 15.0
+_SHOWN = ContextVar("shown", default=True)
 
 
 class Report(Protocol):
@@ -20,9 +22,19 @@ class Report(Protocol):
 
 
 @contextmanager
+def hidden() -> Iterator[None]:
+    """For the block, nobody is told of progress."""
+    before = _SHOWN.set(False)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(before)
+
+
+@contextmanager
 def progress(label: str, total: int, done: int = 0, show: bool = True) -> Iterator[Report]:
     """A bar with time left on standard error, or a line now and then where that is not a terminal."""
-    if not show:
+    if not (show and _SHOWN.get()):
         yield lambda done, note="": None
     elif sys.stderr.isatty():
         with _bar(label, total, done) as report:

@@ -1,0 +1,263 @@
+"""A model in memory, a diffusers pipeline or one of this project: what all calls do with either."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from pelap.config import EvaluateParams, SamplerParams, ScoreParams, Section, SoundParams
+from pelap.config.load import explain
+from pelap.core.errors import ConfigError, ModelError
+from pelap.core.keys import key
+from pelap.core.part_io import CONFIG, INDEX, labels_of_classes
+from pelap.core.progress import hidden
+from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.datasets.folder import build_folder
+from pelap.diffusion.denoiser import Denoiser
+from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.sampler import ImageGenerator, ModelGenerator
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.pipelines import LatentPipeline, model_io, pipeline_io
+from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
+from pelap.pipelines.kinds import denoiser_of
+from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.surgery.apply import plan_kept
+from pelap.surgery.plan import Plan
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Model: TypeAlias = "DiffusionPipeline | LatentDiffusion | str | Path"
+"""In memory, or the folder of one."""
+Data: TypeAlias = ImageDataset | str | Path
+"""A packed data set or its file, or a folder with ``train/<class>/*`` and ``test/<class>/*``."""
+S = TypeVar("S", bound=Section)
+
+
+def load_pipeline(folder: str | Path, device: torch.device | str | None = None) -> Any:
+    """Rebuild a diffusers pipeline, or a model of this project, from its folder, pruned or not.
+
+    Args:
+        folder: That `save_pretrained` or a call with `out` wrote.
+        device: Where to; None: the CPU.
+
+    Returns:
+        The pipeline or the `LatentDiffusion`, float32 and in evaluation mode.
+
+    Raises:
+        ModelError: Neither, a package is not installed, or a file or a tensor is missing.
+        PlanError: Its plan is damaged or does not fit.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists() and (folder / "vae").is_dir() and not (folder / INDEX).exists():
+        return model_io.load_model(folder, torch.device(device or "cpu"))
+    return pipeline_io.load_pipeline(folder, device)
+
+
+def save(model: Any, folder: str | Path) -> None:
+    """Write a model into a new folder, atomically; its denoiser knows its plan.
+
+    Raises:
+        ConfigError: The folder holds something.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"out: {folder}: is not empty; name a new folder, so that nothing is mixed or lost")
+    (model_io.save_model if isinstance(model, LatentDiffusion) else pipeline_io.save_pipeline)(model, folder)
+
+
+def opened(model: Any) -> Any:
+    """A model that may be given by its folder."""
+    return load_pipeline(model) if isinstance(model, str | Path) else model
+
+
+def name_of(model: Any) -> str:
+    """What it is called in tables and messages."""
+    if isinstance(model, LatentDiffusion):
+        return model.info.name
+    return Path(model.config.get("_name_or_path") or type(model).__name__).name
+
+
+def network_of(model: Any) -> nn.Module:
+    """A model's denoiser."""
+    network: nn.Module = model.unet if isinstance(model, LatentDiffusion) else getattr(model, denoiser_of(model))
+    return network
+
+
+def device_of(model: Any) -> torch.device:
+    """Where a model's denoiser is."""
+    return next(network_of(model).parameters()).device
+
+
+def demand_dense(model: Any, remedy: str) -> None:
+    """Raise a `ModelError` for a model that is pruned."""
+    if plan_kept(network_of(model)) is not None:
+        raise ModelError(f"{name_of(model)}: is pruned already; {remedy}")
+
+
+def with_denoiser(model: Any, network: nn.Module, name: str) -> Any:
+    """A model that shares all but its denoiser and its scheduler with another one.
+
+    Its denoiser has the precision of the other's.
+    """
+    network = network.to(next(network_of(model).parameters()).dtype)
+    if isinstance(model, LatentDiffusion):
+        return model.with_unet(network, name, model.info.ema_decay)
+    twin = copy.copy(model)
+    twin.register_modules(scheduler=copy.deepcopy(model.scheduler))
+    setattr(twin, denoiser_of(model), network)
+    labels = labels_of_classes(model)
+    twin.register_to_config(_name_or_path="", **({"id2label": labels} if labels else {}))
+    return twin
+
+
+def working_copy(pipe: "DiffusionPipeline") -> Any:
+    """A pipeline that can be set to float32 and stepped without a trace in the user's own.
+
+    Networks that are float32 and in evaluation mode are shared; the others are copied.
+    """
+    twin = copy.copy(pipe)
+    twin.register_modules(scheduler=copy.deepcopy(pipe.scheduler))
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and (part.training or _dtypes(part) - {torch.float32}):
+            setattr(twin, name, copy.deepcopy(part).float().eval())
+    return twin
+
+
+def _dtypes(part: nn.Module) -> set[torch.dtype]:
+    return {weight.dtype for weight in part.parameters()}
+
+
+def denoiser_for(
+    model: Any, prompts: Sequence[str] | None, params: ScoreParams, seed: int
+) -> Denoiser:
+    """What is scored and pruned of a model.
+
+    Raises:
+        ConfigError: Prompts are missing or out of place.
+        ModelError: The pipeline cannot be used.
+    """
+    if isinstance(model, LatentDiffusion):
+        return model_denoiser(_with_prompts(model, prompts), params.sampler, seed, params.num_seeds)
+    pipeline = LatentPipeline(working_copy(model), params.sampler.steps, prompts)
+    return pipeline_denoiser(pipeline, name_of(model), seed, params.num_seeds)
+
+
+def generator_for(
+    model: Any,
+    prompts: Sequence[str] | None,
+    sampler: SamplerParams,
+    precision: str = "fp32",
+) -> LatentPipeline | ModelGenerator:
+    """What makes a model's pictures; see `denoiser_for`."""
+    if isinstance(model, LatentDiffusion):
+        return ModelGenerator(_with_prompts(model, prompts), sampler, precision)
+    return LatentPipeline(working_copy(model), sampler.steps, prompts, precision)
+
+
+def _with_prompts(model: LatentDiffusion, prompts: Sequence[str] | None) -> LatentDiffusion:
+    """The same weights; prompts are kept with a model, so that others need a copy."""
+    if prompts is None:
+        return model
+    if model.conditioner is None:
+        raise ConfigError(f"prompts: {model.info.name} takes no text; leave prompts out")
+    model = copy.deepcopy(model)
+    model.conditioner.set_prompts(list(prompts))
+    return model
+
+
+def is_of(denoiser: Denoiser, model: Any) -> bool:
+    """Whether a denoiser is still that of a model, with the weights that it had."""
+    if denoiser.network is not network_of(model) or denoiser.device != device_of(model):
+        return False
+    return key(networks=denoiser.networks).parts["networks"] == denoiser.weights
+
+
+def meet_data(maker: LatentPipeline | ModelGenerator, name: str, dataset: ImageDataset) -> None:
+    """Have a model make pictures of a data set's classes; refuse one of another size.
+
+    Raises:
+        ModelError: They have another size, or a class is not known.
+        ConfigError: The data are sounds.
+    """
+    if isinstance(maker, ModelGenerator):
+        side, wanted = maker.model.info.image_size, dataset.train.images.shape[-1]
+        if side != wanted:
+            raise ModelError(f"{name}: makes pictures of {side} pixels, those of {dataset.name} have {wanted}")
+        return
+    demand_pictures_of(maker, name, dataset)
+    if maker.classes:
+        # As the data have each of them about equally often, and others not at all.
+        maker.classes = class_numbers(maker.pipe, maker.denoiser, dataset.class_names)
+
+
+def warn_of_other_training(models: Mapping[str, Any]) -> None:
+    """Say where pipelines were trained for other things than the first."""
+    pipes = {name: model for name, model in models.items() if not isinstance(model, LatentDiffusion)}
+    first = next(iter(pipes), "")
+    for name, pipe in pipes.items():
+        differing = differences_in_training(pipe, pipes[first])
+        if differing:
+            print(f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong")
+
+
+def dataset_of(data: Data, model: Any) -> ImageDataset:
+    """The pictures that are meant, at the size of those that a model makes.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    if isinstance(data, ImageDataset):
+        return data
+    path = Path(data)
+    if path.suffix == ".safetensors":
+        return load_dataset(path)
+    return build_folder(path.name or "data", str(path.absolute()), _side_of(model), SoundParams(), path.parent)
+
+
+def _side_of(model: Any) -> int:
+    if isinstance(model, LatentDiffusion):
+        return model.info.image_size
+    network, autoencoder = network_of(model), getattr(model, "vae", None) or getattr(model, "vqvae", None)
+    size = network.config["sample_size"]  # type: ignore[index]
+    side = size if isinstance(size, int) else size[0]
+    levels = 1 if autoencoder is None else len(autoencoder.config.block_out_channels)
+    return int(side * 2 ** (levels - 1))
+
+
+def section(kind: type[S], call: str, keep_none: bool = False, **given: Any) -> S:
+    """A section of the parameters with its defaults, where nothing (None, unless it is kept) is given.
+
+    Raises:
+        ConfigError: Something is unknown or out of range; all of it is named.
+    """
+    try:
+        return kind(**{name: value for name, value in given.items() if keep_none or value is not None})
+    except ValidationError as error:
+        raise ConfigError(f"{call}: {explain(error)}") from None
+
+
+def sampler_of(steps: int | None) -> SamplerParams | None:
+    """A sampler of so many steps; None: the section's own."""
+    return None if steps is None else section(SamplerParams, "sampler", kind="ddim", steps=steps)
+
+
+@contextmanager
+def told(progress: bool) -> Iterator[None]:
+    """With progress, bars and lines as on the command line; without, warnings alone, as Python's."""
+    if progress:
+        yield
+        return
+    said = StringIO()
+    with hidden(), redirect_stdout(said):
+        yield
+    for line in said.getvalue().splitlines():
+        if line.startswith("warning: "):
+            warnings.warn(line.removeprefix("warning: "), stacklevel=4)
