@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
@@ -64,6 +65,7 @@ METHODS = {
 def run(folder: Path) -> dict[str, Any]:
     """Run all commands in a folder; every number by file, row and column."""
     os.chdir(folder)
+    torch.set_num_threads(1)  # as numbers.json was made, whatever the machine has
     params = tiny_raw(
         score__criteria=["random", "magnitude", "taylor", "output_error", "block_similarity"],
         prune__methods=METHODS,
