@@ -19,6 +19,7 @@ from pelap.report.tables import (
     Sheet,
     listed,
     number,
+    percent,
     quality_column,
     verdict,
 )
@@ -36,10 +37,11 @@ def headline(run: RunData) -> list[str]:
 
 def _plan(run: RunData, plan: str, result: Mapping[str, Any]) -> Iterator[str]:
     saved = [f"{len(run.replaced_by(plan))} operators replaced"]
-    if (reduction := result.get("measured_time_reduction")) is not None:
-        saved.append(f"UNet time {percent(-reduction)}")
-    if (params := params_change(result)) is not None:
-        saved.append(f"parameters {percent(params)}")
+    for name, share in (
+        ("UNet time", -value(result, "measured_time_reduction")),
+        ("parameters", shrunk(result)),
+    ):
+        saved += [] if math.isnan(share) else [f"{name} {percent(share)}"]
     yield f"Plan {plan}: {', '.join(saved)}."
     key = quality.key if (quality := quality_column(run.frame)) else ""
     for control in run.unpruned:
@@ -52,15 +54,15 @@ def _plan(run: RunData, plan: str, result: Mapping[str, Any]) -> Iterator[str]:
         yield from [f"Against {control}: {'; '.join(parts)}."] if parts else []
 
 
-def params_change(result: Mapping[str, Any]) -> float | None:
-    """Relative change of the number of parameters, where a plan's result has both."""
-    before, after = (result.get(f"params_{side}") for side in ("before", "after"))
-    return after / before - 1 if before and after is not None else None
+def value(result: Mapping[str, Any], key: str) -> float:
+    """A number of `prune/result.json`; NaN where there is none."""
+    return math.nan if result.get(key) is None else float(result[key])
 
 
-def percent(share: float) -> str:
-    """A relative change: `+3.1 %`."""
-    return f"{number(100 * share, 1, signed=True)} %"
+def shrunk(result: Mapping[str, Any]) -> float:
+    """Relative change of the number of parameters; NaN where it is not known."""
+    before = value(result, "params_before")
+    return value(result, "params_after") / before - 1 if before else math.nan
 
 
 def _caution(run: RunData) -> str:
@@ -80,7 +82,7 @@ def findings(run: RunData) -> Sheet | None:
         return None
     points = run.points.drop_duplicates("model")
     distances = dict(zip(points["model"], points["y"], strict=True))
-    distances |= {str(model): value for model, value in frame[quality.key].items()}
+    distances |= {str(model): distance for model, distance in frame[quality.key].items()}
     rows = [row for row in [*run.denoisers, "real"] if not math.isnan(distances.get(row, math.nan))]
     table = frame.reindex(rows).assign(**{quality.key: [distances[row] for row in rows]})
 
@@ -95,16 +97,15 @@ def findings(run: RunData) -> Sheet | None:
         cells = [_at_equal_time(run, control, row, quality) if row in rivals else DASH for row in rows]
         columns[Heading(f"{control}, as fast", "fewer steps")] = cells
     shown = {heading: cells for heading, cells in columns.items() if set(cells) != {DASH}}
-    return Sheet(
-        "findings", "model", list(shown), list(zip(rows, zip(*shown.values(), strict=True), strict=True))
-    )
+    lines = zip(rows, zip(*shown.values(), strict=True), strict=True)
+    return Sheet("findings", "model", list(shown), list(lines))
 
 
 def _changes(table: pd.DataFrame, key: str, scored: str) -> list[str]:
     """Relative changes of a metric against the dense network's; a dash where there is none."""
     if key not in table or not table[key][scored]:
         return [DASH] * len(table)
-    return [DASH if math.isnan(share) else percent(share) for share in table[key] / table[key][scored] - 1]
+    return [percent(share) for share in table[key] / table[key][scored] - 1]
 
 
 def _against(run: RunData, model: str, control: str, quality: Column) -> str:
@@ -112,9 +113,8 @@ def _against(run: RunData, model: str, control: str, quality: Column) -> str:
     gap = run.difference(model, control, quality.key)
     if gap is None:
         return DASH
-    value, se = gap
-    shown = [number(value, quality.decimals, signed=True), PLUS_MINUS, number(se, quality.decimals)]
-    return f"{verdict(value, CERTAIN * se)} ({_FIXED_SPACE.join(shown)})"
+    shown = [number(gap[0], quality.decimals, signed=True), PLUS_MINUS, number(gap[1], quality.decimals)]
+    return f"{verdict(gap[0], CERTAIN * gap[1])} ({_FIXED_SPACE.join(shown)})"
 
 
 def _at_equal_time(run: RunData, model: str, other: str, quality: Column) -> str:
@@ -151,10 +151,7 @@ def _scoring(run: RunData) -> Iterator[str]:
             f"95 % interval overlapping that of {first['operator']}, the least missed of those kept: "
             f"{(~apart).sum()} of the {len(replaced)} replaced"
         )
-    medians = {part: value for part, value in median_by_section(scores).items() if part}
+    medians = {part: median for part, median in median_by_section(scores).items() if part}
     if len(medians) > 1:
-        shown = listed(
-            f"{part} {plain_number(value) if math.isfinite(value) else '∞'}"
-            for part, value in medians.items()
-        )
-        yield f"median score of the outermost: {shown}"
+        parts = (f"{part} {plain_number(median)}".replace("inf", "∞") for part, median in medians.items())
+        yield f"median score of the outermost: {listed(parts)}"

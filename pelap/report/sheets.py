@@ -7,8 +7,8 @@ import pandas as pd
 
 from pelap.report.data import RunData
 from pelap.report.figures.operators import fates_of
-from pelap.report.findings import params_change, percent
-from pelap.report.tables import DASH, GROUPS, PLUS_MINUS, Heading, Sheet, columns, number, quality_column
+from pelap.report.findings import shrunk, value
+from pelap.report.tables import DASH, GROUPS, Column, Heading, Sheet, columns, number, percent, quality_column
 
 _STARTS = {"pruned": "the pruned weights", "scratch": "fresh weights", "dense": "the dense network"}
 _RULES = {
@@ -18,6 +18,8 @@ _RULES = {
 }
 _QUANTITIES = (("params", 1, 0), ("macs", 1e-6, 1), ("latency_ms", 1, 2))
 """Columns of the listing of changes: key, factor and decimals."""
+_SIDES = ("before", "after")
+_TIME = Column("median_ms", "", error="iqr_ms", error_scale=0.5)
 
 
 class Term(NamedTuple):
@@ -80,35 +82,28 @@ def models(run: RunData) -> Iterator[Sheet]:
 
 def latencies(table: pd.DataFrame) -> Sheet:
     """Times of one pass: a column for each mode and batch size."""
-    kinds = list(table[["mode", "batch_size"]].drop_duplicates().itertuples(index=False, name=None))
-    times = table.dropna(subset=["median_ms"]).drop_duplicates(["model", "mode", "batch_size"])
-    cells = {
-        (row["model"], row["mode"], row["batch_size"]): (
-            f"{number(row['median_ms'], 2)} {PLUS_MINUS} {number(row['iqr_ms'] / 2, 2)}"
-        )
-        for row in times.to_dict("records")
-    }
-    rows = [
-        (str(model), [cells.get((model, *kind), DASH) for kind in kinds]) for model in table["model"].unique()
-    ]
+    keys = ["mode", "batch_size"]
+    kinds = list(table[keys].drop_duplicates().itertuples(index=False, name=None))
+    cells = {(row["model"], *row[keys]): _TIME.of(row) for _, row in table.iterrows()}
+    rows = [(model, [cells.get((model, *kind), DASH) for kind in kinds]) for model in table["model"].unique()]
     headings = [Heading(f"{mode}, {size} latent{'s' * (size != 1)}") for mode, size in kinds]
     return Sheet("latencies", "one pass of the UNet (ms)", headings, rows)
 
 
 def verdicts(run: RunData) -> Sheet:
     """What happened to each variant's latent and why, and how good its samples are."""
-    quality = quality_column(run.frame)
-    headings = [Heading("verdict"), Heading("reason")]
+    quality, names = quality_column(run.frame), list(run.collapse["variant"])
+    headings, cells = (
+        [Heading("verdict"), Heading("reason")],
+        run.collapse[["verdict", "reason"]].values.tolist(),
+    )
     if quality is not None:
-        headings.append(Heading(f"{quality.title} ↓", quality.unit))
-    rows = []
-    for row in run.collapse.to_dict("records"):
-        cells = [row["verdict"], row["reason"]]
-        if quality is not None:
-            known = row["variant"] in run.frame.index
-            cells.append(quality.of(run.frame.loc[row["variant"]]) if known else DASH)
-        rows.append((row["variant"], cells))
-    return Sheet("verdicts", "variant", headings, rows)
+        headings.append(Heading(f"{quality.title} {quality.better}", quality.unit))
+        cells = [
+            [*cell, quality.of(row)]
+            for cell, (_, row) in zip(cells, run.frame.reindex(names).iterrows(), strict=True)
+        ]
+    return Sheet("verdicts", "variant", headings, list(zip(names, cells, strict=True)))
 
 
 def terms(table: pd.DataFrame) -> list[Term]:
@@ -138,14 +133,13 @@ def plans(run: RunData) -> Sheet:
     for plan, result in run.prune_result.items():
         replaced = run.replaced_by(plan)
         inside = (fates_of(run.scores, replaced) == "gone with a replaced one").sum()
-        change = params_change(result)
         rows.append((plan, [
             f"{len(replaced)} of {len(run.scores)}",
             number(inside, 0),
-            *(_share(result.get(f"{kind}_time_reduction")) for kind in ("promised", "measured")),
-            *_before_after([result.get(f"latency_ms_{side}") for side in ("before", "after")], 2),
-            *_before_after([result.get(f"params_{side}") for side in ("before", "after")], 0),
-            DASH if change is None else percent(change),
+            *(percent(value(result, f"{kind}_time_reduction"), False) for kind in ("promised", "measured")),
+            *_before_after([value(result, f"latency_ms_{side}") for side in _SIDES], 2),
+            *_before_after([value(result, f"params_{side}") for side in _SIDES], 0),
+            percent(shrunk(result)),
         ]))  # fmt: skip
     headings = [
         *map(Heading, ("operators replaced", "gone with them", "less time, promised", "less time, measured")),
@@ -160,42 +154,28 @@ def changes(run: RunData) -> Sheet:
     for row in run.changed_by(run.plans[0]).to_dict("records") if run.plans else ():
         cells = [row["action"]]
         for key, factor, decimals in _QUANTITIES:
-            cells += _before_after([row[f"{key}_{side}"] * factor for side in ("before", "after")], decimals)
+            cells += _before_after([row[f"{key}_{side}"] * factor for side in _SIDES], decimals)
         rows.append((row["operator"], cells))
-    headings = [
-        Heading("action"),
-        Heading("parameters", "", 2),
-        Heading("MACs", "million", 2),
-        Heading("time", "ms", 2),
-    ]
-    return Sheet("changes", "operator", headings, rows)
+    quantities = (Heading("parameters", "", 2), Heading("MACs", "million", 2), Heading("time", "ms", 2))
+    return Sheet("changes", "operator", [Heading("action"), *quantities], rows)
 
 
 def students(run: RunData) -> Sheet:
     """How each student was trained: start, weights of the three terms, steps, the step kept and its rule."""
-    rows = [
-        (
-            row,
-            [
-                _STARTS.get(how["start"], str(how["start"])),
-                *(f"{how[f'{term}_weight']:g}" for term in ("task", "output", "feature")),
-                number(how["steps"], 0),
-                number(how["kept_step"], 0),
-                _RULES.get(how["select"], str(how["select"])),
-            ],
+    rows = []
+    for row, how in run.students.items():
+        weights = [f"{how[f'{term}_weight']:g}" for term in ("task", "output", "feature")]
+        steps = [number(how[key], 0) for key in ("steps", "kept_step")]
+        start, rule = (
+            names.get(how[key], str(how[key])) for key, names in (("start", _STARTS), ("select", _RULES))
         )
-        for row, how in run.students.items()
-    ]
-    weights = [Heading(term, "weight") for term in ("task", "output", "features")]
-    headings = [Heading("starts from"), *weights, *map(Heading, ("steps", "step kept", "rule"))]
+        rows.append((row, [start, *weights, *steps, rule]))
+    terms = [Heading(term, "weight") for term in ("task", "output", "features")]
+    headings = [Heading("starts from"), *terms, *map(Heading, ("steps", "step kept", "rule"))]
     return Sheet("students", "student", headings, rows)
 
 
-def _share(value: float | None) -> str:
-    return DASH if value is None else f"{number(100 * value, 1)} %"
-
-
-def _before_after(values: list[float | None], decimals: int) -> list[str]:
+def _before_after(values: list[float], decimals: int) -> list[str]:
     """Two cells, an arrow before the second."""
-    before, after = (DASH if value is None else number(value, decimals) for value in values)
+    before, after = (number(each, decimals) for each in values)
     return [before, f"→ {after}"]

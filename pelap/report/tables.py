@@ -160,6 +160,11 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def percent(share: float, signed: bool = True) -> str:
+    """A share or a relative change: `+3.1 %`."""
+    return DASH if math.isnan(share) else f"{number(100 * share, 1, signed)} %"
+
+
 def listed(items: Iterable[str]) -> str:
     """`a, b and c`."""
     *most, last = ["", *items]

@@ -11,16 +11,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from pelap.report.figures.labels import Label, place
-from pelap.report.figures.style import (
-    MUTED,
-    PAPER,
-    Look,
-    legend,
-    literal,
-    log_scale,
-    shortened,
-    titles,
-)
+from pelap.report.figures.style import MUTED, PAPER, Look, legend, literal, log_scale, shortened, titles
 from pelap.report.tables import CACHED, Column, plans_of, split_row
 
 _LOGARITHMIC = 4
