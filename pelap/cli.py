@@ -39,6 +39,14 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": _path("DIR", "run folder", DEFAULTS["run"]),
     "params": _path("FILE", "parameters", DEFAULTS["params"]),
+    "set": {
+        "dest": "overrides",
+        "nargs": "+",
+        "action": "extend",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "parameters that stand above the file's, as train.epochs=3",
+    },
     "data": _path("DIR", "packed data sets", DEFAULTS["data"]),
     "device": {"choices": DEVICES, "default": DEFAULTS["device"], "help": "[%(default)s]"},
     "variant": {"metavar": "NAME", "help": "just this one [every variant in turn]"},
@@ -79,6 +87,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cells:tasks": {"nargs": "+", "metavar": "TASK/DATASET/seedN", "help": "these alone [all finished ones]"},
     "study": _path("FILE", "what to run", Path("workflow/paper.yaml")),
     "dataset": {"metavar": "NAME", "help": "instead of the study's"},
+    "file": {"type": Path, "metavar": "FILE", "help": "a preset, or any parameter file"},
+    "upgrade": {"action": "store_true", "help": "leave it as it is, but for names of version 0.1"},
     "minutes": {
         "type": _number(0, float, "no number of minutes"),
         "metavar": "M",
@@ -86,6 +96,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 """Every option by its name; what stands behind a colon tells those of the same flag apart."""
+POSITIONAL = ("file",)
 
 STAGES = {
     "download": "fetch or make the data set and pack it into one file",
@@ -123,7 +134,13 @@ def _remove_channels(args: argparse.Namespace) -> None:
 def _inputs(args: argparse.Namespace) -> None:
     from pelap.datasets.inputs import inputs
 
-    inputs(args.params, args.data)
+    inputs(args.params, args.data, args.overrides)
+
+
+def _params(args: argparse.Namespace) -> None:
+    from pelap.commands.params import params
+
+    params(args.file, args.overrides, args.upgrade, args.out)
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -160,7 +177,12 @@ MODELS = {
 }
 STUDIES = {
     "show": Command("print the table of a finished run and where its report is", "run", _show),
-    "inputs": Command("note the state of what the parameters name", "params data", _inputs),
+    "params": Command(
+        "print a parameter file with all that it leaves out",
+        "file set upgrade out:file",
+        _params,
+    ),
+    "inputs": Command("note the state of what the parameters name", "params set data", _inputs),
     "compare": Command("summarise a sweep over seeds and data sets", "sweep cells", _summary),
     "study": Command(
         "summarise the collapse study over seeds and data sets",
@@ -184,7 +206,10 @@ STUDIES = {
     ),
 }
 ALIASES = {"remove-channels": ["cut"]}
-EPILOGS = {"paper": f"Exit status: 0 all is finished, {EXIT_UNFINISHED} run the same command again."}
+EPILOGS = {
+    "paper": f"Exit status: 0 all is finished, {EXIT_UNFINISHED} run the same command again.",
+    "params": "For `dvc repro` with a preset: pelap params presets/study.yaml --out params.yaml",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -213,7 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
         each = stages.add_parser(stage, help=help_text, description=_sentence(help_text))
         each.set_defaults(call=run_pipeline)
         each.add_argument("pipeline", **OPTIONS["pipeline"], nargs="+" if stage == "evaluate" else None)
-        _add(each, f"{options} params device")
+        _add(each, f"{options} params set device")
     return parser
 
 
@@ -242,11 +267,12 @@ def _add(parser: "argparse._ActionsContainer", options: str, demand: bool = True
     for option in options.split():
         name = option.removesuffix("!")
         needed: dict[str, Any] = {"required": True} if demand and name != option else {}
-        parser.add_argument(f"--{name.partition(':')[0]}", **OPTIONS[name], **needed)
+        flag = name if name in POSITIONAL else f"--{name.partition(':')[0]}"
+        parser.add_argument(flag, **OPTIONS[name], **needed)
 
 
 def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
-    own = f"run params data device {OWN.get(stage, '')}".split()
+    own = f"run params set data device {OWN.get(stage, '')}".split()
     parser.set_defaults(stage=stage, call=run_stage)
     _add(parser, " ".join(own))
     if stage in PIPELINE:

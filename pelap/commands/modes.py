@@ -39,7 +39,7 @@ def run_stage(args: argparse.Namespace) -> None:
         return run_pipeline(args)
     if getattr(args, "samples", None):
         return _run_folders(args)
-    from pelap.config.load import load_params
+    from pelap.config.load import STAGE_KEYS, load_params, parse_overrides
     from pelap.config.unused import unused_by_run
 
     only_with = {"--samples": FOLDERS, "--pipeline": PIPELINE.get(args.stage, ("", ""))[1]}
@@ -48,7 +48,8 @@ def run_stage(args: argparse.Namespace) -> None:
         stray = _given(args, (option for option in options.split() if option not in own))
         if stray:
             raise ConfigError(f"{stray[0]}: goes with {needed} DIR; add that, or leave this out")
-    params = load_params(args.params, args.stage)
+    overrides = parse_overrides(args.overrides)
+    params = load_params(args.params, args.stage, overrides)
     from pelap.core.device import choose_device
     from pelap.core.files import check_writable
     from pelap.core.paths import RunPaths
@@ -58,6 +59,7 @@ def run_stage(args: argparse.Namespace) -> None:
     context = Context(params, RunPaths(args.run), args.data, choose_device(args.device))
     plan, variant = getattr(args, "plan", None), getattr(args, "variant", None)
     unused = unused_by_run(args.stage, params, plan is not None, variant)
+    unused += _not_among(STAGE_KEYS[args.stage], overrides)
     _say_unused(f"by {args.stage}", args, UNUSED_BY_RUN.get(args.stage, ""), unused)
     more = [getattr(args, OWN[args.stage].replace("-", "_"))] if args.stage in OWN else []
     importlib.import_module(f"pelap.stages.{args.stage}").run(context, *more)
@@ -79,7 +81,7 @@ def _run_folders(args: argparse.Namespace) -> None:
 
 def run_pipeline(args: argparse.Namespace) -> None:
     """`pelap pipeline STAGE DIR`."""
-    from pelap.config.load import load_pipeline_params
+    from pelap.config.load import PIPELINE_KEYS, load_pipeline_params, parse_overrides
     from pelap.config.unused import unused_by_pipeline
 
     mixed = _given(args, FOLDERS.split())
@@ -89,7 +91,8 @@ def run_pipeline(args: argparse.Namespace) -> None:
         )
     needed = [each.partition(":")[0].rstrip("!") for each in PIPELINE[args.stage][1].split() if "!" in each]
     _demand(args, "--pipeline", needed, f"{args.stage} also needs")
-    params = load_pipeline_params(args.params, args.stage)
+    overrides = parse_overrides(args.overrides)
+    params = load_pipeline_params(args.params, args.stage, overrides)
     from pelap.core.device import choose_device, protocol_beside
     from pelap.core.files import check_writable
 
@@ -101,6 +104,7 @@ def run_pipeline(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     scored = args.stage == "prune" and protocol_beside(args.scores).exists()
     unused = unused_by_pipeline(args.stage, params, scored, getattr(args, "plan", None) is not None)
+    unused += _not_among(PIPELINE_KEYS[args.stage], overrides)
     _say_unused("for a pipeline", args, UNUSED_BY_PIPELINE[args.stage], unused)
     if args.stage == "score":
         from pelap.stages.score import score_pipeline
@@ -139,6 +143,11 @@ def _given(args: argparse.Namespace, options: Iterable[str]) -> list[str]:
     """Which of these options are on the command line, as they are written there."""
     flags = [option.partition(":")[0].rstrip("!") for option in options]
     return [f"--{flag}" for flag in flags if getattr(args, flag.replace("-", "_"), None) is not None]
+
+
+def _not_among(keys: Sequence[str], overrides: Iterable[str]) -> list[str]:
+    """What --set gives that the stage does not read."""
+    return [f"--set {key}" for key in overrides if key.partition(".")[0] not in keys]
 
 
 def _say_unused(what: str, args: argparse.Namespace, options: str, keys: Sequence[str] = ()) -> None:

@@ -28,6 +28,7 @@ VALUES = {
 """By today's key."""
 STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}
 """Of replacements in plans and score tables, joined by ``+``."""
+OLD_STEPS = {step: old for old, step in STEPS.items()}
 ROWS = {"longer": "dense-finetuned"}
 """Of tables: the student of the default run."""
 
@@ -96,6 +97,6 @@ def renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return inner
 
 
-def renamed_steps(name: str) -> str:
-    """A replacement's name of today."""
-    return "+".join(STEPS.get(step, step) for step in name.split("+"))
+def renamed_steps(name: str, names: Mapping[str, str] = STEPS) -> str:
+    """A replacement's name of today, or by another table of its steps."""
+    return "+".join(names.get(step, step) for step in name.split("+"))

@@ -1,11 +1,11 @@
 """inputs: what the parameters name outside of a run, as it is now, so that a change of it is seen."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pelap.config.load import parse_params, resolved, select_keys
+from pelap.config.load import parse_overrides, parse_params, resolved, select_keys
 from pelap.core import files
 from pelap.core.keys import code_of, key, working_folder_on_path
 from pelap.core.paths import input_file
@@ -19,13 +19,13 @@ NAMING_FILES = ("source", "prompts", "inception_weights", "lpips_weights")
 ELSEWHERE = " (where it is named by a relative path, an absolute one is the same everywhere)"
 
 
-def inputs(params: Path, data: Path) -> None:
+def inputs(params: Path, data: Path, overrides: Sequence[str] = ()) -> None:
     """Write what each stage reads outside of the run, the same text for the same state.
 
     Raises:
         ConfigError: The parameters are not as they must be.
     """
-    raw = resolved(params)
+    raw = resolved(params, parse_overrides(overrides))
     parse_params(raw, str(params))
     for stage in READING:
         file = input_file(data, stage)

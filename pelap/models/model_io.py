@@ -23,6 +23,7 @@ from torch import nn
 
 from pelap.config import DiffusionParams, SoundParams, VariantParams
 from pelap.config.load import explain
+from pelap.config.upgrade import renamed
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError
 from pelap.core.part_io import (
@@ -45,7 +46,9 @@ from pelap.models.schedule import make_scheduler
 from pelap.models.text_conditioner import TextConditioner
 from pelap.models.vae import VAE, PretrainedVAE
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)
+"""2 is that of version 0.1, with other names inside."""
 KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"
 UNETS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, LightUNet, CutLightUNet)}
@@ -226,13 +229,13 @@ def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
 
 
 def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
-    if config.get("pelap_format") != FORMAT:
+    if config.get("pelap_format") not in READABLE:
         raise ModelError(f"{path}: not a PeLAP model of format {FORMAT}; give a folder that `pelap` wrote")
     try:
-        info = dict(config["info"])
-        info["variant"] = VariantParams(**info["variant"])
-        info["diffusion"] = DiffusionParams(**info["diffusion"])
-        info["sound"] = info.get("sound") and SoundParams(**info["sound"])
+        info = renamed("info", config["info"])
+        info["variant"] = VariantParams(**renamed("variants.*", info["variant"]))
+        info["diffusion"] = DiffusionParams.written(info["diffusion"])
+        info["sound"] = info.get("sound") and SoundParams.written(info["sound"])
         info["cut_channels"] = tuple(info.get("cut_channels", ()))
         list(config["parts"])
         return ModelInfo(**info)

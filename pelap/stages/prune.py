@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from pelap.config import Params, PruneParams, ScoreParams
+from pelap.config.upgrade import renamed, renamed_steps
 from pelap.core import files
 from pelap.core.device import protocol_beside
-from pelap.core.errors import ConfigError, ModelError, PlanError, finite
+from pelap.core.errors import ConfigError, DataError, ModelError, PlanError, finite
 from pelap.core.listing import listing
 from pelap.core.progress import progress
 from pelap.diffusion.denoiser import Denoiser
@@ -69,7 +70,7 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         dense = load_model(paths.train(params.variant).model, context.device)
         denoiser = model_denoiser(dense, params.sampler, seed, params.num_seeds)
         _demand_scored_like(paths.score_protocol, denoiser)
-        scores = files.read_csv(paths.scores)
+        scores = _read_scores(paths.scores)
         check_scores(scores, denoiser.network)
         pruner = Pruner(denoiser, scores, params, seed)
         plans = _plans(pruner, context.params.prune, plan_file)
@@ -128,7 +129,7 @@ def prune_pipeline(
             f"{params.prune.single_operator_plans}); ask for one for each --out folder"
         )
     with files.exclusive(out):
-        scores, protocol = files.read_csv(scores_file), protocol_beside(scores_file)
+        scores, protocol = _read_scores(scores_file), protocol_beside(scores_file)
         score, seed = _scored_with(protocol) if protocol.exists() else (params.score, params.seed)
         pipeline = open_pipeline(folder, score.sampler.steps, device, prompts)
         denoiser = pipeline_denoiser(pipeline, folder.name, seed, score.num_seeds)
@@ -153,8 +154,18 @@ def prune_pipeline(
 
 def _scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     """The parameters and the seed of a scoring: fits and times are to be the same."""
-    protocol = files.read_mapping(protocol_file, ("seed", *ScoreParams.model_fields))
+    protocol = renamed("score", files.read_mapping(protocol_file, ("seed",)))
+    absent = [key for key in ScoreParams.model_fields if key not in protocol]
+    if absent:
+        raise DataError(f"{protocol_file}: lacks the keys {', '.join(absent)}; make it again")
     return ScoreParams(**{key: protocol[key] for key in ScoreParams.model_fields}), protocol["seed"]
+
+
+def _read_scores(file: Path) -> pd.DataFrame:
+    scores = files.read_csv(file)
+    if "replacement" in scores:
+        scores["replacement"] = scores["replacement"].map(renamed_steps, na_action="ignore")
+    return scores
 
 
 def _demand_scored_like(protocol_file: Path, denoiser: Denoiser) -> None:

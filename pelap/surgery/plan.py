@@ -12,7 +12,8 @@ from pelap.core.errors import PlanError
 from pelap.surgery.operators import Operator, affine, is_inside
 from pelap.surgery.replacements import ReplacementSpec, replacement_from_json
 
-FORMAT = 2
+FORMAT = 3
+"""2, of version 0.1, had other names for replacements; they are read all the same."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ in a pipeline of diffusers too. That class differs from the dense one in nothing
 it is not that class, which `from_pipe` of a single class of diffusers' pipelines asks for.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pelap.config.upgrade import renamed_steps
 from pelap.core import files
 from pelap.core.errors import PlanError
 from pelap.surgery.operators import is_inside
@@ -105,9 +107,19 @@ def plan_kept(network: nn.Module) -> Plan | None:
     return getattr(plain(network), "pelap_plan", None)
 
 
-def digest(plan: Plan) -> str:
-    """Names what a plan does; two may leave weights of the same names and shapes."""
-    replaced = {each.operator: each.replacement and each.replacement.given() for each in plan.operators}
+def digest(plan: Plan, names: Mapping[str, str] | None = None) -> str:
+    """Names what a plan does; two may leave weights of the same names and shapes.
+
+    Args:
+        plan: Complete.
+        names: What steps of replacements are called in it, where that is not as here.
+    """
+    replaced = {}
+    for each in plan.operators:
+        given = each.replacement and each.replacement.given()
+        if given and names:
+            given["name"] = renamed_steps(given["name"], names)
+        replaced[each.operator] = given
     return files.digest(replaced)
 
 

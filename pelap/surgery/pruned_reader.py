@@ -6,6 +6,7 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import nn
 
+from pelap.config.upgrade import OLD_STEPS
 from pelap.core import files
 from pelap.core.errors import DataError, PlanError
 from pelap.core.part_io import build_part, demand_one_network, load_weights
@@ -57,7 +58,7 @@ def _demand_plan_of_weights(path: Path, plan: Plan) -> None:
     """Weights say which plan they came by, since plans may leave tensors of equal names and shapes."""
     with safe_open(path, framework="pt") as file:
         written = (file.metadata() or {}).get("plan")
-    if written not in (None, digest(plan)):
+    if written not in (None, digest(plan), digest(plan, OLD_STEPS)):
         raise PlanError(f"{path}: is of another plan than the {PLAN} there; save the pruned network again")
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pelap.config.upgrade import renamed_steps
 from pelap.core.errors import ModelError, PlanError
 
 STEPS = ("identity", "residual", "projection", "channel_pool", "avg_pool", "nearest", "affine")
@@ -83,7 +84,7 @@ def replacement_from_json(value: Mapping[str, Any], where: str) -> ReplacementSp
     wrong = [name for name, number in given.items() if type(number) is not type(known[name].default)]
     if wrong:
         raise PlanError(f"{where}: {wrong[0]} is {given[wrong[0]]!r}; give a number as `pelap prune` does")
-    replacement = ReplacementSpec(str(value.get("replacement", "identity")), **given)
+    replacement = ReplacementSpec(renamed_steps(str(value.get("replacement", "identity"))), **given)
     unknown = [step for step in replacement.steps if step not in STEPS]
     if unknown:
         raise PlanError(f"{where}: unknown replacement {unknown[0]!r}; use one of {', '.join(STEPS)}")

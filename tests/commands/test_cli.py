@@ -12,7 +12,7 @@ from tiny import ROOT
 from pelap.cli import STAGES, build_parser, main
 from pelap.config.rules import STAGES as CONFIG_STAGES
 
-COMMON = {"--run", "--params", "--data", "--device", "--help"}
+COMMON = {"--run", "--params", "--set", "--data", "--device", "--help"}
 OPTIONS = {
     **dict.fromkeys(STAGES, COMMON),
     "train": COMMON | {"--variant"},
@@ -25,7 +25,8 @@ OPTIONS = {
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
     "remove-channels": {"--model", "--data", "--out", "--device", "--help"},
     "cut": {"--model", "--data", "--out", "--device", "--help"},
-    "inputs": {"--params", "--data", "--help"},
+    "inputs": {"--params", "--set", "--data", "--help"},
+    "params": {"--set", "--upgrade", "--out", "--help"},
     "show": {"--run", "--help"},
     "compare": {"--sweep", "--cells", "--help"},
     "study": {"--root", "--cells", "--help"},
@@ -56,7 +57,7 @@ def options_of(commands: dict[str, Any]) -> dict[str, set[str]]:
 def test_options_are_frozen() -> None:
     commands = commands_of(build_parser())
     assert options_of(commands) == OPTIONS
-    common = {"--params", "--device", "--help"}
+    common = {"--params", "--set", "--device", "--help"}
     expected = {stage: options | common for stage, options in OF_PIPELINE.items()}
     assert options_of(commands_of(commands["pipeline"])) == expected
 
