@@ -302,7 +302,9 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
         given.append((indices.indices, torch.empty(0)))
         return gather_batch(images, indices)
 
-    def losses(model: LatentDiffusion, latents: torch.Tensor, random: objective.StepNoise, *others: Any) -> Any:
+    def losses(
+        model: LatentDiffusion, latents: torch.Tensor, random: objective.StepNoise, *others: Any
+    ) -> Any:
         if len(random.tokens) == 32 and given and not len(given[-1][1]):
             given[-1] = (given[-1][0], random.tokens)
         return denoising_losses(model, latents, random, *others)
