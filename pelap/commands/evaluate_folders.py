@@ -33,6 +33,9 @@ DEFAULT_EXTRACTORS = ("effnet-lite0",)
 SPREADS = ("_se", "_std")
 """Endings of metrics that say how certain others are: standard errors, deviations over subsets."""
 
+DRAWN_ONE_BY_ONE = "standard errors: of pictures drawn one by one; put classes of chosen shares into folders"
+DRAWN_BY_CLASS = "standard errors: of folders whose shares of the pictures are chosen, not drawn"
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -116,9 +119,10 @@ def evaluate_folders(
                 "compare pictures of one size"
             )
         pairs = _pairs(ours, theirs) if paired else {}
-        real = Reference(theirs.images, made)
-        metrics = real.measure(ours.images, strata=ours.classes()).metrics | pairs
-        notes = [_drawn(ours), *real.notes(len(ours.images)), *dict.fromkeys((*ours.notes, *theirs.notes))]
+        real, classes = Reference(theirs.images, made), ours.classes()
+        metrics = real.measure(ours.images, strata=classes).metrics | pairs
+        drawn = DRAWN_ONE_BY_ONE if classes is None else DRAWN_BY_CLASS
+        notes = [drawn, *real.notes(len(ours.images)), *dict.fromkeys((*ours.notes, *theirs.notes))]
         counts = {"num_images": len(ours.images), "num_reference": len(theirs.images)}
         protocol = {
             **real.describe(len(ours.images)),
@@ -131,13 +135,6 @@ def evaluate_folders(
         files.write_json(out, {**metrics, **counts, "protocol": protocol})
     _show(metrics, counts, notes)
     print(f"figures in {out}")
-
-
-def _drawn(ours: Pictures) -> str:
-    """What the standard errors take the pictures for."""
-    if ours.classes() is None:
-        return "standard errors: of pictures drawn one by one; put classes of chosen shares into folders"
-    return "standard errors: of folders whose shares of the pictures are chosen, not drawn"
 
 
 def _read(folder: Path) -> Pictures:

@@ -14,7 +14,7 @@ from pelap.core.paths import packed_dataset, reference_cache
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.features import CLASSIFIER
-from pelap.evaluation.image_metrics import REAL_ROW, differences
+from pelap.evaluation.image_metrics import REAL_ROW, differences, with_metrics
 from pelap.evaluation.reference import EvaluationReference
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
@@ -66,11 +66,7 @@ def evaluate_pipelines(
             },
             {name: folder / pipelines[name].part for name, folder in named.items()},
         )
-        times = evaluator.image_times(pipelines)
-        metrics = {
-            name: measured.metrics | costs.metrics.get(name, {}) | times.get(name, {})
-            for name, measured in figures.items()
-        }
+        metrics = with_metrics(figures, costs.metrics, evaluator.image_times(pipelines))
         protocol = evaluator.protocol(
             figures,
             pipelines={

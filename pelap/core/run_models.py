@@ -39,6 +39,22 @@ class RunModels:
         """Names of all models but the variants."""
         return [name for name, row in self.rows.items() if row.start is not None]
 
+    @property
+    def tuned_from(self) -> dict[str, str]:
+        """Of every network that was trained after pruning, the name of the pruned one."""
+        tuned = {name: self.rows[name] for name in self.of_start("pruned") if self.rows[name].tuned}
+        return {name: f"pruned-{row.plan}" for name, row in tuned.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Which models there are, for a protocol."""
+        pruned = [name for name in self.of_start("pruned") if name not in self.tuned_from]
+        return {
+            "scored_variant": self.scored,
+            "plans": [self.rows[name].plan for name in pruned],
+            "students": {name: row.start for name, row in self.rows.items() if row.tuned},
+            "dense_students": self.of_start("dense"),
+        }
+
     def budget(
         self, steps: int, step_counts: Iterable[int], intervals: Iterable[int]
     ) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from pelap.config import ClassifierParams
 from pelap.core.device import autocast
-from pelap.core.errors import ConfigError, DataError, TrainingError
+from pelap.core.errors import ConfigError, DataError, TrainingError, finite
 from pelap.core.files import tensors_digest
 from pelap.core.keys import code_of
 from pelap.core.progress import progress
@@ -45,7 +45,7 @@ class Classifier(ChunkedExtractor):
     Args:
         network: In evaluation mode.
         dataset: What it learnt from.
-        test_accuracy: Share of the test pictures that are taken for what they are, 0..1.
+        test_accuracy: Share 0..1 of the test pictures that are taken for what they are.
         device: Where to compute.
     """
 
@@ -114,6 +114,11 @@ def trained_classifier(
         raise ConfigError(
             f"evaluate.classifier: {dataset.name} has a single class, there is nothing to tell apart; "
             "set it to null"
+        )
+    if params.batch_size > len(dataset.train):
+        raise DataError(
+            f"evaluate.classifier.batch_size: {params.batch_size} exceeds the {len(dataset.train)} train "
+            f"pictures of {dataset.name}; lower it"
         )
     network = _untrained(dataset, params, seed)
 
@@ -257,7 +262,8 @@ def _train(
             optimiser.step()
             schedule.step()
             if step % _CHECK_EVERY == 0 or step == params.steps:
-                report(step, f"loss {_finite(loss, step):.4g}")
+                what, remedy = f"classifier: loss at step {step}", "lower evaluate.classifier.lr"
+                report(step, f"loss {finite(loss.item(), what, remedy, TrainingError):.4g}")
     network.eval()
 
 
@@ -265,22 +271,12 @@ def _batches(
     dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pictures (B, C, S, S) in [-1, 1] and labels (B,) without end, epoch by epoch in other orders."""
-    train = dataset.train
-    if params.batch_size > len(train):
-        raise DataError(
-            f"evaluate.classifier.batch_size: {params.batch_size} exceeds the {len(train)} train pictures of "
-            f"{dataset.name}; lower it"
-        )
-    images, labels = train.images.to(device), train.labels.to(device)
-
-    def endless() -> Iterator[tuple[Tensor, Tensor]]:
-        for epoch in count(1):
-            stream = generator(seed, CLASSIFIER, epoch)
-            for indices in epoch_indices(len(train), params.batch_size, stream, params.horizontal_flip):
-                here = type(indices)(*(part.to(device) for part in indices))
-                yield _laid_out(gather_batch(images, here)), labels[here.indices]
-
-    return endless()
+    images, labels = dataset.train.images.to(device), dataset.train.labels.to(device)
+    for epoch in count(1):
+        stream = generator(seed, CLASSIFIER, epoch)
+        for indices in epoch_indices(len(labels), params.batch_size, stream, params.horizontal_flip):
+            here = type(indices)(*(part.to(device) for part in indices))
+            yield _laid_out(gather_batch(images, here)), labels[here.indices]
 
 
 def _rate(step: int, steps: int) -> float:
@@ -289,13 +285,6 @@ def _rate(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / (steps - rise + 1)))
-
-
-def _finite(loss: Tensor, step: int) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise TrainingError(f"classifier: the loss is {value} at step {step}; lower evaluate.classifier.lr")
-    return value
 
 
 def _laid_out(images: Tensor) -> Tensor:

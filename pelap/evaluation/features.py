@@ -4,7 +4,7 @@ import importlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,17 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pelap.core.errors import ConfigError, DataError
+from pelap.core.errors import ConfigError, DataError, finite
 from pelap.core.files import one_line, sha256
 from pelap.core.keys import code_of, key, working_folder_on_path
 from pelap.evaluation.weights import demand_inception, inception_path, load_weights
 
 CLASSIFIER = "classifier"
 """Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""
-
-_CPU_CHUNK = 16
-"""Pictures that EfficientNet-Lite0 is given at once on a CPU: more of them leave its caches (2.2 ms a
-picture; 2.7 at 32, 3.8 at 64 of one core)."""
 
 _FORMS = "effnet-lite0, inception-2015, or package.module:attribute for a network of your own"
 
@@ -90,10 +86,8 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
         ConfigError: No such extractor, or no weights for it.
         ModelError: Weights that cannot be had or are not the published ones.
     """
-    if name == EffNetLite0.name:
-        return EffNetLite0(device)
-    if name == Inception2015.name:
-        return Inception2015(inception_path(inception_weights), device)
+    if name in PACKAGED:
+        return PACKAGED[name](device, inception_weights)
     if ":" in name:
         return ModuleExtractor(name, device)
     if name == CLASSIFIER:
@@ -122,15 +116,9 @@ class ChunkedExtractor(ABC):
             # To the device and back once: every copy waits for what the device has been given before.
             chunks = torch.split(images.to(self._device), self.chunk_size)
             features = torch.cat([self._features(chunk).float() for chunk in chunks]).cpu()
-        # (N, num_features)
-        # Pictures are whole numbers: what is not finite was made here.
-        broken = int((~features.isfinite()).flatten(1).any(dim=1).sum())
-        if broken:
-            raise DataError(
-                f"{self.name}: NaN or infinite features for {broken} of {len(features)} pictures; the "
-                "weights are damaged, fetch them again or use another extractor"
-            )
-        return features
+        # (N, num_features). Pictures are whole numbers: what is not finite was made here.
+        remedy = "the weights are damaged, fetch them again or use another extractor"
+        return finite(features, f"{self.name}: features", remedy, DataError)
 
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
@@ -165,22 +153,18 @@ class EffNetLite0(ChunkedExtractor):
         _fold(network.eval().double()).float().requires_grad_(False).to(device)
         self._network: Any = network.to(memory_format=torch.channels_last)
         if device.type == "cpu":
-            self.chunk_size = _CPU_CHUNK
+            self.chunk_size = 16  # more leave its caches: 2.2 ms a picture, 2.7 at 32, 3.8 at 64 of one core
         self._mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1)
         self._std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1)
 
     def _features(self, images: Tensor) -> Tensor:
         size = (self.input_size, self.input_size)
-        resized = interpolate(_in_colour(images).float(), size, mode="bilinear", antialias=True)  # 0..255
+        coloured = images.expand(-1, 3, -1, -1).float()  # a single channel stands for all three
+        resized = interpolate(coloured, size, mode="bilinear", antialias=True)  # 0..255
         normalised = (resized / 255 - self._mean) / self._std
         normalised = normalised.contiguous(memory_format=torch.channels_last)
         maps: Tensor = self._network.extract_features(normalised)  # (n, 1280, h, w)
         return maps.mean(dim=(2, 3))
-
-
-def _in_colour(images: Tensor) -> Tensor:
-    """Pictures (n, 3, H, W); a single channel stands for all three colours."""
-    return images.expand(-1, 3, -1, -1)
 
 
 def _fold(network: Any) -> nn.Module:
@@ -237,7 +221,7 @@ class Inception2015(ChunkedExtractor):
         self._network = nn.Sequential(*layers, nn.Flatten()).to(device).to(memory_format=self._layout)
 
     def _features(self, images: Tensor) -> Tensor:
-        resized = _in_colour(images).float()
+        resized = images.expand(-1, 3, -1, -1).float()
         for dim in (3, 2):
             resized = _resize(resized, dim, self.input_size)
         features: Tensor = self._network(((resized - 128) / 128).contiguous(memory_format=self._layout))
@@ -276,7 +260,7 @@ class ModuleExtractor(ChunkedExtractor):
     def __init__(self, target: str, device: torch.device) -> None:
         super().__init__(device)
         self.name = _slug(target.rpartition(":")[2])
-        if self.name in {_slug(name) for name in (EffNetLite0.name, Inception2015.name, CLASSIFIER)}:
+        if self.name in map(_slug, (*PACKAGED, CLASSIFIER)):
             raise ConfigError(f"extractors: {target} has the name of a packaged one; rename the attribute")
         with working_folder_on_path():
             network = _import_network(target).eval().requires_grad_(False)
@@ -304,11 +288,11 @@ def _import_network(target: str) -> nn.Module:
         raise ConfigError(
             f"extractors: {target} cannot be made ({type(error).__name__}: {one_line(error)}); use {_FORMS}"
         ) from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(
-            f"extractors: {target} gives {type(network).__name__}; it has to give a torch.nn.Module"
-        )
-    return network
+    if isinstance(network, nn.Module):
+        return network
+    raise ConfigError(
+        f"extractors: {target} gives {type(network).__name__}; it has to give a torch.nn.Module"
+    )
 
 
 def _slug(name: str) -> str:
@@ -327,6 +311,13 @@ def _build_inception(state: object) -> nn.Module:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=checked
         )
     return network
+
+
+PACKAGED: dict[str, Callable[[torch.device, str | None], Extractor]] = {
+    EffNetLite0.name: lambda device, _: EffNetLite0(device),
+    Inception2015.name: lambda device, weights: Inception2015(inception_path(weights), device),
+}
+"""By name; a new extractor is a class and a line here, made of the device and `inception_weights`."""
 
 
 def check_images(images: Tensor) -> None:

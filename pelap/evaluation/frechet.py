@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pelap.core.errors import DataError
+from pelap.core.errors import DataError, finite
 from pelap.core.rng import generator
 
 NUM_GROUPS = 10
@@ -95,12 +95,7 @@ class FeatureStatistics:
 def _check(features: Tensor) -> None:
     if features.ndim != 2 or not features.numel():
         raise DataError(f"features: expected rows (N, num_features), not shape {tuple(features.shape)}")
-    broken = int((~features.isfinite()).any(dim=1).sum())
-    if broken:
-        raise DataError(
-            f"features: NaN or infinite for {broken} of {len(features)} pictures; "
-            "look at the weights of the extractor that made them"
-        )
+    finite(features, "features", "look at the weights of the extractor that made them", DataError)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import pandas as pd
 
@@ -65,3 +67,25 @@ def recovered(pruned: ImageMetrics, tuned: ImageMetrics, dense: ImageMetrics, me
     """
     cost, error = difference(pruned, dense, metric)
     return difference(pruned, tuned, metric)[0] / cost if cost > CERTAIN * error else None
+
+
+def shares_recovered(
+    figures: Mapping[str, ImageMetrics], tuned_from: Mapping[str, str], dense: str | None
+) -> dict[str, dict[str, float]]:
+    """What `recovered` says of each row of `tuned_from`, whose values are the pruned ones."""
+    result = {}
+    for name, pruned in tuned_from.items() if dense else ():
+        share = recovered(figures[pruned], figures[name], figures[str(dense)], main_metric(figures))
+        if share is not None:
+            result[name] = {"recovered": share}
+    return result
+
+
+def with_metrics(
+    figures: Mapping[str, ImageMetrics], *tables: Mapping[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """All metrics of each row: its figures, and what each of the tables has of it."""
+    return {
+        name: reduce(or_, (table.get(name, {}) for table in tables), measured.metrics)
+        for name, measured in figures.items()
+    }

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +39,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    def each(first: Tensor, second: Tensor) -> Tensor:
-        return peak_signal_noise_ratio(first, second, data_range=255.0, reduction="none", dim=(1, 2, 3))
-
+    each = partial(peak_signal_noise_ratio, data_range=255.0, reduction="none", dim=(1, 2, 3))
     values = _by_picture(each, a, b)
     return values.clamp(max=10 * math.log10(255**2 * a[0].numel())).mean().item()
 
@@ -61,12 +61,9 @@ def ssim(a: Tensor, b: Tensor) -> float:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    def each(first: Tensor, second: Tensor) -> Tensor:
-        values = structural_similarity_index_measure(first, second, data_range=255.0, reduction="none")
-        return torch.as_tensor(values)
-
     if min(a.shape[-2:]) < SSIM_SIDE:
         raise DataError(f"pictures of {tuple(a.shape[-2:])} pixels: SSIM needs at least 11 on each side")
+    each = partial(structural_similarity_index_measure, data_range=255.0, reduction="none")
     return _by_picture(each, a, b).mean().item()
 
 
@@ -136,17 +133,13 @@ def load_lpips(path: Path, device: torch.device) -> nn.Module:
     return network.to(device)
 
 
-def _by_picture(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+def _by_picture(measure: Callable[[Tensor, Tensor], Any], a: Tensor, b: Tensor) -> Tensor:
     """A value a picture (N,) in float64 on the CPU, in chunks of bounded memory."""
-    _check(a, b)
-    chunks = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
-    values = [measure(first.float(), second.float()).reshape(-1) for first, second in chunks]
-    return torch.cat(values).cpu().double()
-
-
-def _check(a: Tensor, b: Tensor) -> None:
     if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.shape != b.shape or a.ndim != 4 or not len(a):
         raise DataError(
             f"pictures: expected two equal shapes (N, C, H, W) of uint8, not {a.dtype} {tuple(a.shape)} "
             f"and {b.dtype} {tuple(b.shape)}"
         )
+    chunks = zip(torch.split(a, _CHUNK), torch.split(b, _CHUNK), strict=True)
+    values = [measure(first.float(), second.float()).reshape(-1) for first, second in chunks]
+    return torch.cat(values).cpu().double()

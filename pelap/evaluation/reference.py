@@ -41,14 +41,14 @@ _CHUNK = 1000
 """Pictures that an extractor is given at once."""
 
 
+@dataclass(frozen=True)
 class _Side:
     """What is known of the reference by one extractor."""
 
-    def __init__(self, statistics: FeatureStatistics, features: Tensor) -> None:
-        self.statistics = statistics
-        """Of all pictures."""
-        self.features = features
-        """Of those that are kept (n, num_features) float32."""
+    statistics: FeatureStatistics
+    """Of all pictures."""
+    features: Tensor
+    """Of those that are kept (n, num_features) float32."""
 
     @cached_property
     def radii(self) -> Tensor:

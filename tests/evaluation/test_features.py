@@ -72,28 +72,17 @@ def test_effnet_says_what_it_is(effnet: EffNetLite0) -> None:
 def test_effnet_features_do_not_depend_on_the_batch(
     effnet: EffNetLite0, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert effnet.chunk_size == 16  # on a CPU
     monkeypatch.setattr(effnet, "chunk_size", 8)
-    images = pictures(19)
+    images, features, sizes = pictures(19), effnet._features, list[int]()
+    monkeypatch.setattr(effnet, "_features", lambda chunk: (sizes.append(len(chunk)), features(chunk))[1])
     together = effnet(images)
+    assert sizes == [8, 8, 3]
     assert together.shape == (19, 1280)
     assert together.dtype == torch.float32
     apart = torch.cat([effnet(chunk) for chunk in images.split(3)])
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
     assert frechet_distance(FeatureStatistics.of(together), FeatureStatistics.of(apart)) < 1e-6
-
-
-def test_effnet_sees_a_bounded_number_of_pictures_at_once(
-    effnet: EffNetLite0, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-
-    def features(images: Tensor) -> Tensor:
-        sizes.append(len(images))
-        return torch.zeros(len(images), 1280)
-
-    monkeypatch.setattr(effnet, "_features", features)
-    assert effnet(pictures(150)).shape == (150, 1280)
-    assert sizes == [16] * 9 + [6]  # on a CPU
 
 
 def test_effnet_is_the_published_network(effnet: EffNetLite0) -> None:
@@ -365,6 +354,10 @@ class Short(nn.Module):
     def forward(self, images):
         return images.float().mean(dim=(2, 3))[1:]
 
+class Dead(Means):
+    def forward(self, images):
+        return super().forward(images) / 0
+
 class EffNet_Lite0(Means):
     pass
 
@@ -457,9 +450,14 @@ def test_what_gives_no_network_is_refused(own: str, target: str, reason: str) ->
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("attribute", "gave"), [("Flat", r"\(\)"), ("Short", r"\(3, 3\)")])
-def test_what_gives_no_features_is_refused(own: str, attribute: str, gave: str) -> None:
-    with pytest.raises(
-        DataError, match=f"{attribute}: gave {gave} for 4 pictures; it has to return features"
-    ):
+@pytest.mark.parametrize(
+    ("attribute", "said"),
+    [
+        ("Flat", r"Flat: gave \(\) for 4 pictures; it has to return features"),
+        ("Short", r"Short: gave \(3, 3\) for 4 pictures; it has to return features"),
+        ("Dead", "dead: features: NaN or infinite values in 4 of 4; the weights are damaged"),
+    ],
+)
+def test_what_gives_no_features_is_refused(own: str, attribute: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
         make_extractor(f"{own}:{attribute}", CPU)(pictures(4))

@@ -77,7 +77,7 @@ def test_pictures_are_taken_out_again() -> None:
 def test_features_that_are_not_numbers_are_refused(bad: float) -> None:
     rows = sample(8, 4)
     rows[3, 1] = bad
-    with pytest.raises(DataError, match=r"NaN or infinite for 1 of 8 pictures"):
+    with pytest.raises(DataError, match="features: NaN or infinite values in 1 of 8; look at the weights"):
         statistics(rows)
 
 
@@ -236,15 +236,6 @@ def test_replicates_leave_a_tenth_of_the_pictures_out(num: int, dim: int) -> Non
     for group, distance in enumerate(replicates):
         left = rows[groups != group]
         assert distance == pytest.approx(frechet_distance(statistics(left), reference), rel=1e-6)
-
-
-def test_replicates_agree_with_the_exact_distance_at_full_rank() -> None:
-    rows, reference = well(700, 64, 1), statistics(well(500, 64, 0))
-    for group, distance in enumerate(jackknife(rows, reference)):
-        rest = statistics(rows[random_groups(700) != group])
-        apart = (rest.mean - reference.mean).square().sum().item() + rest.variance + reference.variance
-        exact = apart - 2 * frechet_module._root_trace(rest, reference)
-        assert distance == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize(("num", "groups"), [(2, 0), (3, 3), (9, 9), (11, 10)])

@@ -2,13 +2,13 @@
 
 import gc
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor, nn
 
 from pelap.core.errors import ModelError
@@ -57,16 +57,13 @@ def record_calls(rounds: int) -> list[str]:
     return calls
 
 
-def test_functions_are_interleaved_in_shuffled_order() -> None:
+def test_functions_are_interleaved_in_shuffled_order_the_same_in_every_run() -> None:
     calls = record_calls(rounds=30)
+    assert record_calls(rounds=30) == calls
     assert Counter(calls) == {"a": 30, "b": 30, "c": 30}
     rounds = [tuple(calls[i : i + 3]) for i in range(0, 90, 3)]
     assert all(set(order) == set("abc") for order in rounds)
     assert set(rounds) == set(itertools.permutations("abc"))
-
-
-def test_order_is_the_same_in_every_run() -> None:
-    assert record_calls(rounds=8) == record_calls(rounds=8)
 
 
 def fake_clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -100,11 +97,6 @@ def test_garbage_is_not_collected_while_timing() -> None:
     measure_latency({"f": lambda: seen.append(gc.isenabled())}, CPU, repeats=2)
     assert not any(seen)
     assert gc.isenabled()
-
-
-def test_names_may_be_anything_that_is_hashed() -> None:
-    result = measure_latency({("a", 1): int, ("a", 2): int}, CPU, repeats=1)
-    assert list(result) == [("a", 1), ("a", 2)]
 
 
 def translate_with(monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Any]) -> None:
@@ -142,15 +134,6 @@ def test_no_compiled_network_runs_untranslated(monkeypatch: pytest.MonkeyPatch) 
             network(torch.zeros(2, 8))
 
 
-def test_compilers_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    def backend(graph: nn.Module, inputs: list[Tensor]) -> NoReturn:
-        raise KeyError("no compiler")
-
-    translate_with(monkeypatch, backend)
-    with compiled({"a": nn.Linear(8, 8)}) as translated, pytest.raises(Exception, match="no compiler"):
-        translated["a"](torch.zeros(2, 8))
-
-
 def test_module_latencies_sum_calls_and_nest(monkeypatch: pytest.MonkeyPatch) -> None:
     now = fake_clock(monkeypatch)
     network = Blocks()
@@ -175,13 +158,6 @@ def test_module_latencies_are_medians_of_the_counted_calls(monkeypatch: pytest.M
     network.register_forward_hook(slow)
     result = measure_module_latencies(network, lambda: network(0), [], CPU, repeats=3, warmup=1)
     assert result == {"": 2.0}
-
-
-def test_real_time_is_measured() -> None:
-    network = nn.Sequential(nn.Identity())
-    network[0].register_forward_hook(lambda *_: time.sleep(0.002))
-    result = measure_module_latencies(network, lambda: network(0), ["0"], CPU, repeats=2, warmup=0)
-    assert result[""] >= result["0"] >= 2.0
 
 
 def test_hooks_are_removed_whatever_happens() -> None:
@@ -281,19 +257,7 @@ def test_macs_of_pytorchs_own_attention() -> None:
 
 
 def test_macs_of_a_unet_add_up() -> None:
-    from diffusers import UNet2DModel
-
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    )
+    network = tiny_model().unet
     macs = count_macs(network, lambda: network(torch.zeros(2, 4, 8, 8), 1))
     assert set(macs) == set(dict(network.named_modules()))
     blocks = [name for name in macs if name.count(".") == 1 and "blocks" in name]

@@ -15,14 +15,13 @@ from torch import nn
 from pelap.config import SamplerParams
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
-from pelap.core.part_io import weights_bytes
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.core.run_models import RunModels, run_models
 from pelap.data.dataset import save_dataset
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.evaluator import LATENCY_COLUMNS
 from pelap.evaluation.features import make_extractor
-from pelap.evaluation.image_metrics import ImageMetrics
+from pelap.evaluation.image_metrics import ImageMetrics, shares_recovered
 from pelap.evaluation.image_quality import psnr, ssim
 from pelap.evaluation.reference import Reference
 from pelap.models.deep_cache import DeepCache
@@ -219,8 +218,9 @@ def test_recovered_is_of_the_plans_own_pruned_row(context: Context) -> None:
     def at(value: float) -> ImageMetrics:
         return ImageMetrics({METRIC: value}, {METRIC: (value, value)})
 
-    figures = {name: at(2) for name in ROWS} | {SCORED: at(1), PRUNED: at(5)}
-    assert evaluate.shares_recovered(known(context), figures) == {TUNED: {"recovered": 0.75}}
+    figures, models = {name: at(2) for name in ROWS} | {SCORED: at(1), PRUNED: at(5)}, known(context)
+    assert models.tuned_from == {TUNED: PRUNED}
+    assert shares_recovered(figures, models.tuned_from, SCORED) == {TUNED: {"recovered": 0.75}}
 
 
 # --- budgets and costs ------------------------------------------------------------------------------
@@ -295,22 +295,6 @@ def test_counts_are_of_one_latent_and_of_the_saved_file(context: Context, metric
         (file,) = (folder / "unet").glob("*.safetensors")
         assert metrics[name]["disk_mib"] == file.stat().st_size / 2**20
     assert metrics[PRUNED]["disk_mib"] < metrics[SCORED]["disk_mib"]
-
-
-def test_size_on_disk_is_of_one_copy_of_the_weights(tmp_path: Path) -> None:
-    for name, size in {
-        "m-00001-of-00002.safetensors": 3,
-        "m-00002-of-00002.safetensors": 2,
-        "config.json": 9,
-    }.items():
-        (tmp_path / name).write_bytes(bytes(size * 2**20))
-    assert weights_bytes(tmp_path) == 5 * 2**20
-    (tmp_path / "m.fp16.safetensors").write_bytes(bytes(2**20))
-    (tmp_path / "m.bin").write_bytes(bytes(2**20))
-    assert weights_bytes(tmp_path) == 5 * 2**20
-    for file in tmp_path.glob("*.safetensors"):
-        file.unlink()
-    assert weights_bytes(tmp_path) == 1 * 2**20
 
 
 def test_without_repeats_there_is_quality_alone(context: Context, tmp_path: Path) -> None:
@@ -416,10 +400,10 @@ def test_prompts_are_told() -> None:
         info = tiny_model().info
 
     params, plain = params_of(evaluate__num_images=20).evaluate, tiny_model()
-    said = evaluate.describe(RunModels({}), {"plain": plain, "told": Conditioned()}, params)  # type: ignore[dict-item]
+    said = evaluate.describe({"plain": plain, "told": Conditioned()}, params)  # type: ignore[dict-item]
     assert said["rows_per_latent"] == 2
     assert said["prompts"].pop("digest")
     assert said["prompts"] == {
         "number": 10, "guidance_scale": 3.0, "first": [f"a c{i}" for i in range(8)], "num_judged": 20,
     }  # fmt: skip
-    assert evaluate.describe(RunModels({}), {"plain": plain}, params)["prompts"] is None
+    assert evaluate.describe({"plain": plain}, params)["prompts"] is None
