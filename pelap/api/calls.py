@@ -28,9 +28,9 @@ from pelap.api.models import (
     name_of,
     network_of,
     opened,
+    sampler_of,
     save,
     section,
-    sampler_of,
     told,
     warn_of_other_training,
     with_denoiser,
@@ -47,7 +47,7 @@ from pelap.distillation.distill import distill as train_student
 from pelap.distillation.model_batches import ModelBatches
 from pelap.distillation.pipeline_distillation import distill_pipeline
 from pelap.evaluation.evaluator import Evaluator
-from pelap.evaluation.image_metrics import REAL_ROW, differences
+from pelap.evaluation.image_metrics import REAL_ROW
 from pelap.evaluation.reference import EvaluationReference
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines import LatentPipeline
@@ -271,7 +271,10 @@ def distill(
         dataset = dataset_of(data, dense)
         learner = copy.deepcopy(network_of(pruned))
         if isinstance(pruned, LatentDiffusion):
-            batches, device = ModelBatches(dense, dataset, params, seed, device_of(dense), 1), device_of(dense)
+            batches, device = (
+                ModelBatches(dense, dataset, params, seed, device_of(dense), 1),
+                device_of(dense),
+            )
             trained: Any = train_student(learner, dense.unet, batches, params, weights, device)
             network: nn.Module = trained.network
         else:
@@ -324,7 +327,7 @@ def evaluate(
     if not models or REAL_ROW in models:
         raise ConfigError(f"evaluate: models: give at least one, and none the name {REAL_ROW!r}")
     at_hand = {name: opened(model) for name, model in models.items()}
-    first, *others = at_hand
+    first = next(iter(at_hand))
     with told(progress):
         dataset = dataset_of(reference, at_hand[first])
         params = _evaluate_params(dataset, num_images, num_reference, steps, settings)
@@ -342,23 +345,16 @@ def evaluate(
         def keep(name: str, images: torch.Tensor) -> None:
             samples[name] = images[:NUM_KEPT].clone()
 
-        figures = evaluator.images(makers, first, others, keep)
-        costs = evaluator.costs({name: _on_bench(maker, name, params, seed) for name, maker in makers.items()})
-        times = evaluator.image_times(makers)
-    metrics = {
-        name: each.metrics | costs.metrics.get(name, {}) | times.get(name, {}) for name, each in figures.items()
-    }
-    protocol = evaluator.protocol(
-        figures,
-        pipelines={
-            name: maker.describe() | {"rows_per_latent": maker.copies}
-            for name, maker in makers.items()
-            if isinstance(maker, LatentPipeline)
-        },
-        dense=first,
-        differences=differences(figures, others, [first]).to_dict("records"),
-        latencies=costs.latencies.to_dict("records"),
-    )
+        metrics, protocol = evaluator.compare(
+            makers,
+            {name: _on_bench(maker, name, params, seed) for name, maker in makers.items()},
+            show=keep,
+            pipelines={
+                name: maker.describe() | {"rows_per_latent": maker.copies}
+                for name, maker in makers.items()
+                if isinstance(maker, LatentPipeline)
+            },
+        )
     result = Result(metrics, protocol, samples)
     if out is not None:
         result.save(out)

@@ -14,7 +14,7 @@ from pelap.core.paths import packed_dataset, reference_cache
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.features import CLASSIFIER
-from pelap.evaluation.image_metrics import REAL_ROW, differences, with_metrics
+from pelap.evaluation.image_metrics import REAL_ROW
 from pelap.evaluation.reference import EvaluationReference
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
@@ -54,27 +54,20 @@ def evaluate_pipelines(
     with files.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
         pipelines = _open(params.evaluate, named, dataset, device, prompts)
-        first, *others = named
+        first = next(iter(named))
         evaluate = _without_idle_classifier(params.evaluate)
         reference = EvaluationReference.of(dataset, evaluate, device, reference_cache(data))
         evaluator = Evaluator(reference, evaluate, params.seed, device)
-        figures = evaluator.images(pipelines, first, others)
-        costs = evaluator.costs(
+        metrics, protocol = evaluator.compare(
+            pipelines,
             {
                 name: pipeline_denoiser(pipe, name, params.seed, precision=evaluate.precision)
                 for name, pipe in pipelines.items()
             },
             {name: folder / pipelines[name].part for name, folder in named.items()},
-        )
-        metrics = with_metrics(figures, costs.metrics, evaluator.image_times(pipelines))
-        protocol = evaluator.protocol(
-            figures,
             pipelines={
                 name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipelines.items()
             },
-            dense=first,
-            differences=differences(figures, others, [first]).to_dict("records"),
-            latencies=costs.latencies.to_dict("records"),
         )
         files.write_json(out, metrics)
         files.write_json(protocol_beside(out), protocol)

@@ -21,7 +21,13 @@ from pelap.data.dataset import to_float, to_uint8
 from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from
 from pelap.evaluation.classifier import agreement, share
-from pelap.evaluation.image_metrics import REAL_ROW, ImageMetrics, main_metric
+from pelap.evaluation.image_metrics import (
+    REAL_ROW,
+    ImageMetrics,
+    differences,
+    main_metric,
+    with_metrics,
+)
 from pelap.evaluation.image_quality import pair_metrics
 from pelap.evaluation.reference import EvaluationReference
 from pelap.profiling.cost import count_macs, count_params, peak_memory_mib
@@ -104,6 +110,39 @@ class Evaluator:
             result[REAL_ROW] = self._floor(prompted=any(asked is not None for asked in labels.values()))
             report(len(generators) + 1, REAL_ROW)
         return result
+
+    def compare(
+        self,
+        generators: Mapping[str, ImageGenerator],
+        denoisers: Mapping[str, Denoiser],
+        weights: Mapping[str, Path] = NOTHING,
+        show: Show = lambda name, images: None,
+        **extra: Any,
+    ) -> tuple[dict[str, Metrics], dict[str, Any]]:
+        """Everything of several generators and their denoisers, the first of which is the dense one.
+
+        Args:
+            generators: See `images`.
+            denoisers: See `costs`.
+            weights: See `costs`.
+            show: See `images`.
+            extra: See `protocol`.
+
+        Returns:
+            All metrics by name, `REAL_ROW` included, and the protocol with differences and latencies in it.
+        """
+        first, *others = generators
+        figures = self.images(generators, first, others, show)
+        costs = self.costs(denoisers, weights)
+        metrics = with_metrics(figures, costs.metrics, self.image_times(generators))
+        protocol = self.protocol(
+            figures,
+            **extra,
+            dense=first,
+            differences=differences(figures, others, [first]).to_dict("records"),
+            latencies=costs.latencies.to_dict("records"),
+        )
+        return metrics, protocol
 
     def distance(self, generator: ImageGenerator) -> ImageMetrics:
         """The Frechet distances of a generator's samples alone; as those of `images`."""
