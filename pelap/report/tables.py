@@ -298,19 +298,15 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return markdown(["model", *(each.heading for each in shown)], rows)
 
 
-def rich_table(frame: pd.DataFrame, title: str = "", network: str = "UNet", item: str = "image") -> Table:
+def rich_table(frame: pd.DataFrame, network: str = "UNet", item: str = "image") -> Table:
     """The table for a terminal of 80 columns, as far as it goes.
 
     Args:
         frame: From `metrics_frame`.
-        title: Above it.
         network: What the denoiser is called.
         item: What a model makes.
     """
-    heading = Text(title) if title else None
-    table = Table(
-        title=heading, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, title_justify="left"
-    )
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("model", overflow="fold", min_width=8)
     shown = _fitting(frame, {"UNet": network, "image": item})
     for name in shown:
