@@ -12,19 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COLUMNS = {"strength": "sparsity_weight"}
-KEYS = {
-    "start": "replacement_init",
-    "norm": "norm_replacement",
-    "dense_steps": "step_counts",
-    "cache_intervals": "deepcache_intervals",
-}
-"""Of protocols; `start` is that of a score, and stays that of a student."""
-VALUES = {"fitted": "least_squares", "scale_shift": "affine"}
-ROWS = {"longer": "dense-finetuned"}
-"""Rows of tables, and what they are called in JSON files."""
-STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}
-"""Of replacements, joined by ``+``."""
+from pelap.config.upgrade import KEYS, ROWS, VALUES, renamed_steps
+
+COLUMNS = KEYS["info"]
+"""Of tables: they have what a model folder says of itself."""
+PROTOCOLS = KEYS["score"] | KEYS["evaluate"]
+"""Keys of protocols; `start` is that of a score, and stays that of a student."""
+IN_PROTOCOLS = {old: new for key in KEYS["score"].values() for old, new in VALUES[key].items()}
 
 
 def upgrade(path: Path) -> None:
@@ -45,7 +39,7 @@ def _table(text: str) -> str:
 
 
 def _cell(value: str) -> str:
-    return ROWS.get(value) or "+".join(STEPS.get(step, step) for step in value.split("+"))
+    return ROWS.get(value) or renamed_steps(value)
 
 
 def _json(text: str) -> str:
@@ -58,12 +52,12 @@ def _renamed(value: Any) -> Any:
     if isinstance(value, Mapping):
         of_student = "student" in value
         return {
-            ROWS.get(name) or (name if of_student else KEYS.get(name, name)): _renamed(inner)
+            ROWS.get(name) or (name if of_student else PROTOCOLS.get(name, name)): _renamed(inner)
             for name, inner in value.items()
         }
     if isinstance(value, list):
         return [_renamed(inner) for inner in value]
-    return VALUES.get(value) or _cell(value) if isinstance(value, str) else value
+    return IN_PROTOCOLS.get(value) or _cell(value) if isinstance(value, str) else value
 
 
 def _markdown(text: str) -> str:
