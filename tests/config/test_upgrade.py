@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import ROOT, raw_params, tiny_raw
 
 from pelap.cli import main
-from pelap.config.load import DEFAULTS, load_params, merge, parse_params, read_yaml
+from pelap.config.load import DEFAULTS, load_params, parse_params
 from pelap.config.upgrade import rename, renamed_steps
 from pelap.core import files
 from pelap.core.errors import ConfigError, PlanError
@@ -165,7 +165,7 @@ def test_the_file_of_0_1_is_written_anew_with_its_comments(
         name.replace("longer", "dense-finetuned"): it for name, it in new["distill"]["students"].items()
     }
     new["distill"]["students"] = students
-    assert new == read_yaml(ROOT / "params.yaml") == merge(DEFAULTS, new)
+    assert new == DEFAULTS  # which have not changed since
     assert "# variants that train together, when all of them are asked for" in written
     assert "# of projections and scales: fitted (least squares)" in written
     assert file.read_text() == (OLD / "params.yaml").read_text()
