@@ -40,7 +40,7 @@ def run_stage(args: argparse.Namespace) -> None:
     if getattr(args, "samples", None):
         return _run_folders(args)
     from pelap.config.load import STAGE_KEYS, load_params, parse_overrides
-    from pelap.config.unused import unused_by_run
+    from pelap.config.rules import unused_by_run
 
     only_with = {"--samples": FOLDERS, "--pipeline": PIPELINE.get(args.stage, ("", ""))[1]}
     own = (OWN.get(args.stage), "data")
@@ -82,7 +82,7 @@ def _run_folders(args: argparse.Namespace) -> None:
 def run_pipeline(args: argparse.Namespace) -> None:
     """`pelap pipeline STAGE DIR`."""
     from pelap.config.load import PIPELINE_KEYS, load_pipeline_params, parse_overrides
-    from pelap.config.unused import unused_by_pipeline
+    from pelap.config.rules import unused_by_pipeline
 
     mixed = _given(args, FOLDERS.split())
     if mixed:

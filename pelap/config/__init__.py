@@ -1,11 +1,13 @@
 """The parameters of a run as frozen models: one class a section of `params.yaml`."""
 
 from pelap.config.model import (
+    ALL_LOSSES,
     AutoencoderKLParams,
     BlockUNetParams,
     ConditioningParams,
     DiffusionParams,
     LightUNetParams,
+    Loss,
     NoConditioning,
     PelapVAEParams,
     SamplerParams,
@@ -15,26 +17,27 @@ from pelap.config.model import (
     UNet2DParams,
     UNetParams,
     VAEParams,
+    VariantParams,
 )
-from pelap.config.run import (
+from pelap.config.pruning import (
     CheapCriterion,
-    ClassifierParams,
     DistillParams,
-    DownloadParams,
-    EvaluateParams,
     LossWeights,
     MethodParams,
-    Params,
-    PhotoCrops,
-    PlanRequest,
     PruneParams,
     QualityParams,
     ScoreParams,
-    SoundParams,
     StudentParams,
+)
+from pelap.config.run import (
+    ClassifierParams,
+    DownloadParams,
+    EvaluateParams,
+    Params,
+    PhotoCrops,
+    SoundParams,
     TrainParams,
 )
-from pelap.config.variant import ALL_LOSSES, Loss, VariantParams
 
 __all__ = [
     "ALL_LOSSES",
@@ -55,7 +58,6 @@ __all__ = [
     "Params",
     "PelapVAEParams",
     "PhotoCrops",
-    "PlanRequest",
     "PruneParams",
     "QualityParams",
     "SamplerParams",

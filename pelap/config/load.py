@@ -20,8 +20,8 @@ from pelap.config import (
     UNet2DConditionParams,
     UNet2DParams,
 )
+from pelap.config.pruning import TARGETS
 from pelap.config.rules import disagreements
-from pelap.config.run import TARGETS
 from pelap.config.upgrade import outdated
 from pelap.core.errors import ConfigError
 

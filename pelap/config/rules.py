@@ -1,6 +1,7 @@
-"""Rules that span sections, and which keys have no use where."""
+"""Rules that span sections, and which keys change nothing of what a stage does."""
 
-from typing import get_args
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from pelap.config import (
     AutoencoderKLParams,
@@ -26,16 +27,34 @@ PRUNED_ROWS = (REAL_ROW, "pruned")
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
 NUM_PHOTOGRAPHS, NUM_RECIPES = 8, 8
 
+OWN_SAMPLING = ("score.variant", "score.sampler.kind")
+PIPELINE_UNUSED: dict[str, tuple[str, ...]] = {
+    "score": OWN_SAMPLING,
+    "prune": (*OWN_SAMPLING, "score.criteria"),
+    "distill": ("distill.quality",),
+    "evaluate": tuple(
+        f"evaluate.{key}"
+        for key in ("models", "num_reconstructions", "sampler.kind", "step_counts", "deepcache_intervals")
+    ),
+}
+"""What of these sections is for models of this project alone: a pipeline is one network, with a scheduler."""
+TIMED = ("evaluate.latency_compiled", "evaluate.latency_batch_sizes", "evaluate.sampler_repeats")
+
 
 def disagreements(params: Params, given: frozenset[str]) -> list[str]:
-    """Rules that span sections, each applied where its sections are there."""
+    """What is wrong between sections; each rule is applied where its sections are there.
+
+    Args:
+        params: Sections that are right by themselves.
+        given: Fields of `Params` that are set.
+    """
     rules = {
         _dataset_exists: {"dataset", "download"},
-        _folders_have_names_of_their_own: {"download"},
         _made_items_suffice: {"dataset", "download", "evaluate"},
-        _variants_have_names_of_their_own: {"variants"},
-        _students_have_names_of_their_own: {"distill"},
-        _rows_have_names_of_their_own: {"variants", "prune", "distill"},
+        _names_are_free: {"download"},
+        _variants_are_no_rows: {"variants"},
+        _students_are_no_rows: {"distill"},
+        _rows_differ: {"variants", "prune", "distill"},
         _scored_variant_exists: {"score", "variants"},
         _criteria_are_there: {"score", "prune"},
         _masks_can_learn: {"lambda_", "variants"},
@@ -49,108 +68,101 @@ def disagreements(params: Params, given: frozenset[str]) -> list[str]:
     return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
 
 
-def _dataset_exists(params: Params) -> list[str]:
+def _dataset_exists(params: Params) -> Iterator[str]:
     known = (*BUILTIN_DATASETS, *params.download.folders)
-    if params.dataset in known:
-        return []
-    return [
-        f"dataset: {params.dataset!r} is unknown; use one of {', '.join(known)}, "
-        "or add its path to download.folders"
-    ]
+    if params.dataset not in known:
+        yield (
+            f"dataset: {params.dataset!r} is unknown; use one of {', '.join(known)}, "
+            "or add its path to download.folders"
+        )
 
 
-def _folders_have_names_of_their_own(params: Params) -> list[str]:
-    taken = [name for name in params.download.folders if name in BUILTIN_DATASETS]
-    return [f"download.folders.{name}: is the name of a built-in data set; choose another" for name in taken]
-
-
-def _made_items_suffice(params: Params) -> list[str]:
-    download = params.download
+def _made_items_suffice(params: Params) -> Iterator[str]:
+    download, learner = params.download, params.evaluate.classifier
     made = {
         "photos": (NUM_PHOTOGRAPHS * download.photos.train_per_photo, "photos.train_per_photo"),
         "sounds": (NUM_RECIPES * download.sounds.train_per_class, "sounds.train_per_class"),
     }
-    if params.dataset not in made:
-        return []
-    there, key = made[params.dataset]
-    learner = params.evaluate.classifier
     needs = {
         "evaluate: num_reference + num_images": params.evaluate.num_reference + params.evaluate.num_images,
-        "evaluate.classifier.batch_size": 0 if learner is None else learner.batch_size,
+        "evaluate.classifier.batch_size": learner.batch_size if learner else 0,
     }
-    return [
-        f"{what} is {wanted}, but with download.{key} there are {there} train items of {params.dataset}"
-        for what, wanted in needs.items()
-        if wanted > there
-    ]
+    for there, key in [made[params.dataset]] if params.dataset in made else []:
+        for what, wanted in needs.items():
+            if wanted > there:
+                yield (
+                    f"{what} is {wanted}, but with download.{key} there are {there} train items of "
+                    f"{params.dataset}"
+                )
 
 
-def _variants_have_names_of_their_own(params: Params) -> list[str]:
-    return [_row_taken(f"variants.{name}") for name in params.variants if name == REAL_ROW]
+def _names_are_free(params: Params) -> Iterator[str]:
+    for name in params.download.folders.keys() & BUILTIN_DATASETS:
+        yield f"download.folders.{name}: is the name of a built-in data set; choose another"
 
 
-def _students_have_names_of_their_own(params: Params) -> list[str]:
-    return [_row_taken(f"distill.students.{name}") for name in params.distill.students if name in PRUNED_ROWS]
+def _variants_are_no_rows(params: Params) -> Iterator[str]:
+    yield from _taken("variants", params.variants, (REAL_ROW,))
 
 
-def _rows_have_names_of_their_own(params: Params) -> list[str]:
+def _students_are_no_rows(params: Params) -> Iterator[str]:
+    yield from _taken("distill.students", params.distill.students, PRUNED_ROWS)
+
+
+def _rows_differ(params: Params) -> Iterator[str]:
     plans, students = params.prune.plans, params.distill.students
     made = [
         *(f"pruned-{plan}" for plan in plans),
         *(name for name, student in students.items() if student.start == "dense"),
         *(f"{name}-{plan}" for name, it in students.items() if it.start != "dense" for plan in plans),
     ]
-    twice = [f"rows: two would be called {row}; rename a student or a method" for row in _twice(made)]
-    return twice + [_row_taken(f"variants.{name}") for name in params.variants if name in made]
+    for row in sorted({name for name in made if made.count(name) > 1}):
+        yield f"rows: two would be called {row}; rename a student or a method"
+    yield from _taken("variants", params.variants, made)
 
 
-def _twice(names: list[str]) -> list[str]:
-    return sorted({name for name in names if names.count(name) > 1})
-
-
-def _row_taken(key: str) -> str:
-    return f"{key}: is the name of another row of the evaluation; choose another"
-
-
-def _scored_variant_exists(params: Params) -> list[str]:
-    if params.score.variant in params.variants:
-        return []
+def _taken(section: str, names: Mapping[str, Any], rows: Collection[str]) -> list[str]:
     return [
-        f"score.variant: {params.score.variant!r} is not a variant; use one of {', '.join(params.variants)}"
+        f"{section}.{name}: is the name of another row of the evaluation; choose another"
+        for name in names
+        if name in rows
     ]
 
 
-def _criteria_are_there(params: Params) -> list[str]:
-    return [
-        f"prune.methods.{name}.criterion: {method.criterion} is not among score.criteria; add it there"
-        for name, method in params.prune.methods.items()
-        if method.criterion in get_args(CheapCriterion) and method.criterion not in params.score.criteria
-    ]
+def _scored_variant_exists(params: Params) -> Iterator[str]:
+    scored, names = params.score.variant, params.variants
+    if scored not in names:
+        yield f"score.variant: {scored!r} is not a variant; use one of {', '.join(names)}"
 
 
-def _masks_can_learn(params: Params) -> list[str]:
-    return [
-        f"variants.{name}: lambda is 0 and no other loss trains the mask; name one in mask_losses that "
-        "sees it"
-        for name, variant in params.variants.items()
-        if variant.gate != "none" and not variant.mask_learns(params.lambda_)
-    ]
+def _criteria_are_there(params: Params) -> Iterator[str]:
+    for name, method in params.prune.methods.items():
+        wanted = method.criterion
+        if wanted in get_args(CheapCriterion) and wanted not in params.score.criteria:
+            yield f"prune.methods.{name}.criterion: {wanted} is not among score.criteria; add it there"
 
 
-def _schedules_end_in_time(params: Params) -> list[str]:
-    problems, epochs = [], params.train.epochs
+def _masks_can_learn(params: Params) -> Iterator[str]:
     for name, variant in params.variants.items():
-        if variant.start_epoch >= epochs:
-            problems.append(
-                f"variants.{name}.start_epoch: {variant.start_epoch} leaves none of the {epochs} "
-                "train.epochs to the mask"
+        if variant.gate != "none" and not variant.mask_learns(params.lambda_):
+            yield (
+                f"variants.{name}: lambda is 0 and no other loss trains the mask; "
+                "name one in mask_losses that sees it"
             )
-        elif variant.start_epoch + variant.warmup_epochs > epochs:
-            problems.append(
-                f"variants.{name}.warmup_epochs: ends after start_epoch + warmup_epochs = "
-                f"{variant.start_epoch + variant.warmup_epochs} epochs, training after {epochs}"
+
+
+def _schedules_end_in_time(params: Params) -> Iterator[str]:
+    epochs = params.train.epochs
+    for name, variant in params.variants.items():
+        start, end = variant.start_epoch, variant.start_epoch + variant.warmup_epochs
+        if start >= epochs:
+            where = f"variants.{name}.start_epoch"
+            yield f"{where}: {start} leaves none of the {epochs} train.epochs to the mask"
+        elif end > epochs:
+            yield (
+                f"variants.{name}.warmup_epochs: ends after start_epoch + warmup_epochs = {end} epochs, "
+                f"training after {epochs}"
             )
-    return problems
 
 
 def parts_of(variant: VariantParams, vae: VAEParams, unet: UNetParams) -> tuple[VAEParams, UNetParams]:
@@ -158,32 +170,30 @@ def parts_of(variant: VariantParams, vae: VAEParams, unet: UNetParams) -> tuple[
     return variant.vae or vae, variant.unet or unet
 
 
-def _autoencoders_train_as_told(params: Params) -> list[str]:
-    problems = []
+def _autoencoders_train_as_told(params: Params) -> Iterator[str]:
     for name, variant in params.variants.items():
         pretrained = isinstance(variant.vae or params.vae, AutoencoderKLParams)
-        if pretrained and variant.vae_training != "frozen":
-            problems.append(
+        frozen = variant.vae_training == "frozen"
+        if pretrained and not frozen:
+            yield (
                 f"variants.{name}: vae_training {variant.vae_training}, but a pretrained autoencoder_kl "
                 "stays as it is; use frozen"
             )
-        if not pretrained and variant.vae_training == "frozen":
-            problems.append(
+        if frozen and not pretrained:
+            yield (
                 f"variants.{name}: vae_training frozen needs a pretrained vae (kind autoencoder_kl); use "
                 "two_stage or joint"
             )
-    return problems
 
 
-def _latents_fit(params: Params) -> list[str]:
-    problems = []
+def _latents_fit(params: Params) -> Iterator[str]:
     for name, variant in params.variants.items():
         vae, unet = parts_of(variant, params.vae, params.unet)
         if isinstance(vae, PelapVAEParams):  # a pretrained one is looked at where it is read
             size, channels = params.download.image_size, vae.latent_channels
             problem = latent_problem(variant, unet, size, vae.downsampling, channels)
-            problems += [f"variants.{name}: {problem}"] if problem else []
-    return problems
+            if problem:
+                yield f"variants.{name}: {problem}"
 
 
 def latent_problem(
@@ -228,35 +238,111 @@ def backwards(params: Params) -> list[str]:
     ]
 
 
-def _prompts_have_a_way_in(params: Params) -> list[str]:
-    told, problems = isinstance(params.conditioning, TextConditioning), []
+def _prompts_have_a_way_in(params: Params) -> Iterator[str]:
+    told = isinstance(params.conditioning, TextConditioning)
     for name, variant in params.variants.items():
         hears = isinstance(variant.unet or params.unet, UNet2DConditionParams)
         if told and not hears:
-            problems.append(
+            yield (
                 f"variants.{name}: its UNet takes no prompts; use unet.kind unet2d_condition, or "
                 "conditioning: {kind: none}"
             )
         if hears and not told:
-            problems.append(
+            yield (
                 f"variants.{name}: unet2d_condition needs prompts; use conditioning.kind text, or unet.kind "
                 "unet2d"
             )
-    return problems
 
 
-def _sampler_steps_divide(params: Params) -> list[str]:
-    total = params.diffusion.num_train_timesteps
+def _sampler_steps_divide(params: Params) -> Iterator[str]:
+    total, quality = params.diffusion.num_train_timesteps, params.distill.quality
     steps = {
         "train.preview.steps": params.train.preview.steps,
         "score.sampler.steps": params.score.sampler.steps,
         "evaluate.sampler.steps": params.evaluate.sampler.steps,
+        **{f"evaluate.step_counts.{i}": num for i, num in enumerate(params.evaluate.step_counts)},
+        **({"distill.quality.sampler.steps": quality.sampler.steps} if quality else {}),
     }
-    if params.distill.quality is not None:
-        steps["distill.quality.sampler.steps"] = params.distill.quality.sampler.steps
-    steps |= {f"evaluate.step_counts.{i}": num for i, num in enumerate(params.evaluate.step_counts)}
-    return [
-        f"{key}: {num} does not divide diffusion.num_train_timesteps ({total})"
-        for key, num in steps.items()
-        if total % num
-    ]
+    for key, num in steps.items():
+        if total % num:
+            yield f"{key}: {num} does not divide diffusion.num_train_timesteps ({total})"
+
+
+def unused_by_pipeline(stage: str, params: Params, scored: bool = False, planned: bool = False) -> list[str]:
+    """Keys whose values change nothing of what a stage does for a diffusers pipeline, for the user to know.
+
+    Args:
+        stage: One of `PIPELINE_KEYS`.
+        params: Of which what is null, empty or false asks for nothing.
+        scored: Whether `prune` finds the protocol of the scores, which says how they were made.
+        planned: Whether `prune` is given a plan.
+    """
+    keys = list(PIPELINE_UNUSED[stage])
+    if stage == "prune":
+        rescores = not planned and any(method.iterative_step for method in params.prune.methods.values())
+        keys += [] if rescores else ["score.early_stop", "score.num_resamples"]
+        keys = (["seed", "score"] if scored else keys) + _unused_by_pruning(params, planned)
+    if stage == "distill":
+        keys += [f"distill.students.{name}.skip" for name in params.distill.students]
+    if stage == "evaluate":
+        keys += _unused_by_figures(params)
+        keys += [] if "classifier" in params.evaluate.extractors else ["evaluate.classifier"]
+    return [key for key in keys if _asks(_at(params, key))]
+
+
+def unused_by_run(stage: str, params: Params, planned: bool = False, variant: str | None = None) -> list[str]:
+    """The same of a stage of a run; see `unused_by_pipeline`.
+
+    Args:
+        stage: One of `STAGES`.
+        params: At least its keys.
+        planned: Whether `prune` is given a plan.
+        variant: The only one that `train` is to train.
+    """
+    keys: list[str] = _unused_by_pruning(params, planned) if stage == "prune" else []
+    if stage == "train":
+        trained = [each for name, each in params.variants.items() if variant in (None, name)]
+        keys += _unused_by_training(params, trained) if trained else []
+    if stage == "evaluate":
+        keys += _unused_by_figures(params)
+        if params.evaluate.models == "variants":
+            keys += ["evaluate.step_counts", "evaluate.deepcache_intervals", "evaluate.lpips_weights"]
+    return [key for key in keys if _asks(_at(params, key))]
+
+
+def _unused_by_pruning(params: Params, planned: bool) -> list[str]:
+    if planned:
+        return ["prune"]
+    timed = params.prune.target == "time_reduction"
+    return [] if timed else ["prune.max_measurements"]  # of a clock
+
+
+def _unused_by_training(params: Params, variants: Sequence[VariantParams]) -> list[str]:
+    used = {
+        "lambda": not params.lambda_ or any(each.sparsity_key == "lambda" for each in variants),
+        "vae": any(each.vae is None for each in variants),
+        "unet": any(each.unet is None for each in variants),
+        "train.vae_epochs": any(each.vae_training == "two_stage" for each in variants),
+        "train.parallel_variants": params.train.parallel_variants == 1 or len(variants) > 1,
+    }
+    return [key for key, is_used in used.items() if not is_used]
+
+
+def _unused_by_figures(params: Params) -> list[str]:
+    evaluate = params.evaluate
+    inception = any(name.startswith("inception") for name in evaluate.extractors)
+    keys = [] if inception else ["evaluate.inception_weights"]
+    return keys if evaluate.latency_repeats else [*keys, *TIMED]
+
+
+def _at(params: Params, key: str) -> Any:
+    value: Any = params
+    for name in key.split("."):
+        field = {"lambda": "lambda_"}.get(name, name)
+        value = value[name] if isinstance(value, Mapping) else getattr(value, field)
+    return value
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value asks for something: null, false and what is empty do not."""
+    return value is not None and value is not False and value != ()

@@ -57,7 +57,7 @@ from pelap.commands import sample as sampling
 from pelap.commands.distill_pipeline import distill_pipeline
 from pelap.commands.evaluate_pipelines import evaluate_pipelines
 from pelap.commands.sample import sample
-from pelap.config.run import LossWeights
+from pelap.config import LossWeights
 from pelap.core import files
 from pelap.core import rng as seeding
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError

@@ -17,7 +17,7 @@ from pelap.commands.distill_pipeline import distill_pipeline
 from pelap.commands.evaluate_pipelines import evaluate_pipelines
 from pelap.config import Params, Section
 from pelap.config.load import PIPELINE_KEYS, STAGE_KEYS, parse_params
-from pelap.config.unused import unused_by_pipeline, unused_by_run
+from pelap.config.rules import unused_by_pipeline, unused_by_run
 from pelap.core import files
 from pelap.core.paths import RunPaths
 from pelap.data.dataset import save_dataset
