@@ -41,7 +41,7 @@ for NAME, (FOLDER, STUDY, SHOWN) in {
             NAME
         input:
             [grid.RESULTS / FOLDER / name for name in STUDY.FILES],
-            cell_files(FOLDER, SHOWN),
+            [getattr(RunPaths(path), name) for path in cell_folders(FOLDER) for name in SHOWN],
 
 
 include: "workflow/rules/cell.smk"

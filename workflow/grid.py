@@ -14,7 +14,7 @@ from pelap.config.load import parse_params, read_yaml, resolved, select_keys
 from pelap.core import files
 from pelap.core.errors import ConfigError
 from pelap.core.keys import key
-from pelap.core.paths import RunPaths
+from pelap.core.paths import RunPaths, packed_dataset
 from pelap.datasets.inputs import inputs_of, seen_last
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,8 @@ RESULTS, DATA = Path("results"), Path("data")
 """Below these each grid has a folder: grids may ask for other pictures."""
 SEEDED_DATASETS = ("photos", "sounds")
 """Data sets that differ from seed to seed; the others are packed once."""
+WITHOUT_DATA = ("score", "prune", "report")
+"""Stages that read no packed data set."""
 PREFIXES = {"sweep": "", "pruning_study": "pruning_", "choosing": "choosing_", "collapse_study": "study_"}
 """Grids of a parameter file with data sets and seeds, and how their keys of the configuration begin."""
 
@@ -109,13 +111,44 @@ class Cell(NamedTuple):
         """Folder of its packed data set."""
         return DATA / self.folder / self.place
 
-    def parameters(self, stage: str) -> dict[str, Any]:
-        """What a stage reads."""
-        return select_keys(self.raw, stage, self.variant)
+    @property
+    def packed(self) -> Path:
+        """The packed data set."""
+        return packed_dataset(self.data, self.raw["dataset"])
+
+    @property
+    def scored_model(self) -> str:
+        """The variant whose UNet is scored, pruned and distilled."""
+        return str(self.paths.train(self.raw["score"]["variant"]).model)
+
+    @property
+    def shrunk_models(self) -> list[str]:
+        """What evaluation looks at besides the variants."""
+        plans, students = ("pruned_models", "prune_result"), ("distilled_models", "distill_result")
+        names = (*plans, *students, "score_protocol") if self.raw["evaluate"]["models"] == "all" else ()
+        return [str(getattr(self.paths, name)) for name in names]
+
+    @property
+    def timed(self) -> bool:
+        """Whether evaluation times the models."""
+        return self.raw["evaluate"]["latency_repeats"] is not None
+
+    def trained(self, output: str) -> list[str]:
+        """A file of training, of every variant."""
+        return [str(getattr(self.paths.train(name), output)) for name in self.raw["variants"]]
+
+    def options(self, stage: str) -> list[str]:
+        """What a stage's command is told beside its run and parameters."""
+        variant = [] if self.variant is None else [f"--variant {self.variant}"]
+        return variant + ([] if stage in WITHOUT_DATA else [f"--data {self.data}"])
+
+    def parameters(self, stage: str) -> str:
+        """What a stage reads, as its job writes it down: JSON, hence YAML."""
+        return json.dumps(select_keys(self.raw, stage, self.variant), indent=2)
 
     def parts(self, stage: str) -> dict[str, str | None]:
         """Digests of all that a stage is made of besides the files of the stages before it."""
-        made = key(**self.parameters(stage), code=stage_code(stage)).parts
+        made = key(**select_keys(self.raw, stage, self.variant), code=stage_code(stage)).parts
         return {**made, **inputs_of(stage, self.raw, self.data, self.variant)}
 
 
@@ -130,6 +163,17 @@ def cell_of(found: Mapping[str, Grid], wildcards: Mapping[str, str]) -> Cell:
         seed = place.removeprefix("seed")
     number = None if seed is None else int(seed)
     return Cell(grid, Path(wildcards["grid"]), name, number, place, wildcards.get("variant"))
+
+
+def noted_jobs(grid: Grid, root: Path) -> list[str]:
+    """The parameters that every job of the paper's cells leaves."""
+    found = []
+    for part, stages in grid.stages.items():
+        trained = [f"train-{variant}" for variant in grid.raws[part]["variants"]]
+        for seed in grid.seeds:
+            params = RunPaths(root / part / f"seed{seed}").stage_params
+            found += [str(params / f"{job}.yaml") for job in (*trained, *stages) if job != "train"]
+    return found
 
 
 def written(file: Path, parts: Mapping[str, Any]) -> str:
@@ -175,8 +219,3 @@ def torch_threads(threads: int, cores: int | None) -> int:
         return threads
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, here * threads // cores)
-
-
-def as_yaml(parameters: Mapping[str, Any]) -> str:
-    """Parameters as a job writes them down: JSON, hence YAML."""
-    return json.dumps(parameters, indent=2)

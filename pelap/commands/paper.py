@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -188,6 +189,7 @@ def _say_what_is_aged(study: Study, root: Path) -> None:
         )
 
 
+@cache
 def stage_code(stage: str) -> str:
     """Digest of a stage's code, as it is now."""
     return code_of(f"pelap.stages.{stage}")

@@ -12,27 +12,27 @@ from typing import Any
 import pandas as pd
 import pytest
 from interruption import SAVE_EVERY
-from pelap.commands.time_limit import TimeIsUp, time_limit
 from ruamel.yaml import YAML
 from tiny import LIGHT, ROOT, tiny_raw
-from workflow.studies.paper.results import lambdas
 
 import pelap.stages.collapse
 import pelap.stages.train
 from pelap.cli import EXIT_UNFINISHED, main
 from pelap.commands import paper as runner
-from pelap.commands import paper_records
-from pelap.commands.paper_study import load_study
-from pelap.config.load import load_params, read_yaml, resolved
+from pelap.commands.paper import TimeIsUp, time_limit
+from pelap.commands.paper_study import finished_stages, load_study, read_record
+from pelap.config.load import load_params, read_yaml, resolved, select_keys
 from pelap.core import files
 from pelap.core.errors import ConfigError, TrainingError
-from pelap.core.paths import PaperPaths, RunPaths, packed_dataset
+from pelap.core.paths import RunPaths, packed_dataset
 from pelap.evaluation.evaluator import Evaluator
 from pelap.pipelines.model_io import load_model
 from pelap.report.figures.style import to_png
 from pelap.stages.shared import Context
 from pelap.training.trainer import Trainer
-from workflow.studies.paper import tables as report
+from workflow.studies.paper import page as report
+from workflow.studies.paper.figures import ABLATION_PANELS, ablation_figure
+from workflow.studies.paper.summarise import lambdas
 
 QUICK: dict[str, Any] = {
     **LIGHT,
@@ -80,6 +80,10 @@ def run(study: Path, root: Path, *options: str, data: Path | None = None) -> int
     return main([*argv, *options])
 
 
+def cell_paths(root: Path, part: str, seed: int) -> RunPaths:
+    return RunPaths(root / "photos" / part / f"seed{seed}")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a study that ran to its end in one command."""
@@ -111,7 +115,7 @@ def quick_stages(patch: pytest.MonkeyPatch) -> list[str]:
     """As `watch`, with stages that do nothing."""
     for stage in ("train", "collapse", "evaluate"):
         patch.setattr(getattr(pelap.stages, stage), "run", lambda context: None)
-    patch.setattr("workflow.studies.paper.results.write_results", lambda paths, study: None)
+    patch.setattr("workflow.studies.paper.summarise.write_results", lambda root, study: None)
     patch.setattr(runner.download, "run", lambda context: None)
     return watch(patch)
 
@@ -178,8 +182,8 @@ def test_stages_of_other_code_are_named(
     assert run(study, root) == 0
     assert run(study, root) == 0
     assert "other code" not in capsys.readouterr().out
-    code = paper_records.stage_code
-    monkeypatch.setattr(paper_records, "stage_code", lambda stage: code(stage) + "0" * (stage == "train"))
+    code = runner.stage_code
+    monkeypatch.setattr(runner, "stage_code", lambda stage: code(stage) + "0" * (stage == "train"))
     calls.clear()
     assert run(study, root) == 0
     said = capsys.readouterr().out
@@ -193,7 +197,7 @@ def test_changed_parameters_run_again_what_reads_them_and_what_follows(
     calls = quick_stages(monkeypatch)
     run(write_study(tmp_path), tmp_path / "root")
     calls.clear()
-    stale = PaperPaths(tmp_path / "root").cell("photos", "pelap-a", 0).train("baseline").model
+    stale = cell_paths(tmp_path / "root", "pelap-a", 0).train("baseline").model
     stale.mkdir(parents=True)
     part = PARTS["pelap-a"]
     changed = PARTS | {"pelap-a": part | {"set": part["set"] | {"evaluate.batch_size": 3}}}
@@ -265,7 +269,7 @@ def test_time_is_up_in_the_middle_and_the_same_comes_out(
     assert "0 of 5 stages finished" in out
     assert "left: pelap-a seed 0 (train, collapse, evaluate), ablation seed 0 (train, collapse)\n" in out
     assert out.splitlines()[-1] == "run the same command again"
-    assert PaperPaths(root).archive.is_file()
+    assert (root / "paper.tar.xz").is_file()
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "images", lambda *args: (_ for _ in ()).throw(TimeIsUp))
@@ -278,13 +282,13 @@ def test_time_is_up_in_the_middle_and_the_same_comes_out(
     assert run(study, root, data=data) == 0
     assert "5 of 5 stages finished" in capsys.readouterr().out
     assert numbers(root) == numbers(whole)
-    record = files.read_json(PaperPaths(root).cell("photos", "pelap-a", 0).record("evaluate"))
+    record = files.read_json(cell_paths(root, "pelap-a", 0).record("evaluate"))
     assert (record["cut_off"], record["finished"]) == (1, True)
 
 
 def numbers(root: Path) -> list[tuple[Any, ...]]:
     """All values of the first seed but times."""
-    cells = files.read_csv(PaperPaths(root).cells)
+    cells = files.read_csv(root / "cells.csv")
     cells = cells[cells["seed"] == 0]
     timed = cells["metric"].str.startswith("seconds_")
     kept = cells[~timed].fillna(-1.0)
@@ -324,7 +328,7 @@ def test_the_clock_ends_the_work_and_is_then_off(tmp_path: Path, monkeypatch: py
 
 
 def test_a_swallowed_end_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pelap.commands.time_limit.AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "AGAIN_SECONDS", 0.05)
     swallowed = 0
     with pytest.raises(TimeIsUp), time_limit(0.05):
         try:
@@ -337,17 +341,16 @@ def test_a_swallowed_end_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_minutes_are_for_the_tables_alone(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = watch(monkeypatch)
-    PaperPaths(whole).table.unlink()
+    (whole / "table.csv").unlink()
     assert run(whole.parent / "study.yaml", whole, "--minutes", "0") == 0
     assert calls == []
-    assert PaperPaths(whole).table.is_file()
+    assert (whole / "table.csv").is_file()
 
 
 def test_table_has_mean_deviation_and_number_of_the_runs(whole: Path) -> None:
-    paths = PaperPaths(whole)
-    table = files.read_csv(paths.table)
+    table = files.read_csv(whole / "table.csv")
     assert list(table.columns) == report.TABLE_COLUMNS
-    runs = [paths.cell("photos", "pelap-a", seed) for seed in (0, 1)]
+    runs = [cell_paths(whole, "pelap-a", seed) for seed in (0, 1)]
     found = [files.read_csv(run.collapse_table).set_index("variant")["recon_mse"]["pelap"] for run in runs]
     row = row_of(table, "pelap-a", "pelap", "recon_mse")
     assert row["mean"] == pytest.approx(statistics.mean(found))
@@ -368,7 +371,7 @@ def row_of(table: pd.DataFrame, part: str, model: str, metric: str) -> Any:
 
 
 def test_the_papers_figures_stand_beside_their_part_alone(whole: Path) -> None:
-    table = files.read_csv(PaperPaths(whole).table)
+    table = files.read_csv(whole / "table.csv")
     beside = table.dropna(subset=["paper"])
     assert {(row.model, row.metric): str(row.paper) for row in beside.itertuples()} == {
         ("baseline", "diffusion_loss"): "0.0240",
@@ -383,13 +386,13 @@ def test_the_papers_figures_stand_beside_their_part_alone(whole: Path) -> None:
 
 
 def test_every_number_says_its_budget_and_data_set(whole: Path) -> None:
-    table = files.read_csv(PaperPaths(whole).table)
+    table = files.read_csv(whole / "table.csv")
     assert set(table["dataset"]) == {"photos"}
     assert table["budget"].str.startswith("tiny, 1 epochs of 4 batches of 32, ").all()
-    page = PaperPaths(whole).page.read_text()
+    page = (whole / "table.md").read_text()
     assert "## ablation on photos\n\nBudget: tiny, 1 epochs of 4 batches of 32, " in page
     assert "## Beside the paper's own figures" in page
-    protocol = files.read_json(PaperPaths(whole).protocol)
+    protocol = files.read_json(whole / "protocol.json")
     assert (protocol["finished"], protocol["stages"]) == (10, 10)
     for row in protocol["ran"]:
         assert {"seconds", "device", "versions", "precision", "dataset", "seed"} <= set(row)
@@ -400,7 +403,7 @@ def test_every_number_says_its_budget_and_data_set(whole: Path) -> None:
 
 
 def test_a_run_holds_the_parameters_to_repeat_a_stage(whole: Path) -> None:
-    run = PaperPaths(whole).cell("photos", "pelap-a", 1)
+    run = cell_paths(whole, "pelap-a", 1)
     for stage in ("train", "collapse", "evaluate"):
         params = load_params(run.params, stage)
         assert (params.seed, list(params.variants)) == (1, ["baseline", "pelap"])
@@ -409,12 +412,11 @@ def test_a_run_holds_the_parameters_to_repeat_a_stage(whole: Path) -> None:
 
 
 def test_archive_has_small_files_and_no_model(whole: Path) -> None:
-    paths = PaperPaths(whole)
-    with tarfile.open(paths.archive) as archive:
+    with tarfile.open(whole / "paper.tar.xz") as archive:
         names = archive.getnames()
         table = archive.extractfile("paper/table.csv")
         assert table is not None
-        assert table.read() == paths.table.read_bytes()
+        assert table.read() == (whole / "table.csv").read_bytes()
     assert {Path(name).suffix for name in names} == {".csv", ".json", ".png", ".md", ".yaml"}
     assert not [name for name in names if {"model", ".resume"} & set(Path(name).parts)]
     for wanted in ("collapse/collapse.csv", "evaluate/metrics.json", "stages/train.json", "params.yaml",
@@ -432,12 +434,27 @@ def test_tables_of_an_unfinished_study_have_what_is_finished(
     study = write_study(tmp_path)
     assert run(study, tmp_path / "root", "--minutes", "0") == EXIT_UNFINISHED
     assert "0 of 10 stages finished" in capsys.readouterr().out
-    assert len(files.read_csv(PaperPaths(tmp_path / "root").table)) == 0
+    assert len(files.read_csv(tmp_path / "root" / "table.csv")) == 0
     # A seed more than there are runs of: what was there before still counts.
     more = write_study(tmp_path / "more", seeds=[0, 1, 2])
     assert run(more, whole, "--minutes", "0") == EXIT_UNFINISHED
     assert "10 of 15 stages finished" in capsys.readouterr().out
-    assert set(files.read_csv(PaperPaths(whole).table)["n"]) == {2}
+    assert set(files.read_csv(whole / "table.csv")["n"]) == {2}
+
+
+def test_what_snakemake_ran_with_these_parameters_is_finished(tmp_path: Path) -> None:
+    root, cell = tmp_path / "root", load_study(write_study(tmp_path)).cells[0]
+    run = cell.paths(root)
+    for job in ("train-baseline", "train-pelap", "collapse"):
+        stage, _, variant = job.partition("-")
+        files.write_json(run.stage_params / f"{job}.yaml", select_keys(cell.raw, stage, variant or None))
+    benchmark = run.root / "benchmarks" / "train-pelap.tsv"
+    files.write_text(benchmark, "s\th:m:s\n12.5\t0:00:12\n")
+    assert finished_stages(cell, root) == ["train", "collapse"]
+    assert read_record(cell, root, "train").seconds == 12.5
+    other = select_keys(cell.raw, "train", "pelap") | {"seed": 9}
+    files.write_json(run.stage_params / "train-pelap.yaml", other)
+    assert finished_stages(cell, root) == []
 
 
 def test_another_data_set_has_runs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,12 +542,12 @@ def test_ablation_figure_of_one_run_and_of_several() -> None:
             ("photos", "ablation", seed, model, metric, 0.1 + seed)
             for seed in range(seeds)
             for model in ("a", "b")
-            for _, _, metric in report.ABLATION_PANELS
+            for _, _, metric in ABLATION_PANELS
         ]
         return pd.DataFrame(rows, columns=report.VALUE_COLUMNS)
 
     for seeds in (1, 3):
-        figure = report.ablation_figure(values(seeds), {"a": 0.001, "b": 0.1})
+        figure = ablation_figure(values(seeds), {"a": 0.001, "b": 0.1})
         assert [axis.get_xscale() for axis in figure.axes] == ["log"] * 4
         to_png(figure)
 
@@ -575,13 +592,13 @@ def test_all_stages_of_a_part(tmp_path: Path) -> None:
     assert run(study, root) == 0
     done = RunPaths(root / "photos" / "pruning" / "seed0")
     assert done.report_page.is_file()
-    with tarfile.open(PaperPaths(root).archive) as archive:
+    with tarfile.open(root / "paper.tar.xz") as archive:
         names = archive.getnames()
     assert "paper/photos/pruning/seed0/distill/result.json" in names
     assert "paper/photos/pruning/seed0/report/overview.md" in names
     assert "paper/figures/photos-pruning-models.png" in names
     assert not [name for name in names if "models" in Path(name).parts]
-    table = files.read_csv(PaperPaths(root).table)
+    table = files.read_csv(root / "table.csv")
     metrics = json.loads(done.metrics.read_text())
     distance = row_of(table, "pruning", "distilled-500", "fd_effnet_lite0")["mean"]
     assert distance == metrics["distilled-500"]["fd_effnet_lite0"]

@@ -9,15 +9,10 @@ import os
 import re
 from pathlib import Path
 
-from pelap.core.paths import (
-    ChoosingPaths,
-    RunPaths,
-    StudyPaths,
-    SweepPaths,
-    TasksPaths,
-    input_file,
-    packed_dataset,
-)
+from pelap.core.paths import RunPaths, input_file, packed_dataset
+from workflow.studies import choosing, collapse, paper, seeds, tasks
+
+SUMMARIES = {"compare": seeds, "study": collapse, "choosing": choosing, "tasks": tasks, "paper": paper}
 
 
 def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -> list[Path]:
@@ -57,8 +52,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("results/default"))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--sweep", type=Path)
-    parser.add_argument("--root", type=Path)
+    parser.add_argument("--sweep", "--root", dest="root", type=Path)
+    parser.add_argument("--study")
+    parser.add_argument("--minutes")
     parser.add_argument("--variant", default="")
     parser.add_argument("--cells", nargs="+", default=[])
     args = parser.parse_args()
@@ -70,22 +66,8 @@ def main() -> None:
         return
     with Path(os.environ["PELAP_CALLS"]).open("a") as calls:
         print(f"{args.stage}@{args.variant}" if args.variant else args.stage, file=calls)
-    if args.stage == "compare":
-        sweep = SweepPaths(args.sweep)
-        files, content = (
-            [sweep.summary, sweep.figure, sweep.budget, sweep.budget_figure],
-            " ".join(args.cells),
-        )
-    elif args.stage == "study":
-        study = StudyPaths(args.root)
-        files, content = [study.summary, study.cells, study.figure], " ".join(args.cells)
-    elif args.stage == "choosing":
-        choosing = ChoosingPaths(args.root)
-        names = ("plans", "methods", "additivity", "prediction", "rivals")
-        figures = ("threshold_figure", "methods_figure", "additivity_figure", "prediction_figure")
-        files, content = [getattr(choosing, name) for name in (*names, *figures)], " ".join(args.cells)
-    elif args.stage == "tasks":
-        files, content = TasksPaths(args.root).files, " ".join(args.cells)
+    if args.stage in SUMMARIES:
+        files, content = [args.root / name for name in SUMMARIES[args.stage].FILES], " ".join(args.cells)
     else:
         content = args.params.read_text()
         dataset = re.search(r'^ *"?dataset"?: "?([a-z0-9_-]+)', content, re.MULTILINE)

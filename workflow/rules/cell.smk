@@ -15,6 +15,10 @@ TABLES = {
 }
 
 
+PACKED, MODELS, SCORED = of_cell("packed"), of_cell("trained", "model"), of_cell("scored_model")
+PLANS = [CELL.score_protocol, CELL.prune_result, CELL.pruned_models]
+
+
 class Stage(NamedTuple):
     """A stage as a rule."""
 
@@ -27,39 +31,36 @@ class Stage(NamedTuple):
     mem_mb: int = 8000
     job: str = ""
     """Its name among the jobs of a cell, unless that of the stage."""
-    options: str = "--data {params.data}"
 
 
 STAGES = {
     "download": Stage(
-        {}, [packed_dataset(PLACE, "{dataset}")], runtime=60, threads=1, gpu=False, mem_mb=4000, job="{dataset}"
+        {}, [packed_dataset(PLACE, "{dataset}")], 60, threads=1, gpu=False, mem_mb=4000, job="{dataset}"
     ),
     "train": Stage(
-        {"data": packed},
+        {"data": PACKED},
         [MODEL.history, MODEL.validation, MODEL.reconstructions, MODEL.samples],
         folders=[MODEL.model],
         runtime=720,
         job="train-{variant}",
-        options="--data {params.data} --variant {wildcards.variant}",
     ),
-    "collapse": Stage({"data": packed, "models": every_variant("model")}, TABLES["collapse"], runtime=60),
-    "score": Stage({"model": scored_model}, TABLES["score"], runtime=240, threads=all_cores, options=""),
+    "collapse": Stage({"data": PACKED, "models": MODELS}, TABLES["collapse"], runtime=60),
+    "score": Stage({"model": SCORED}, TABLES["score"], runtime=240, threads=all_cores),
     "prune": Stage(
-        {"model": scored_model, "scores": TABLES["score"]},
+        {"model": SCORED, "scores": TABLES["score"]},
         TABLES["prune"],
         folders=[CELL.plans, CELL.pruned_models],
         runtime=240,
         threads=all_cores,
-        options="",
     ),
     "distill": Stage(
-        {"data": packed, "model": scored_model, "pruned": [CELL.score_protocol, CELL.prune_result, CELL.pruned_models]},
+        {"data": PACKED, "model": SCORED, "pruned": PLANS},
         TABLES["distill"],
         folders=[CELL.distilled_models],
         runtime=720,
     ),
     "evaluate": Stage(
-        {"data": packed, "models": every_variant("model"), "shrunk": shrunk_models},
+        {"data": PACKED, "models": MODELS, "shrunk": of_cell("shrunk_models")},
         TABLES["evaluate"],
         folders=PICTURES,
         runtime=240,
@@ -67,8 +68,8 @@ STAGES = {
     ),
     "report": Stage(
         {
-            "histories": every_variant("history"),
-            "validations": every_variant("validation"),
+            "histories": of_cell("trained", "history"),
+            "validations": of_cell("trained", "validation"),
             "tables": [*sum(TABLES.values(), []), *PICTURES],
         },
         [CELL.report_page, CELL.report_table, PAGE],
@@ -76,14 +77,8 @@ STAGES = {
         threads=1,
         gpu=False,
         mem_mb=2000,
-        options="",
     ),
 }
-
-
-def of_stage(stage, what):
-    """Something of a cell that a stage needs, as a function of the wildcards."""
-    return lambda wildcards: what(cell(wildcards), stage)
 
 
 for NAME, STAGE in STAGES.items():
@@ -95,7 +90,7 @@ for NAME, STAGE in STAGES.items():
             NAME
         input:
             **STAGE.input,
-            made_of=made_of(PARAMETERS, of_stage(NAME, grid.Cell.parts)),
+            made_of=made_of(PARAMETERS, of_cell("parts", NAME)),
         output:
             *STAGE.output,
             *map(directory, STAGE.folders),
@@ -107,8 +102,9 @@ for NAME, STAGE in STAGES.items():
         params:
             made_of=noted(PARAMETERS),
             run=subpath(output.parameters, ancestor=2),
-            data=of_stage(NAME, lambda here, _: here.data),
-            parameters=of_stage(NAME, lambda here, stage: grid.as_yaml(here.parameters(stage))),
+            stage=NAME,
+            options=of_cell("options", NAME),
+            parameters=of_cell("parameters", NAME),
         threads: STAGE.threads
         resources:
             mem_mb=STAGE.mem_mb,
@@ -117,4 +113,4 @@ for NAME, STAGE in STAGES.items():
             **({"gpu": 1} if STAGE.gpu else {}),
         shell:
             PREPARE
-            + f"pelap {NAME} --run {{params.run}} --params {{output.parameters}} {STAGE.options} > {{log}} 2>&1"
+            + "pelap {params.stage} --run {params.run} --params {output.parameters} {params.options} > {log} 2>&1"

@@ -34,39 +34,14 @@ wildcard_constraints:
     place=r"shared|seed\d+",
 
 
-def cell(wildcards):
-    """The cell that a job is of."""
-    return grid.cell_of(GRIDS, dict(wildcards.items()))
+def of_cell(name, *arguments):
+    """Something of the cell that a job is of: a property or method of `workflow.grid.Cell`."""
 
+    def found(wildcards):
+        value = getattr(grid.cell_of(GRIDS, dict(wildcards.items())), name)
+        return value(*arguments) if arguments else value
 
-def every_variant(output):
-    """A file of training, for every variant of a cell."""
-
-    def of(wildcards):
-        here = cell(wildcards)
-        return [str(getattr(here.paths.train(name), output)) for name in here.raw["variants"]]
-
-    return of
-
-
-def scored_model(wildcards):
-    """The variant whose UNet is scored, pruned and distilled."""
-    here = cell(wildcards)
-    return str(here.paths.train(here.raw["score"]["variant"]).model)
-
-
-def shrunk_models(wildcards):
-    """What evaluation looks at besides the variants."""
-    here = cell(wildcards)
-    plans, students = ("pruned_models", "prune_result"), ("distilled_models", "distill_result")
-    names = (*plans, *students, "score_protocol") if here.raw["evaluate"]["models"] == "all" else ()
-    return [str(getattr(here.paths, name)) for name in names]
-
-
-def packed(wildcards):
-    """The packed data set of a cell."""
-    here = cell(wildcards)
-    return packed_dataset(here.data, here.raw["dataset"])
+    return found
 
 
 def key_file(parameters, wildcards):
@@ -88,27 +63,10 @@ def noted(parameters):
     return lambda wildcards: files.digest(files.read_mapping(key_file(parameters, wildcards)))
 
 
-def cell_files(folder, names):
-    """Files of a cell by their names in RunPaths, in every cell of the grids in a folder."""
-    return [str(getattr(RunPaths(path), name)) for path in cell_folders(folder) for name in names]
-
-
 def cell_folders(folder):
     """Every cell of a grid, or of those below it."""
     inside = [name for name in GRIDS if name == folder or name.startswith(f"{folder}/")]
     return [grid.RESULTS / path for name in inside for path in GRIDS[name].cells(f"{name}/")]
-
-
-def finished_parts(folder):
-    """What every job of the paper's cells leaves: its parameters."""
-    found = []
-    for name in (name for name in GRIDS if name.startswith(f"{folder}/")):
-        for part, stages in GRIDS[name].stages.items():
-            trained = [f"train-{variant}" for variant in GRIDS[name].raws[part]["variants"]]
-            for seed in GRIDS[name].seeds:
-                params = RunPaths(grid.RESULTS / name / part / f"seed{seed}").stage_params
-                found += [str(params / f"{job}.yaml") for job in (*trained, *stages) if job != "train"]
-    return found
 
 
 def given_cores():
@@ -126,8 +84,7 @@ def all_cores(wildcards):
 
 def evaluate_cores(wildcards):
     """All of them where evaluation times the models."""
-    timed = cell(wildcards).raw["evaluate"]["latency_repeats"] is not None
-    return all_cores(wildcards) if timed else 2
+    return all_cores(wildcards) if of_cell("timed")(wildcards) else 2
 
 
 def torch_threads(wildcards, threads):
