@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from tiny import LIGHT, ROOT, tiny_raw
 
 import pelap.stages.collapse
+import pelap.stages.evaluate
 import pelap.stages.train
 from pelap.cli import EXIT_UNFINISHED, main
 from pelap.commands import paper as runner
