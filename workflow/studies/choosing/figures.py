@@ -1,6 +1,6 @@
 """Figures of the study of ways to choose operators."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def threshold_figure(
         reach = [*above.get_xlim(), *below.get_xlim()]
         for axis in (above, below):
             axis.set_xlim(min(reach), max(reach))
-    handles = [*_curve_handles(curves), *_level_handles(cells[0]), *_kind_handles(kinds)]
+    handles = list(_threshold_handles(curves, cells[0], kinds))
     legend(figure, handles=handles, loc="outside lower center", ncols=3, fontsize=9.5)
     for axis, (when, dataset) in zip(axes, places, strict=True):
         _label(axis, of_dataset(curves, dataset), of_dataset(rivals, dataset), f"{_FIELDS[when]}_mean")
@@ -151,27 +151,24 @@ def _point(axis: Axes, row: Mapping[Any, Any], x: str, y: str, **look: Any) -> N
     )  # fmt: skip
 
 
-def _curve_handles(curves: pd.DataFrame) -> list[Line2D]:
-    looks = {str(method): _LOOKS[family_of(method)] for method in dict.fromkeys(curves["method"])}
-    return [
-        Line2D([], [], color=colour, marker=marker, markersize=7, label=literal(shortened(method)))
-        for method, (colour, marker) in looks.items()
-    ]
+def _mark(label: str, **look: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], label=literal(label), **({"linestyle": "none", "color": MUTED} | look))
 
 
-def _level_handles(cell: Cell) -> list[Line2D]:
-    handles = [Line2D([], [], color=INK, linewidth=1.0, linestyle=_DASHED, label="dense")]
+def _threshold_handles(
+    curves: pd.DataFrame, cell: Cell, kinds: Mapping[str, tuple[str, str]]
+) -> Iterator[Line2D]:
+    """Of methods, of the levels, and of what saves time without pruning."""
+    for method in dict.fromkeys(curves["method"]):
+        colour, marker = _LOOKS[family_of(method)]
+        yield _mark(shortened(str(method)), color=colour, marker=marker, markersize=7, linestyle="-")
+    yield _mark("dense", color=INK, linewidth=1.0, linestyle=_DASHED)
     if cell.control is not None:
-        text = f"{literal(shortened(cell.control))}: trained as long, mean ± std"
-        handles.append(Line2D([], [], color=MUTED, linewidth=7, alpha=0.4, label=text))
-    return handles
-
-
-def _kind_handles(kinds: Mapping[str, tuple[str, str]]) -> list[Line2D]:
-    return [
-        Line2D([], [], color=MUTED, marker=marker, linestyle="none", markersize=5.5, label=literal(text))
-        for marker, text in dict.fromkeys(kinds.values())
-    ]
+        text = f"{shortened(cell.control)}: trained as long, mean ± std"
+        yield _mark(text, linewidth=7, alpha=0.4, linestyle="-")
+    for marker, text in dict.fromkeys(kinds.values()):
+        yield _mark(text, marker=marker, markersize=5.5)
 
 
 def _label(axis: Axes, curves: pd.DataFrame, rivals: pd.DataFrame, field: str) -> None:
@@ -212,7 +209,7 @@ def methods_figure(plans: pd.DataFrame, methods: pd.DataFrame, metric: str) -> F
     if names:
         unit = " % of the time" if seeds["target"].eq("time_reduction").all() else ""
         texts = (f"asked for: {amount:g}{unit}", f"mean ± std of {seeds['seed'].nunique()} seeds")
-        words = [Line2D([], [], linestyle="none", label=text) for text in texts]
+        words = [_mark(text) for text in texts]
         legend(
             figure,
             handles=[*_family_handles(names), *words],
@@ -276,11 +273,8 @@ def _around_zero(axis: Axes, values: "pd.Series[float]", which: str) -> None:
 
 def _family_handles(methods: Iterable[object]) -> list[Line2D]:
     there = {family_of(method) for method in methods}
-    return [
-        Line2D([], [], color=colour, marker=marker, linestyle="none", label=family)
-        for family, (colour, marker) in _LOOKS.items()
-        if family in there
-    ]
+    looks = {family: look for family, look in _LOOKS.items() if family in there}
+    return [_mark(family, color=colour, marker=marker) for family, (colour, marker) in looks.items()]
 
 
 def additivity_figure(plans: pd.DataFrame, additivity: pd.DataFrame) -> Figure:
@@ -304,7 +298,7 @@ def additivity_figure(plans: pd.DataFrame, additivity: pd.DataFrame) -> Figure:
         _rho(axis, of_dataset(overall, dataset), f"rho_{name}")
 
     known = {name: f"joint_score > 0 and {name}_of_scores > 0" for name in words}
-    equal = Line2D([], [], color=MUTED, linewidth=1.1, linestyle=_DASHED, label="equal")
+    equal = _mark("equal", linewidth=1.1, linestyle=_DASHED)
     return _scatter_figure(plans, known, draw, 3.9, [equal])
 
 

@@ -172,10 +172,9 @@ def _pooled(plans: pd.DataFrame, predictor: str, target: str) -> tuple[float, fl
 
 
 def _by_seed(plans: pd.DataFrame, predictor: str, target: str) -> tuple[float, float, float, int, int]:
-    found = [spearman(group[predictor], group[target]) for _, group in plans.groupby("seed")]
+    found = [spearman(own[predictor], own[target]) for _, own in plans.groupby("seed")]
     values = pd.Series([rho for rho, _, _ in found], dtype=float).dropna()
-    num = sum(num for _, _, num in found)
-    return float(values.mean()), float(values.std(ddof=1)), np.nan, num, len(values)
+    return float(values.mean()), float(values.std(ddof=1)), np.nan, sum(n for *_, n in found), len(values)
 
 
 def rival_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:

@@ -109,11 +109,11 @@ def _cell(run: RunPaths, table: pd.DataFrame) -> pd.DataFrame:
 
 def _real(runs: Sequence[RunPaths]) -> dict[str, float]:
     """Fréchet distance of real pictures by data set, mean over seeds."""
-    rows = [
-        (place_of(run)[0], files.read_metrics(run.metrics).get(REAL_ROW, {}).get(DISTANCE)) for run in runs
-    ]
-    found = pd.DataFrame(rows, columns=["dataset", "value"]).astype({"value": float})
-    return {str(name): float(np.mean(own)) for name, own in found.groupby("dataset")["value"]}
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        value = files.read_metrics(run.metrics).get(REAL_ROW, {}).get(DISTANCE)
+        found.setdefault(place_of(run)[0], []).append(np.nan if value is None else value)
+    return {dataset: float(np.mean(values)) for dataset, values in found.items()}
 
 
 def _print_verdicts(runs: Sequence[RunPaths], tables: Sequence[pd.DataFrame]) -> None:

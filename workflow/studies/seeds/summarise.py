@@ -1,7 +1,8 @@
 """The cells of a sweep as mean, standard deviation and paired differences."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,8 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     if timed:
         budget = over_seeds(pd.concat(map(_budget, timed), ignore_index=True), _BUDGET_KEYS)
         files.write_csv(root / "budget.csv", budget)
-        dense = {place_of(run)[0]: name for run in timed for name in _scored(run)}
+        scored = {place_of(run)[0]: _said(run.evaluate_protocol).get("scored_variant") for run in timed}
+        dense = {dataset: name for dataset, name in scored.items() if name is not None}
         write_figure(root / "budget.png", budget_figure(budget, dense, cells))
     print(f"{len(runs)} cells summarised in {root / 'summary.csv'}")
 
@@ -95,19 +97,13 @@ def _budget(run: RunPaths) -> pd.DataFrame:
     return table.assign(dataset=dataset, seed=seed, value=table["value"].astype(float))
 
 
-def _scored(run: RunPaths) -> Iterable[str]:
-    """The variant that was pruned, if the cell says so."""
-    if run.evaluate_protocol.is_file():
-        name = files.read_mapping(run.evaluate_protocol).get("scored_variant")
-        if name is not None:
-            yield name
+def _said(file: Path) -> dict[str, Any]:
+    """A JSON file, if the cell has it."""
+    return files.read_mapping(file) if file.is_file() else {}
 
 
 def _control(runs: Sequence[RunPaths]) -> str | None:
     """The first network that was trained on from the dense one."""
-    for run in runs:
-        if run.distill_result.is_file():
-            for name, how in files.read_mapping(run.distill_result).items():
-                if isinstance(how, dict) and how.get("start") == "dense":
-                    return name
-    return None
+    students = (student for run in runs for student in _said(run.distill_result).items())
+    named = (name for name, how in students if isinstance(how, dict) and how.get("start") == "dense")
+    return next(named, None)
