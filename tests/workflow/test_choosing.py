@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from tiny import ROOT
 
 from pelap.cli import main
@@ -92,13 +91,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         summarise(root)
     (root / "said.txt").write_text(said.getvalue())
     return root
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what is about tables alone: drawing takes most of the time."""
-    for name in ("threshold", "methods", "additivity", "prediction"):
-        monkeypatch.setattr(figures, f"{name}_figure", lambda *args: Figure())
 
 
 def read(file: Path, **values: Any) -> pd.DataFrame:
@@ -297,21 +289,6 @@ def test_a_single_plan_of_a_single_seed(tmp_path: Path, few: tuple[str, ...]) ->
     files.write_json(run.distill_result, {"dense-finetuned": {"start": "dense"}})
     summarise(tmp_path)
     assert len(files.read_csv(tmp_path / "plans.csv")) == len(few)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_unfinished_cells_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [write_cell(tmp_path, "photos", seed) for seed in SEEDS]
-    runs[-1].budget.unlink()
-    (tmp_path / "photos" / "seedling").mkdir()
-    summarise(tmp_path)
-    assert "not finished: photos/seed10\n" in capsys.readouterr().out
-    assert set(files.read_csv(tmp_path / "methods.csv")["n"]) == {2}
-
-
-def test_nothing_to_summarise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["choosing", "--root", str(tmp_path / "none")]) == 2
-    assert "no finished DATASET/seedN here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

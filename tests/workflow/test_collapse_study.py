@@ -85,10 +85,6 @@ def test_rows_stand_by_data_set_control_and_metric(root: Path) -> None:
     nothing = ("pelap-1e-2", "floor_ratio")  # no seed has a value
     expected = [(d, c, m) for d in ("cifar10-jpeg", "photos") for c in CONTROLS for m in METRICS]
     assert rows == [row for row in expected if row[1:] != nothing]
-
-
-def test_cells_have_every_value_of_every_seed(root: Path) -> None:
-    summarise(root)
     cells = files.read_csv(root / "cells.csv")
     assert list(cells.columns) == ["control", "dataset", "seed", "metric", "value"]
     assert list(dict.fromkeys(cells["seed"])) == [0, 1, 10]
@@ -123,14 +119,6 @@ def test_verdicts_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert lines[-1] == f"6 cells summarised in {root / 'summary.csv'}"
 
 
-def test_unfinished_cells_are_named_and_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_cell(root, "photos", 11).metrics.unlink()
-    (root / "photos" / "seedling").mkdir()
-    summarise(root)
-    assert "not finished: photos/seed11\n" in capsys.readouterr().out
-    assert set(files.read_csv(root / "summary.csv")["n"]) == {3}
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -161,11 +149,6 @@ def test_a_control_with_two_rows_is_refused(root: Path, capsys: pytest.CaptureFi
     write_cell(root, "photos", 0, ("baseline", "baseline"))
     assert main(["study", "--root", str(root)]) == 2
     assert "two rows" in capsys.readouterr().err
-
-
-def test_nothing_to_summarise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "--root", str(tmp_path / "none")]) == 2
-    assert "no finished DATASET/seedN here" in capsys.readouterr().err
 
 
 def test_figure_has_a_row_of_panels_per_data_set(root: Path) -> None:

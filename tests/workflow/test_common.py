@@ -123,6 +123,8 @@ def test_each_data_set_and_task_may_have_its_own(tmp_path: Path) -> None:
 def test_all_summaries_take_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("compare", "study", "choosing", "tasks"):
         option = "--sweep" if command == "compare" else "--root"
+        assert main([command, option, str(tmp_path / "none")]) == 2
+        assert "DATASET/seedN here; run `snakemake" in capsys.readouterr().err
         asked = "text/photos/seed7" if command == "tasks" else "photos/seed7"
         assert main([command, option, str(tmp_path), "--cells", asked]) == 2
         assert "not finished" in capsys.readouterr().err
