@@ -181,17 +181,17 @@ def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     return value
 
 
-def read_mappings(path: Path, keys: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+def read_mappings(path: Path, keys: Iterable[str] = (), again: str = "make it again") -> dict[str, Any]:
     """Read a JSON object of objects with at least these keys, such as `prune/result.json`.
 
     Raises:
-        DataError: It is missing, no object, holds anything else, or one lacks a key.
+        DataError: It is missing, no object, holds anything else, or one lacks a key; `again` says what to do.
     """
-    whole = read_mapping(path)
+    whole, keys = read_mapping(path), list(keys)
     for name, value in whole.items():
         absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["a mapping"]
         if absent:
-            raise DataError(f"{path}: {name}: lacks {', '.join(absent)}; make it again")
+            raise DataError(f"{path}: {name}: lacks {', '.join(absent)}; {again}")
     return whole
 
 

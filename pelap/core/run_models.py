@@ -111,12 +111,9 @@ def read_students(paths: RunPaths, keys: Iterable[str] = ()) -> dict[str, dict[s
     Raises:
         DataError: That is missing, or a network comes from a plan that `prune` did not leave.
     """
-    students, plans = files.read_mapping(paths.distill_result), files.read_mapping(paths.prune_result)
+    students = files.read_mappings(paths.distill_result, ("start", *keys), "distill again")
+    plans = files.read_mapping(paths.prune_result)
     for name, how in students.items():
-        wanted = ("start", *keys)
-        absent = [key for key in wanted if key not in how] if isinstance(how, dict) else ["a mapping"]
-        if absent:
-            raise DataError(f"{paths.distill_result}: {name}: lacks {', '.join(absent)}; distill again")
         if how["start"] != "dense" and how.get("plan") not in plans:
             raise DataError(
                 f"{paths.distill_result}: {name} is of plan {how.get('plan')}, {paths.prune_result} has "

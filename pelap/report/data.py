@@ -14,8 +14,9 @@ from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.listing import QUANTITIES, changed
 from pelap.core.paths import RunPaths
+from pelap.core.run_models import cached_name, read_students
 from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
-from pelap.report.tables import CACHED, PRUNED, SURE, metrics_frame, quality_column
+from pelap.report.tables import PRUNED, SURE, metrics_frame, quality_column
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")
 _CHANGES = [f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")]
@@ -93,7 +94,7 @@ class RunData:
     @property
     def cached(self) -> list[str]:
         """Rows of the scored variant whose sampling steps share deep features."""
-        return [f"{CACHED}-{interval}" for interval in self.protocol.get("deepcache_intervals", [])]
+        return [cached_name(interval) for interval in self.protocol.get("deepcache_intervals", [])]
 
     @property
     def denoisers(self) -> list[str]:
@@ -193,18 +194,8 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
         prune_result=files.read_mappings(paths.prune_result),
         distill=_table(paths.distill_history, "student step loss"),
         distill_validation=_table(paths.distill_validation, "student step task"),
-        students=files.read_mappings(
-            paths.distill_result,
-            [
-                "start",
-                "plan",
-                "steps",
-                "kept_step",
-                "select",
-                "task_weight",
-                "output_weight",
-                "feature_weight",
-            ],
+        students=read_students(
+            paths, ["plan", "steps", "kept_step", "select", "task_weight", "output_weight", "feature_weight"]
         ),
         latencies=_table(paths.latencies, "model batch_size mode median_ms iqr_ms"),
         budget=_table(paths.budget, "model steps image_ms image_iqr_ms"),

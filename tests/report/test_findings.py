@@ -43,7 +43,7 @@ def test_headline_says_what_the_numbers_say(paths: RunPaths) -> None:
 
 
 def test_headline_admits_a_loss(paths: RunPaths) -> None:
-    files.write_json(paths.prune_result, {"25": {"measured_time_reduction": -0.031}})
+    files.write_json(paths.prune_result, {"25": {"measured_time_reduction": -0.031}, "35": {}})
     table = files.read_csv(paths.differences)
     files.write_csv(paths.differences, table.assign(difference=-3.0))
     first = said(paths)[0]
@@ -51,6 +51,7 @@ def test_headline_admits_a_loss(paths: RunPaths) -> None:
         "Plan 25: 27 operators replaced, UNet time +3.1 %. Against invariant: distilled-25, "
     )
     assert "scratch-25 better." in first
+    assert said(paths)[1].startswith("Plan 35: 34 operators replaced. Against invariant: ")
 
 
 def test_headline_says_what_the_dense_one_did_not_have(paths: RunPaths) -> None:
