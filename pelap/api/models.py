@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pelap.config import EvaluateParams, SamplerParams, ScoreParams, Section, SoundParams
+from pelap.config import SamplerParams, ScoreParams, Section, SoundParams
 from pelap.config.load import explain
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.keys import key
@@ -22,14 +22,13 @@ from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.datasets.folder import build_folder
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
-from pelap.diffusion.sampler import ImageGenerator, ModelGenerator
+from pelap.diffusion.sampler import ModelGenerator
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines import LatentPipeline, model_io, pipeline_io
 from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
 from pelap.pipelines.kinds import denoiser_of
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.surgery.apply import plan_kept
-from pelap.surgery.plan import Plan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -107,7 +106,9 @@ def with_denoiser(model: Any, network: nn.Module, name: str) -> Any:
 
     Its denoiser has the precision of the other's.
     """
-    network = network.to(next(network_of(model).parameters()).dtype)
+    dtype = next(network_of(model).parameters()).dtype
+    if dtype != torch.float32:
+        network = network.to(dtype)
     if isinstance(model, LatentDiffusion):
         return model.with_unet(network, name, model.info.ema_decay)
     twin = copy.copy(model)
@@ -232,7 +233,7 @@ def _side_of(model: Any) -> int:
     return int(side * 2 ** (levels - 1))
 
 
-def section(kind: type[S], call: str, keep_none: bool = False, **given: Any) -> S:
+def section(kind: type[S], call: str, /, keep_none: bool = False, **given: Any) -> S:
     """A section of the parameters with its defaults, where nothing (None, unless it is kept) is given.
 
     Raises:
