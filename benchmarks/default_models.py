@@ -14,7 +14,7 @@ from pelap.config.rules import parts_of
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.pipelines.model_io import load_model
 from pelap.surgery.apply import apply_plan
-from pelap.surgery.pruned_reader import load_plan
+from pelap.surgery.plan import load_plan
 
 RUN = ROOT / "results" / "default"
 PLAN = RUN / "prune" / "plans" / "25.json"

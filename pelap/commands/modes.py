@@ -107,11 +107,11 @@ def run_pipeline(args: argparse.Namespace) -> None:
     unused += _not_among(PIPELINE_KEYS[args.stage], overrides)
     _say_unused("for a pipeline", args, UNUSED_BY_PIPELINE[args.stage], unused)
     if args.stage == "score":
-        from pelap.stages.score import score_pipeline
+        from pelap.commands.pipelines import score_pipeline
 
         score_pipeline(params, args.pipeline, args.out, device, args.prompts, args.save_latents)
     elif args.stage == "prune":
-        from pelap.stages.prune import prune_pipeline
+        from pelap.commands.pipelines import prune_pipeline
 
         prune_pipeline(params, args.pipeline, args.scores, args.out, device, args.prompts, args.plan)
     elif args.stage == "distill":

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
 
+from pelap.core.calls import capture_calls
 from pelap.core.device import autocast, uses_bf16
 from pelap.core.keys import key
 from pelap.core.rng import noise
@@ -54,13 +55,15 @@ class Denoiser:
             network: Called instead, with the same arguments.
         """
         start = noise(self.latent_shape, 0, "cost", range(batch_size)).to(self.device)
-        call = capture_first_call(self.network, lambda: self.denoise(start, range(batch_size)))
-
+        ((args, kwargs),) = capture_calls(
+            self.network, lambda: self.denoise(start, range(batch_size)), first_only=True
+        )
+        called = self.network if network is None else network
         mixed = uses_bf16(self.device, self.precision)
 
         def forward() -> object:
             with torch.no_grad(), autocast(self.device, self.precision) if mixed else nullcontext():
-                return call(self.network if network is None else network)
+                return called(*args, **kwargs)
 
         return forward
 
@@ -86,30 +89,3 @@ def said_if_some_are_left(name: str, num_items: int, num_asked: int, setting: st
     )
     print(f"warning: {line}")
     return [line]
-
-
-class _CalledError(Exception):
-    """Stops a denoising run at the first call of its network."""
-
-
-def capture_first_call(network: nn.Module, run: Callable[[], object]) -> Callable[[Callable[..., Any]], Any]:
-    """What `run` calls `network` with first, as a function that calls any network or function so.
-
-    The run ends there; nothing of the network is computed.
-    """
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-        arguments.append((args, kwargs))
-        raise _CalledError
-
-    handle = network.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        run()
-    except _CalledError:
-        pass
-    finally:
-        handle.remove()
-    assert arguments, "the denoising run calls its network"
-    (args, kwargs) = arguments[0]
-    return lambda other: other(*args, **kwargs)

@@ -12,11 +12,11 @@ import torch
 from torch.utils._pytree import tree_map
 
 from pelap.config import DistillParams
+from pelap.core.calls import capture_calls
 from pelap.core.errors import finite
 from pelap.core.graphs import to_device
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, gather_batch, to_float
-from pelap.diffusion.denoiser import capture_first_call
 from pelap.distillation.batches import NoisyBatch
 from pelap.models.schedule import add_noise
 from pelap.pipelines import LatentPipeline, refuse
@@ -189,9 +189,11 @@ def text_conditions(pipeline: LatentPipeline, num_classes: int) -> dict[str, Any
     ones and sizes). With guidance there are rows for the empty prompt, then rows for the captions.
     """
     start = torch.zeros(num_classes, *pipeline.latent_shape)
-    call = capture_first_call(pipeline.denoiser, lambda: pipeline.denoise(start, range(num_classes), seed=0))
-    by_name = inspect.signature(pipeline.denoiser.forward).bind
-    (_, *given) = call(lambda *args, **kwargs: by_name(*args, **kwargs).arguments.items())  # latents first
+    ((args, kwargs),) = capture_calls(
+        pipeline.denoiser, lambda: pipeline.denoise(start, range(num_classes), seed=0), first_only=True
+    )
+    bound = inspect.signature(pipeline.denoiser.forward).bind(*args, **kwargs)
+    (_, *given) = bound.arguments.items()  # latents first
     kept = {name: value for name, value in given if name not in ("timestep", "return_dict")}
     captions_then_none = [*range(-num_classes, 0), 0] if pipeline.copies == 2 else [*range(num_classes)]
     return tree_map(lambda rows: _rows(rows, captions_then_none), kept)  # type: ignore[no-any-return]

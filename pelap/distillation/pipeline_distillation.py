@@ -15,8 +15,8 @@ from pelap.distillation.distill import distill, training_key
 from pelap.distillation.pipeline_batches import PipelineBatches, text_conditions
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import OF_SCHEDULER, demand_pictures_of, differences_in_training, mean_the_same
+from pelap.surgery.apply import plan_kept
 from pelap.surgery.plan import fingerprint
-from pelap.surgery.pruned_io import plan_kept
 from pelap.training.trainer import Progress
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from pelap.core.calls import capture_calls
 from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
 from pelap.core.errors import ConfigError, ModelError, finite, is_out_of_memory
 from pelap.core.files import digest, one_line
@@ -219,17 +220,9 @@ class LatentPipeline:
 
     def _try_out(self) -> int:
         """Run the pipeline to the first call of its denoiser; give the rows of that for one latent."""
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-            raise _ReachedError(len(args[0] if args else next(iter(kwargs.values()))))
-
-        handle = self.denoiser.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            self.denoise(torch.zeros(1, *self.latent_shape), [0], seed=0)
-        except _ReachedError as reached:
-            return reached.rows
-        finally:
-            handle.remove()
+        start = torch.zeros(1, *self.latent_shape)
+        for args, kwargs in capture_calls(self.denoiser, lambda: self.denoise(start, [0], seed=0), True):
+            return len(args[0] if args else next(iter(kwargs.values())))
         return refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {SUPPORTED}")
 
     def _loop(self, noise: torch.Tensor, predict: Predict, generators: list[torch.Generator]) -> torch.Tensor:
@@ -344,14 +337,6 @@ def _in_place(of: Any, method: str, function: Callable[..., Any]) -> Iterator[No
         delattr(of, method)  # uncovers that of its class
         if before is not None:
             setattr(of, method, before)
-
-
-class _ReachedError(Exception):
-    """Ends a trial where the denoiser is called for the first time, with so many rows."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__(rows)
-        self.rows = rows
 
 
 def stack(encodings: list[Any]) -> Any:

@@ -8,8 +8,8 @@ from torch import nn
 
 from pelap.models import model_io
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.surgery.plan import Plan
-from pelap.surgery.pruned_reader import PLAN, demand_plan, load_plan, load_pruned
+from pelap.surgery.apply import PLAN, demand_plan, load_pruned
+from pelap.surgery.plan import Plan, load_plan
 
 
 def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -> None:

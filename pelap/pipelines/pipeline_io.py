@@ -39,15 +39,8 @@ from pelap.core.part_io import (
 )
 from pelap.data.prompts import read_prompts
 from pelap.pipelines.latent import LatentPipeline
-from pelap.surgery.plan import Plan
-from pelap.surgery.pruned_io import digest
-from pelap.surgery.pruned_reader import (
-    PLAN,
-    PRUNED_WEIGHTS,
-    demand_plan,
-    load_plan,
-    load_pruned,
-)
+from pelap.surgery.apply import PLAN, PRUNED_WEIGHTS, demand_plan, digest, load_pruned
+from pelap.surgery.plan import Plan, load_plan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

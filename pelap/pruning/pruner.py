@@ -1,31 +1,39 @@
-"""A denoiser on the bench: what its plans are made with and judged by."""
+"""From scores to plans, and from plans to networks, of one denoiser."""
 
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from pelap.config import ScoreParams
+from pelap.config import PruneParams
 from pelap.core import files
 from pelap.core.device import full_precision
 from pelap.core.errors import PlanError, finite
 from pelap.core.progress import progress
-from pelap.diffusion.denoiser import Denoiser
-from pelap.profiling.cost import count_macs, count_params
-from pelap.profiling.latency import Latency, measure_latency, measure_module_latencies
+from pelap.profiling.cost import count_params
+from pelap.profiling.latency import Latency, measure_latency
+from pelap.pruning.rounds import Method, TimeBudgetPlanner
+from pelap.pruning.selection import check_scores, plan_of, single_operator_plans
 from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import MEND, ORIGINAL, ORIGINALS, score_operators
-from pelap.scoring.setup import costs, find, fit, scoring_of
+from pelap.scoring.score import MEND, ORIGINAL, ORIGINALS
+from pelap.scoring.scorer import Scorer
 from pelap.scoring.statistic import score
 from pelap.surgery.apply import apply_plan
-from pelap.surgery.operators import MISFITS, Operator, is_inside, swapped_modules
+from pelap.surgery.operators import MISFITS, is_inside, swapped_modules
 from pelap.surgery.plan import Plan, complete_plan
 from pelap.surgery.replacements import Replacement
+
+WHOLE = "(whole denoiser)"
+"""Row of a table of changes that holds the totals."""
+MAY_DIFFER = ("weights", "prompts", "num_prompts", "prompts_digest", "classes_digest")
+"""What scores may be of and still say something of a model: it was tuned, or is asked for other things."""
 
 
 class Prepared(NamedTuple):
@@ -35,31 +43,109 @@ class Prepared(NamedTuple):
     replacements: dict[str, Replacement]
 
 
-class ModuleCost(NamedTuple):
-    """Of a module with all its parts, in one pass."""
+class Pruned(NamedTuple):
+    """What pruning gave."""
 
-    params: int
-    macs: int
-    latency_ms: float
+    network: nn.Module
+    plan: Plan
+    changes: pd.DataFrame
+    """Every operator before and after: action, parameters, MACs and milliseconds of one pass."""
+    result: dict[str, Any]
+    """What was promised and what was measured, as JSON."""
 
 
-class Pruner:
-    """A denoiser with its scores, and all that is computed once for its plans.
+class Pruner(Scorer):
+    """A denoiser with all that its scores and plans are made from and judged by, each made once.
 
-    Args:
-        denoiser: The denoiser.
-        scores: Its table of scores.
-        params: How they were made.
-        seed: And from which seed.
+    ``scores = pruner.score()``, then ``pruner.plans(scores.table, params)``, then ``pruner.apply(plan)``. The
+    denoiser keeps its network.
     """
 
-    def __init__(self, denoiser: Denoiser, scores: pd.DataFrame, params: ScoreParams, seed: int) -> None:
-        self.denoiser = denoiser
-        self.scores = scores
-        self.params = params
-        self.seed = seed
-        self._operators: dict[str, Operator] = {}
-        self._stand_ins: dict[Operator, Replacement] = {}
+    def demand_own(self, scores: pd.DataFrame, protocol: Mapping[str, Any], where: str) -> None:
+        """Refuse scores of another network or sampling than this one's; say where prompts or weights differ.
+
+        Args:
+            scores: The table.
+            protocol: What is known of how it was made; empty: nothing.
+            where: Names the protocol in messages.
+
+        Raises:
+            PlanError: They are another's.
+        """
+        name, now = self.denoiser.name, self.made_with
+        differing = [part for part in now if part in protocol and _plain(protocol[part]) != _plain(now[part])]
+        others = [part for part in differing if part not in MAY_DIFFER]
+        if others:
+            raise PlanError(
+                f"{where}: the scores were made with another {', '.join(others)} than {name} has now; score "
+                "it again"
+            )
+        if differing:
+            print(
+                f"warning: the scores were made with other {', '.join(differing)} than {name} has now; score "
+                "it again, unless that is what you want"
+            )
+        check_scores(scores, self.denoiser.network)
+
+    def plans(self, scores: pd.DataFrame, params: PruneParams) -> dict[str, Plan]:
+        """Plans by name, all that the section `prune` asks for.
+
+        Raises:
+            PlanError: A target is out of reach.
+        """
+        rescore = partial(self.rescore, list(scores["operator"]))
+        planner = TimeBudgetPlanner(scores, self.saved, rescore, params.max_measurements)
+        plans = {}
+        with progress(f"prune {self.denoiser.name}", len(params.plans)) as report:
+            for done, (name, wanted) in enumerate(params.plans.items(), start=1):
+                method = Method(
+                    wanted.method.criterion, wanted.method.selection, wanted.method.iterative_step
+                )
+                plan = planner.plan(method, params.target, wanted.amount)
+                plans[name] = plan_of(scores, plan)
+                report(done, name)
+        singles = single_operator_plans(scores, params.single_operator_plans)
+        return plans | {f"only-{name}": plan for name, plan in singles.items()}
+
+    def apply(self, plan: Plan, scores: pd.DataFrame | None = None) -> Pruned:
+        """The network without a plan's operators; see `apply_all`."""
+        return self.apply_all({"of one network": plan}, scores)["of one network"]
+
+    def apply_all(self, plans: Mapping[str, Plan], scores: pd.DataFrame | None = None) -> dict[str, Pruned]:
+        """Networks without the operators of plans, by name; they are timed in turns, with the untouched one.
+
+        Args:
+            plans: Their entries may be bare names.
+            scores: Of this denoiser: then results tell what single scores promised, and the tables of changes
+                have the rows of this table.
+
+        Raises:
+            PlanError: A plan names what cannot be replaced here, its removals do not go together, or what it
+                leaves makes latents that are not finite.
+        """
+        known = [operator.name for operator in self.operators] if scores is None else list(scores["operator"])
+        by_name = pd.Series(dtype=float) if scores is None else scores.set_index("operator")["score"]
+        dense = self.denoiser.network
+        costs = self.module_costs(dense, known)
+        pruned = {}
+        for name, plan in plans.items():
+            prepared = self.prepare(plan)
+            network = self.cut(prepared)
+            promises = self._promises(name, prepared, by_name)
+            # A person may have chosen other replacements than those that were scored.
+            saved = count_params(dense) - count_params(network)
+            plan = dataclasses.replace(prepared.plan, num_params=saved)
+            sizes = {"params_before": count_params(dense), "params_after": count_params(network)}
+            pruned[name] = Pruned(network, plan, self._changes(costs, network, plan), promises | sizes)
+        before, *after = self.times([dense, *(each.network for each in pruned.values())])
+        for each, time in zip(pruned.values(), after, strict=True):
+            each.result.update(
+                measured_time_reduction=1 - time.least_ms / before.least_ms,
+                latency_ms_before=before.median_ms,
+                latency_ms_after=time.median_ms,
+                latency_batch_size=self.params.latency_batch_size,
+            )
+        return pruned
 
     def prepare(self, plan: Plan) -> Prepared:
         """Fill in a plan for this network, and fit its replacements.
@@ -67,16 +153,16 @@ class Pruner:
         Raises:
             PlanError: It names what cannot be replaced here.
         """
-        names = [removal.operator for removal in plan.operators]
-        self._find(names)
-        operators = {name: self._operators[name] for name in names if name in self._operators}
-        plan = complete_plan(plan, self.denoiser.network, list(operators.values()))
+        found = {
+            operator.name: operator for operator in self.find([each.operator for each in plan.operators])
+        }
+        plan = complete_plan(plan, self.denoiser.network, list(found.values()))
         wanted = [
-            dataclasses.replace(operators[removal.operator], replacement=removal.replacement)
-            for removal in plan.operators
-            if removal.replacement is not None
+            dataclasses.replace(found[entry.operator], replacement=entry.replacement)
+            for entry in plan.operators
+            if entry.replacement is not None
         ]
-        return Prepared(plan, self._fitted(wanted))
+        return Prepared(plan, self.fit(wanted))
 
     def cut(self, prepared: Prepared) -> nn.Module:
         """The network without the operators of a plan, in evaluation mode.
@@ -106,26 +192,11 @@ class Pruner:
         dense, pruned = self.times([self.denoiser.network, self.cut(self.prepare(plan))])
         return 1 - pruned.least_ms / dense.least_ms
 
-    def module_costs(self, network: nn.Module, names: Sequence[str]) -> dict[str, ModuleCost]:
-        """Of a network's modules by their names; ``""`` is the whole."""
-        forward = self.denoiser.forward(self.params.latency_batch_size, network)
-        macs = count_macs(network, forward)
-        repeats = self.params.latency_repeats
-        times = measure_module_latencies(network, forward, names, self.denoiser.device, repeats)
-        return {
-            name: ModuleCost(count_params(network.get_submodule(name)), macs.get(name, 0), times[name])
-            for name in ("", *names)
-        }
-
-    @cached_property
-    def dense_costs(self) -> dict[str, ModuleCost]:
-        """Of the untouched network's operators; measured once."""
-        return self.module_costs(self.denoiser.network, list(self.scores["operator"]))
-
     @cached_property
     def original(self) -> torch.Tensor:
-        """Latents of the untouched network (N, ...), which scores compare with."""
-        return finite(self._latents(), ORIGINALS, MEND)
+        """Latents of the untouched network (N, ...) on the CPU, which scores compare with."""
+        with full_precision():
+            return finite(self.latents().cpu(), ORIGINALS, MEND)
 
     def joint_score(self, prepared: Prepared) -> float:
         """The score of a plan: as that of an operator, with all of its operators replaced at once.
@@ -133,11 +204,11 @@ class Pruner:
         Infinite where latents without them are not finite.
         """
         original = self.original
-        with swapped_modules(self.denoiser.network, prepared.replacements):
-            return score(self.params.formula, original, self._latents())
+        with swapped_modules(self.denoiser.network, prepared.replacements), full_precision():
+            return score(self.params.formula, original, self.latents().cpu())
 
-    def rescore(self, plan: Plan) -> pd.DataFrame:
-        """Scores of what a plan leaves, for one more to be removed.
+    def rescore(self, names: Sequence[str], plan: Plan) -> pd.DataFrame:
+        """Scores of what a plan leaves of the named operators, for one more to be removed.
 
         Returns:
             The columns of a table of scores; `score` is how much the joint score rises with the operator, it
@@ -146,71 +217,76 @@ class Pruner:
         Raises:
             PlanError: Without the plan's operators there is nothing finite to compare with.
         """
-        prepared, original = self.prepare(plan), self.original
+        prepared = self.prepare(plan)
         joint = self.joint_score(prepared)
         if not math.isfinite(joint):
             raise PlanError(
                 f"prune: latents without {len(plan.operators)} operators are not finite, so that the rest "
                 "cannot be scored; ask for less, or leave out iterative_step"
             )
-        gone = [removal.operator for removal in plan.operators]
-        left = [
-            name
-            for name in self.scores["operator"]
-            if not any(name == other or is_inside(name, other) for other in gone)
-        ]
+        gone = [entry.operator for entry in plan.operators]
+        left = [name for name in names if not any(name == each or is_inside(name, each) for each in gone)]
         if not left:
-            return self.scores.head(0)
-        self._find(left)
-        operators = [self._operators[name] for name in left if name in self._operators]
-        replacements = self._fitted(operators)
+            return pd.DataFrame()
+        operators = self.find(left)
+        replacements = self.fit(operators)
         kept = 1 - self.saved(plan)
-        start = self._noise()
         store = LatentStore()
-        store.append(ORIGINAL, original)
-        title = f"score {self.denoiser.name} without {len(gone)}"
-        with (
-            swapped_modules(self.denoiser.network, prepared.replacements),
-            progress(title, len(operators) * len(start)) as report,
-            full_precision(),
-        ):
-            scoring = scoring_of(self.params, self.seed)
-            scores = score_operators(
-                self.denoiser.network,
-                self.denoiser.denoise,
-                operators,
-                replacements,
-                start,
-                scoring,
-                store,
-                report,
-            )
-            table = scores.table.merge(costs(self.denoiser, operators, replacements, self.params))
-        shares = ["latency_share", "replacement_share"]
-        return table.assign(score=table["score"] - joint, **{name: kept * table[name] for name in shares})
+        store.append(ORIGINAL, self.original)
+        with swapped_modules(self.denoiser.network, prepared.replacements):
+            table = self.score_these(operators, replacements, store, f" without {len(gone)}").table
+        shares = {name: kept * table[name] for name in ("latency_share", "replacement_share")}
+        return table.assign(score=table["score"] - joint, **shares)
 
-    def _noise(self) -> torch.Tensor:
-        return self.denoiser.noise(self.params.num_latents, self.params.num_seeds, self.seed)
+    def _promises(self, name: str, prepared: Prepared, scores: "pd.Series[float]") -> dict[str, Any]:
+        """A plan's joint score, and what that would be, were its operators independent; None if not finite.
 
-    @torch.no_grad()
-    def _latents(self) -> torch.Tensor:
-        start, rows = self._noise(), self.params.batch_size
-        with full_precision():
-            parts = [
-                self.denoiser.denoise(start[items], items.tolist())
-                for items in torch.arange(len(start)).split(rows)
-            ]
-        return torch.cat(parts).cpu()
+        One that breaks the network is refused, by the operators that do it alone.
+        """
+        single = scores.reindex([entry.operator for entry in prepared.plan.operators])
+        alone = single.index[np.isinf(single)]
+        joint = finite(
+            self.joint_score(prepared),
+            f"plan {name}: without its {len(single)} operators latents are not finite (black pictures)",
+            f"leave out {', '.join(alone)}" if len(alone) else "remove fewer of them",
+            PlanError,
+        )
+        values = {
+            "joint_score": joint,
+            "sum_of_scores": float(single.sum(skipna=False)),
+            "norm_of_scores": float(np.linalg.norm(single)),
+        }
+        finite_ones = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        promised = prepared.plan.time_reduction
+        return {"num_operators": len(single), "promised_time_reduction": promised, **finite_ones}
 
-    def _find(self, names: Sequence[str]) -> None:
-        missing = [name for name in names if name not in self._operators]
-        if missing:
-            found = find(self.denoiser, self.params, missing)
-            self._operators |= {operator.name: operator for operator in found}
+    def _changes(self, before: pd.DataFrame, network: nn.Module, plan: Plan) -> pd.DataFrame:
+        """`before` are the costs of the untouched network, the whole first."""
+        actions = {name: _action(name, plan) for name in before.index[1:]}
+        there = [name for name, action in actions.items() if not action.startswith("gone")]
+        after = self.module_costs(network, there).reindex(before.index, fill_value=0)
+        sides = {
+            f"{quantity}_{side}": costs[quantity].to_numpy()
+            for quantity in before
+            for side, costs in (("before", before), ("after", after))
+        }
+        labels = {WHOLE: f"{len(plan.operators)} replaced"} | actions
+        return pd.DataFrame({"operator": list(labels), "action": list(labels.values())} | sides)
 
-    def _fitted(self, operators: Sequence[Operator]) -> dict[str, Replacement]:
-        missing = [operator for operator in operators if operator not in self._stand_ins]
-        if missing:
-            fits = fit(self.denoiser, missing, self.params, self.seed)
-            self._stand_ins |= {operator: fits[operator.name] for operator in missing}
-        return {operator.name: self._stand_ins[operator] for operator in operators}
+
+def _action(name: str, plan: Plan) -> str:
+    """``kept``, the replacement, or ``gone with`` the operator around it."""
+    for entry in plan.operators:
+        if entry.operator == name and entry.replacement is not None:
+            return entry.replacement.name
+        if is_inside(name, entry.operator):
+            return f"gone with {entry.operator}"
+    return "kept"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON, without the notes that diffusers makes on where settings came from."""
+    value = json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        return {name: inner for name, inner in value.items() if not name.startswith("_")}
+    return value

@@ -2,38 +2,89 @@
 
 They are what LD-Pruner's score is compared with: chance, the size of the weights, a first-order estimate of
 the loss, the error of a single step, and how little an operator changes what it is given.
+
+A criterion is a function here, marked `criterion`, and its name in `pelap.config.run.CheapCriterion`. It asks
+for what it needs by the names of its arguments, which are those of `Evidence`, and gives a number for each
+operator by its name.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from pelap.core.calls import Call, capture_calls, copied
 from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
-from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
-from pelap.surgery.replacements import Replacement, argument_of, input_of, output_size
+from pelap.surgery.operators import Operator, beside, replaced_on_slices
+from pelap.surgery.replacements import Replacement, argument_of, input_of
 
 MEND = "train it longer, mend it, or leave the criterion out"
 
 
-class Call(NamedTuple):
-    """What a network is called with."""
+NUM_CALLS = 5
+"""Steps of the denoising run that single-step criteria look at; also the draws of noise for a gradient."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
-    def repeat(self, network: nn.Module, copies: int = 1) -> torch.Tensor:
-        """What the network gives (copies * B, ...), each of B rows given `copies` times over.
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may ask for."""
 
-        The network gets tensors of its own, which it may write over.
-        """
-        rows = _rows(network, self)
-        return output_of(network(*_copied(self.args, rows, copies), **_copied(self.kwargs, rows, copies)))
+    network: nn.Module
+    operators: Sequence[Operator]
+    replacements: Mapping[str, Replacement]
+    run: Callable[[], object]
+    """A denoising run of some latents through the network."""
+    loss: Callable[[torch.Generator], torch.Tensor] | None
+    """Of training on these latents, noise and time steps drawn from the stream; None where not known."""
+    rows_per_batch: int
+    seed: int
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """Of the network, spread over the run."""
+        return record_calls(self.network, self.run, NUM_CALLS)
+
+    @property
+    def losses(self) -> list[Callable[[], torch.Tensor]]:
+        """With the noise of one draw each."""
+        assert self.loss is not None
+        return [partial(self.loss, generator(self.seed, "taylor", draw)) for draw in range(NUM_CALLS)]
+
+
+Criterion = TypeVar("Criterion", bound=Callable[..., dict[str, float]])
+CRITERIA: dict[str, Callable[..., dict[str, float]]] = {}
+"""By name."""
+
+
+def criterion(function: Criterion) -> Criterion:
+    """Enter a function into `CRITERIA` under its own name."""
+    CRITERIA[function.__name__] = function
+    return function
+
+
+def needs(name: str) -> list[str]:
+    """Attributes of `Evidence` that a criterion asks for."""
+    return list(inspect.signature(CRITERIA[name]).parameters)
+
+
+def importances(name: str, evidence: Evidence) -> dict[str, float]:
+    """Every operator's importance by a criterion."""
+    return CRITERIA[name](**{part: getattr(evidence, part) for part in needs(name)})
+
+
+def repeat(call: Call, network: nn.Module, copies: int = 1) -> torch.Tensor:
+    """What a network gives (copies * B, ...), each of a call's B rows given `copies` times over.
+
+    It gets tensors of its own, which it may write over.
+    """
+    rows = _rows(network, call)
+    return output_of(network(*copied(call.args, rows, copies), **copied(call.kwargs, rows, copies)))
 
 
 def output_of(value: Any) -> torch.Tensor:
@@ -64,17 +115,7 @@ def record_calls(network: nn.Module, run: Callable[[], object], num_calls: int) 
     Raises:
         ModelError: The network is not called.
     """
-    calls: list[Call] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call(_copied(args), _copied(kwargs)))
-
-    handle = network.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        handle.remove()
+    calls = capture_calls(network, run)
     if not calls:
         raise ModelError(f"criteria: the run never calls {type(network).__name__}; give the one it uses")
     if num_calls == 1:
@@ -83,6 +124,7 @@ def record_calls(network: nn.Module, run: Callable[[], object], num_calls: int) 
     return [calls[round(i * (len(calls) - 1) / max(wanted - 1, 1))] for i in range(wanted)]
 
 
+@criterion
 def random(operators: Sequence[Operator], seed: int) -> dict[str, float]:
     """Uniform numbers in 0..1, each operator's by its name, whatever other operators there are."""
     return {
@@ -91,6 +133,7 @@ def random(operators: Sequence[Operator], seed: int) -> dict[str, float]:
     }
 
 
+@criterion
 @torch.no_grad()
 def magnitude(network: nn.Module, operators: Sequence[Operator]) -> dict[str, float]:
     """L2 norm of all of an operator's parameters; infinite, never to be taken, where it has none."""
@@ -102,6 +145,7 @@ def _norm(module: nn.Module) -> float:
     return math.sqrt(sum(squares)) if squares else math.inf
 
 
+@criterion
 @torch.no_grad()
 def block_similarity(
     network: nn.Module,
@@ -121,22 +165,23 @@ def block_similarity(
         operators: From `find_operators`.
         replacements: From `fit_replacements`.
     """
-    sums = {operator.name: [0.0, 0] for operator in operators}
+    batched = {operator.name: operator.batched for operator in operators}
+    sums = {name: [0.0, 0] for name in batched}
 
-    def compare(operator: Operator, y: torch.Tensor, instead: torch.Tensor) -> None:
-        cosines = _cosines(_by_row(operator, y.double()), _by_row(operator, instead.double()))
-        sums[operator.name][0] += float(cosines.sum())
-        sums[operator.name][1] += len(cosines)
+    def compare(name: str, *outputs: torch.Tensor) -> None:
+        rows = [y.double().reshape(len(y) if batched[name] else 1, -1) for y in outputs]  # (R, N)
+        cosines = _cosines(*rows)
+        sums[name][0] += float(cosines.sum())
+        sums[name][1] += len(cosines)
 
-    with _beside(network, operators, replacements, compare):
+    with beside(network, _of(operators, replacements), compare):
         for call in calls:
-            call.repeat(network)
+            repeat(call, network)
     return {name: _finite(1 - total / count if count else math.nan) for name, (total, count) in sums.items()}
 
 
-def _by_row(operator: Operator, y: torch.Tensor) -> torch.Tensor:
-    """(R, ...) as (R, N); one row where rows are not those of the batch."""
-    return y.reshape(len(y) if operator.batched else 1, -1)
+def _of(operators: Sequence[Operator], replacements: Mapping[str, Replacement]) -> dict[str, Replacement]:
+    return {operator.name: replacements[operator.name] for operator in operators}
 
 
 def _cosines(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -148,6 +193,7 @@ def _cosines(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return cosines.masked_fill_(both_zero, 1.0).masked_fill_(one_zero, 0.0)
 
 
+@criterion
 @torch.no_grad()
 def output_error(
     network: nn.Module,
@@ -172,13 +218,13 @@ def output_error(
     """
     totals = {operator.name: 0.0 for operator in operators}
     for call in calls:
-        rows, expected = _rows(network, call), call.repeat(network).double()
+        rows, expected = _rows(network, call), repeat(call, network).double()
         size = float(finite(expected.square().sum(), "output_error: the denoiser's output", MEND))
         if size == 0:
             raise ModelError(f"output_error: the denoiser gives zeros, which no error is relative to; {MEND}")
         for group in _groups(operators, max(1, rows_per_batch // rows)):
-            with _replaced(network, group, replacements, rows):
-                made = call.repeat(network, len(group)).double()
+            with replaced_on_slices(network, _of(group, replacements), rows):
+                made = repeat(call, network, len(group)).double()
             for operator, part in zip(group, made.chunk(len(group)), strict=True):
                 totals[operator.name] += float((part - expected).square().sum()) / size
     return {name: _finite(total / len(calls) if calls else math.nan) for name, total in totals.items()}
@@ -194,27 +240,7 @@ def _groups(operators: Sequence[Operator], size: int) -> Iterator[list[Operator]
             yield [operator]
 
 
-@contextmanager
-def _replaced(
-    network: nn.Module, group: Sequence[Operator], replacements: Mapping[str, Replacement], rows: int
-) -> Iterator[None]:
-    """Operator i of the group is replaced on the i-th `rows` rows of the batch alone."""
-    if len(group) == 1:
-        with swapped_modules(network, {group[0].name: replacements[group[0].name]}):
-            yield
-        return
-    places = {operator.name: slice(i * rows, (i + 1) * rows) for i, operator in enumerate(group)}
-
-    def put(operator: Operator, y: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
-        place = places[operator.name]
-        y = y.clone()  # others may hold what the operator gave
-        y[place] = instead[place]
-        return y
-
-    with _beside(network, group, replacements, put):
-        yield
-
-
+@criterion
 def taylor(
     network: nn.Module,
     losses: Sequence[Callable[[], torch.Tensor]],
@@ -238,13 +264,14 @@ def taylor(
     Raises:
         ModelError: A loss has no gradient with respect to the operators, or is not finite.
     """
-    totals = {operator.name: 0.0 for operator in operators}
+    batched = {operator.name: operator.batched for operator in operators}
+    totals = dict.fromkeys(batched, 0.0)
     gates: dict[tuple[str, int], torch.Tensor] = {}
 
-    def blend(operator: Operator, y: torch.Tensor, instead: torch.Tensor) -> torch.Tensor | None:
+    def blend(name: str, y: torch.Tensor, instead: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():
             return None  # of a pass that the loss does not depend on
-        key = operator.name, len(y) if operator.batched else 1
+        key = name, len(y) if batched[name] else 1
         if key not in gates:
             kind = torch.promote_types(y.dtype, torch.float32)
             gates[key] = torch.zeros(key[1], dtype=kind, device=y.device, requires_grad=True)
@@ -253,7 +280,7 @@ def taylor(
 
     for loss in losses if operators else ():
         gates.clear()
-        with torch.enable_grad(), _beside(network, operators, replacements, blend):
+        with torch.enable_grad(), beside(network, _of(operators, replacements), blend):
             value = loss()
         finite(value.detach(), "taylor: the loss", MEND)
         for name, slope in _slopes(value, gates):
@@ -292,64 +319,9 @@ class _Blend(torch.autograd.Function):
         return grad, slope, None
 
 
-@contextmanager
-def _beside(
-    network: nn.Module,
-    operators: Sequence[Operator],
-    replacements: Mapping[str, Replacement],
-    see: Callable[[Operator, torch.Tensor, torch.Tensor], torch.Tensor | None],
-) -> Iterator[None]:
-    """Call ``see(operator, y, instead)`` with what each operator and its replacement give.
-
-    A tensor that `see` returns takes the place of the operator's.
-    """
-    known = {operator.name: operator for operator in operators}
-    modules = {name: network.get_submodule(name) for name in known}
-    instead: dict[str, torch.Tensor] = {}
-
-    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        # Not after the call: an operator may write over what it is given.
-        replacement = replacements[name]
-        given = input_of(replacement.argument, args, kwargs).detach()
-        with torch.no_grad():
-            made = replacement.replace(given, output_size(args, kwargs))
-        shared = made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
-        instead[name] = made.clone() if shared else made
-
-    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        made = output[0] if isinstance(output, tuple) else output
-        seen = see(known[name], made, instead.pop(name))
-        if seen is None:
-            return None
-        return (seen, *output[1:]) if isinstance(output, tuple) else seen
-
-    handles = []
-    try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))
-        with forward_hooks(modules, after):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _rows(network: nn.Module, call: Call) -> int:
     """Rows of the batch that a network is called with."""
     return len(input_of(argument_of(network), call.args, call.kwargs))
-
-
-def _copied(value: Any, rows: int = 0, copies: int = 1) -> Any:
-    """A copy of arguments down to their tensors; those of `rows` rows hold them `copies` times over."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        several = copies > 1 and value.ndim > 0 and len(value) == rows
-        return torch.cat([value] * copies) if several else value.clone()
-    if isinstance(value, dict):
-        return {name: _copied(part, rows, copies) for name, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_copied(part, rows, copies) for part in value)
-    return value
 
 
 def _finite(value: float) -> float:

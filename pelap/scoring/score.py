@@ -6,8 +6,7 @@ over the set of latents, and the norm over the elements of a latent.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -20,8 +19,8 @@ from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.statistic import Bootstrap, Formula, distances, score
-from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
-from pelap.surgery.replacements import Replacement, input_of, output_size
+from pelap.surgery.operators import Operator, replaced_on_slices
+from pelap.surgery.replacements import Replacement
 
 Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Noise (B, ...) and the items that its rows are, to latents of the same shape, through the denoiser under
@@ -67,6 +66,8 @@ class Scores:
     operators that were scored to the end."""
     num_rows: int
     """Rows of noise that were denoised for the operators, N an operator without early stop."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """What they were made with, as JSON."""
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def score_operators(
     num_wanted = math.ceil((scoring.early_stop or 1.0) * len(operators))
     for end in _rungs(len(noise), scoring.early_stop):
         for group, items in _work(running, end, scoring.rows_per_batch, store):
-            replaced = [(operator, replacements[operator.name]) for operator in group]
+            replaced = {operator.name: replacements[operator.name] for operator in group}
             _denoise_group(unet, denoise, replaced, noise, items, store)
             num_done += len(group) * len(items)
             report(num_done)
@@ -208,48 +209,17 @@ def _work(
 def _denoise_group(
     unet: nn.Module,
     denoise: Denoise,
-    group: Sequence[tuple[Operator, Replacement]],
+    group: Mapping[str, Replacement],
     noise: torch.Tensor,
     items: range,
     store: LatentStore,
 ) -> None:
     """Latents of each operator's absence for these items, into the store."""
     rows = noise[items.start : items.stop]
-    if len(group) == 1:
-        ((operator, replacement),) = group
-        with swapped_modules(unet, {operator.name: replacement}):
-            store.append(operator.name, denoise(rows, items))
-        return
-    with _replaced_on_slices(unet, group, len(items)):
+    with replaced_on_slices(unet, group, len(items)):
         latents = denoise(torch.cat([rows] * len(group)), list(items) * len(group))
-    for (operator, _), part in zip(group, latents.chunk(len(group)), strict=True):
-        store.append(operator.name, part)
-
-
-@contextmanager
-def _replaced_on_slices(
-    unet: nn.Module, group: Sequence[tuple[Operator, Replacement]], num_items: int
-) -> Iterator[None]:
-    """Operator i of the group is replaced on slice i of the batch alone."""
-    places = {operator.name: (i, replacement) for i, (operator, replacement) in enumerate(group)}
-
-    def slices(tensor: torch.Tensor) -> torch.Tensor:
-        # Guidance stacks copies of the whole batch: rows are (copies, operators, items).
-        rows: torch.Tensor = tensor.unflatten(0, (-1, len(group), num_items))
-        return rows
-
-    def replace(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        place, replacement = places[name]
-        given = input_of(replacement.argument, args, kwargs)
-        made = output[0] if isinstance(output, tuple) else output
-        if made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
-            made = made.clone()  # others may still read what was given
-        part = replacement.replace(slices(given)[:, place].flatten(0, 1), output_size(args, kwargs))
-        slices(made)[:, place] = part.unflatten(0, (-1, num_items))
-        return (made, *output[1:]) if isinstance(output, tuple) else made
-
-    with forward_hooks({name: unet.get_submodule(name) for name in places}, replace):
-        yield
+    for name, part in zip(group, latents.chunk(len(group)), strict=True):
+        store.append(name, part)
 
 
 def _still_running(

@@ -1,20 +1,38 @@
-"""Applying a plan: the modules are really gone, nothing of them is computed or stored."""
+"""Applying a plan, and pruned networks as folders.
+
+The modules of a plan are really gone, nothing of them is computed or stored. A pruned network knows its plan
+and is of a class of its own, by which its `save_pretrained` writes configuration, plan and the weights that
+are left, in a pipeline of diffusers too. The weights are under a name that is not diffusers' own: it then
+refuses the folder instead of loading it with fresh random weights where something is gone.
+
+The class differs from the dense one in nothing else, its name included; but it is not that class, which
+`from_pipe` of a single class of diffusers' pipelines asks for.
+"""
 
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from diffusers import ModelMixin
+from safetensors import safe_open
 from torch import nn
 
+from pelap.core import files
 from pelap.core.errors import PlanError
+from pelap.core.part_io import build_part, demand_one_network, load_weights
 from pelap.surgery.operators import disable_inplace, is_inside, put
 from pelap.surgery.plan import Plan, PlanEntry, check_disjoint, demand_network
-from pelap.surgery.pruned_io import keep_plan, plan_kept, removed_operators
 from pelap.surgery.replacements import Replacement, ReplacementSpec, build_replacement
 
-__all__ = ["apply_plan", "demand_operator", "removed_operators"]
+PLAN = "plan.json"
+PRUNED_WEIGHTS = "pruned.safetensors"
+ABOVE = (PLAN, "changes.csv", "result.json")
+"""Where `pelap prune` wrote a pipeline they lie at its top; one that was loaded and saved again has the plan
+beside the weights, and no more."""
 
+_CLASSES: dict[Any, type[nn.Module]] = {}
 GIVE_TUPLES = ("MultiheadAttention", "Transformer2DModel")
 """Classes of operators whose callers take a part of what they give."""
 UNSPECIFIED = ReplacementSpec("residual")
@@ -26,7 +44,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def apply_plan(unet: Network, plan: Plan, replacements: Mapping[str, Replacement] | None = None) -> Network:
     """A copy of `unet` without the plan's operators; all other weights are kept.
 
-    The copy of a network of diffusers knows the plan, and is saved with it; see `pelap.surgery.pruned_io`.
+    The copy of a network of diffusers knows the plan, and is saved with it.
 
     Args:
         unet: The dense network.
@@ -92,3 +110,163 @@ def _demand_specified(unet: nn.Module, removal: PlanEntry, replacements: Mapping
     kind = type(unet.get_submodule(removal.operator)).__name__
     if kind in GIVE_TUPLES and removal.replacement is None and removal.operator not in replacements:
         raise PlanError(f"plan: {removal.operator}: a {kind} needs its replacement; use complete_plan first")
+
+
+class Pruned:
+    """What a pruned network does otherwise than a dense one of its class.
+
+    Without a plan (its class was called, or loaded a dense folder) it is as dense as any.
+    """
+
+    pelap_plan: Plan | None = None
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **more: Any,
+    ) -> None:
+        """Write the pruned form in place of any other network in the folder.
+
+        It is one file of safetensors and has no variants; an option of diffusers that asks for something
+        else is named as unused.
+        """
+        asked = {
+            "variant": variant,
+            "max_shard_size": max_shard_size,
+            "push_to_hub": push_to_hub,
+            "use_flashpack": use_flashpack,
+        }
+        given = {name: value for name, value in asked.items() if value} | more
+        if not safe_serialization:
+            given["safe_serialization"] = False
+        if self.pelap_plan is None:
+            super().save_pretrained(save_directory, is_main_process, **given)  # type: ignore[misc]
+        elif is_main_process:
+            self._save_pruned(Path(save_directory), self.pelap_plan)
+            if given:
+                print(
+                    f"{save_directory}: {PRUNED_WEIGHTS} is one file, no variant; unused: {', '.join(given)}"
+                )
+
+    def _save_pruned(self: Any, folder: Path, plan: Plan) -> None:
+        is_described_above = (folder / PRUNED_WEIGHTS).exists() and not (folder / PLAN).exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        # First what may fail: until it is written, what lies there stays as it was.
+        files.save_tensors(folder / PRUNED_WEIGHTS, self.state_dict(), {"plan": digest(plan)})
+        files.write_json(folder / PLAN, plan.to_json())
+        self.save_config(folder)
+        files.drop(file for file in files.network_files(folder) if file.name not in (PLAN, PRUNED_WEIGHTS))
+        if is_described_above and (folder.parent / PLAN).exists():
+            files.drop(folder.parent / name for name in ABOVE)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # A class is pickled by its name, which is the dense one's.
+        return _unfilled, (type(self).__bases__[1],), self.__getstate__()
+
+
+def keep_plan(network: nn.Module, plan: Plan) -> None:
+    """Make a network know the plan that it was pruned by, so that whoever saves it writes the pruned form.
+
+    diffusers' own would write the dense network's configuration beside the weights that are left.
+
+    Raises:
+        PlanError: The plan is not what was done to it.
+    """
+    network = plain(network)
+    _demand_plan_of(network, plan)
+    network.pelap_plan = plan  # type: ignore[assignment]
+    network.__class__ = pruned_class(_dense_class(type(network)))
+
+
+def plan_kept(network: nn.Module) -> Plan | None:
+    """The plan that a network was pruned by, as far as it knows."""
+    return getattr(plain(network), "pelap_plan", None)
+
+
+def digest(plan: Plan) -> str:
+    """Names what a plan does; two may leave weights of the same names and shapes."""
+    replaced = {each.operator: each.replacement and each.replacement.given() for each in plan.operators}
+    return files.digest(replaced)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network that `torch.compile` may have wrapped."""
+    return getattr(network, "_orig_mod", network)
+
+
+def removed_operators(unet: nn.Module) -> list[str]:
+    """Names of the places where an operator was."""
+    return [name for name, module in unet.named_modules() if isinstance(module, Replacement)]
+
+
+def pruned_class(dense: type[nn.Module]) -> type[nn.Module]:
+    """The class of pruned networks of a class; the same at every call."""
+    if dense not in _CLASSES:
+        names = {name: getattr(dense, name) for name in ("__module__", "__qualname__", "__doc__")}
+        _CLASSES[dense] = type(dense.__name__, (Pruned, dense), names)
+    return _CLASSES[dense]
+
+
+def _dense_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return kind.__bases__[1] if issubclass(kind, Pruned) else kind
+
+
+def _unfilled(dense: type[nn.Module]) -> nn.Module:
+    kind = pruned_class(dense)
+    network: nn.Module = kind.__new__(kind)
+    return network
+
+
+def _demand_plan_of(network: nn.Module, plan: Plan) -> None:
+    removed = removed_operators(network)
+    outermost = {name for name in removed if not any(is_inside(name, other) for other in removed)}
+    wrong = outermost.symmetric_difference(removal.operator for removal in plan.operators)
+    if wrong:
+        raise PlanError(
+            f"plan: {min(wrong)} is not removed in both, the plan and the {type(network).__name__}; give the "
+            "plan that it was pruned with"
+        )
+
+
+def demand_plan(network: nn.Module, plan: Plan | None) -> None:
+    """See that a network that is to be saved knows the plan it was pruned by, if it was.
+
+    Args:
+        network: Pruned or not.
+        plan: If given, that plan.
+
+    Raises:
+        PlanError: The plan is another one.
+    """
+    if plan is not None:
+        keep_plan(network, plan)
+    assert plan_kept(network) or not removed_operators(network), "a pruned network is saved with its plan"
+
+
+def load_pruned(kind: type[ModelMixin], folder: Path, plan: Plan) -> nn.Module:
+    """Rebuild a pruned network of class `kind`; unlike diffusers' own loader, nothing is filled in.
+
+    Raises:
+        ModelError: A file or a tensor is missing, left over or of another shape, or another network's files
+            are there too.
+        PlanError: The plan does not fit the configuration, or is not the one that the weights are of.
+    """
+    demand_one_network(folder)
+    network: nn.Module = apply_plan(build_part(kind, folder), plan)
+    load_weights(network, folder / PRUNED_WEIGHTS)
+    _demand_plan_of_weights(folder / PRUNED_WEIGHTS, plan)
+    return network
+
+
+def _demand_plan_of_weights(path: Path, plan: Plan) -> None:
+    """Weights say which plan they came by, since plans may leave tensors of equal names and shapes."""
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get("plan")
+    if written not in (None, digest(plan)):
+        raise PlanError(f"{path}: is of another plan than the {PLAN} there; save the pruned network again")

@@ -7,7 +7,7 @@ out: the replacement is put in, the network runs, and all shapes must be as befo
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -22,59 +22,32 @@ from pelap.surgery.replacements import (
     argument_of,
     build_replacement,
     input_of,
+    output_size,
     residual_steps,
 )
 
-KINDS: dict[str, str] = {
-    "Conv1d": "convolution",
-    "Conv2d": "convolution",
-    "ConvTranspose2d": "convolution",
-    "Linear": "linear",
-    "BatchNorm2d": "normalisation",
-    "GroupNorm": "normalisation",
-    "InstanceNorm2d": "normalisation",
-    "LayerNorm": "normalisation",
-    "RMSNorm": "normalisation",
-    "ApproximateGELU": "activation",
-    "ELU": "activation",
-    "GEGLU": "activation",
-    "GELU": "activation",
-    "Hardswish": "activation",
-    "LeakyReLU": "activation",
-    "Mish": "activation",
-    "PReLU": "activation",
-    "ReLU": "activation",
-    "SiLU": "activation",
-    "Softplus": "activation",
-    "SwiGLU": "activation",
-    "Tanh": "activation",
-    "Attention": "attention",
-    "MultiheadAttention": "attention",
-    "FeedForward": "feed_forward",
-    "LightBlock": "block",
-    "ResnetBlock2D": "residual_block",
-    "ResnetBlockCondNorm2D": "residual_block",
-    "BasicTransformerBlock": "transformer_block",
-    "Transformer2DModel": "transformer",
-    "Downsample2D": "downsampler",
-    "Upsample2D": "upsampler",
+_CLASSES = {
+    "convolution": "Conv1d Conv2d ConvTranspose2d",
+    "linear": "Linear",
+    "normalisation": "BatchNorm2d GroupNorm InstanceNorm2d LayerNorm RMSNorm",
+    "activation": "ApproximateGELU ELU GEGLU GELU Hardswish LeakyReLU Mish PReLU ReLU SiLU Softplus SwiGLU "
+    "Tanh",
+    "attention": "Attention MultiheadAttention",
+    "feed_forward": "FeedForward",
+    "block": "LightBlock",
+    "residual_block": "ResnetBlock2D ResnetBlockCondNorm2D",
+    "transformer_block": "BasicTransformerBlock",
+    "transformer": "Transformer2DModel",
+    "downsampler": "Downsample2D",
+    "upsampler": "Upsample2D",
 }
+KINDS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
 """Kind of an operator by the name of its class or of a class that it extends: names, so that no model code
 is imported here."""
 
 KEPT = (
-    "conv_in",
-    "conv_out",
-    "pos_embed",
-    "proj_out",
-    "proj_out_1",
-    "proj_out_2",
-    "add_embedding",
-    "class_embedding",
-    "time_embed",
-    "time_embed_act",
-    "time_embedding",
-    "time_proj",
+    *("conv_in", "conv_out", "pos_embed", "proj_out", "proj_out_1", "proj_out_2"),
+    *("add_embedding", "class_embedding", "time_embed", "time_embed_act", "time_embedding", "time_proj"),
 )
 """Never offered, by their names at the top: without these there is no input, no output or no time."""
 
@@ -128,15 +101,11 @@ def disable_inplace(unet: nn.Module) -> None:
 @contextmanager
 def forward_hooks(modules: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     """Forward hooks ``hook(name, module, args, kwargs, output)`` on modules, taken off again."""
-    handles = [
-        module.register_forward_hook(partial(hook, name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    try:
+    with ExitStack() as handles:
+        for name, module in modules.items():
+            handle = module.register_forward_hook(partial(hook, name), with_kwargs=True)
+            handles.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def trace(unet: nn.Module, forward: Callable[[], object], names: Iterable[str]) -> dict[str, list[Call]]:
@@ -309,6 +278,73 @@ def swapped_modules(unet: nn.Module, replacements: Mapping[str, Replacement]) ->
     finally:
         for name, module in originals.items():
             put(unet, name, module)
+
+
+@contextmanager
+def beside(
+    network: nn.Module,
+    replacements: Mapping[str, Replacement],
+    see: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor | None],
+    rows_of: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, x: x,
+) -> Iterator[None]:
+    """Call ``see(name, y, instead)`` with what each operator and its replacement give.
+
+    A tensor that `see` returns takes the place of the operator's. `rows_of` says on which rows of its input a
+    replacement works.
+    """
+    modules = {name: network.get_submodule(name) for name in replacements}
+    instead: dict[str, torch.Tensor] = {}
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        # Not after the call: an operator may write over what it is given.
+        replacement = replacements[name]
+        given = rows_of(name, input_of(replacement.argument, args, kwargs).detach())
+        with torch.no_grad():
+            made = replacement.replace(given, output_size(args, kwargs))
+        shared = made.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+        instead[name] = made.clone() if shared else made
+
+    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        seen = see(name, output[0] if isinstance(output, tuple) else output, instead.pop(name))
+        return (seen, *output[1:]) if seen is not None and isinstance(output, tuple) else seen
+
+    with ExitStack() as handles:
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(partial(before, name), with_kwargs=True)
+            handles.callback(handle.remove)
+        with forward_hooks(modules, after):
+            yield
+
+
+@contextmanager
+def replaced_on_slices(
+    network: nn.Module, replacements: Mapping[str, Replacement], num_rows: int
+) -> Iterator[None]:
+    """Replace operator i on slice i of the batch alone: many operators are examined in one pass.
+
+    Args:
+        network: Gets a batch that repeats the same rows for every operator. Guidance may stack copies of it:
+            rows are (copies, operators, num_rows).
+        replacements: By operator, in the order of the slices; one alone is put in its operator's place.
+        num_rows: Of a slice.
+    """
+    if len(replacements) == 1:
+        with swapped_modules(network, replacements):
+            yield
+        return
+    places = {name: place for place, name in enumerate(replacements)}
+
+    def slice_of(name: str, x: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = x.unflatten(0, (-1, len(places), num_rows))[:, places[name]]
+        return rows  # (copies, num_rows, ...), a view
+
+    def put_in(name: str, y: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
+        y = y.clone()  # others may hold what the operator gave
+        slice_of(name, y).copy_(instead.unflatten(0, (-1, num_rows)))
+        return y
+
+    with beside(network, replacements, put_in, lambda name, x: slice_of(name, x).flatten(0, 1)):
+        yield
 
 
 def put(unet: nn.Module, name: str, module: nn.Module) -> None:

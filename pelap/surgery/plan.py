@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pelap.core import files
-from pelap.core.errors import PlanError
+from pelap.core.errors import DataError, PlanError
 from pelap.surgery.operators import Operator, affine, is_inside
 from pelap.surgery.replacements import ReplacementSpec, replacement_from_json
 
@@ -93,6 +94,18 @@ def plan_from_json(value: Any, source: str) -> Plan:
         )
     except (OverflowError, TypeError, ValueError) as error:
         raise PlanError(f"{source}: target, time_reduction or num_params: {error}; drop that key") from None
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        PlanError: It is missing or is not a plan.
+    """
+    try:
+        return plan_from_json(files.read_json(path), str(path))
+    except DataError as error:
+        raise PlanError(str(error)) from None
 
 
 def _removal(entry: Any, source: str) -> PlanEntry:

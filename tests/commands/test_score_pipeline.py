@@ -15,15 +15,14 @@ from tiny_pipelines import BUILDERS, prompts_for, same
 import pelap
 from pelap.cli import main
 from pelap.core import files
-from pelap.core.keys import Key
+from pelap.core.keys import Key, key
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.pipelines.pipeline_io import load_pipeline
+from pelap.scoring.scorer import Scorer
 from pelap.scoring.statistic import distances
-from pelap.stages.score import _key
 from pelap.surgery.apply import apply_plan, removed_operators
-from pelap.surgery.plan import Plan, plan_from_json
-from pelap.surgery.pruned_reader import load_plan
+from pelap.surgery.plan import Plan, load_plan, plan_from_json
 
 # Schedulers and tokenizers of other people's packages.
 pytestmark = [
@@ -234,19 +233,19 @@ def test_other_prompts_do_not_go_on_from_these(tmp_path: Path) -> None:
             for parameter in part.parameters():
                 torch.nn.init.normal_(parameter, std=0.1)
         denoiser = pipeline_denoiser(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
-        keys.append(_key(denoiser, tiny_params().score, 0))
+        keys.append(key(**Scorer(denoiser, tiny_params().score, 0).state_parts))
     assert keys[0] != keys[1]
 
-    def key(**score: Any) -> Key:
+    def with_(**score: Any) -> Key:
         denoiser = pipeline_denoiser(LatentPipeline(pipe, STEPS, prompts), "sd", 0, 2)
-        return _key(denoiser, tiny_params(**score).score, 0)
+        return key(**Scorer(denoiser, tiny_params(**score).score, 0).state_parts)
 
-    assert key() == keys[1]
-    keys.append(key(score__early_stop=0.3))  # latents are kept in the order that it draws
+    assert with_() == keys[1]
+    keys.append(with_(score__early_stop=0.3))  # latents are kept in the order that it draws
     pipe.tokenizer.model_max_length = 8
-    keys.append(key())
+    keys.append(with_())
     torch.nn.init.zeros_(next(pipe.text_encoder.parameters()))
-    keys.append(key())
+    keys.append(with_())
     assert len({each.name for each in keys}) == len(keys)
 
 

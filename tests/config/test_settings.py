@@ -15,14 +15,13 @@ from tiny_pipelines import tiny_ddim
 from pelap.cli import main
 from pelap.commands.distill_pipeline import distill_pipeline
 from pelap.commands.evaluate_pipelines import evaluate_pipelines
+from pelap.commands.pipelines import prune_pipeline, score_pipeline
 from pelap.config import Params, Section
 from pelap.config.load import PIPELINE_KEYS, STAGE_KEYS, parse_params
 from pelap.config.rules import unused_by_pipeline, unused_by_run
 from pelap.core import files
 from pelap.core.paths import RunPaths
 from pelap.data.dataset import save_dataset
-from pelap.stages.prune import prune_pipeline
-from pelap.stages.score import score_pipeline
 from pelap.stages.shared import Context
 
 CPU = torch.device("cpu")
@@ -247,8 +246,9 @@ def test_what_depends_on_other_keys_is_said_where_it_is_idle() -> None:
 def test_what_is_not_used_is_printed_with_the_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("score.score_pipeline", "prune.prune_pipeline", "prune.run", "report.run"):
-        monkeypatch.setattr(f"pelap.stages.{name}", lambda *_: None)
+    replaced = ("commands.pipelines.score_pipeline", "commands.pipelines.prune_pipeline")
+    for name in (*replaced, "stages.prune.run", "stages.report.run"):
+        monkeypatch.setattr(f"pelap.{name}", lambda *_: None)
     with (tmp_path / "params.yaml").open("w") as file:
         YAML().dump(tiny_raw(prune__single_operator_plans=0), file)
     (tmp_path / "scores.protocol.json").write_text("{}")

@@ -7,9 +7,8 @@ import torch
 from pipeline_pairs import KINDS, REMOVED, dataset_for, denoiser, distillation_params, student_of
 
 from pelap.distillation.pipeline_distillation import distill_pipeline
-from pelap.surgery.apply import apply_plan
+from pelap.surgery.apply import apply_plan, plan_kept
 from pelap.surgery.plan import plan_from_json
-from pelap.surgery.pruned_io import plan_kept
 
 
 @pytest.mark.parametrize("kind", ["ddim", "stable_diffusion"])

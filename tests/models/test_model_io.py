@@ -22,8 +22,7 @@ from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.pipelines.pipeline_io import is_pipeline, load_pipeline, save_pipeline
 from pelap.surgery.apply import apply_plan
-from pelap.surgery.plan import Plan, plan_from_json
-from pelap.surgery.pruned_reader import load_plan
+from pelap.surgery.plan import Plan, load_plan, plan_from_json
 
 PLAN = plan_from_json({"operators": ["mid_block.attentions.0", "down_blocks.0.resnets.0.norm1"]}, "test")
 

@@ -30,8 +30,7 @@ from pelap.models.text_conditioner import (
 )
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import score_operators
-from pelap.stages.score import find, fit, scoring_of
+from pelap.scoring.scorer import Scorer
 from pelap.training import joint, objective
 from pelap.training.objective import denoising_losses, draw_step_noise
 
@@ -361,7 +360,7 @@ def test_collapse_is_observed_with_the_prompts_of_the_labels() -> None:
 def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> None:
     model = told_model()
     denoiser = model_denoiser(model, DDIM, seed=0, num_seeds=2)
-    names = [operator.name for operator in find(denoiser, told_params().score)]
+    names = [operator.name for operator in Scorer(denoiser, told_params().score, 0).operators]
     assert any(name.endswith("attn2") for name in names)
     start = torch.randn(1, *model.latent_shape).expand(4, -1, -1, -1)
     latents = denoiser.denoise(start, range(4))
@@ -375,16 +374,13 @@ def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> Non
 def test_operators_of_a_guided_model_have_the_same_scores_together_as_alone(tmp_path: Path) -> None:
     model, params = told_model(), told_params().score
     denoiser = model_denoiser(model, DDIM, seed=0)
-    operators = [operator for operator in find(denoiser, params) if "down_blocks.1" in operator.name][:12]
-    replacements = fit(denoiser, operators, params, 0)
-    start = denoiser.noise(4, 1, 0)
+    found = Scorer(denoiser, params, 0).operators
+    operators = [operator for operator in found if "down_blocks.1" in operator.name][:12]
 
     def scores(rows: int) -> Any:
-        scoring = replace(scoring_of(params, 0), rows_per_batch=rows)
-        store = LatentStore(tmp_path / str(rows))
-        table = score_operators(
-            denoiser.network, denoiser.denoise, operators, replacements, start, scoring, store
-        ).table
+        scorer = Scorer(denoiser, params.model_copy(update={"batch_size": rows}), 0)
+        replacements = Scorer(denoiser, params, 0).fit(operators)
+        table = scorer.score_these(operators, replacements, LatentStore(tmp_path / str(rows))).table
         return table.set_index("operator").loc[[operator.name for operator in operators], "score"]
 
     alone, together = scores(4), scores(48)

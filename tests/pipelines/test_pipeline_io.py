@@ -32,9 +32,8 @@ from pelap.core.errors import ModelError, PlanError
 from pelap.core.part_io import WEIGHTS, weights_bytes
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_io import LIBRARIES, is_pipeline, load_pipeline, pipeline_plan, save_pipeline
-from pelap.surgery.apply import apply_plan, removed_operators
+from pelap.surgery.apply import PRUNED_WEIGHTS, apply_plan, removed_operators
 from pelap.surgery.plan import Plan, plan_from_json
-from pelap.surgery.pruned_reader import PRUNED_WEIGHTS
 from pelap.surgery.replacements import Replacement
 
 KINDS = pytest.mark.parametrize("kind", BUILDERS)
@@ -240,7 +239,7 @@ def test_saving_replaces_the_folder_or_leaves_it(tmp_path: Path, monkeypatch: py
     pipe = tiny_ddim()
     plan = prune(pipe)
     with monkeypatch.context() as patch:
-        patch.setattr("pelap.surgery.pruned_reader.files.save_tensors", _fail)
+        patch.setattr("pelap.surgery.apply.files.save_tensors", _fail)
         with pytest.raises(KeyboardInterrupt):
             save_pipeline(pipe, tmp_path / "pipe", plan)
     assert pipeline_plan(tmp_path / "pipe") is None

@@ -14,9 +14,10 @@ from tiny_networks import CASES, Case, awake
 from torch import nn
 from torch.nn import functional as F
 
+from pelap.core.calls import Call
 from pelap.core.errors import ModelError
 from pelap.scoring import criteria
-from pelap.scoring.criteria import Call, record_calls
+from pelap.scoring.criteria import record_calls
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, find_operators, forward_hooks, swapped_modules
 from pelap.surgery.replacements import (

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import tiny_model, tiny_params
@@ -18,11 +19,9 @@ from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, model_plan, save_model
 from pelap.profiling.cost import count_params
-from pelap.pruning import pruner as pruner_module
 from pelap.pruning.pruner import Pruner
 from pelap.scoring import criteria, statistic
 from pelap.stages import prune, score
-from pelap.stages.score import find
 from pelap.stages.shared import Context
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, PlanEntry
@@ -104,7 +103,7 @@ def test_scores_have_a_column_for_every_criterion(scored: Path) -> None:
     network = load_model(run.paths.train("invariant").model).unet
     params = run.params.score
     denoiser = model_denoiser(tiny_model(), params.sampler, run.params.seed, params.num_seeds)
-    operators = find(denoiser, params)
+    operators = Pruner(denoiser, params, run.params.seed).operators
     for name, expected in (
         ("random", criteria.random(operators, run.params.seed)),
         ("magnitude", criteria.magnitude(network, operators)),
@@ -148,22 +147,29 @@ def pruner(scored: Path) -> Pruner:
     params, seed = run.params.score, run.params.seed
     model = load_model(run.paths.train("invariant").model)
     denoiser = model_denoiser(model, params.sampler, seed, params.num_seeds)
-    return Pruner(denoiser, files.read_csv(run.paths.scores), params, seed)
+    return Pruner(denoiser, params, seed)
 
 
-def least(pruner: Pruner, num: int) -> Plan:
+@pytest.fixture
+def scores(scored: Path) -> pd.DataFrame:
+    return files.read_csv(context(scored, num_operators=1).paths.scores)
+
+
+def least(scores: pd.DataFrame, num: int) -> Plan:
     """A plan of the least important blocks, none inside another."""
     names: list[str] = []
-    for name in pruner.scores["operator"]:
+    for name in scores["operator"]:
         if not any(is_inside(name, other) or is_inside(other, name) for other in names):
             names.append(name)
     return Plan(tuple(PlanEntry(name) for name in names[-num:]))
 
 
-def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(pruner: Pruner) -> None:
-    prepared = pruner.prepare(least(pruner, 3))
+def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(
+    pruner: Pruner, scores: pd.DataFrame
+) -> None:
+    prepared = pruner.prepare(least(scores, 3))
     network = pruner.cut(prepared)
-    start = pruner.denoiser.noise(pruner.params.num_latents, pruner.params.num_seeds, pruner.seed)
+    start = pruner.noise
     dense = load_again(pruner)
     denoiser = model_denoiser(
         dense.with_unet(network, "cut", 0.0), pruner.params.sampler, pruner.seed, pruner.params.num_seeds
@@ -182,13 +188,15 @@ def load_again(pruner: Pruner) -> Any:
     return model
 
 
-def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(pruner: Pruner) -> None:
-    plan = least(pruner, 2)
+def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(
+    pruner: Pruner, scores: pd.DataFrame
+) -> None:
+    plan = least(scores, 2)
     gone = [removal.operator for removal in plan.operators]
-    table = pruner.rescore(plan).set_index("operator")
+    table = pruner.rescore([*scores["operator"]], plan).set_index("operator")
     left = [
         name
-        for name in pruner.scores["operator"]
+        for name in scores["operator"]
         if name not in gone and not any(is_inside(name, other) for other in gone)
     ]
     assert set(table.index) == set(left)
@@ -211,10 +219,12 @@ def states(network: nn.Module) -> Iterator[tuple[str, Any]]:
         yield name, tensor.double().sum().item()
 
 
-def test_the_network_is_left_as_it_was(pruner: Pruner, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = least(pruner, 2)
+def test_the_network_is_left_as_it_was(
+    pruner: Pruner, scores: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = least(scores, 2)
     before = list(states(pruner.denoiser.network))
-    pruner.rescore(plan)
+    pruner.rescore([*scores["operator"]], plan)
     pruner.saved(plan)
     assert list(states(pruner.denoiser.network)) == before
 
@@ -228,8 +238,8 @@ def test_the_network_is_left_as_it_was(pruner: Pruner, monkeypatch: pytest.Monke
 
     prepared = pruner.prepare(plan)
     with monkeypatch.context() as patch:
-        patch.setattr(pruner_module, "costs", fails)
-        stopped(lambda: pruner.rescore(plan))
+        patch.setattr(pruner, "costs", fails)
+        stopped(lambda: pruner.rescore([*scores["operator"]], plan))
     pruner.denoiser = dataclasses.replace(pruner.denoiser, denoise=fails)
     stopped(lambda: pruner.joint_score(prepared))
 
@@ -261,9 +271,9 @@ def test_a_plan_that_breaks_the_network_is_refused_and_nothing_written(tmp_path:
     assert not run.paths.pruned_models.exists()
 
 
-def test_operators_that_break_the_latents_alone_are_named(pruner: Pruner) -> None:
-    name = pruner.scores["operator"].iloc[-1]
-    pruner.scores.loc[pruner.scores["operator"] == name, "score"] = np.inf
+def test_operators_that_break_the_latents_alone_are_named(pruner: Pruner, scores: pd.DataFrame) -> None:
+    name = scores["operator"].iloc[-1]
+    scores.loc[scores["operator"] == name, "score"] = np.inf
     pruner.joint_score = lambda prepared: np.inf  # type: ignore[method-assign]
     with pytest.raises(PlanError, match=f"leave out {name}$"):
-        prune._prune(pruner, "mine", Plan((PlanEntry(name),)))
+        pruner.apply(Plan((PlanEntry(name),)), scores)

@@ -12,8 +12,7 @@ from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
 from pelap.report.tables import PRUNED
-from pelap.surgery.plan import Plan
-from pelap.surgery.pruned_reader import load_plan
+from pelap.surgery.plan import Plan, load_plan
 from workflow.studies.common import PrunedCell, pruned_cell
 
 CRITERIA = (
