@@ -16,8 +16,12 @@ from pelap.config import (
     VariantParams,
 )
 
-TORCHVISION_DATASETS = ("cifar10", "cifar100", "svhn")
-BUILTIN_DATASETS = ("photos", "sounds", *TORCHVISION_DATASETS)
+BUILTIN_DATASETS = {
+    "photos": "photos",
+    "sounds": "synthesis",
+    **dict.fromkeys(("cifar10", "cifar100", "svhn"), "torchvision_sets"),
+}
+"""Module of `pelap.datasets` that makes a data set, by the data set's name."""
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
 REAL_ROW = "real"
 """Row of real pictures in the evaluation; no model may take its name."""

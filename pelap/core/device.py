@@ -5,10 +5,11 @@ import gc
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +26,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: The device is not there.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available.get(name, False):
@@ -68,9 +65,7 @@ def normalise_in_fp32(model: nn.Module) -> None:
 
     On a CPU their backward pass is seven times slower in it. Twice is the same as once.
     """
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm) and _to_fp32 not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_to_fp32)
+    _hook_norms(model, _to_fp32)
 
 
 def _to_fp32(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -97,12 +92,8 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it could be done; only glibc has the switch.
     """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all(mallopt(option, value) for option, value in _KEEP)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and all(mallopt(option, value) for option, value in _KEEP)
 
 
 def ask_gradients_of_norms(model: nn.Module) -> None:
@@ -111,9 +102,13 @@ def ask_gradients_of_norms(model: nn.Module) -> None:
     PyTorch 2.11 crashes otherwise, on a CPU, in the backward pass of a norm whose input is channels-last.
     2.15 does not; which version mended it is not known. Twice is the same as once.
     """
+    _hook_norms(model, _asking_gradients)
+
+
+def _hook_norms(model: nn.Module, hook: Callable[..., Any]) -> None:
     for module in model.modules():
-        if isinstance(module, nn.GroupNorm) and _asking_gradients not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_asking_gradients)
+        if isinstance(module, nn.GroupNorm) and hook not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(hook)
 
 
 def _asking_gradients(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -168,36 +163,27 @@ def protocol_beside(table: Path) -> Path:
 
 def environment(device: torch.device) -> dict[str, object]:
     """Device, package versions and the revision of the code."""
+    versions = {"pelap": __version__}  # which runs from a checkout too
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {
         "device": describe(device),
         "python": platform.python_version(),
-        "versions": {"pelap": __version__} | _versions(),
+        "versions": versions,
         "git_revision": _git_revision(),
     }
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that are installed; PeLAP itself need not be, it runs from a checkout too."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _git_revision() -> str | None:
     """Of the repository that this code is in; None where it is in none, or in one that has other code."""
     here = Path(__file__)
-    if _git(here.parent, "ls-files", here.name) is None:
-        return None
-    return _git(here.parent, "describe", "--always", "--dirty")
 
+    def git(*command: str) -> str:
+        argv = ["git", "-C", str(here.parent), *command]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
 
-def _git(folder: Path, *command: str) -> str | None:
-    """What a command prints; None where it prints nothing or fails."""
-    argv = ["git", "-C", str(folder), *command]
-    try:
-        result = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        if git("ls-files", here.name):
+            return git("describe", "--always", "--dirty") or None
+    return None

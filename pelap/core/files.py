@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,13 +25,6 @@ TEXT_COLUMNS = (
     *("plan", "student", "model", "against", "mode", "metric"),
 )
 """Columns of our tables that hold names, whatever the names look like."""
-
-NETWORK_FILE = re.compile(
-    r"((diffusion_)?(pytorch|flax)_model|tf_model|model|pruned|cut)([.-].*)?"
-    r"\.(safetensors|bin|msgpack|h5|flashpack)(\..*json)?|plan\.json|kept_channels\.json"
-)
-"""Names that a network's weights have in its folder, by diffusers, transformers or us, and what goes with
-them: lists of shards, and what was done to a network. Not the configuration, which every one has."""
 
 
 @contextmanager
@@ -131,12 +123,6 @@ def exclusive(target: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def network_files(folder: Path) -> list[Path]:
-    """The files in a folder that are a network's, by their names; see `NETWORK_FILE`."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [file for file in files if NETWORK_FILE.fullmatch(file.name) and file.is_file()]
-
-
 def drop(paths: Iterable[Path]) -> None:
     """Delete files, those of them that are there."""
     for path in paths:
@@ -203,11 +189,8 @@ def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
     """
     metrics = read_mapping(path)
     for model, values in metrics.items():
-        numbers = isinstance(values, dict) and all(
-            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-            for value in values.values()
-        )
-        if not numbers:
+        kinds = {type(value) for value in values.values()} if isinstance(values, dict) else {dict}
+        if not kinds <= {int, float, type(None)}:
             raise DataError(f"{path}: {model}: expected a mapping of metrics to numbers; make it again")
     return metrics
 
@@ -238,8 +221,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
 
 
 def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:
-    absent = [name for name in names if name not in there]
-    if absent:
+    if absent := [name for name in names if name not in there]:
         raise DataError(f"{path}: lacks the {what} {', '.join(absent)}; make it again")
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -19,6 +20,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from pelap.core.files import digest, sha256, tensors_digest
@@ -61,7 +63,8 @@ def code_of(module: str) -> str:
     """Digest of the source of a module and of all that it imports, from other files too.
 
     Installed packages count with their version, Python and its library do not count, nor do comments,
-    docstrings and layout. A module that is imported under a name that is computed is not seen.
+    docstrings and layout. ``import_module(f"package.{name}")`` counts as all modules of that package; one
+    that is imported under another name that is computed is not seen.
 
     Args:
         module: Dotted name, found as Python finds it, or in the working folder.
@@ -222,6 +225,10 @@ def _imports(tree: ast.AST, module: str, file: Path) -> Iterator[str]:
             # What is imported may be a module of the package, or something in it.
             inside = not _is_installed(base.partition(".")[0])
             yield from (name for name in names if inside and _own_file(name) is not None)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "import_module":
+            for parent in re.findall(r"^f'([\w.]+)\.\{", ast.unparse(node.args[0])):
+                places = getattr(_spec(parent), "submodule_search_locations", None) or []
+                yield from (f"{parent}.{found.name}" for found in iter_modules(places))
 
 
 def _with_parents(name: str) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""One part of a model as a folder in diffusers' own format: config.json and safetensors."""
+"""One part of a model as a folder in diffusers' own format: config.json and safetensors.
+
+Whoever saves with diffusers into a folder that holds something leaves that there; which network is loaded
+then is a matter of names, not of what was saved last. Here that is seen, and refused.
+"""
 
 import pickle
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,16 +22,30 @@ from pelap.core.errors import DataError, ModelError, finite
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+CONFIG = "config.json"
+INDEX = "model_index.json"
+"""Of a pipeline."""
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DENOISERS = ("unet", "transformer")
+"""What diffusers' pipelines call the part that denoises."""
+
 WEIGHTS_FILE = re.compile(
-    r"(?P<stem>[^.]+?)(?:\.(?P<variant>[^.]+?))?(?:-\d{5}-of-(?P<total>\d{5}))?(?:\.(?P<late>[^.]+))?"
-    r"\.(?P<suffix>safetensors|bin)"
+    r"(?P<stem>[^.]+?)(\.(?P<variant>[^.]+?))?(-\d{5}-of-(?P<total>\d{5}))?(\.(?P<late>.+))?"
+    r"\.(?P<suffix>safetensors|bin|msgpack|h5|flashpack)(?P<list>\..*json)?"
 )
-"""``model.fp16-00001-of-00002.safetensors``; the variant was last once."""
+"""``model.fp16-00001-of-00002.safetensors`` (the variant was last once), or a list of such shards."""
+STEMS = {
+    *("diffusion_pytorch_model", "diffusion_flax_model", "pytorch_model", "flax_model", "tf_model", "model"),
+    *("pruned", "cut"),
+}
+"""How the names of weights begin, by diffusers, transformers and us."""
 OURS = {"pruned": "plan.json", "cut": "kept_channels.json"}
 """Networks that are not as their configuration says, and the file that says what they are."""
 PRECISION = re.compile(r"b?(fp?|float)\d+")
 """Names of variants that are a network's own weights, rounded."""
 UNREADABLE = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
+
+Part = TypeVar("Part", bound=ModelMixin)
 
 
 class Copy(NamedTuple):
@@ -43,15 +60,29 @@ class Copy(NamedTuple):
     files: tuple[Path, ...]
 
 
+# --- which files are a network's: there may be shards, variants, pickles, other networks
+
+
+def network_files(folder: Path) -> list[Path]:
+    """The files in a folder that are a network's by their names; not the configuration, which all have."""
+
+    def is_one(name: str) -> bool:
+        match = WEIGHTS_FILE.fullmatch(name)
+        return name in OURS.values() or (match is not None and match["stem"].partition("-")[0] in STEMS)
+
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in there if is_one(file.name) and file.is_file()]
+
+
 def copies(folder: Path) -> list[Copy]:
     """All that lie in a folder, whatever their names if none is known.
 
     What diffusers prefers comes first: safetensors, plain, shards.
     """
     found: dict[tuple[str, int, str, str], list[Path]] = {}
-    for file in files.network_files(folder) or sorted(folder.glob("*")):
+    for file in network_files(folder) or sorted(folder.glob("*")):
         match = WEIGHTS_FILE.fullmatch(file.name)
-        if match:
+        if match and match["suffix"] in ("safetensors", "bin") and not match["list"]:
             variant = match["variant"] or match["late"] or ""
             key = (variant, int(match["total"] or 0), match["suffix"], match["stem"])
             found.setdefault(key, []).append(file)
@@ -89,13 +120,16 @@ def weights_bytes(folder: Path) -> int:
 def demand_one_kind(folder: Path) -> None:
     """Raise a `ModelError` where a dense network and one that is not lie in one folder, and name both."""
     kinds: dict[str, Path] = {}
-    for file in sorted(files.network_files(folder), key=lambda file: not WEIGHTS_FILE.fullmatch(file.name)):
-        kinds.setdefault(_kind(file), file)
+    for file in sorted(network_files(folder), key=lambda file: file.suffix == ".json"):
+        ours = (kind for kind, said in OURS.items() if file.name == said or file.name.startswith(f"{kind}."))
+        kinds.setdefault(next(ours, "dense"), file)
     if len(kinds) > 1:
         (one, first), (other, second) = sorted(kinds.items())[:2]
+        belongings = {kind: f"{kind}.safetensors and {said}" for kind, said in OURS.items()}
+        belongings["dense"] = "diffusion_pytorch_model*"
         raise ModelError(
             f"{folder}: holds two networks, {first.name} ({one}) and {second.name} ({other}); delete what "
-            f"is not meant: {_belongings(one)}; {_belongings(other)}"
+            f"is not meant: {belongings[one]}; {belongings[other]}"
         )
 
 
@@ -113,15 +147,6 @@ def demand_one_network(folder: Path) -> None:
                 f"{folder}: holds two networks, {loaded.files[0].name} and {copy.files[0].name} have other "
                 "weights; delete the one that is not meant"
             )
-
-
-def _kind(file: Path) -> str:
-    ours = (kind for kind, said in OURS.items() if file.name == said or file.name.startswith(f"{kind}."))
-    return next(ours, "dense")
-
-
-def _belongings(kind: str) -> str:
-    return f"{kind}.safetensors and {OURS[kind]}" if kind in OURS else "diffusion_pytorch_model*"
 
 
 def _demand_shards(folder: Path, variant: str) -> None:
@@ -158,15 +183,11 @@ def _tensors(copy: Copy, stack: ExitStack) -> dict[str, Callable[[], torch.Tenso
         if copy.suffix == "bin":
             # This reader makes numbers of a pickle, and runs nothing in it.
             state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            found |= {name: partial(_itself, each) for name, each in state.items() if torch.is_tensor(each)}
+            found |= {name: lambda it=it: it for name, it in state.items() if torch.is_tensor(it)}
         else:
             opened = stack.enter_context(safe_open(file, framework="pt"))
-            found |= {name: partial(opened.get_tensor, name) for name in opened.keys()}
+            found |= {name: lambda name=name, file=opened: file.get_tensor(name) for name in opened.keys()}
     return found
-
-
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -179,14 +200,7 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=2 * eps, atol=2 * eps * tiny, equal_nan=True)
 
 
-CONFIG = "config.json"
-INDEX = "model_index.json"
-"""Of a pipeline."""
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-DENOISERS = ("unet", "transformer")
-"""What diffusers' pipelines call the part that denoises."""
-
-Part = TypeVar("Part", bound=ModelMixin)
+# --- reading and writing
 
 
 def save_part(part: ModelMixin, folder: Path) -> None:
@@ -196,11 +210,7 @@ def save_part(part: ModelMixin, folder: Path) -> None:
 
 
 def demand_replaceable(folder: Path, *says: str) -> None:
-    """Refuse to replace a folder of somebody's own files, in which no file `says` that it is a model.
-
-    Raises:
-        ModelError: It is one.
-    """
+    """Raise a `ModelError` for a folder of somebody's own files, in which none `says` that it is a model."""
     known = any((folder / name).exists() for name in says)
     if folder.is_dir() and any(folder.iterdir()) and not known:
         raise ModelError(f"{folder}: holds files that are no model's; name another folder, or empty this one")
@@ -213,12 +223,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelError: It is missing or unreadable.
     """
     try:
-        config = files.read_json(folder / CONFIG)
+        return files.read_mapping(folder / CONFIG)
     except DataError as error:
         raise ModelError(str(error)) from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / CONFIG}: expected an object; make the model again")
-    return config
 
 
 def build_part(kind: type[Part], folder: Path) -> Part:
@@ -258,21 +265,26 @@ def load_weights(part: nn.Module, path: Path) -> None:
     except DataError as error:
         raise ModelError(str(error)) from None
     wanted = part.state_dict()
-    _demand(path, "lacks", [name for name in wanted if name not in tensors])
-    _demand(path, "has the unknown", [name for name in tensors if name not in wanted])
+    for what, names, others in (("lacks", wanted, tensors), ("has the unknown", tensors, wanted)):
+        if odd := [name for name in names if name not in others]:
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            raise ModelError(
+                f"{path}: {what} tensor {odd[0]}{more}; it belongs to another model, make it again"
+            )
     for name, tensor in wanted.items():
-        _same_shape(path, name, tensor, tensors[name])
-        _same_kind(path, name, tensor, tensors[name].dtype.is_floating_point)
+        found = tensors[name]
+        if tensor.shape != found.shape:
+            raise ModelError(
+                f"{path}: tensor {name} has shape {tuple(found.shape)}, the configuration wants "
+                f"{tuple(tensor.shape)}; make the model again"
+            )
+        _demand_kind(path, name, tensor, found.is_floating_point())
     part.load_state_dict(tensors)
     demand_numbers(part, path)
 
 
 def demand_numbers(part: nn.Module, path: Path) -> None:
-    """Refuse weights of which some are not finite: all that comes of them would be NaN.
-
-    Raises:
-        ModelError: Names the tensor, and `path` as where it is from.
-    """
+    """Raise a `ModelError` where weights from `path` are not finite: all that comes of them would be NaN."""
     for name, weight in part.named_parameters():
         finite(weight.detach(), f"{path}: tensor {name}", "make the model again")
 
@@ -289,30 +301,13 @@ def demand_kinds(part: nn.Module, folder: Path) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
             for name in wanted.keys() & file.keys():
-                kind = file.get_slice(name).get_dtype()
-                _same_kind(path, name, wanted[name], "F" in kind)
+                _demand_kind(path, name, wanted[name], "F" in file.get_slice(name).get_dtype())
 
 
-def _same_kind(path: Path, name: str, wanted: torch.Tensor, is_float: bool) -> None:
+def _demand_kind(path: Path, name: str, wanted: torch.Tensor, is_float: bool) -> None:
     if wanted.is_floating_point() != is_float:
         raise ModelError(
             f"{path}: tensor {name} holds numbers of another kind than {wanted.dtype}; make the model again"
-        )
-
-
-def _demand(path: Path, what: str, names: list[str]) -> None:
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise ModelError(
-            f"{path}: {what} tensor {names[0]}{more}; it belongs to another model, make it again"
-        )
-
-
-def _same_shape(path: Path, name: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
-    if wanted.shape != found.shape:
-        raise ModelError(
-            f"{path}: tensor {name} has shape {tuple(found.shape)}, the configuration wants "
-            f"{tuple(wanted.shape)}; make the model again"
         )
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 15.0
 _SHOWN = ContextVar("shown", default=True)
+_LOCK = Lock()
 
 
 class Report(Protocol):
@@ -43,37 +45,9 @@ def progress(label: str, total: int, done: int = 0, show: bool = True) -> Iterat
         yield _lines(label, total)
 
 
-class _Terminal:
-    """Bars of work that goes on side by side, in threads or in turns, share one display."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._bars: Progress | None = None
-        self.num_working = 0
-
-    @contextmanager
-    def bars(self) -> Iterator["Progress"]:
-        """The display, there for as long as somebody works."""
-        with self._lock:
-            if self._bars is None:
-                self._bars = _display()
-                self._bars.start()
-            self.num_working += 1
-            bars = self._bars
-        try:
-            yield bars
-        finally:
-            with self._lock:
-                self.num_working -= 1
-                if not self.num_working:
-                    bars.stop()
-                    self._bars = None
-
-
-_TERMINAL = _Terminal()
-
-
+@cache
 def _display() -> "Progress":
+    """Bars of work that goes on side by side, in threads or in turns, share one display."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -89,17 +63,21 @@ def _display() -> "Progress":
 
 @contextmanager
 def _bar(label: str, total: int, done: int) -> Iterator[Report]:
-    with _TERMINAL.bars() as bars:
+    bars = _display()
+    with _LOCK:
+        bars.start()  # a display that is there goes on
         task = bars.add_task(label, total=total, completed=done, note="")
 
-        def report(done: int, note: str = "") -> None:
-            bars.update(task, completed=done, note=note)
+    def report(done: int, note: str = "") -> None:
+        bars.update(task, completed=done, note=note)
 
-        try:
-            yield report
-        finally:
-            if _TERMINAL.num_working > 1:  # lines of what is over would pile up over those of what goes on
-                bars.remove_task(task)
+    try:
+        yield report
+    finally:
+        with _LOCK:
+            if len(bars.tasks) == 1:
+                bars.stop()  # its line stays; those of what is over would pile up over what goes on
+            bars.remove_task(task)
 
 
 def _lines(label: str, total: int) -> Report:

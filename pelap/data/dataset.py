@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from pelap.config import DownloadParams, SoundParams
+from pelap.config import DownloadParams, Section, SoundParams
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.keys import Key, key
@@ -60,12 +60,16 @@ class ImageDataset:
 
 
 def made_by(name: str, params: DownloadParams, seed: int) -> Key:
-    """The parameters that decide what is in a data set; where the user's own lie does not count."""
+    """The parameters that decide what is in a data set; where the user's own lie does not count.
+
+    They are the section of its name and the seed, where there is such a section; a folder may hold sounds.
+    """
+    sections = {field: section for field, section in params if isinstance(section, Section)}
+    used = {name, "sounds"} if name in params.folders else {name}
     return key(
         image_size=params.image_size,
-        seed=seed if name in ("photos", "sounds") else None,
-        photos=params.photos if name == "photos" else None,
-        sounds=params.sounds if name == "sounds" or name in params.folders else None,
+        seed=seed if name in sections else None,
+        **{field: section if field in used else None for field, section in sections.items()},
     )
 
 

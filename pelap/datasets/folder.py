@@ -2,20 +2,21 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import torch
 
-from pelap.config import SoundParams
+from pelap.config import DownloadParams, SoundParams
 from pelap.core.errors import DataError
 from pelap.core.files import one_line, sha256
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.entries import (
     KINDS,
+    Entry,
     Remark,
     Remarks,
     entries,
@@ -31,10 +32,10 @@ from pelap.datasets.locate import locate
 SPLITS = ("train", "test")
 NUMBER = re.compile(r"[0-9]+")
 LAYOUT = "lay it out as train/<class>/* and test/<class>/*, with PNG or JPEG pictures, or WAV sounds"
+OUTSIDE = "pictures and sounds outside train/<class>/ and test/<class>/ passed over"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A path of the layout taken apart; `rest` is empty for what lies directly in the split."""
 
     wrapper: str
@@ -43,27 +44,9 @@ class Place:
     rest: str
 
 
-@dataclass
-class Found:
-    """What the source holds."""
-
-    wrappers: set[str] = field(default_factory=set)
-    classes: set[str] = field(default_factory=set)
-    examples: dict[str, str] = field(default_factory=dict)
-    """Kind of file -> the first path of it."""
-    images: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
-    """(split, class, path below, path as written) -> uint8 (1, 3, S, S), of a sound (windows, 1, S, S)"""
-    spellings: dict[str, set[str]] = field(default_factory=dict)
-    """Class -> the ways in which it is written."""
-    remarks: Remarks = field(default_factory=Remarks)
-
-    def having(self, split: str) -> set[str]:
-        """Classes with items in a split."""
-        return {label for name, label, *_ in self.images if name == split}
-
-
-Decoder = Callable[[bytes, str, Remark], torch.Tensor]
-"""(content, name for errors, what to call with changes) -> the items of a file, uint8 (N, C, S, S)."""
+def build(name: str, params: DownloadParams, seed: int, data_dir: Path) -> ImageDataset:
+    """The data set of a key of `params.folders`; see `build_folder`."""
+    return build_folder(name, params.folders[name], params.image_size, params.sounds, data_dir)
 
 
 def build_folder(
@@ -93,15 +76,17 @@ def build_folder(
             them cannot be read.
     """
     source = locate(name, location, data_dir)
+    reader = _Reader(source, image_size, sounds)
     with reading(source):
-        found = _read(source, _decoders(image_size, sounds))
-    for line in found.remarks.lines():  # which may explain what is wrong
+        for entry in entries(source, reader.remarks):
+            reader.take(entry)
+    for line in reader.remarks.lines():  # which may explain what is wrong
         print(f"{name}: {line}")
-    _check_layout(source, found)
-    class_names = _in_order(source, found.classes)
-    train, test = (_split(found, split, class_names) for split in SPLITS)
+    reader.check_layout()
+    class_names = _in_order(source, reader.classes)
+    train, test = (reader.split(split, class_names) for split in SPLITS)
     checksum = sha256(source) if source.is_file() else pixel_checksum(train, test)
-    sound = sounds if "sounds" in found.examples else None
+    sound = sounds if "sounds" in reader.examples else None
     return ImageDataset(name, train, test, class_names, source.name, checksum, sound)
 
 
@@ -117,6 +102,98 @@ def parse(path: str) -> Place | None:
     return None
 
 
+class _Reader:
+    """Takes the entries of a source one by one, and keeps what they hold."""
+
+    def __init__(self, source: Path, image_size: int, sounds: SoundParams) -> None:
+        self.source, self.image_size, self.sounds = source, image_size, sounds
+        self.remarks = Remarks()
+        self.wrappers: set[str] = set()
+        self.classes: dict[str, set[str]] = {}
+        """Every class and the ways in which it is written."""
+        self.examples: dict[str, str] = {}
+        """Kind of file -> the first path of it."""
+        self.images: dict[tuple[str, str, str, str], torch.Tensor] = {}
+        """(split, class, path below, path as written) -> uint8 (1, 3, S, S), of a sound (windows, 1, S, S)"""
+
+    def take(self, entry: Entry) -> None:
+        place = parse(entry.path)
+        if place is not None and entry.read is not None and not place.rest:
+            place = None  # a file in the place of a class
+        if place is not None:
+            self.wrappers.add(place.wrapper)
+            self._note_class(place.label)
+        if entry.read is None:
+            return
+        reason = passed_over(entry.path)
+        if place is None or reason is not None:
+            self.remarks.add(reason or OUTSIDE, entry.path)
+            return
+        kind = KINDS[PurePosixPath(entry.path.lower()).suffix]
+        self.examples.setdefault(kind, entry.path)
+        if len(self.examples) > 1:  # as soon as there are both: what follows may be hours long
+            files = " and ".join(sorted(self.examples.values()))
+            raise DataError(f"{self.source}: holds pictures and sounds ({files}); keep one kind")
+        key = (place.split, _nfc(place.label), _nfc(place.rest), entry.path)
+        if key in self.images:
+            self.remarks.add("files replaced by later ones of the same name", entry.path)
+        decoded = self._picture if kind == "pictures" else self._sound
+        self.images[key] = decoded(
+            entry.read(), f"{self.source}: {entry.path}", self.remarks.about(entry.path)
+        )
+
+    def check_layout(self) -> None:
+        """Raise a `DataError` unless both splits have items of every class."""
+        having = {split: {label for name, label, *_ in self.images if name == split} for split in SPLITS}
+        for split in SPLITS:
+            if not having[split]:
+                raise DataError(f"{self.source}: no pictures or sounds in {split}/<class>/; {LAYOUT}")
+        if len(self.wrappers) > 1:
+            folders = ", ".join(repr(wrapper or ".") for wrapper in sorted(self.wrappers))
+            raise DataError(
+                f"{self.source}: more than one folder holds train/ or test/ ({folders}); keep one"
+            )
+        for split in SPLITS:
+            if lacking := sorted(self.classes.keys() - having[split]):
+                raise DataError(
+                    f"{self.source}: no pictures or sounds in {split}/ for {', '.join(map(_shown, lacking))}"
+                    "; every class needs some in train/ and in test/: add them, or remove the class from both"
+                )
+
+    def split(self, split: str, class_names: tuple[str, ...]) -> Split:
+        """The items of a split in an order that is drawn: paths, and the windows of a sound, may have one."""
+        label_of = {name: label for label, name in enumerate(class_names)}
+        keys = [key for key in sorted(self.images) if key[0] == split]
+        images = [image for key in keys for image in self.images[key]]
+        labels = [label_of[key[1]] for key in keys for _ in self.images[key]]
+        return make_split(images, labels, generator(0, f"folder/{split}"))
+
+    def _note_class(self, label: str) -> None:
+        name = _nfc(label)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{self.source}: the name of the class {label!a} is not UTF-8; rename it"
+            ) from None
+        spellings = self.classes.setdefault(name, set())
+        if len(spellings) == 1 and label not in spellings:
+            self.remarks.add("classes whose accents are written in two ways (Unicode NFC, NFD) joined", name)
+        spellings.add(label)
+
+    def _picture(self, data: bytes, name: str, remark: Remark) -> torch.Tensor:
+        try:
+            return decode(data, self.image_size, remark).unsqueeze(0)
+        except ValueError as error:
+            raise DataError(
+                f"{name} is not a readable PNG or JPEG ({one_line(error)}); repair or remove it"
+            ) from None
+
+    def _sound(self, data: bytes, name: str, remark: Remark) -> torch.Tensor:
+        windows = read_wav(data, name, self.sounds, self.image_size, remark)
+        return to_spectrograms(windows, self.sounds)
+
+
 def _in_order(source: Path, names: Iterable[str]) -> tuple[str, ...]:
     """Numbers by size, other names as text."""
     names = sorted(names)
@@ -129,114 +206,10 @@ def _in_order(source: Path, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(by_size)
 
 
-def _decoders(image_size: int, sounds: SoundParams) -> dict[str, Decoder]:
-    """How each kind of file is read."""
-
-    def picture(data: bytes, name: str, remark: Remark) -> torch.Tensor:
-        try:
-            return decode(data, image_size, remark).unsqueeze(0)
-        except ValueError as error:
-            raise DataError(
-                f"{name} is not a readable PNG or JPEG ({one_line(error)}); repair or remove it"
-            ) from None
-
-    def sound(data: bytes, name: str, remark: Remark) -> torch.Tensor:
-        return to_spectrograms(read_wav(data, name, sounds, image_size, remark), sounds)
-
-    return {"pictures": picture, "sounds": sound}
-
-
-def _read(source: Path, decoders: dict[str, Decoder]) -> Found:
-    found = Found()
-    for entry in entries(source, found.remarks):
-        place = parse(entry.path)
-        inside = place is not None and (entry.read is None or place.rest)
-        if place is not None and inside:
-            found.wrappers.add(place.wrapper)
-            found.classes.add(_class_name(source, place.label, found))
-        if entry.read is None:
-            continue
-        reason = passed_over(entry.path)
-        if place is None or not inside or reason is not None:
-            outside = "pictures and sounds outside train/<class>/ and test/<class>/ passed over"
-            found.remarks.add(reason or outside, entry.path)
-        else:
-            _read_file(source, entry.path, entry.read, place, found, decoders)
-    return found
-
-
-def _read_file(
-    source: Path,
-    path: str,
-    read: Callable[[], bytes],
-    place: Place,
-    found: Found,
-    decoders: dict[str, Decoder],
-) -> None:
-    kind = KINDS[PurePosixPath(path.lower()).suffix]
-    found.examples.setdefault(kind, path)
-    _check_one_kind(source, found)
-    key = (place.split, _nfc(place.label), _nfc(place.rest), path)
-    if key in found.images:
-        found.remarks.add("files replaced by later ones of the same name", path)
-    found.images[key] = decoders[kind](read(), f"{source}: {path}", found.remarks.about(path))
-
-
-def _class_name(source: Path, label: str, found: Found) -> str:
-    """The name of a class, however its accents are written."""
-    name = _nfc(label)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{source}: the name of the class {label!a} is not UTF-8; rename it") from None
-    spellings = found.spellings.setdefault(name, set())
-    if len(spellings) == 1 and label not in spellings:
-        found.remarks.add("classes whose accents are written in two ways (Unicode NFC, NFD) joined", name)
-    spellings.add(label)
-    return name
-
-
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
-
-
-def _check_one_kind(source: Path, found: Found) -> None:
-    """Raise a `DataError` as soon as there are pictures and sounds: what follows may be hours long."""
-    if len(found.examples) > 1:
-        files = " and ".join(sorted(found.examples.values()))
-        raise DataError(f"{source}: holds pictures and sounds ({files}); keep one kind")
-
-
-def _check_layout(source: Path, found: Found) -> None:
-    """Raise a `DataError` unless both splits have items of every class."""
-    for split in SPLITS:
-        if not found.having(split):
-            raise DataError(f"{source}: no pictures or sounds in {split}/<class>/; {LAYOUT}")
-    if len(found.wrappers) > 1:
-        folders = ", ".join(repr(wrapper or ".") for wrapper in sorted(found.wrappers))
-        raise DataError(f"{source}: more than one folder holds train/ or test/ ({folders}); keep one")
-    for split in SPLITS:
-        lacking = sorted(found.classes - found.having(split))
-        if lacking:
-            raise DataError(
-                f"{source}: no pictures or sounds in {split}/ for {', '.join(map(_shown, lacking))}; every "
-                "class needs some in train/ and in test/: add them, or remove the class from both"
-            )
 
 
 def _shown(name: str) -> str:
     """A name that tells itself from others that look the same."""
     return " = ".join(dict.fromkeys((repr(name), ascii(name))))
-
-
-def _split(found: Found, split: str, class_names: tuple[str, ...]) -> Split:
-    """The items of a split in an order that is drawn: paths, and the windows of a sound, may have one."""
-    label_of = {name: label for label, name in enumerate(class_names)}
-    items = [
-        (image, label_of[key[1]])
-        for key in sorted(found.images)
-        if key[0] == split
-        for image in found.images[key]
-    ]
-    drawn = generator(0, f"folder/{split}")
-    return make_split([image for image, _ in items], [label for _, label in items], drawn)

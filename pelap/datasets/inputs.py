@@ -65,8 +65,9 @@ def inputs_of(
     if stage not in READING:
         return {}
     found: dict[str, Any] = dict(_named_files(select_keys(raw, stage, variant)))
-    if stage == "download":
-        found |= _pictures(raw, data)
+    location = raw["download"]["folders"].get(raw["dataset"]) if stage == "download" else None
+    if location is not None:
+        found[f"download.folders.{raw['dataset']}"] = _pictures(location, data)
     if stage == "evaluate":
         modules = [name.partition(":")[0] for name in raw["evaluate"]["extractors"] if ":" in name]
         found |= {module: _code(module) for module in modules}
@@ -92,24 +93,20 @@ def _code(module: str) -> str | None:
         return None
 
 
-def _pictures(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
-    """The state of the user's own pictures or sounds, None where `download` will say what is wrong."""
-    name = raw["dataset"]
-    location = raw["download"]["folders"].get(name)
-    if location is None:
-        return {}
+def _pictures(location: str, data: Path) -> Any:
+    """State of the user's own pictures or sounds, None where `download` will say what is wrong.
+
+    Names, sizes and times: to read thousands of pictures at every look would take minutes. Whoever gives a
+    file the time of another cannot give it the time of this change.
+    """
     source = find_source(location, data)
+    if source is None:
+        return None
     try:
-        return {f"download.folders.{name}": None if source is None else _state(source)}
+        inside = entries(source, Remarks()) if source.is_dir() else ()
+        read = [source / entry.path for entry in inside if passed_over(entry.path) is None]
+        found = sorted(filter(Path.is_file, read if source.is_dir() else [source]))
+        stats = [(str(file), file.stat()) for file in found]
     except OSError:
-        return {f"download.folders.{name}": None}
-
-
-def _state(source: Path) -> Any:
-    """Names, sizes and times: to read thousands of pictures at every look would take minutes."""
-    inside = entries(source, Remarks()) if source.is_dir() else ()
-    read = [source / entry.path for entry in inside if passed_over(entry.path) is None]
-    found = sorted(filter(Path.is_file, read if source.is_dir() else [source]))
-    # Whoever gives a file the time of another cannot give it the time of this change.
-    stats = [(str(file), file.stat()) for file in found]
+        return None
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

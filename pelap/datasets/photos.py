@@ -1,11 +1,12 @@
 """Pictures without a network: random crops of photographs that ship inside scikit-image."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pelap.config import PhotoCrops
+from pelap.config import DownloadParams, PhotoCrops
 from pelap.core.errors import DataError
 from pelap.core.files import one_line
 from pelap.core.rng import generator
@@ -44,7 +45,7 @@ class Region:
         return min(self.right - self.left, self.bottom - self.top)
 
 
-def build_photos(params: PhotoCrops, image_size: int, seed: int) -> ImageDataset:
+def build(name: str, download: DownloadParams, seed: int, data_dir: Path) -> ImageDataset:
     """Square crops of random side and place; a picture's label is its photograph.
 
     Crop i of a photograph depends on the seed and i alone: asking for more keeps the first ones.
@@ -52,7 +53,8 @@ def build_photos(params: PhotoCrops, image_size: int, seed: int) -> ImageDataset
     Raises:
         DataError: `min_crop` is too large for a photograph, or scikit-image lacks one.
     """
-    photos = [_photograph(name) for name in PHOTOGRAPHS]
+    params, image_size = download.photos, download.image_size
+    photos = [_photograph(photograph) for photograph in PHOTOGRAPHS]
     limit = min(min(photo.height, photo.width, max(photo.size) // 3) for photo in photos)
     if params.min_crop > limit:
         raise DataError(
@@ -62,7 +64,7 @@ def build_photos(params: PhotoCrops, image_size: int, seed: int) -> ImageDataset
     train = _crops(photos, "train", params.train_per_photo, params, image_size, seed)
     test = _crops(photos, "test", params.test_per_photo, params, image_size, seed)
     source = "photographs of scikit-image, random crops"
-    return ImageDataset("photos", train, test, PHOTOGRAPHS, source, pixel_checksum(train, test))
+    return ImageDataset(name, train, test, PHOTOGRAPHS, source, pixel_checksum(train, test))
 
 
 def regions(width: int, height: int, min_crop: int) -> dict[str, tuple[Region, ...]]:

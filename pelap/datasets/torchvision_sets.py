@@ -4,13 +4,13 @@ import hashlib
 import os
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pelap.config import DownloadParams
 from pelap.core.errors import DataError
 from pelap.core.files import one_line
 from pelap.core.paths import DOWNLOADS
@@ -20,8 +20,7 @@ from pelap.data.pictures import resize_all
 from pelap.datasets.locate import find_file, where_to_put
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(NamedTuple):
     """A file on the network and what it must be."""
 
     url: str
@@ -29,12 +28,16 @@ class Remote:
     md5: str
 
 
-def build_cifar(name: str, image_size: int, data_dir: Path) -> ImageDataset:
-    """The official `cifar10` or `cifar100`.
+def build(name: str, params: DownloadParams, seed: int, data_dir: Path) -> ImageDataset:
+    """The official `cifar10`, `cifar100` or `svhn` (cropped digits).
 
     Raises:
-        DataError: The archive is damaged, or neither here nor to be downloaded.
+        DataError: A file is damaged, or neither here nor to be downloaded.
     """
+    return (_svhn if name == "svhn" else _cifar)(name, params.image_size, data_dir)
+
+
+def _cifar(name: str, image_size: int, data_dir: Path) -> ImageDataset:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
@@ -42,34 +45,23 @@ def build_cifar(name: str, image_size: int, data_dir: Path) -> ImageDataset:
     with tempfile.TemporaryDirectory(prefix="pelap-") as folder:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
-        train, test = kind(folder, train=True), kind(folder, train=False)
-    return ImageDataset(
-        name,
-        _split(train.data, train.targets, image_size),
-        _split(test.data, test.targets, image_size),
-        tuple(train.classes),
-        kind.url,
-        files_checksum([archive]),
-    )
+        stored = [kind(folder, train=train) for train in (True, False)]
+    train, test = (_split(each.data, each.targets, image_size) for each in stored)
+    return ImageDataset(name, train, test, tuple(stored[0].classes), kind.url, files_checksum([archive]))
 
 
-def build_svhn(image_size: int, data_dir: Path) -> ImageDataset:
-    """The official `svhn`, cropped digits.
-
-    Raises:
-        DataError: A file is damaged, or neither here nor to be downloaded.
-    """
+def _svhn(name: str, image_size: int, data_dir: Path) -> ImageDataset:
     from torchvision.datasets import SVHN
 
     splits, files = [], []
-    for name in ("train", "test"):
-        files.append(fetch(Remote(*SVHN.split_list[name]), data_dir))
-        stored = SVHN(files[-1].parent, name)
+    for split in ("train", "test"):
+        files.append(fetch(Remote(*SVHN.split_list[split]), data_dir))
+        stored = SVHN(files[-1].parent, split)
         pixels = np.ascontiguousarray(stored.data.transpose(0, 2, 3, 1))  # (N, H, W, 3)
         splits.append(_split(pixels, stored.labels, image_size))
-    digits = tuple(str(digit) for digit in range(10))
     source = SVHN.split_list["train"][0].rpartition("/")[0]
-    return ImageDataset("svhn", splits[0], splits[1], digits, source, files_checksum(files))
+    train, test = splits
+    return ImageDataset(name, train, test, tuple("0123456789"), source, files_checksum(files))
 
 
 def fetch(remote: Remote, data_dir: Path) -> Path:

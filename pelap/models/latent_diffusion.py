@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from pydantic import ConfigDict
 from torch import nn
 
 from pelap.config import (
@@ -36,27 +37,23 @@ Autoencoder: TypeAlias = VAE | PretrainedVAE
 class ModelInfo:
     """What must be known of a trained model beside its weights."""
 
-    name: str
-    """Variant, or ``pruned``, ``distilled``."""
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of the file that keeps it
+
+    name: str  # of the variant, or ``pruned``, ``distilled``
     variant: VariantParams
     diffusion: DiffusionParams
     image_size: int
     dataset: str
     seed: int
-    sparsity_weight: float
-    """Weight of the sparsity penalty it was trained with, after any warm-up."""
-    ema_decay: float
-    """0 when the weights are not a moving average."""
-    sound: SoundParams | None = None
-    """How its pictures came from sounds; None where they are pictures."""
-    cut_channels: tuple[int, ...] = ()
-    """Latent channels it was trained with and has no longer, see `pelap.masking.channel_removal`."""
-    data: str = ""
-    """Key of the data set that it was trained on; empty: not known."""
+    sparsity_weight: float  # of the penalty it was trained with, after any warm-up
+    ema_decay: float  # 0 when the weights are not a moving average
+    sound: SoundParams | None = None  # how its pictures came from sounds
+    cut_channels: tuple[int, ...] = ()  # trained with and here no longer, see `masking.channel_removal`
+    data: str = ""  # key of the data set that it was trained on; empty: not known
 
 
 class Posterior(NamedTuple):
-    """What the encoder says about a batch of pictures: a normal distribution for every value."""
+    """The encoder's normal distribution for every value of the latents of a batch of pictures."""
 
     mean: torch.Tensor  # (B, C, h, w)
     logvar: torch.Tensor  # (B, C, h, w)
@@ -89,11 +86,8 @@ class LatentDiffusion(nn.Module):
     ) -> None:
         super().__init__()
         self.info = info
-        self.vae = vae
-        self.unet = unet
-        self.mask = mask
-        self.normaliser = normaliser
-        self.conditioner = conditioner
+        self.vae, self.unet, self.mask = vae, unet, mask
+        self.normaliser, self.conditioner = normaliser, conditioner
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -173,11 +167,10 @@ class LatentDiffusion(nn.Module):
             labels: Of the pictures.
             stream: Draws templates, and who is given no prompt, as in training; None: the first template.
         """
-        if self.conditioner is None:
+        told = self.conditioner
+        if told is None:
             return torch.empty(len(labels), 0, dtype=torch.int64)
-        if stream is None:
-            return self.conditioner.of_labels(labels)
-        return self.conditioner.drawn_for(labels, stream)
+        return told.of_labels(labels) if stream is None else told.drawn_for(labels, stream)
 
     def tokens_of(self, items: Sequence[int]) -> torch.Tensor:
         """Prompts (B, L) of these samples, on the CPU; L is 0 without a conditioner."""
@@ -245,12 +238,7 @@ def build_vae(params: VAEParams, image_channels: int = 3) -> Autoencoder:
         ModelError: The pretrained one cannot be read.
     """
     if isinstance(params, PelapVAEParams):
-        return VAE(
-            width=params.width,
-            latent_channels=params.latent_channels,
-            image_channels=image_channels,
-            downsampling=params.downsampling,
-        )
+        return VAE(params.width, params.latent_channels, image_channels, params.downsampling)
     return load_pretrained_vae(params.source)
 
 
@@ -271,14 +259,10 @@ def build_unet(
     if isinstance(params, UNet2DParams):
         blocks = _block_types(params, "Attn")
         return UNet2DModel(**shape, **blocks, attention_head_dim=params.attention_head_dim)
+    blocks = _block_types(params, "CrossAttn")
     # What this class calls the dimension of a head is the number of heads.
     heads = tuple(channels // params.attention_head_dim for channels in params.channels)
-    return UNet2DConditionModel(
-        **shape,
-        **_block_types(params, "CrossAttn"),
-        attention_head_dim=heads,
-        cross_attention_dim=prompt_width,
-    )
+    return UNet2DConditionModel(**shape, **blocks, attention_head_dim=heads, cross_attention_dim=prompt_width)
 
 
 def _block_types(params: BlockUNetParams, attention: str) -> dict[str, tuple[str, ...]]:
@@ -295,19 +279,13 @@ def build_model(
 ) -> LatentDiffusion:
     """A whole model around an autoencoder, with fresh weights from torch's global generator."""
     variant, channels = info.variant, vae.latent_channels
-    mask = ImportanceMask(
-        latent_channels=channels, gate=variant.gate, adaptive=variant.adaptive, num_active=variant.k
-    )
+    mask = ImportanceMask(channels, variant.gate, variant.adaptive, num_active=variant.k)
+    side, width = info.image_size // vae.downsampling, conditioner and conditioner.config.width
     return LatentDiffusion(
         info,
         vae,
-        build_unet(
-            unet,
-            channels,
-            info.image_size // vae.downsampling,
-            None if conditioner is None else conditioner.config.width,
-        ),
+        build_unet(unet, channels, side, width),
         mask if variant.gate != "none" else None,
-        LatentNorm(latent_channels=channels) if variant.normalise != "none" else None,
+        LatentNorm(channels) if variant.normalise != "none" else None,
         conditioner,
     )

@@ -12,16 +12,15 @@ loading it with fresh random weights where something is gone.
 """
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from pelap.config import DiffusionParams, SoundParams, VariantParams
+from pelap.config import DiffusionParams, SoundParams
 from pelap.config.load import explain
 from pelap.config.upgrade import renamed
 from pelap.core import files
@@ -49,6 +48,7 @@ from pelap.models.vae import VAE, PretrainedVAE
 FORMAT = 3
 READABLE = (2, FORMAT)
 """2 is that of version 0.1, with other names inside."""
+INFO = TypeAdapter(ModelInfo)
 KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"
 UNETS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, LightUNet, CutLightUNet)}
@@ -215,17 +215,9 @@ def _unet_class(folder: Path) -> type[ModelMixin]:
 
 
 def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
-    info = {field.name: getattr(model.info, field.name) for field in fields(ModelInfo)}
-    info["variant"] = model.info.variant.model_dump(mode="json")
-    info["diffusion"] = model.info.diffusion.model_dump(mode="json")
-    info["sound"] = model.info.sound and model.info.sound.model_dump(mode="json")
-    parts = [
-        "vae",
-        "unet",
-        "scheduler",
-        *(name for name in OPTIONAL_PARTS if getattr(model, name) is not None),
-    ]
-    return {"pelap_format": FORMAT, "parts": parts, "info": info}
+    optional = [name for name in OPTIONAL_PARTS if getattr(model, name) is not None]
+    info = INFO.dump_python(model.info, mode="json")
+    return {"pelap_format": FORMAT, "parts": ["vae", "unet", "scheduler", *optional], "info": info}
 
 
 def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
@@ -233,12 +225,11 @@ def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
         raise ModelError(f"{path}: not a PeLAP model of format {FORMAT}; give a folder that `pelap` wrote")
     try:
         info = renamed("info", config["info"])
-        info["variant"] = VariantParams(**renamed("variants.*", info["variant"]))
+        info["variant"] = renamed("variants.*", info["variant"])
         info["diffusion"] = DiffusionParams.written(info["diffusion"])
         info["sound"] = info.get("sound") and SoundParams.written(info["sound"])
-        info["cut_channels"] = tuple(info.get("cut_channels", ()))
         list(config["parts"])
-        return ModelInfo(**info)
+        return INFO.validate_python(info)
     except ValidationError as error:
         raise ModelError(f"{path}: {explain(error)}; make the model again") from None
     except (KeyError, TypeError) as error:

@@ -34,6 +34,7 @@ from pelap.core.part_io import (
     demand_one_network,
     demand_replaceable,
     labels_of_classes,
+    network_files,
     read_config,
     variant_of,
 )
@@ -228,7 +229,7 @@ def _plan_of(folder: Path, denoiser: str) -> Plan | None:
             f"{folder}: holds two plans, {PLAN} and {denoiser}/{PLAN}; delete the one that {denoiser}/"
             f"{PRUNED_WEIGHTS} is not of"
         )
-    weights = [file for file in files.network_files(part) if file.name != PLAN]
+    weights = [file for file in network_files(part) if file.name != PLAN]
     is_pruned = any(file.name == PRUNED_WEIGHTS for file in weights)
     if plans and weights and not is_pruned:
         raise ModelError(

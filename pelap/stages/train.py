@@ -40,7 +40,7 @@ def run(context: Context, variant: str | None = None) -> None:
         demand_fit(params, name, dataset)
     with ExitStack() as held:
         for name in chosen:
-            held.enter_context(files.exclusive(context.paths.train(name).folder))
+            held.enter_context(files.exclusive(context.paths.train(name).root))
         # Its train pictures are on the device once for all variants.
         shared = replace(dataset, train=replace(dataset.train, images=dataset.train.images.to(device)))
         trainings = [_training(context, shared, name) for name in chosen]
@@ -53,7 +53,7 @@ def _training(context: Context, dataset: ImageDataset, name: str) -> Training[No
     model, progress, state = yield from train_variant(
         context.params, name, dataset, context.device, paths.resume
     )
-    with files.atomic_dir(paths.train(name).folder) as partial:
+    with files.atomic_dir(paths.train(name).root) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
     state.drop()
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from pelap.core import files
 from pelap.core.errors import PlanError
-from pelap.core.part_io import build_part, demand_one_network, load_weights
+from pelap.core.part_io import build_part, demand_one_network, load_weights, network_files
 from pelap.surgery.operators import disable_inplace, is_inside, put
 from pelap.surgery.plan import Plan, PlanEntry, check_disjoint, demand_network
 from pelap.surgery.replacements import Replacement, ReplacementSpec, build_replacement
@@ -161,7 +161,7 @@ class Pruned:
         files.save_tensors(folder / PRUNED_WEIGHTS, self.state_dict(), {"plan": digest(plan)})
         files.write_json(folder / PLAN, plan.to_json())
         self.save_config(folder)
-        files.drop(file for file in files.network_files(folder) if file.name not in (PLAN, PRUNED_WEIGHTS))
+        files.drop(file for file in network_files(folder) if file.name not in (PLAN, PRUNED_WEIGHTS))
         if is_described_above and (folder.parent / PLAN).exists():
             files.drop(folder.parent / name for name in ABOVE)
 

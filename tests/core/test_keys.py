@@ -93,12 +93,15 @@ def test_files_count_with_their_content(tmp_path: Path) -> None:
 
 
 SOURCES = {
-    "work.py": "import json\nimport torch\nfrom parts import shapes\nfrom parts.colours import red\n",
+    "work.py": "import asked, json, torch\nfrom parts import shapes\nfrom parts.colours import red\n",
     "parts/__init__.py": "",
     "parts/shapes.py": "from . import sizes\n",
     "parts/sizes.py": "def side():\n    import deep\n    return deep.SIDE\n",
     "parts/colours.py": "red = 1\n",
     "parts/unused.py": "x = 1\n",
+    "asked.py": "from importlib import import_module\nname = import_module(f'rooms.{1}')\n",
+    "rooms/__init__.py": "",
+    "rooms/attic.py": "",
     "deep.py": '"""Words."""\nfrom plain import other, helper\nSIDE = 1  # a side\n',
     "plain/helper.py": "def help_out(): ...\n",  # in a folder that says nothing of being a package
     "plain/other.py": "",
@@ -115,6 +118,7 @@ SOURCES = {
         ("plain/other.py", "x = 1\n", True),
         ("deep.py", SOURCES["deep.py"].replace("1", "2"), True),  # three imports away, inside a function
         ("deep.py", SOURCES["deep.py"].replace("Words", "Others").replace("  # a side", ""), False),
+        ("rooms/attic.py", "x = 1\n", True),  # of a package that is imported by a computed name
         ("parts/unused.py", "x = 2\n", False),
     ],
 )

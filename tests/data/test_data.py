@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import expect_error, tiny_params
+from tiny import CROPS, SOUNDS, expect_error, tiny_download, tiny_params
 
-from pelap.config import DownloadParams, Params, PhotoCrops, SoundParams
+from pelap.config import Params, PhotoCrops, SoundParams
 from pelap.core import files
 from pelap.core.errors import BusyError, DataError
 from pelap.core.paths import RunPaths, packed_dataset, packed_key
@@ -22,6 +22,7 @@ from pelap.data.dataset import (
     epoch_indices,
     gather_batch,
     load_dataset,
+    made_by,
     make_split,
     pixel_checksum,
     save_dataset,
@@ -34,16 +35,6 @@ from pelap.datasets.sources import build_dataset
 from pelap.stages import download
 from pelap.stages.shared import Context
 
-CROPS = PhotoCrops(train_per_photo=6, test_per_photo=2, min_crop=48, max_crop=160)
-SOUNDS = SoundParams(
-    sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=2, test_per_class=1
-)
-
-
-def params(**changes: object) -> DownloadParams:
-    base = DownloadParams(image_size=16, photos=CROPS, sounds=SOUNDS, folders={})
-    return base.model_copy(update=changes)
-
 
 def small_dataset(count: int = 12) -> ImageDataset:
     images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator(0, "test"), dtype=torch.uint8)
@@ -55,24 +46,28 @@ def small_dataset(count: int = 12) -> ImageDataset:
 # --- photographs
 
 
-def test_photos_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    first, again, other = (build_dataset("photos", params(), seed, tmp_path) for seed in (0, 0, 1))
+@pytest.mark.parametrize(
+    ("name", "section", "num_train"), [("photos", "train_per_photo", 6), ("sounds", "train_per_class", 3)]
+)
+def test_what_is_made_depends_on_the_seed_alone_and_more_keep_the_first(
+    name: str, section: str, num_train: int
+) -> None:
+    first, again, other = (build_dataset(name, tiny_download(), seed, Path("nowhere")) for seed in (0, 0, 1))
     assert torch.equal(first.train.images, again.train.images)
-    assert torch.equal(first.test.images, again.test.images)
-    assert first.checksum == again.checksum != other.checksum
-    assert first.train.images.shape == (48, 3, 16, 16)
+    assert first.checksum == again.checksum == pixel_checksum(first.train, first.test) != other.checksum
+    assert first.train.images.shape == (8 * num_train, 3 if name == "photos" else 1, 16, 16)
     assert first.train.images.dtype == torch.uint8
-    assert first.train.labels.bincount().tolist() == [6] * 8
+    assert first.train.labels.bincount().tolist() == [num_train] * 8
     assert first.test.labels.bincount().tolist() == [2] * 8
     assert len(first.class_names) == 8
-
-
-def test_more_photo_crops_keep_the_first_ones(tmp_path: Path) -> None:
-    few = build_dataset("photos", params(), 0, tmp_path).train
-    many = build_dataset(
-        "photos", params(photos=CROPS.model_copy(update={"train_per_photo": 8})), 0, tmp_path
-    )
-    assert torch.equal(many.train.images[: len(few)], few.images)
+    assert first.sound == (None if name == "photos" else SOUNDS)
+    pictures = torch.cat([first.train.images, first.test.images])
+    assert len(pictures.flatten(1).unique(dim=0)) == len(pictures)  # test differs from train
+    more = getattr(tiny_download(), name).model_copy(update={section: num_train + 2})
+    many = build_dataset(name, tiny_download(**{name: more}), 0, Path("nowhere")).train
+    for label in range(8):
+        few = first.train.images[first.train.labels == label]
+        assert torch.equal(many.images[many.labels == label][:num_train], few)
 
 
 @pytest.mark.parametrize("size", [(451, 300), (300, 451), (512, 512), (150, 96)])
@@ -97,7 +92,7 @@ def test_regions_are_disjoint_and_hold_their_crops(size: tuple[int, int]) -> Non
 
 def test_too_large_a_crop_is_refused(tmp_path: Path) -> None:
     large = CROPS.model_copy(update={"min_crop": 151, "max_crop": 300})
-    expect_error(lambda: build_dataset("photos", params(photos=large), 0, tmp_path), "min_crop", "150")
+    expect_error(lambda: build_dataset("photos", tiny_download(photos=large), 0, tmp_path), "min_crop", "150")
 
 
 # --- the packed file and batches
@@ -213,33 +208,24 @@ def test_pictures_are_turned_upright() -> None:
 # --- the stage
 
 
-def test_the_stage_packs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = Params.model_construct(dataset="photos", seed=0, download=params())
-    context = Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
-    download.run(context)
-    assert len(context.dataset().train) == 48
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    assert "photos: 48 train and 16 test" in out
-    assert str(packed_dataset(tmp_path, "photos")) in out
-    with files.exclusive(packed_dataset(tmp_path, "photos")), pytest.raises(BusyError):
-        download.run(context)
-
-
-def test_a_packed_file_of_other_parameters_is_noticed(
+def test_the_stage_packs_and_notices_other_parameters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = Params.model_construct(dataset="photos", seed=0, download=params())
+    chosen = Params.model_construct(dataset="photos", seed=0, download=tiny_download())
+    context = Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+    path = packed_dataset(tmp_path, "photos")
     assert not download.is_packed(chosen, tmp_path)
-    download.run(Context(chosen, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu")))
-    capsys.readouterr()
+    download.run(context)
+    out = capsys.readouterr().out
+    assert out.startswith("photos: 48 train and 16 test pictures 16x16, 8 classes, sha256 ")
+    assert out.endswith(f" -> {path}\n")
+    assert len(context.dataset().train) == 48
+    with files.exclusive(path), pytest.raises(BusyError):
+        download.run(context)
     assert download.is_packed(chosen, tmp_path)
     assert capsys.readouterr().out == ""
-    for name, other in (
-        ("image_size", chosen.model_copy(update={"download": params(image_size=32)})),
-        ("seed", chosen.model_copy(update={"seed": 1})),
-    ):
-        assert not download.is_packed(other, tmp_path)
+    for name, changes in (("image_size", {"download": tiny_download(image_size=32)}), ("seed", {"seed": 1})):
+        assert not download.is_packed(chosen.model_copy(update=changes), tmp_path)
         assert f"made of other {name}" in capsys.readouterr().out
     packed_key(tmp_path, "photos").unlink()  # somebody else's: nothing is known of it
     assert download.is_packed(chosen, tmp_path)
@@ -250,7 +236,7 @@ def test_a_packed_file_of_pictures_that_are_gone_is_taken_with_a_word(
 ) -> None:
     (tmp_path / "mine").mkdir()
     folders = {"mine": str(tmp_path / "mine")}
-    chosen = Params.model_construct(dataset="mine", seed=0, download=params(folders=folders))
+    chosen = Params.model_construct(dataset="mine", seed=0, download=tiny_download(folders=folders))
     packed_dataset(tmp_path, "mine").touch()
     files.write_json(packed_key(tmp_path, "mine"), download.made_of(chosen, tmp_path))
     assert download.is_packed(chosen, tmp_path)
@@ -261,12 +247,26 @@ def test_a_packed_file_of_pictures_that_are_gone_is_taken_with_a_word(
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    expect_error(lambda: build_dataset("stl", params(), 0, tmp_path), "'stl'", "download.folders")
+    expect_error(lambda: build_dataset("stl", tiny_download(), 0, tmp_path), "'stl'", "download.folders")
 
 
-def test_packed_data_know_the_parameters_that_they_were_made_by(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "made_of"),
+    [("photos", {"seed", "photos"}), ("sounds", {"seed", "sounds"}), ("mine", {"sounds"})],
+)
+def test_a_data_set_is_made_of_the_section_of_its_name(name: str, made_of: set[str]) -> None:
+    given = tiny_download(folders={"mine": "somewhere"})
+    others = {
+        "seed": (given, 1),
+        "photos": (given.model_copy(update={"photos": PhotoCrops()}), 0),
+        "sounds": (given.model_copy(update={"sounds": SoundParams()}), 0),
+        "elsewhere": (given.model_copy(update={"folders": {"mine": "elsewhere"}}), 0),
+    }
+    first = made_by(name, given, 0)
+    assert {part for part, other in others.items() if made_by(name, *other) != first} == made_of
+
+
+def test_packed_data_of_other_parameters_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def context(**overrides: Any) -> Context:
         return Context(tiny_params(**overrides), RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
 
@@ -275,9 +275,7 @@ def test_packed_data_know_the_parameters_that_they_were_made_by(
     same |= {"evaluate__classifier": None}
     download.run(context(**same))
     capsys.readouterr()
-    context(**same).dataset()
     context(**same, download__folders={"mine": "somewhere"}).dataset()
     assert capsys.readouterr().out == ""
-    changed = small | {"max_crop": 80}
-    context(**(same | {"download__photos": changed, "seed": 7})).dataset()
+    context(**(same | {"download__photos": small | {"max_crop": 80}, "seed": 7})).dataset()
     assert "made with another seed, photos than the parameters have now" in capsys.readouterr().out

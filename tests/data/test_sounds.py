@@ -1,4 +1,4 @@
-"""Sounds: recipes, spectrograms and the way back, WAV files, folders of them."""
+"""Sounds: recipes, spectrograms and the way back, WAV files, folders of them; how data are seen and heard."""
 
 import io as bytes_io
 import struct
@@ -9,21 +9,26 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import wavfile
-from tiny import expect_error
+from tiny import SOUNDS, expect_error, tiny_download
 
-from pelap.config import DownloadParams, PhotoCrops, SoundParams
-from pelap.config.rules import NUM_RECIPES
+from pelap.config import SoundParams
 from pelap.core.rng import generator
 from pelap.data import sounds as sounds_module
-from pelap.data.dataset import ImageDataset, load_dataset, pixel_checksum, save_dataset
+from pelap.data.dataset import ImageDataset, load_dataset, save_dataset
+from pelap.data.entries import Remark, unsaid
+from pelap.data.modality import (
+    GAP_S,
+    NUM_PLAYED,
+    PLAYED_PEAK,
+    coloured,
+    modality_of,
+    one_after_the_other,
+)
 from pelap.data.sounds import read_wav, to_sounds, to_spectrograms, write_wav
 from pelap.datasets.sources import build_dataset
 from pelap.datasets.synthesis import RECIPES, synthesise
 
 SIZE = 32
-SOUNDS = SoundParams(
-    sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=3, test_per_class=2
-)
 WINDOW = SIZE * SOUNDS.hop_length  # 4096 samples, half a second
 DB_PER_STEP = SOUNDS.range_db / 255
 
@@ -32,10 +37,9 @@ def changed(**changes: object) -> SoundParams:
     return SOUNDS.model_copy(update=changes)
 
 
-def build(name: str = "sounds", seed: int = 0, sounds: SoundParams = SOUNDS, **folders: str) -> ImageDataset:
-    crops = PhotoCrops(train_per_photo=1, test_per_photo=1, min_crop=48, max_crop=48)
-    params = DownloadParams(image_size=SIZE, photos=crops, sounds=sounds, folders=folders)
-    return build_dataset(name, params, seed, Path("nowhere"))
+def build(name: str = "sounds", sounds: SoundParams = SOUNDS, **folders: str) -> ImageDataset:
+    params = tiny_download(image_size=SIZE, sounds=sounds, folders=folders)
+    return build_dataset(name, params, 0, Path("nowhere"))
 
 
 def real_sounds(per_recipe: int = 1) -> torch.Tensor:
@@ -57,30 +61,11 @@ def wav(samples: torch.Tensor | np.ndarray, rate: int = SOUNDS.sample_rate) -> b
     return buffer.getvalue()
 
 
-def read(data: bytes) -> torch.Tensor:
-    return read_wav(data, "it.wav", SOUNDS, SIZE)
+def read(data: bytes, remark: Remark = unsaid) -> torch.Tensor:
+    return read_wav(data, "it.wav", SOUNDS, SIZE, remark)
 
 
 # --- recipes
-
-
-def test_sounds_depend_on_the_seed_alone() -> None:
-    first, again, other = build(), build(), build(seed=1)
-    assert torch.equal(first.train.images, again.train.images)
-    assert first.checksum == again.checksum == pixel_checksum(first.train, first.test) != other.checksum
-    assert first.train.images.shape == (24, 1, SIZE, SIZE)
-    assert first.train.images.dtype == torch.uint8
-    assert first.train.labels.bincount().tolist() == [3] * 8
-    assert first.test.labels.bincount().tolist() == [2] * 8
-    assert first.sound == SOUNDS
-    pictures = torch.cat([first.train.images, first.test.images])
-    assert len(pictures.flatten(1).unique(dim=0)) == len(pictures)  # test differs from train
-
-
-def test_more_sounds_keep_the_first_ones() -> None:
-    few, many = build().train, build(sounds=changed(train_per_class=5)).train
-    for label in range(8):
-        assert torch.equal(many.images[many.labels == label][:3], few.images[few.labels == label])
 
 
 def test_a_data_set_of_sounds_survives_packing(tmp_path: Path) -> None:
@@ -90,10 +75,6 @@ def test_a_data_set_of_sounds_survives_packing(tmp_path: Path) -> None:
     assert loaded.sound == SOUNDS
     assert torch.equal(loaded.train.images, dataset.train.images)
     assert loaded.class_names == tuple(RECIPES)
-
-
-def test_the_check_of_parameters_knows_how_many_recipes_there_are() -> None:
-    assert len(RECIPES) == NUM_RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -202,12 +183,6 @@ def test_a_sound_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -
         assert (found.int() - pictures[rows].int()).abs().max() <= 1
 
 
-def test_silence_stays_silent() -> None:
-    black = to_spectrograms(torch.zeros(1, WINDOW), SOUNDS)
-    assert black.max() == 0
-    assert to_sounds(black, SOUNDS).abs().max() == 0
-
-
 def test_any_picture_can_be_heard() -> None:
     noise = torch.randint(0, 256, (2, 1, SIZE, SIZE), dtype=torch.uint8)
     white = torch.full((1, 1, SIZE, SIZE), 255, dtype=torch.uint8)
@@ -246,16 +221,8 @@ def test_24_bits_and_strange_chunks_are_read() -> None:
     values = (tone(440).double() * 2**23).int().numpy()
     data = values.astype("<i4").view("u1").reshape(-1, 4)[:, :3].tobytes()
     form = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 24000, 3, 24)
-    body = (
-        b"WAVE"
-        + form
-        + b"odd "
-        + struct.pack("<I", 4)
-        + b"text"
-        + b"data"
-        + struct.pack("<I", len(data))
-        + data
-    )
+    body = b"WAVE" + form + b"odd " + struct.pack("<I", 4) + b"text"
+    body += b"data" + struct.pack("<I", len(data)) + data
     sound = read(b"RIFF" + struct.pack("<I", len(body)) + body)
     assert (sound[0] - tone(440)).abs().max() < 1e-2
     assert sound.abs().max() < 0.51
@@ -269,13 +236,15 @@ def test_long_sounds_become_windows_and_silent_ones_are_left_out() -> None:
         assert (window - part).abs().max() < 1e-2
 
 
+CUTS = (4, 12, 20, 36, 40, 44, 45, 100, 3000)
+
+
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
         (b"", ["not a complete WAV"]),
         (b"ID3 not a WAV", ["not a complete WAV"]),
-        (wav(tone(440))[:3000], ["not a complete WAV", "repair"]),
-        (wav(tone(440))[:40], ["not a complete WAV"]),
+        *((wav(tone(440))[:length], ["not a complete WAV", "repair"]) for length in (*CUTS, -2, -1)),
         (wav(np.full(WINDOW, np.nan, dtype=np.float32)), ["no numbers"]),
         (wav(tone(440), 44100), ["44100", "8000", "resample", "download.sounds.sample_rate"]),
         (wav(tone(440)[:-1]), ["4095 samples", "shorter than one window of 4096", "hop_length"]),
@@ -286,12 +255,6 @@ def test_long_sounds_become_windows_and_silent_ones_are_left_out() -> None:
 )
 def test_each_fault_of_a_wav_is_named(data: bytes, parts: list[str]) -> None:
     expect_error(lambda: read(data), "it.wav: ", *parts)
-
-
-def test_a_wav_cut_anywhere_is_refused() -> None:
-    whole = wav(tone(440))
-    for length in (4, 12, 20, 36, 44, 45, 100, len(whole) - 2, len(whole) - 1):
-        expect_error(lambda length=length: read(whole[:length]), "not a complete WAV")  # type: ignore[misc]
 
 
 def test_written_wavs_are_read_again(tmp_path: Path) -> None:
@@ -305,6 +268,82 @@ def test_written_wavs_are_read_again(tmp_path: Path) -> None:
     assert rate == SOUNDS.sample_rate
     assert values.dtype == np.int16
     assert values.max() == 32767 == -values.min()
+
+
+# --- seen, heard and saved
+
+
+def tones(count: int) -> torch.Tensor:
+    """Their spectrograms."""
+    return to_spectrograms(torch.stack([tone(300 + 150 * i) for i in range(count)]), SOUNDS)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_pictures_are_seen_and_saved_as_they_are(tmp_path: Path) -> None:
+    modality, images = modality_of(None), torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    assert (modality.noun, modality.num_channels) == ("pictures", 3)
+    assert torch.equal(modality.rendered(images), images)
+    modality.save(images, tmp_path / "tuned-0.35")
+    assert names(tmp_path) == ["tuned-0.35.png"]
+    modality.save(images[:1], tmp_path / "one")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), images[0].permute(1, 2, 0).numpy())
+
+
+def test_sounds_are_perceived_through_the_way_back() -> None:
+    modality, images = modality_of(SOUNDS), tones(3)
+    assert (modality.noun, modality.num_channels) == ("sounds", 1)
+    heard = modality.rendered(images)
+    assert heard.dtype == torch.uint8
+    assert heard.shape == images.shape
+    assert torch.equal(heard, to_spectrograms(to_sounds(images, SOUNDS), SOUNDS))
+    # Transforms of several frames are taken at once, which may round otherwise: to the next level.
+    assert (modality.rendered(images[1:2]).int() - heard[1:2].int()).abs().max() <= 1
+    noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
+    kept, lost = ((modality.rendered(it).float() - it.float()).abs().mean() for it in (images, noise))
+    assert lost > 3 * kept  # no sound has just any picture
+
+
+def test_sounds_are_saved_to_look_at_and_to_listen_to(tmp_path: Path) -> None:
+    modality, images = modality_of(SOUNDS), tones(NUM_PLAYED + 2)
+    modality.save(images, tmp_path / "tuned-0.35")
+    assert names(tmp_path) == ["tuned-0.35.png", "tuned-0.35.wav"]
+    rate, values = wavfile.read(tmp_path / "tuned-0.35.wav")
+    gap = round(GAP_S * rate)
+    assert rate == SOUNDS.sample_rate
+    assert values.shape == (NUM_PLAYED * WINDOW + (NUM_PLAYED - 1) * gap,)
+    assert np.abs(values).max() == round(PLAYED_PEAK * 32767)
+    for i in range(NUM_PLAYED):
+        start = i * (WINDOW + gap)
+        sound = values[start : start + WINDOW]
+        assert np.abs(sound).max() > 20000
+        pitch = np.abs(np.fft.rfft(sound)).argmax() * rate / WINDOW
+        assert abs(pitch - (300 + 150 * i)) < 75  # nearer than to any other's
+        assert not values[start + WINDOW : start + WINDOW + gap].any()
+    modality.save(images[:1], tmp_path / "one")
+    assert wavfile.read(tmp_path / "one.wav")[1].shape == (WINDOW,)
+
+
+def test_spectrograms_have_magmas_colours(tmp_path: Path) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    colours = coloured(levels)
+    assert colours.shape == (1, 3, 16, 16)
+    assert colours.dtype == torch.uint8
+    assert colours[0, :, 0, 0].tolist() == [0, 0, 3]
+    assert colours[0, :, -1, -1].tolist() == [251, 252, 191]
+    modality_of(SOUNDS).save_grid(levels, tmp_path / "one.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), colours[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_silence_stays_silent_and_can_be_played(count: int) -> None:
+    black = to_spectrograms(torch.zeros(count, WINDOW), SOUNDS)
+    assert black.max() == 0
+    assert to_sounds(black, SOUNDS).abs().max() == 0
+    played = one_after_the_other(torch.zeros(count, 10), 100)
+    assert played.tolist() == [0.0] * (10 * count + 15 * (count - 1))
 
 
 # --- folders
@@ -366,11 +405,11 @@ def test_what_is_left_out_of_a_sound_is_said() -> None:
     heard: list[str] = []
     whole = tone(1000)  # of whole periods: its mean is 0, silence stays silent
     sound = torch.cat([whole, torch.zeros(WINDOW), torch.zeros(5)])
-    read_wav(wav(sound), "it.wav", SOUNDS, SIZE, heard.append)
+    read(wav(sound), heard.append)
     assert len(heard) == 2
     assert "silent windows" in heard[0]
     assert "ends" in heard[1]
     stereo = torch.stack([whole, whole], dim=1)
-    read_wav(wav(stereo), "it.wav", SOUNDS, SIZE, heard.append)
+    read(wav(stereo), heard.append)
     assert "several channels" in heard[2]
-    read_wav(wav(whole), "it.wav", SOUNDS, SIZE, pytest.fail)
+    read(wav(whole), pytest.fail)

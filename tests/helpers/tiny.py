@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pelap.config import Params, VariantParams
+from pelap.config import DownloadParams, Params, PhotoCrops, SoundParams, VariantParams
 from pelap.config.load import parse_params, read_yaml
 from pelap.config.rules import parts_of
 from pelap.core.errors import DataError
@@ -106,6 +106,18 @@ def tiny_raw(**overrides: Any) -> dict[str, Any]:
 
 def tiny_params(**overrides: Any) -> Params:
     return parse_params(tiny_raw(**overrides), "tiny")
+
+
+SOUNDS = SoundParams(
+    sample_rate=8000, num_fft=512, hop_length=128, range_db=80.0, train_per_class=3, test_per_class=2
+)
+CROPS = PhotoCrops(train_per_photo=6, test_per_photo=2, min_crop=48, max_crop=160)
+
+
+def tiny_download(**changes: Any) -> DownloadParams:
+    """The section `download` for a few pictures of 16x16; changes may be smaller than a user's may."""
+    base = DownloadParams(image_size=16, photos=CROPS, sounds=SOUNDS, folders={})
+    return base.model_copy(update=changes)
 
 
 def tiny_dataset(num_train: int = 64, num_test: int = 16, side: int = 16) -> ImageDataset:

@@ -18,6 +18,7 @@ from torch import nn
 
 from pelap.cli import main
 from pelap.config import (
+    DownloadParams,
     LightUNetParams,
     PhotoCrops,
     SamplerParams,
@@ -29,7 +30,7 @@ from pelap.core import files
 from pelap.core.errors import ModelError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import ImageDataset, save_dataset, to_float
-from pelap.datasets.photos import build_photos
+from pelap.datasets.sources import build_dataset
 from pelap.diffusion.loss import denoise
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.reverse import sample_latents
@@ -121,7 +122,7 @@ def set_logits(model: LatentDiffusion, closed: Sequence[int]) -> None:
 def photos() -> ImageDataset:
     """Crops of scikit-image's photographs."""
     crops = PhotoCrops(train_per_photo=16, test_per_photo=2, min_crop=48, max_crop=96)
-    return build_photos(crops, image_size=16, seed=0)
+    return build_dataset("photos", DownloadParams(image_size=16, photos=crops), 0, Path("nowhere"))
 
 
 class Result(NamedTuple):

@@ -71,12 +71,9 @@ def test_topk_opens_the_largest_and_learns_as_a_sigmoid_does() -> None:
     for mask in masks.values():
         (mask(torch.zeros(3, 4, 2, 2)).values * weights).sum().backward()
     torch.testing.assert_close(masks["topk"].logits.grad, masks["sigmoid"].logits.grad)
-    assert masks["topk"](torch.zeros(1, 4, 2, 2)).values.tolist() == [[0, 0, 1, 1]]
-
-
-def test_a_penalty_cannot_move_a_topk_mask() -> None:
-    cost = _static("topk", [0.3, -1.0, 2.0, 0.7])(torch.zeros(3, 4, 2, 2)).open_probability
-    assert float(cost.mean()) == 0.5
+    values, cost = masks["topk"](torch.zeros(1, 4, 2, 2))
+    assert values.tolist() == [[0, 0, 1, 1]]
+    assert float(cost.mean()) == 0.5  # whatever the logits: a penalty cannot move it
     assert not cost.requires_grad
 
 
@@ -118,6 +115,9 @@ def test_hard_concrete_learns_from_its_cost_where_it_is_shut_and_bears_any_unifo
 @pytest.mark.parametrize("gate", GATES)
 def test_until_it_starts_a_mask_is_one_and_learns_nothing(gate: str, adaptive: bool) -> None:
     mask = _varied(_mask(gate, adaptive))
+    assert mask.selects == (
+        gate != "sigmoid" and not adaptive
+    )  # a static hard gate alone takes channels away
     latents, uniform = torch.randn(6, 4, 4, 4) * 5, torch.rand(6, 4)
     for closed in mask.parameters():
         closed.data -= 2.0
@@ -130,12 +130,6 @@ def test_until_it_starts_a_mask_is_one_and_learns_nothing(gate: str, adaptive: b
     assert "started" in mask.state_dict()  # a model that was kept before its mask started is saved as such
     mask.started.fill_(True)
     assert not torch.equal(mask(latents).values, torch.ones(6, 4))
-
-
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("gate", GATES)
-def test_only_a_static_hard_gate_takes_channels_away(gate: str, adaptive: bool) -> None:
-    assert _mask(gate, adaptive).selects == (gate != "sigmoid" and not adaptive)
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -199,16 +193,10 @@ def test_the_paper_trains_its_mask_by_all_but_the_reconstruction() -> None:
     _varied(model.mask)
     assert _reached(model, model.mask.layers[-1].bias) == {"diffusion", "sparsity"}
     assert _reached(model, model.vae.mean_head.weight) == set(ALL_LOSSES)
-    assert _reached(tiny_model("baseline"), torch.nn.Parameter(torch.zeros(1))) == set()
 
 
-HARD = {
-    "gate": "hard_concrete",
-    "adaptive": False,
-    "sparsity_key": "seed",
-    "decoder_input": "masked",
-    "mask_losses": ["reconstruction"],
-}
+HARD = {"gate": "hard_concrete", "adaptive": False, "sparsity_key": "seed"}
+HARD |= {"decoder_input": "masked", "mask_losses": ["reconstruction"]}
 
 
 def test_gates_are_sampled_for_the_losses_that_train_the_mask_alone() -> None:
@@ -244,9 +232,8 @@ DDIM = SamplerParams(kind="ddim", steps=4)
 
 def _half_closed(gate: str = "topk", **fields: Any) -> LatentDiffusion:
     """A static hard gate with channels 1 and 3 shut."""
-    k = {"k": 2} if gate == "topk" else {}
-    strength = {"sparsity_key": "seed"} if gate == "topk" else {"sparsity_key": "lambda"}
-    model = tiny_model(fields=VariantParams(gate=gate, adaptive=False, **k, **strength, **fields))
+    fields |= {"k": 2, "sparsity_key": "seed"} if gate == "topk" else {"sparsity_key": "lambda"}
+    model = tiny_model(fields=VariantParams(gate=gate, adaptive=False, **fields))
     set_logits(model, 5.0, -9.0, 6.0, -8.0)
     return model
 
@@ -313,6 +300,7 @@ def test_other_gates_leave_every_channel_there(fields: dict[str, Any]) -> None:
     noisy = add_noise_to(model, latents, gates, noise, steps, alphas_cumprod(model.info.diffusion))
     assert noisy.open_channels is None
     assert (noisy.latents != 0).all()
+    assert (denoise(model, DDIM, noise) != 0).all()
 
 
 def test_the_noise_error_is_the_mean_over_the_channels_that_are_there() -> None:
@@ -361,10 +349,6 @@ def test_a_sample_is_zero_in_closed_channels_and_the_noise_there_does_not_matter
     assert torch.equal(results[0], results[1])
 
 
-def test_without_a_hard_gate_every_channel_is_sampled() -> None:
-    assert (denoise(tiny_model("pelap"), DDIM, torch.randn(2, 4, 4, 4)) != 0).all()
-
-
 # --- normalisation ----------------------------------------------------------------------------------
 
 
@@ -380,15 +364,7 @@ def test_normaliser_gives_unit_variance_in_training_and_by_stored_statistics_lat
     for result in (out, normaliser.eval()(latents)):
         torch.testing.assert_close(_spread(result), torch.ones(4), rtol=0.01, atol=0)
         torch.testing.assert_close(result.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=0.01)
-
-
-def test_restore_is_the_inverse_by_the_stored_statistics() -> None:
-    normaliser = LatentNorm()
-    latents = torch.randn(16, 4, 4, 4) * 3 + 2
-    for _ in range(5):
-        normaliser(latents)
-    normaliser.eval()
-    torch.testing.assert_close(normaliser.restore(normaliser(latents)), latents)
+    torch.testing.assert_close(normaliser.restore(result), latents, rtol=1e-4, atol=1e-4)
 
 
 def test_before_the_mask_latents_have_unit_variance_and_the_mask_still_scales_them() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import LIGHT, tiny_model
+from tiny import LIGHT, UNET, tiny_model
 
 from pelap.config import UNet2DConditionParams
 from pelap.models.latent_diffusion import apply_mask, build_unet
@@ -19,16 +19,6 @@ VARIANTS = ["baseline", "pelap", "invariant"]
 )
 def test_parameter_counts_are_the_papers(network: torch.nn.Module, expected: int) -> None:
     assert count_params(network) == expected
-
-
-def test_vae_shrinks_by_four_and_restores_the_range() -> None:
-    vae = VAE(width=8)
-    mean, logvar = vae.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
-    assert mean.shape == logvar.shape == (2, 4, 8, 8)
-    assert 32 // vae.downsampling == 8
-    images = vae.decode(10 * mean)
-    assert images.shape == (2, 3, 32, 32)
-    assert images.abs().max() <= 1
 
 
 @pytest.mark.parametrize("stem", [False, True])
@@ -54,6 +44,12 @@ def test_unet_takes_one_time_step_or_one_an_item(options: dict[str, object]) -> 
     torch.testing.assert_close(unet(x, torch.tensor(7)).sample, unet(x, torch.full((3,), 7)).sample)
 
 
+def test_without_a_mask_the_unet_sees_the_latents() -> None:
+    model = tiny_model("baseline")
+    latents = torch.randn(2, 4, 4, 4)
+    torch.testing.assert_close(model.unet_input(latents, model.gates(latents)), latents, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("decoder_input", ["unmasked", "masked"])
 def test_decoder_sees_z_or_masked_z(decoder_input: str) -> None:
     model = tiny_model("pelap", fields={"decoder_input": decoder_input})
@@ -63,12 +59,6 @@ def test_decoder_sees_z_or_masked_z(decoder_input: str) -> None:
     expected = latents if decoder_input == "unmasked" else apply_mask(latents, gates.values)
     torch.testing.assert_close(model.decoder_input(latents, gates), expected, rtol=0, atol=0)
     torch.testing.assert_close(model.reconstruct(images), model.vae.decode(expected), rtol=0, atol=0)
-
-
-def test_without_a_mask_the_unet_sees_the_latents() -> None:
-    model = tiny_model("baseline")
-    latents = torch.randn(2, 4, 4, 4)
-    torch.testing.assert_close(model.unet_input(latents, model.gates(latents)), latents, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -93,14 +83,19 @@ def test_a_variant_may_have_parts_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("downsampling", [4, 8])
-def test_autoencoder_of_sounds_has_one_channel_and_the_factor_asked_for(downsampling: int) -> None:
-    vae = VAE(width=8, latent_channels=3, image_channels=1, downsampling=downsampling)
-    spectrograms = torch.rand(2, 1, 32, 32) * 2 - 1
-    mean, logvar = vae.encode(spectrograms)
+@pytest.mark.parametrize("colours", [3, 1])
+def test_autoencoder_shrinks_by_the_factor_asked_for_and_restores_the_range(
+    colours: int, downsampling: int
+) -> None:
+    vae = VAE(width=8, latent_channels=3, image_channels=colours, downsampling=downsampling)
+    given = torch.rand(2, colours, 32, 32) * 2 - 1
+    mean, logvar = vae.encode(given)
     side = 32 // downsampling
     assert mean.shape == logvar.shape == (2, 3, side, side)
-    assert vae.decode(mean).shape == spectrograms.shape
-    assert (vae.image_channels, vae.downsampling) == (1, downsampling)
+    images = vae.decode(10 * mean)
+    assert images.shape == given.shape
+    assert images.abs().max() <= 1
+    assert (vae.image_channels, vae.downsampling) == (colours, downsampling)
 
 
 def test_autoencoder_of_the_paper_is_what_it_was() -> None:
@@ -114,14 +109,7 @@ def test_autoencoder_of_the_paper_is_what_it_was() -> None:
 
 
 def test_unet_for_prompts_has_heads_of_the_size_asked_for() -> None:
-    params = UNet2DConditionParams(
-        kind="unet2d_condition",
-        channels=(16, 32),
-        layers_per_block=1,
-        attention=(False, True),
-        attention_head_dim=8,
-        norm_num_groups=8,
-    )
+    params = UNet2DConditionParams(**(UNET | {"channels": (16, 32), "norm_num_groups": 8}))
     unet = build_unet(params, latent_channels=4, latent_side=8, prompt_width=24)
     attention = unet.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.attn2")
     assert attention.heads == 32 // 8

@@ -133,10 +133,13 @@ def _refused(source: object) -> str:
     return str(caught.value)
 
 
-def test_a_folder_of_another_class_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_network_is_refused(tmp_path: Path) -> None:
     tiny_model("baseline").unet.save_pretrained(tmp_path / "unet")
     assert "is a UNet2DModel, not an AutoencoderKL" in _refused(tmp_path / "unet")
     assert "config.json: no such file" in _refused(tmp_path)
+    grey = AutoencoderKL(in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4)
+    grey.save_pretrained(tmp_path / "grey")
+    assert "is not for pictures of three colours" in _refused(tmp_path / "grey")
 
 
 def test_damaged_weights_are_refused(source: Path, tmp_path: Path) -> None:
@@ -160,40 +163,33 @@ def test_a_name_that_the_hub_does_not_give_is_refused(name: str, monkeypatch: py
     message = _refused(name)
     assert f"vae.source {name}: cannot be loaded" in message
     assert "give a diffusers folder, or a hub name with the network at hand" in message
+    for path in ("/nowhere/at/all", "./nowhere", "~/nowhere"):  # not asked of the hub
+        assert f"vae.source {path}: no such folder" in _refused(path)
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "~/nowhere"])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(path: str) -> None:
-    assert f"vae.source {path}: no such folder" in _refused(path)
-
-
-def test_an_autoencoder_of_grey_pictures_is_refused(tmp_path: Path) -> None:
-    grey = AutoencoderKL(in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4)
-    grey.save_pretrained(tmp_path / "grey")
-    assert "is not for pictures of three colours" in _refused(tmp_path / "grey")
+def _context(tmp_path: Path) -> Context:
+    """Two variants, the second with an autoencoder from the folder `vae`."""
+    fields = _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)
+    variants = {"baseline": {"gate": "none", "sparsity_key": "seed"}, "pelap": fields}
+    params = tiny_params(variants=variants, score__variant="pelap")
+    save_dataset(tiny_dataset(), packed_dataset(tmp_path, params.dataset))
+    return Context(params, RunPaths(tmp_path / "run"), tmp_path, CPU)
 
 
 @pytest.mark.parametrize(
-    ("levels", "side", "expected"),
+    ("levels", "expected"),
     [
-        (5, 16, "the UNet halves latents 1 times, but those of 16 pixels have a side of 1"),
-        (6, 16, "pictures of 16 pixels are no multiple of the autoencoder's factor 32"),
+        (5, "the UNet halves latents 1 times, but those of 16 pixels have a side of 1"),
+        (6, "pictures of 16 pixels are no multiple of the autoencoder's factor 32"),
     ],
 )
 def test_pictures_that_do_not_fit_are_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: int, side: int, expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: int, expected: str
 ) -> None:
     _autoencoder(levels).save_pretrained(tmp_path / "vae")
-    raw = {"photos": _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)}
-    params = tiny_params(
-        variants={"baseline": {"gate": "none", "sparsity_key": "seed"}, "pelap": raw["photos"]},
-        score__variant="pelap",
-    )
-    save_dataset(tiny_dataset(side=side), packed_dataset(tmp_path, params.dataset))
     monkeypatch.setattr(train, "joint_training", lambda *args: pytest.fail("trained"))
-    context = Context(params, RunPaths(tmp_path / "run"), tmp_path, CPU)
     with pytest.raises(ConfigError) as caught:
-        train.run(context)
+        train.run(_context(tmp_path))
     assert f"variants.pelap: {expected}" in str(caught.value)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
@@ -208,13 +204,7 @@ def test_a_training_goes_on_with_the_autoencoder_that_it_began_with_alone(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "joint_training", stop)
-    save_dataset(tiny_dataset(), packed_dataset(tmp_path, "photos"))
-    fields = _fields(tmp_path / "vae").model_dump(mode="json", exclude_unset=True)
-    params = tiny_params(
-        variants={"baseline": {"gate": "none", "sparsity_key": "seed"}, "pelap": fields},
-        score__variant="pelap",
-    )
-    context = Context(params, RunPaths(tmp_path / "run"), tmp_path, torch.device("cpu"))
+    context = _context(tmp_path)
     for seed in (0, 0, 1):  # another one in the same place
         torch.manual_seed(seed)
         _autoencoder().save_pretrained(tmp_path / "vae")

@@ -21,13 +21,7 @@ from pelap.diffusion.sampler import ModelGenerator, sample_images
 from pelap.distillation.model_batches import ModelBatches
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.models.model_io import demand_trained_on
-from pelap.models.text_conditioner import (
-    PADDING,
-    UNKNOWN,
-    Guidance,
-    TextConditioner,
-    build_conditioner,
-)
+from pelap.models.text_conditioner import PADDING, UNKNOWN, Guidance, TextConditioner, build_conditioner
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.scorer import Scorer
@@ -63,6 +57,11 @@ def told_model(**fields: Any) -> LatentDiffusion:
     return build_model(info, build_vae(params.vae), params.unet, told).eval()
 
 
+def told_of(model: LatentDiffusion) -> TextConditioner:
+    assert model.conditioner is not None
+    return model.conditioner
+
+
 # Tokens
 
 
@@ -74,12 +73,7 @@ def test_a_prompt_is_words_in_lower_case_without_punctuation() -> None:
     assert (tokens[1] != PADDING).sum() == 5
     assert torch.equal(tokens[0, :3], tokens[1, :3])
     assert len({int(token) for token in tokens.unique()}) == 6 + 1  # six words, and padding
-
-
-def test_words_of_prompts_have_tokens_of_their_own() -> None:
-    told = conditioner()
-    assert not torch.equal(told.tokens(["even"]), told.tokens(["odd"]))
-    assert not torch.equal(told.tokens(["even odd"]), told.tokens(["odd even"]))
+    assert not torch.equal(told.tokens(["photo coffee"]), told.tokens(["coffee photo"]))
 
 
 @pytest.mark.parametrize(
@@ -108,20 +102,11 @@ def test_training_draws_templates_and_leaves_the_share_without_prompt() -> None:
     for label, name in enumerate(NAMES):
         given = {tuple(row) for row in drawn[(labels == label) & ~silent].tolist()}
         assert given == {tuple(row) for row in told.tokens([f"a {name}", name]).tolist()}
-
-
-def test_without_dropout_every_picture_has_a_prompt() -> None:
-    told = conditioner(dropout=0.0, guidance_scale=1.0)
-    drawn = told.drawn_for(torch.zeros(500, dtype=torch.int64), torch.Generator().manual_seed(0))
-    assert (drawn != PADDING).any(dim=1).all()
-
-
-def test_what_is_drawn_depends_on_the_stream_alone() -> None:
-    told, labels = conditioner(), torch.arange(50) % 2
-    first, again = (told.drawn_for(labels, torch.Generator().manual_seed(3)) for _ in range(2))
-    other = told.drawn_for(labels, torch.Generator().manual_seed(4))
+    first, again, other = (told.drawn_for(labels, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    always = conditioner(dropout=0.0, guidance_scale=1.0).drawn_for(labels, torch.Generator().manual_seed(0))
+    assert (always != PADDING).any(dim=1).all()
 
 
 def test_samples_take_turns_in_classes_and_know_what_they_are_asked_for() -> None:
@@ -129,10 +114,7 @@ def test_samples_take_turns_in_classes_and_know_what_they_are_asked_for() -> Non
     assert told.prompts == ("a even", "a odd", "even", "odd")
     assert told.labels_of_prompts(range(6)).tolist() == [0, 1, 0, 1, 0, 1]
     assert torch.equal(told.of_items([5, 0]), told.tokens(["a odd", "a even"]))
-
-
-def test_other_prompts_can_be_asked_for() -> None:
-    told = conditioner()
+    assert torch.equal(told.of_labels(torch.tensor([1, 0])), told.tokens(["a odd", "a even"]))  # held out
     told.set_prompts(["odd", "even odd", "a"])
     assert torch.equal(told.of_items([3]), told.tokens(["odd"]))
     assert told.labels_of_prompts(range(4)).tolist() == [1, UNKNOWN, UNKNOWN, 1]
@@ -142,22 +124,10 @@ def test_other_prompts_can_be_asked_for() -> None:
 
 
 def test_classes_whose_names_are_parts_of_others_are_told_apart() -> None:
-    told = TextConditioner(["cat", "black cat", "photo"], ["a photo of {}", "{}"])
-    assert (
-        told.labels_of_prompts(range(6)).tolist() == [0, 1, 2] * 2
-    )  # made by templates: known without a look
-    told.set_prompts(["black cat", "a cat", "photo of photo", "black cat of cat photo"])
-    assert told.labels_of_prompts(range(4)).tolist() == [1, 0, 2, UNKNOWN]
-
-
-def test_a_class_is_found_by_whole_words() -> None:
-    told = TextConditioner(["cat", "cattle"], ["{}"])
-    assert told.labels_of_prompts([0, 1]).tolist() == [0, 1]
-
-
-def test_held_out_pictures_get_the_first_template() -> None:
-    told = conditioner()
-    assert torch.equal(told.of_labels(torch.tensor([1, 0])), told.tokens(["a odd", "a even"]))
+    told = TextConditioner(["cat", "black cat", "photo", "cattle"], ["a photo of {}", "{}"])
+    assert told.labels_of_prompts(range(8)).tolist() == [0, 1, 2, 3] * 2  # by templates: known without a look
+    told.set_prompts(["black cat", "a cat", "photo of photo", "black cat of cat photo", "cattle"])
+    assert told.labels_of_prompts(range(5)).tolist() == [1, 0, 2, UNKNOWN, 3]
 
 
 def test_hidden_states_of_a_prompt_do_not_depend_on_the_others() -> None:
@@ -201,28 +171,21 @@ def test_guidance_goes_from_the_prediction_without_prompt_through_the_one_with_i
 
 def test_guidance_of_a_model_has_prompts_first_and_none_after_them() -> None:
     model = told_model()
-    guidance = model.guidance([1, 2])
+    guidance, told = model.guidance([1, 2]), told_of(model)
     assert guidance is not None
-    assert model.conditioner is not None
     with torch.no_grad():
-        expected = model.conditioner(
-            torch.cat([model.conditioner.tokens(["a odd", "even"]), model.conditioner.no_prompt(2)])
-        )
+        expected = told(torch.cat([told.tokens(["a odd", "even"]), told.no_prompt(2)]))
     torch.testing.assert_close(guidance.conditions["encoder_hidden_states"], expected)
     assert guidance.scale == 3.0
-
-
-def test_without_guidance_nothing_is_computed_twice() -> None:
-    guidance = told_model(guidance_scale=1.0).guidance([0, 1])
-    assert guidance is not None
-    assert len(guidance.conditions["encoder_hidden_states"]) == 2
+    unguided = told_model(guidance_scale=1.0).guidance([0, 1])
+    assert unguided is not None
+    assert len(unguided.conditions["encoder_hidden_states"]) == 2  # nothing is computed twice
 
 
 def test_a_sample_follows_its_prompt_and_not_its_batch() -> None:
     model = told_model()
     source, noise = ModelGenerator(model, DDIM), torch.randn(4, *model.latent_shape)
-    assert model.conditioner is not None
-    assert source.num_asked == len(model.conditioner.prompts) > 1
+    assert source.num_asked == len(told_of(model).prompts) > 1
     together = source.denoise(noise, range(4), 0)
     # Guidance and few steps make rounding larger.
     torch.testing.assert_close(source.denoise(noise[2:3], [2], 0), together[2:3], rtol=0, atol=1e-3)
@@ -236,8 +199,7 @@ def test_stochastic_samplers_are_guided_too() -> None:
     noise = torch.randn(1, *model.latent_shape)
     one, other = (source.denoise(noise, [0], 0) for _ in range(2))
     assert torch.equal(one, other)
-    assert model.conditioner is not None
-    model.conditioner.set_prompts(["odd"])
+    told_of(model).set_prompts(["odd"])
     assert not torch.allclose(source.denoise(noise, [0], 0), one, atol=1e-4)
 
 
@@ -246,12 +208,10 @@ def test_stochastic_samplers_are_guided_too() -> None:
 
 def test_training_teaches_the_text_encoder_with_the_unet(tmp_path: Path) -> None:
     model = told_model()
-    assert model.conditioner is not None
-    before = {name: value.clone() for name, value in model.conditioner.named_parameters()}
+    before = {name: value.clone() for name, value in told_of(model).named_parameters()}
     params = told_params().train
     trained, progress = train_jointly(model, tiny_dataset(), params, CPU, tmp_path / "resume")
-    assert trained.conditioner is not None
-    after = dict(trained.conditioner.named_parameters())
+    after = dict(told_of(trained).named_parameters())
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert progress.history[-1]["noise"] > 0
 
@@ -271,15 +231,9 @@ def test_a_saved_model_makes_the_same(tmp_path: Path) -> None:
     model = told_model()
     save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
-    assert loaded.conditioner is not None
-    assert model.conditioner is not None
-    assert loaded.conditioner.prompts == model.conditioner.prompts
+    assert told_of(loaded).prompts == told_of(model).prompts
+    assert told_of(model.with_unet(model.unet, "pruned", 0.0)) is told_of(model)
     assert torch.equal(sample_images(loaded, DDIM, 5, 0), sample_images(model, DDIM, 5, 0))
-
-
-def test_another_unet_listens_to_the_same_conditioner() -> None:
-    model = told_model()
-    assert model.with_unet(model.unet, "pruned", 0.0).conditioner is model.conditioner
 
 
 def shuffled_dataset() -> ImageDataset:
@@ -293,7 +247,6 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
-    assert model.conditioner is not None
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
     gather_batch = joint.gather_batch
 
@@ -314,12 +267,11 @@ def test_pictures_are_given_the_prompts_of_their_own_labels(
     trained_on = [(items, tokens) for items, tokens in given if len(tokens)]
     assert len(trained_on) >= 2
     for items, tokens in trained_on:
-        assert torch.equal(tokens, model.conditioner.of_labels(dataset.train.labels[items]))
+        assert torch.equal(tokens, told_of(model).of_labels(dataset.train.labels[items]))
 
 
 def test_students_are_given_the_prompts_of_their_own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, dataset = told_model(dropout=0.0, guidance_scale=1.0, templates=["{}"]), shuffled_dataset()
-    assert model.conditioner is not None
     batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
     indices: list[torch.Tensor] = []
     posteriors = batches.posteriors
@@ -329,23 +281,13 @@ def test_students_are_given_the_prompts_of_their_own_labels(monkeypatch: pytest.
         return posteriors(chosen)
 
     monkeypatch.setattr(batches, "posteriors", noted)
-    batch = next(iter(batches(0)))
-    with torch.no_grad():
-        expected = model.conditioner(model.conditioner.of_labels(dataset.train.labels[indices[0]]))
-    torch.testing.assert_close(batch.conditions["encoder_hidden_states"], expected)
-
-
-def test_students_are_told_what_pictures_are() -> None:
-    model, dataset = told_model(), tiny_dataset()
-    batches = ModelBatches(model, dataset, told_params().distill, 0, CPU)
-    batch = next(iter(batches(0)))
-    assert batch.conditions["encoder_hidden_states"].shape == (16, 4, 16)
+    batch, held_out = next(iter(batches(0))), next(iter(batches.held_out()))
     assert batch.predict(model.unet).shape == batch.target.shape
-    held_out = next(iter(batches.held_out()))
-    assert model.conditioner is not None
-    with torch.no_grad():
-        expected = model.conditioner(model.conditioner.of_labels(dataset.test.labels[:8]))
-    torch.testing.assert_close(held_out.conditions["encoder_hidden_states"], expected)
+    labels = ((batch, dataset.train.labels[indices[0]]), (held_out, dataset.test.labels[:8]))
+    for found, expected in labels:
+        with torch.no_grad():
+            states = told_of(model)(told_of(model).of_labels(expected))
+        torch.testing.assert_close(found.conditions["encoder_hidden_states"], states)
 
 
 def test_collapse_is_observed_with_the_prompts_of_the_labels() -> None:
@@ -393,8 +335,7 @@ def test_prompts_and_guidance_are_part_of_what_latents_are_made_with() -> None:
         return model_denoiser(model, DDIM, seed=0).protocol
 
     model, strong, other = told_model(), told_model(guidance_scale=5.0), told_model()
-    assert other.conditioner is not None
-    other.conditioner.set_prompts(["odd"])
+    told_of(other).set_prompts(["odd"])
     said = [protocol(each) for each in (model, strong, other)]
     assert said[0] != said[1] != said[2] != said[0]
 

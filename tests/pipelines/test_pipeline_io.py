@@ -29,7 +29,7 @@ import pelap
 from pelap.core import files
 from pelap.core.device import normalise_in_fp32
 from pelap.core.errors import ModelError, PlanError
-from pelap.core.part_io import WEIGHTS, weights_bytes
+from pelap.core.part_io import WEIGHTS, network_files, weights_bytes
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_io import LIBRARIES, is_pipeline, load_pipeline, pipeline_plan, save_pipeline
 from pelap.surgery.apply import PRUNED_WEIGHTS, apply_plan, removed_operators
@@ -346,7 +346,7 @@ def test_what_was_saved_last_is_loaded_or_the_folder_is_refused(
         assert not refused
     if second in OURS:
         assert not refused
-        dense = set(files.network_files(folder / "unet")) - {
+        dense = set(network_files(folder / "unet")) - {
             folder / "unet" / name for name in (PRUNED_WEIGHTS, "plan.json")
         }
         assert bool(dense) == (second == "dense, ours")
