@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from pelap.config import SamplerParams
+from pelap.config import SamplerParams, ScoreParams
 from pelap.core.device import choose_device
 from pelap.core.progress import progress
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model
-from pelap.scoring.score import Scoring, score_operators
+from pelap.scoring.score import score_operators
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Init, Norm, find_operators
 
@@ -48,8 +48,8 @@ def scores(denoiser: Denoiser, group: str, norm: Norm, init: Init, num_latents: 
     replacements = fit_replacements(
         denoiser.network, operators, lambda: denoiser.denoise(noise, range(num_latents)), init
     )
-    scoring = Scoring(rows_per_batch=rows)
-    table = score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, scoring).table
+    params = ScoreParams(num_latents=num_latents, num_seeds=1, batch_size=rows)
+    table = score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, params).table
     return table.set_index("operator")["score"]
 
 

@@ -32,7 +32,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from training import Setting, take
 
-from pelap.config import SamplerParams
+from pelap.config import SamplerParams, ScoreParams
 from pelap.config.load import load_params
 from pelap.core import graphs
 from pelap.core.device import describe, full_precision, has_fast_bf16, keep_freed_memory
@@ -41,7 +41,7 @@ from pelap.core.rng import noise
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.sampler import PURPOSE, ModelGenerator
 from pelap.evaluation.features import EffNetLite0
-from pelap.scoring.score import Scores, Scoring, score_operators
+from pelap.scoring.score import Scores, score_operators
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import find_operators
 
@@ -117,11 +117,9 @@ def scoring_pass(model: Path | None, rows: int, every: int, device: torch.device
     )
 
     def run() -> Scores:
-        scoring = Scoring(rows_per_batch=rows)
+        params = ScoreParams(num_latents=num_latents, num_seeds=1, batch_size=rows)
         with full_precision():
-            return score_operators(
-                denoiser.network, denoiser.denoise, operators, replacements, start, scoring
-            )
+            return score_operators(denoiser.network, denoiser.denoise, operators, replacements, start, params)
 
     counter = Counted(denoiser.network)
     with counter:

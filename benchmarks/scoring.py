@@ -17,11 +17,11 @@ import torch
 from default_models import default_model
 from harness import Entry, argument_parser, compare, finish, in_turns
 
-from pelap.config import SamplerParams
+from pelap.config import SamplerParams, ScoreParams
 from pelap.core.device import full_precision
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
-from pelap.scoring.score import Scores, Scoring, score_operators
+from pelap.scoring.score import Scores, score_operators
 from pelap.scoring.statistic import distances
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.fit import fit_replacements
@@ -71,8 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> list[Entry]:
     )
 
     def ours(early_stop: float | None) -> Scores:
-        scoring = Scoring(rows_per_batch=args.rows, early_stop=early_stop)
-        return score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, scoring)
+        params = ScoreParams(
+            num_latents=args.latents, num_seeds=1, batch_size=args.rows, early_stop=early_stop
+        )
+        return score_operators(denoiser.network, denoiser.denoise, operators, replacements, noise, params)
 
     def plain() -> pd.DataFrame:
         model.unet.to(memory_format=torch.contiguous_format)

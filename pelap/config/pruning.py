@@ -61,11 +61,14 @@ Amounts: TypeAlias = Annotated[
 TARGETS = ("time_reduction", "num_params", "num_operators")
 
 
+Selection: TypeAlias = Literal["lowest_first", "per_ms", "knapsack"]
+
+
 class MethodParams(Section):
     """A way to choose operators."""
 
     criterion: Criterion = "score"
-    selection: Literal["lowest_first", "per_ms", "knapsack"] = "lowest_first"
+    selection: Selection = "lowest_first"
     iterative_step: Annotated[float, Field(ge=0.02, lt=1)] | None = None
     amounts: Amounts[PositiveFloat] = None
 

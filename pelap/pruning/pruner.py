@@ -19,7 +19,7 @@ from pelap.core.errors import PlanError, finite
 from pelap.core.progress import progress
 from pelap.profiling.cost import count_params
 from pelap.profiling.latency import Latency, measure_latency
-from pelap.pruning.rounds import Method, TimeBudgetPlanner
+from pelap.pruning.rounds import TimeBudgetPlanner
 from pelap.pruning.selection import check_scores, plan_of, single_operator_plans
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.score import MEND, ORIGINAL, ORIGINALS
@@ -98,10 +98,7 @@ class Pruner(Scorer):
         plans = {}
         with progress(f"prune {self.denoiser.name}", len(params.plans)) as report:
             for done, (name, wanted) in enumerate(params.plans.items(), start=1):
-                method = Method(
-                    wanted.method.criterion, wanted.method.selection, wanted.method.iterative_step
-                )
-                plan = planner.plan(method, params.target, wanted.amount)
+                plan = planner.plan(wanted.method, params.target, wanted.amount)
                 plans[name] = plan_of(scores, plan)
                 report(done, name)
         singles = single_operator_plans(scores, params.single_operator_plans)

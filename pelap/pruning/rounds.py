@@ -13,8 +13,9 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from pelap.config import MethodParams
 from pelap.core.errors import PlanError
-from pelap.pruning.selection import SCORE, Selection, make_plan
+from pelap.pruning.selection import make_plan
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, PlanEntry
 
@@ -26,16 +27,6 @@ Measure: TypeAlias = Callable[[Plan], float]
 Rescore: TypeAlias = Callable[[Plan], pd.DataFrame]
 """From a plan to the scores of what it leaves: how much the score of the network rises without an operator
 more, and shares of the untouched network's time."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to choose operators."""
-
-    criterion: str = SCORE
-    selection: Selection = "lowest_first"
-    iterative_step: float | None = None
-    """Share of the time after whose removal the rest is scored again; None: never."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +55,10 @@ class TimeBudgetPlanner:
         self._measure = measure
         self._rescore = rescore
         self._max_measurements = max_measurements
-        self._states: dict[tuple[Method, int], _State] = {}
+        self._states: dict[tuple[MethodParams, int], _State] = {}
         self._start = _State(Plan(()), 0.0, scores)
 
-    def plan(self, method: Method, target: str, amount: float) -> Plan:
+    def plan(self, method: MethodParams, target: str, amount: float) -> Plan:
         """A plan of a wanted size.
 
         Args:
@@ -83,13 +74,13 @@ class TimeBudgetPlanner:
         state = self._before(method, amount)
         return dataclasses.replace(self._towards(state, method, amount)[0], target={target: amount})
 
-    def _before(self, method: Method, amount: float) -> _State:
+    def _before(self, method: MethodParams, amount: float) -> _State:
         """Where the last round starts: after as many whole steps as are below the amount."""
         if method.iterative_step is None:
             return self._start
         return self._after(method, int((amount - TOLERANCE) / method.iterative_step))
 
-    def _after(self, method: Method, num_rounds: int) -> _State:
+    def _after(self, method: MethodParams, num_rounds: int) -> _State:
         """What is there after so many rounds; the way to a larger amount goes through the same states."""
         if num_rounds == 0:
             return self._start
@@ -102,7 +93,7 @@ class TimeBudgetPlanner:
             self._states[key] = before if nothing_more else _State(plan, saved, self._rescore(plan))
         return self._states[key]
 
-    def _towards(self, state: _State, method: Method, amount: float) -> tuple[Plan, float]:
+    def _towards(self, state: _State, method: MethodParams, amount: float) -> tuple[Plan, float]:
         """The plan that goes on from a state and saves nearest to the amount, and what it saves."""
         if state.plan.operators and state.saved >= amount - TOLERANCE:
             return state.plan, state.saved

@@ -12,7 +12,7 @@ the table (see `pelap.scoring.criteria`).
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,15 +21,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import nn
 
+from pelap.config.run import TARGETS, Formula, Selection
 from pelap.core.errors import PlanError
-from pelap.scoring.statistic import Formula, combine
+from pelap.scoring.statistic import combine
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, PlanEntry, check_disjoint
 from pelap.surgery.replacements import ReplacementSpec, is_replacement
 
-Selection: TypeAlias = Literal["lowest_first", "per_ms", "knapsack"]
-
-TARGETS = ("time_reduction", "num_params", "num_operators")
 NAMES = ("operator", "kind", "replacement")
 NUMBERS = ("score", "params", "latency_share")
 """Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""

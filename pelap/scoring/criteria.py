@@ -36,6 +36,7 @@ class Evidence:
     """What a criterion may ask for."""
 
     network: nn.Module
+    """The denoiser, in evaluation mode: no row depends on another."""
     operators: Sequence[Operator]
     replacements: Mapping[str, Replacement]
     run: Callable[[], object]
@@ -43,6 +44,7 @@ class Evidence:
     loss: Callable[[torch.Generator], torch.Tensor] | None
     """Of training on these latents, noise and time steps drawn from the stream; None where not known."""
     rows_per_batch: int
+    """Operators share a pass while the rows of all of them together are no more than this."""
     seed: int
 
     @cached_property
@@ -158,12 +160,6 @@ def block_similarity(
     Source: block influence of ShortGPT (Men et al. 2024), 1 - mean cosine of output and input over rows,
     with the replacement's value in the place of the input. A row is one of the batch, or the whole tensor
     where an operator's rows are others. One pass a call serves all operators.
-
-    Args:
-        network: The denoiser, in evaluation mode.
-        calls: From `record_calls`.
-        operators: From `find_operators`.
-        replacements: From `fit_replacements`.
     """
     batched = {operator.name: operator.batched for operator in operators}
     sums = {name: [0.0, 0] for name in batched}
@@ -205,13 +201,6 @@ def output_error(
     """Relative squared error of the denoiser's output with that operator alone replaced, mean over calls.
 
     ||out_mod - out||^2 / ||out||^2 over all rows of a call; infinite where it is not finite.
-
-    Args:
-        network: The denoiser, in evaluation mode, so that no row depends on another.
-        calls: From `record_calls`.
-        operators: From `find_operators`.
-        replacements: From `fit_replacements`.
-        rows_per_batch: Operators share a pass while the rows of all of them together are no more than this.
 
     Raises:
         ModelError: The output with nothing replaced is not finite, or all zero.
@@ -255,11 +244,7 @@ def taylor(
 
     Source: Molchanov et al. 2017 (equation 8), with the replacement's value in the place of zero.
 
-    Args:
-        network: The denoiser, in evaluation mode. Its parameters may be frozen; their `grad` stays as it is.
-        losses: Each runs the network and gives a scalar, the same at every call of it.
-        operators: From `find_operators`.
-        replacements: From `fit_replacements`.
+    Parameters of the network may be frozen; their `grad` stays as it is.
 
     Raises:
         ModelError: A loss has no gradient with respect to the operators, or is not finite.

@@ -15,10 +15,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from pelap.config import ScoreParams
+from pelap.config.run import Formula
 from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
 from pelap.scoring.latents import LatentStore
-from pelap.scoring.statistic import Bootstrap, Formula, distances, score
+from pelap.scoring.statistic import Bootstrap, distances, score
 from pelap.surgery.operators import Operator, replaced_on_slices
 from pelap.surgery.replacements import Replacement
 
@@ -35,22 +37,6 @@ RUNGS = (8, 4, 2, 1)
 """With early stop, operators are compared after 1/8, 1/4 and 1/2 of the latents."""
 MIN_RUNG = 4
 """Latents below which nothing is stopped."""
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How to score."""
-
-    formula: Formula = "avg+std"
-    rows_per_batch: int = 128
-    """Rows of noise in one pass: several operators share it, or one takes several passes."""
-    num_sets: int = 1
-    """Item i is of set i % num_sets; the rank correlation is between the sets."""
-    early_stop: float | None = None
-    """Share of the operators, those of the lowest scores, that are surely scored to the end; None: all."""
-    num_resamples: int = 200
-    seed: int = 0
-    """Names the bootstrap's draws."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,8 @@ def score_operators(
     operators: Sequence[Operator],
     replacements: Mapping[str, Replacement],
     noise: torch.Tensor,
-    scoring: Scoring = Scoring(),
+    params: ScoreParams,
+    seed: int = 0,
     store: LatentStore | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> Scores:
@@ -92,7 +79,10 @@ def score_operators(
         operators: From `find_operators`.
         replacements: From `fit_replacements`.
         noise: (N, ...), N >= 2, the starting points of the set of latents; row i is item i.
-        scoring: How.
+        params: How. Several operators share a pass of `batch_size` rows of noise, or one takes several. Item
+            i is of seed i % `num_seeds`; the rank correlation is between seeds. With `early_stop` that share
+            of the operators, those of the lowest scores, is surely scored to the end.
+        seed: Names the bootstrap's draws.
         store: Where latents are kept, and where those of an interrupted call are found.
         report: Called with the number of rows done, of N times the number of operators.
 
@@ -106,37 +96,38 @@ def score_operators(
             model's are not finite.
     """
     store = store or LatentStore()
-    order = _order(len(noise), scoring)
+    order = _order(len(noise), params)
     noise, denoise = _channels_last(unet, noise[order]), _of_items(denoise, order)
     _check_denoise(denoise, noise)
-    _denoise_original(denoise, noise, scoring.rows_per_batch, store)
+    _denoise_original(denoise, noise, params.batch_size, store)
     original = finite(store.get(ORIGINAL), ORIGINALS, MEND)
     running, num_done = list(operators), sum(store.count(operator.name) for operator in operators)
-    num_wanted = math.ceil((scoring.early_stop or 1.0) * len(operators))
-    for end in _rungs(len(noise), scoring.early_stop):
-        for group, items in _work(running, end, scoring.rows_per_batch, store):
+    num_wanted = math.ceil((params.early_stop or 1.0) * len(operators))
+    for end in _rungs(len(noise), params.early_stop):
+        for group, items in _work(running, end, params.batch_size, store):
             replaced = {operator.name: replacements[operator.name] for operator in group}
             _denoise_group(unet, denoise, replaced, noise, items, store)
             num_done += len(group) * len(items)
             report(num_done)
         if end < len(noise):
-            running = _still_running(running, num_wanted, original[:end], scoring, store)
+            bootstrap = Bootstrap(original[:end], params.num_resamples, seed)
+            running = _still_running(running, num_wanted, bootstrap, params.formula, store)
     if num_done < len(operators) * len(noise):
         report(len(operators) * len(noise))
-    return _scores(operators, original, order.argsort(), scoring, store)
+    return _scores(operators, original, order.argsort(), params, seed, store)
 
 
-def _order(num: int, scoring: Scoring) -> torch.Tensor:
+def _order(num: int, params: ScoreParams) -> torch.Tensor:
     """Which item is looked at when, (num,) int64.
 
     Where operators are compared after a part of the items, that part has to stand for all: it is drawn, the
     same of every set, as items go through prompts or classes in their order.
     """
     items = torch.arange(num)
-    if scoring.early_stop is None:
+    if params.early_stop is None:
         return items
     place = torch.randperm(num, generator=generator(0, "score order"))
-    return place[items // scoring.num_sets].argsort(stable=True)
+    return place[items // params.num_seeds].argsort(stable=True)
 
 
 def _of_items(denoise: Denoise, order: torch.Tensor) -> Denoise:
@@ -225,14 +216,13 @@ def _denoise_group(
 def _still_running(
     running: Sequence[Operator],
     num_wanted: int,
-    original: torch.Tensor,
-    scoring: Scoring,
+    bootstrap: Bootstrap,
+    formula: Formula,
     store: LatentStore,
 ) -> list[Operator]:
     """Those that may be among the lowest `num_wanted`: that are in at least one resampled set."""
-    bootstrap = Bootstrap(original, scoring.num_resamples, scoring.seed)
-    latents = [store.get(operator.name)[: len(original)] for operator in running]
-    draws = torch.stack([bootstrap.draws(scoring.formula, each) for each in latents])  # (O, R)
+    latents = [store.get(operator.name)[: bootstrap.num_latents] for operator in running]
+    draws = torch.stack([bootstrap.draws(formula, each) for each in latents])  # (O, R)
     ceilings = draws.kthvalue(min(num_wanted, len(running)), dim=0).values  # (R,)
     among = (draws <= ceilings).any(dim=1).tolist()
     return [operator for operator, may_be in zip(running, among, strict=True) if may_be]
@@ -242,7 +232,8 @@ def _scores(
     operators: Sequence[Operator],
     original: torch.Tensor,
     place_of: torch.Tensor,
-    scoring: Scoring,
+    params: ScoreParams,
+    seed: int,
     store: LatentStore,
 ) -> Scores:
     """Scores of latents in the order that they were looked at; `place_of` (N,) says where an item is."""
@@ -255,14 +246,14 @@ def _scores(
         whole = num == len(original)
         untouched, latents = (original, latents[place_of]) if whole else (first[:num], latents)
         if num not in bootstraps:
-            bootstraps[num] = Bootstrap(untouched, scoring.num_resamples, scoring.seed)
-        rows.append(_row(operator, untouched, latents, bootstraps[num], scoring.formula))
+            bootstraps[num] = Bootstrap(untouched, params.num_resamples, seed)
+        rows.append(_row(operator, untouched, latents, bootstraps[num], params.formula))
         rows[-1]["stopped_early"] = not whole
         num_rows += num
         if whole:
-            sets = range(scoring.num_sets)
-            step = scoring.num_sets
-            by_set.append([score(scoring.formula, original[i::step], latents[i::step]) for i in sets])
+            sets = range(params.num_seeds)
+            step = params.num_seeds
+            by_set.append([score(params.formula, original[i::step], latents[i::step]) for i in sets])
     table = pd.DataFrame(rows).sort_values(["score", "operator"], ignore_index=True)
     return Scores(table, original, _rank_correlation(by_set), num_rows)
 

@@ -20,7 +20,7 @@ from pelap.profiling.cost import count_macs, count_params
 from pelap.profiling.latency import measure_latency, measure_module_latencies
 from pelap.scoring.criteria import Evidence, importances, needs
 from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import Scores, Scoring, score_operators
+from pelap.scoring.score import Scores, score_operators
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, find_operators, forward_hooks
 from pelap.surgery.plan import fingerprint
@@ -146,22 +146,11 @@ class Scorer:
         note: str = "",
     ) -> Scores:
         """Scores of operators in the network as it is now, with their costs."""
-        scoring = Scoring(
-            formula=self.params.formula,
-            rows_per_batch=self.params.batch_size,
-            num_sets=self.params.num_seeds,
-            early_stop=self.params.early_stop,
-            num_resamples=self.params.num_resamples,
-            seed=self.seed,
-        )
-        network, denoise, title = (
-            self.denoiser.network,
-            self.denoiser.denoise,
-            f"score {self.denoiser.name}{note}",
-        )
-        with progress(title, len(operators) * len(self.noise)) as report, full_precision():
+        subject, size = self.denoiser, len(operators) * len(self.noise)
+        with progress(f"score {subject.name}{note}", size) as report, full_precision():
             scores = score_operators(
-                network, denoise, operators, replacements, self.noise, scoring, store, report
+                *(subject.network, subject.denoise, operators, replacements, self.noise),
+                *(self.params, self.seed, store, report),
             )
         return replace(scores, table=scores.table.merge(self.costs(operators, replacements)))
 
@@ -169,16 +158,12 @@ class Scorer:
         """Of each operator, parts included, and its replacement, in one pass of `latency_batch_size`."""
         names = [operator.name for operator in operators]
         costs = self.module_costs(self.denoiser.network, names)
-        whole_ms, costs = costs["latency_ms"].iloc[0], costs.iloc[1:]
-        instead = self._replacement_ms(replacements)
-        return (
-            costs.rename_axis("operator")
-            .reset_index()
-            .assign(
-                replacement_params=[count_params(replacements[name]) for name in names],
-                latency_share=costs["latency_ms"].to_numpy() / whole_ms,
-                replacement_share=[instead[name] / whole_ms for name in names],
-            )
+        whole_ms, instead = costs["latency_ms"].iloc[0], self._replacement_ms(replacements)
+        costs = costs.iloc[1:].rename_axis("operator").reset_index()
+        return costs.assign(
+            replacement_params=[count_params(replacements[name]) for name in names],
+            latency_share=costs["latency_ms"] / whole_ms,
+            replacement_share=[instead[name] / whole_ms for name in names],
         )
 
     def module_costs(self, network: nn.Module, names: Sequence[str]) -> pd.DataFrame:

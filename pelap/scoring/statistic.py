@@ -1,13 +1,12 @@
 """The score of one operator from two sets of latents, and how sure it is."""
 
 import math
-from typing import Literal, TypeAlias
 
 import torch
 
+from pelap.config.run import Formula
 from pelap.core.rng import generator
 
-Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
 CONFIDENCE = 0.95
 
 
@@ -52,7 +51,7 @@ class Bootstrap:
 
     def __init__(self, original: torch.Tensor, num_resamples: int, seed: int) -> None:
         self._original = original
-        num = len(original)
+        self.num_latents = num = len(original)
         drawn = torch.randint(num, (num_resamples, num), generator=generator(seed, "bootstrap", num))
         ones = torch.ones(drawn.shape, dtype=torch.float64)
         self._counts = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones)  # (R, N)

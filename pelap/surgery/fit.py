@@ -12,7 +12,6 @@ from torch import nn
 from pelap.core.rng import generator
 from pelap.surgery.operators import Init, Operator, forward_hooks
 from pelap.surgery.replacements import (
-    AvgPool,
     Nearest,
     Projection,
     Replacement,
@@ -44,7 +43,11 @@ def fit_replacements(
     for operator in operators:
         module = unet.get_submodule(operator.name)
         replacements[operator.name] = build_replacement(operator.replacement, module, operator.name, unet)
-    fittable = {name: part for name, part in replacements.items() if _fittable(part) is not None}
+    fittable = {
+        name: part
+        for name, part in replacements.items()
+        if any(isinstance(step, Fittable) for step in part.steps)
+    }
     if init == "random":
         for name, replacement in fittable.items():
             _start_at_random(replacement, generator(seed, f"stand-in {name}"))
@@ -53,26 +56,19 @@ def fit_replacements(
     return replacements
 
 
-def _fittable(replacement: Replacement) -> Fittable | None:
-    return next((step for step in replacement.steps if isinstance(step, Fittable)), None)
+def _fittable(replacement: Replacement) -> Fittable:
+    """The step that has something to start; where there is one, there is no other with parameters."""
+    return next(step for step in replacement.steps if isinstance(step, Fittable))
 
 
 def _start_at_random(replacement: Replacement, stream: torch.Generator) -> None:
     """Normal weights that keep the variance; no bias."""
     step = _fittable(replacement)
-    assert step is not None
-    weight, bias = _parameters(step)
+    weight, bias = step.parameters()
     with torch.no_grad():
         fan_in = weight[0].numel() if isinstance(step, Projection) else 1
         weight.copy_(torch.randn(weight.shape, generator=stream) / fan_in**0.5)
         bias.zero_()
-
-
-def _parameters(step: Fittable) -> tuple[torch.Tensor, torch.Tensor]:
-    if isinstance(step, ScaleShift):
-        return step.scale, step.shift
-    assert step.linear.bias is not None
-    return step.linear.weight, step.linear.bias
 
 
 def _fit(unet: nn.Module, replacements: dict[str, Replacement], run: Callable[[], object]) -> None:
@@ -92,19 +88,16 @@ class _Sums:
     """Normal equations of y = W x + b, or of y = w x + b for each channel by itself."""
 
     def __init__(self, replacement: Replacement) -> None:
-        step = _fittable(replacement)
-        assert step is not None
-        self.step: Fittable = step
-        self.before = [s for s in replacement.steps if isinstance(s, AvgPool)]
-        self.after = [s for s in replacement.steps if isinstance(s, Nearest)]
+        self.replacement = replacement
+        self.step = _fittable(replacement)
         self.gram: torch.Tensor | float = 0.0
         self.cross: torch.Tensor | float = 0.0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        for pool in self.before:
-            x = pool(x)
-        for repeat in self.after:
-            x = repeat(x, y.shape[-2:])
+        # Pooling and repeating commute with a step that works on each place by itself.
+        for step in self.replacement.steps:
+            if step is not self.step:
+                x = step(x, y.shape[-2:]) if isinstance(step, Nearest) else step(x)
         rows, targets = self._rows(x), self._rows(y)
         ones = torch.ones_like(rows[:, :1])
         if isinstance(self.step, Projection):
@@ -118,21 +111,19 @@ class _Sums:
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
         """(R, C) in double precision."""
-        step = self.step
-        last = step.channels_last if isinstance(step, ScaleShift) else isinstance(step.linear, nn.Linear)
+        last = self.step.channels_last
         return (x if last else x.movedim(1, -1)).flatten(0, -2).double()
 
     def solve(self) -> None:
         """Write the least-norm solution into the step, which stays as it is if nothing finite was seen."""
-        if not isinstance(self.gram, torch.Tensor) or not isinstance(self.cross, torch.Tensor):
+        gram, cross = self.gram, self.cross
+        if not (isinstance(gram, torch.Tensor) and isinstance(cross, torch.Tensor)):
             return
-        if not (self.gram.isfinite().all() and self.cross.isfinite().all()):
+        if not (gram.isfinite().all() and cross.isfinite().all()):
             return
-        solution = torch.linalg.pinv(self.gram, hermitian=True) @ self.cross
-        weight, bias = _parameters(self.step)
-        if isinstance(self.step, Projection):
-            weight.copy_(solution[:-1].T.reshape(weight.shape))
-            bias.copy_(solution[-1])
-        else:
-            weight.copy_(solution[:, 0, 0])
-            bias.copy_(solution[:, 1, 0])
+        solution = torch.linalg.pinv(gram, hermitian=True) @ cross  # (C + 1, C') or (C, 2, 1)
+        weight, bias = self.step.parameters()
+        if isinstance(self.step, ScaleShift):
+            solution = solution[..., 0].T
+        weight.copy_(solution[:-1].T.reshape(weight.shape))
+        bias.copy_(solution[-1])

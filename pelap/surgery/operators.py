@@ -19,6 +19,7 @@ from pelap.core.errors import ModelError
 from pelap.surgery.replacements import (
     Replacement,
     ReplacementSpec,
+    affine,
     argument_of,
     build_replacement,
     input_of,
@@ -81,7 +82,7 @@ class Operator:
     """Whether the rows of its tensors are the rows of the denoiser's batch, at every call."""
 
 
-class Call(NamedTuple):
+class CallShapes(NamedTuple):
     """What one call of a module took and gave."""
 
     input_shape: tuple[int, ...]
@@ -108,9 +109,11 @@ def forward_hooks(modules: Mapping[str, nn.Module], hook: Callable[..., Any]) ->
         yield
 
 
-def trace(unet: nn.Module, forward: Callable[[], object], names: Iterable[str]) -> dict[str, list[Call]]:
+def trace(
+    unet: nn.Module, forward: Callable[[], object], names: Iterable[str]
+) -> dict[str, list[CallShapes]]:
     """Every call of the named submodules during ``forward()``; ``""`` is the network itself."""
-    calls: dict[str, list[Call]] = {name: [] for name in names}
+    calls: dict[str, list[CallShapes]] = {name: [] for name in names}
 
     def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls[name].append(_call(module, args, kwargs, output))
@@ -120,14 +123,15 @@ def trace(unet: nn.Module, forward: Callable[[], object], names: Iterable[str]) 
     return calls
 
 
-def _call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Call:
+def _call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> CallShapes:
     try:
         given = tuple(input_of(argument_of(module), args, kwargs).shape)
     except ModelError:
         given = ()
-    first = output[0] if isinstance(output, tuple) and output else output
+    outputs = output if isinstance(output, tuple) else ()
+    first = outputs[0] if outputs else output
     made = tuple(first.shape) if isinstance(first, torch.Tensor) else ()
-    return Call(given, made, len(output) if isinstance(output, tuple) else 0)
+    return CallShapes(given, made, len(outputs))
 
 
 def find_operators(
@@ -159,27 +163,21 @@ def find_operators(
     }
     calls = trace(unet, forward, ["", *found])
     rows = _rows(calls.pop("")[0])
-    operators = []
+    operators: list[Operator] = []
     for name, kind in found.items():
-        module = unet.get_submodule(name)
-        replacement = choose_replacement(kind, module, calls[name], norm, init)
+        replacement = choose_replacement(kind, unet.get_submodule(name), calls[name], norm, init)
         if replacement is not None and _can_replace(unet, name, replacement, calls[name], forward):
-            first = calls[name][0]
-            operators.append(
-                Operator(
-                    name,
-                    kind,
-                    replacement,
-                    parent=None,
-                    num_calls=len(calls[name]),
-                    input_shape=first.input_shape,
-                    output_shape=first.output_shape,
-                    batched=all(_rows(call) == rows for call in calls[name]),
-                )
-            )
+            (given, made, _), *more = calls[name]
+            batched = all(_rows(call) == rows for call in calls[name])
+            operators.append(Operator(name, kind, replacement, None, 1 + len(more), given, made, batched))
     if not operators and only is None:
         raise ModelError(f"{type(unet).__name__}: has no operator that can be replaced; see KINDS")
-    return _with_parents(operators)
+    names = [operator.name for operator in operators]
+    around = {name: [other for other in names if is_inside(name, other)] for name in names}
+    return [
+        dataclasses.replace(operator, parent=max(around[operator.name], key=len, default=None))
+        for operator in operators
+    ]
 
 
 def _candidates(unet: nn.Module, keep: Collection[str], kinds: Mapping[str, str]) -> dict[str, str]:
@@ -194,7 +192,7 @@ def _candidates(unet: nn.Module, keep: Collection[str], kinds: Mapping[str, str]
     return found
 
 
-def _rows(call: Call) -> tuple[int, int]:
+def _rows(call: CallShapes) -> tuple[int, int]:
     """Leading dimensions of what a call took and gave."""
     given = call.input_shape[0] if call.input_shape else 0
     # A network may wrap its output in an object of its own; then its input must do.
@@ -202,7 +200,7 @@ def _rows(call: Call) -> tuple[int, int]:
 
 
 def choose_replacement(
-    kind: str, module: nn.Module, calls: list[Call], norm: Norm, init: Init
+    kind: str, module: nn.Module, calls: list[CallShapes], norm: Norm, init: Init
 ) -> ReplacementSpec | None:
     """The cheapest thing that gives the shape of the first call; None if there is none (see the table)."""
     if not calls or not calls[0].input_shape or not calls[0].output_shape:
@@ -218,13 +216,7 @@ def choose_replacement(
     return replacement if replacement is not None and _is_cheaper(replacement, module) else None
 
 
-def affine(norm: nn.Module, shape: tuple[int, ...]) -> ReplacementSpec:
-    """A scale and a shift for each channel of what a normalisation of this shape works on."""
-    channels_first = any(c.__name__.startswith(("Group", "Batch", "Instance")) for c in type(norm).__mro__)
-    return ReplacementSpec("affine", shape[1 if channels_first else -1], channels_last=not channels_first)
-
-
-def _reshaping(kind: str, call: Call, projection: str) -> ReplacementSpec | None:
+def _reshaping(kind: str, call: CallShapes, projection: str) -> ReplacementSpec | None:
     """Pooling or repeating, and a change of channels; None where that is not how the shapes differ."""
     given, made = call.input_shape, call.output_shape
     is_map = len(given) == 4 and kind != "linear"
@@ -255,7 +247,7 @@ def _can_replace(
     unet: nn.Module,
     name: str,
     spec: ReplacementSpec,
-    calls: list[Call],
+    calls: list[CallShapes],
     forward: Callable[[], object],
 ) -> bool:
     """Whether the network runs with the spec, and the spec gives the shapes of every call."""
@@ -287,7 +279,7 @@ def beside(
     see: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor | None],
     rows_of: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, x: x,
 ) -> Iterator[None]:
-    """Call ``see(name, y, instead)`` with what each operator and its replacement give.
+    """CallShapes ``see(name, y, instead)`` with what each operator and its replacement give.
 
     A tensor that `see` returns takes the place of the operator's. `rows_of` says on which rows of its input a
     replacement works.
@@ -356,12 +348,3 @@ def put(unet: nn.Module, name: str, module: nn.Module) -> None:
 def is_inside(name: str, other: str) -> bool:
     """Whether operator `name` is a part of operator `other`."""
     return name.startswith(f"{other}.")
-
-
-def _with_parents(operators: list[Operator]) -> list[Operator]:
-    names = [operator.name for operator in operators]
-    return [dataclasses.replace(operator, parent=_parent(operator.name, names)) for operator in operators]
-
-
-def _parent(name: str, names: list[str]) -> str | None:
-    return max((other for other in names if is_inside(name, other)), key=len, default=None)

@@ -10,8 +10,8 @@ from torch import nn
 
 from pelap.core import files
 from pelap.core.errors import DataError, PlanError
-from pelap.surgery.operators import Operator, affine, is_inside
-from pelap.surgery.replacements import ReplacementSpec, replacement_from_json
+from pelap.surgery.operators import Operator, is_inside
+from pelap.surgery.replacements import ReplacementSpec, affine, replacement_from_json
 
 FORMAT = 3
 """2, of version 0.1, had other names for replacements; they are read all the same."""

@@ -23,8 +23,8 @@ and scales start from a least-squares fit, at random, or not at all: then ``chan
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -60,11 +60,10 @@ class ReplacementSpec:
 
     def given(self) -> dict[str, Any]:
         """The name, and whatever else differs from the defaults."""
-        values = asdict(self)
         return {
-            field.name: values[field.name]
+            field.name: value
             for field in fields(self)
-            if field.name == "name" or values[field.name] != field.default
+            if (value := getattr(self, field.name)) != field.default or field.name == "name"
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +95,12 @@ def is_replacement(name: object) -> bool:
     return isinstance(name, str) and all(step in STEPS for step in name.split("+"))
 
 
+def affine(norm: nn.Module, shape: tuple[int, ...]) -> ReplacementSpec:
+    """A scale and a shift for each channel of what a normalisation of this shape works on."""
+    channels_first = any(c.__name__.startswith(("Group", "Batch", "Instance")) for c in type(norm).__mro__)
+    return ReplacementSpec("affine", shape[1 if channels_first else -1], channels_last=not channels_first)
+
+
 class Replacement(nn.Module):
     """Stands where an operator was and takes whatever the operator took; it looks at the first tensor."""
 
@@ -121,6 +126,7 @@ class Projection(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, channels_last: bool) -> None:
         super().__init__()
+        self.channels_last = channels_last
         self.linear: nn.Conv2d | nn.Linear = (
             nn.Linear(in_channels, out_channels) if channels_last else nn.Conv2d(in_channels, out_channels, 1)
         )
@@ -143,17 +149,6 @@ class ChannelPool(nn.Module):
         flat = last.reshape(-1, 1, last.shape[-1])
         grouped = F.adaptive_avg_pool1d(flat, self.out_channels).view(*last.shape[:-1], self.out_channels)
         return grouped if self.channels_last else grouped.movedim(-1, 1)
-
-
-class AvgPool(nn.Module):
-    """The mean over squares; what is left at the edges is averaged by itself."""
-
-    def __init__(self, factor: int) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(x, self.factor, ceil_mode=True)
 
 
 class Nearest(nn.Module):
@@ -270,22 +265,20 @@ def build_replacement(
 
 
 def _step(name: str, replacement: ReplacementSpec, module: nn.Module, where: str) -> list[nn.Module]:
-    if name == "identity":
-        return []
-    if name == "residual":
-        path = residual_steps(module)
+    if name in ("identity", "residual"):
         # A block of somebody else's keeps its shape: what is left of it is its input.
-        return [] if path is None else path
+        return (residual_steps(module) or []) if name == "residual" else []
     needs = {"avg_pool": ["factor"], "nearest": ["factor"], "affine": ["in_channels"]}
     for needed in needs.get(name, ["in_channels", "out_channels"]):
         if getattr(replacement, needed) < (2 if needed == "factor" else 1):
             raise PlanError(f"plan: {where}: {name} needs {needed}; let `pelap prune --plan` fill it in")
-    if name == "avg_pool":
-        return [AvgPool(replacement.factor)]
-    if name == "nearest":
-        return [Nearest(replacement.factor)]
-    if name == "affine":
-        return [ScaleShift(replacement.in_channels, replacement.channels_last)]
-    if name == "channel_pool":
-        return [ChannelPool(replacement.out_channels, replacement.channels_last)]
-    return [Projection(replacement.in_channels, replacement.out_channels, replacement.channels_last)]
+    spec = replacement
+    make: dict[str, Callable[[], nn.Module]] = {
+        # What is left at the edges is averaged by itself.
+        "avg_pool": lambda: nn.AvgPool2d(spec.factor, ceil_mode=True),
+        "nearest": lambda: Nearest(spec.factor),
+        "affine": lambda: ScaleShift(spec.in_channels, spec.channels_last),
+        "channel_pool": lambda: ChannelPool(spec.out_channels, spec.channels_last),
+        "projection": lambda: Projection(spec.in_channels, spec.out_channels, spec.channels_last),
+    }
+    return [make[name]()]

@@ -1,7 +1,6 @@
 """From scores to a plan, and plans that people wrote."""
 
 import dataclasses
-import json
 import math
 from functools import cache
 from pathlib import Path
@@ -203,13 +202,6 @@ def test_names_that_begin_alike_can_go_together() -> None:
 
 
 # As a file
-
-
-def test_plan_survives_json() -> None:
-    plan = make_plan(SCORES, "num_params", 510)
-    assert plan_from_json(plan.to_json(), "file") == plan
-    text = json.loads(json.dumps(plan.to_json()))
-    assert plan_from_json(text, "file") == plan
 
 
 def test_every_field_of_a_replacement_survives_json(tmp_path: Path) -> None:

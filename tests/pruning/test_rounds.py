@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 import pytest
 
+from pelap.config import MethodParams
 from pelap.core.errors import PlanError
-from pelap.pruning.rounds import TOLERANCE, Method, TimeBudgetPlanner
+from pelap.pruning.rounds import TOLERANCE, TimeBudgetPlanner
 from pelap.pruning.selection import make_plan
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan
 
 NUM = 40
-GREEDY = Method(iterative_step=0.1)
+GREEDY = MethodParams(iterative_step=0.1)
 
 
 def scores(num: int = NUM, share: float = 0.02) -> pd.DataFrame:
@@ -58,7 +59,7 @@ class Network:
 
 def test_without_trials_the_scores_are_believed() -> None:
     network = Network(scores(), lambda promised: 0.5 * promised)
-    plan = network.planner(0).plan(Method(), "time_reduction", 0.3)
+    plan = network.planner(0).plan(MethodParams(), "time_reduction", 0.3)
     assert gone(plan) == gone(make_plan(network.table, "time_reduction", 0.3))
     assert network.measured == network.rescored == []
 
@@ -66,7 +67,7 @@ def test_without_trials_the_scores_are_believed() -> None:
 @pytest.mark.parametrize("target", ["num_params", "num_operators"])
 def test_numbers_need_no_clock(target: str) -> None:
     network = Network(scores())
-    plan = network.planner(5).plan(Method(), target, 7)
+    plan = network.planner(5).plan(MethodParams(), target, 7)
     assert plan == make_plan(network.table, target, 7)
     assert network.measured == []
 
@@ -80,7 +81,7 @@ def test_numbers_need_no_clock(target: str) -> None:
 def test_a_plan_saves_what_the_clock_says(clock: Callable[[float], float], amount: float) -> None:
     network = Network(scores(num=100, share=0.008), clock)
     max_measurements = 10
-    plan = network.planner(max_measurements).plan(Method(), "time_reduction", amount)
+    plan = network.planner(max_measurements).plan(MethodParams(), "time_reduction", amount)
     assert network.saved(plan) == pytest.approx(amount, abs=TOLERANCE + 1e-9)
     assert plan.target == {"time_reduction": amount}
     assert len(network.measured) <= max_measurements
@@ -92,7 +93,7 @@ def test_more_trials_come_no_less_near() -> None:
     def miss(max_measurements: int) -> float:
         network = Network(scores(num=100, share=0.008), lambda it: it**2)
         return abs(
-            network.saved(network.planner(max_measurements).plan(Method(), "time_reduction", 0.3)) - 0.3
+            network.saved(network.planner(max_measurements).plan(MethodParams(), "time_reduction", 0.3)) - 0.3
         )
 
     misses = [miss(max_measurements) for max_measurements in (1, 2, 4, 8)]
@@ -103,27 +104,27 @@ def test_more_trials_come_no_less_near() -> None:
 def test_where_no_plan_meets_the_target_one_that_saves_enough_is_taken() -> None:
     # 0.10 or 0.22: the first is nearer to 0.14.
     network = Network(scores(num=3, share=0.1), lambda it: 1.1 * it - 0.01 * (it < 0.15))
-    plan = network.planner(6).plan(Method(), "time_reduction", 0.14)
+    plan = network.planner(6).plan(MethodParams(), "time_reduction", 0.14)
     assert gone(plan) == ["o00", "o01"]
     assert network.saved(plan) >= 0.14
 
 
 def test_no_plan_is_measured_twice() -> None:
     network = Network(scores(num=5, share=0.1), lambda it: 0.9 * it)
-    network.planner(10).plan(Method(), "time_reduction", 0.24)
+    network.planner(10).plan(MethodParams(), "time_reduction", 0.24)
     assert len({tuple(names) for names in network.measured}) == len(network.measured)
 
 
 def test_out_of_reach_says_how_far_it_goes_before_anything_is_measured() -> None:
     network = Network(scores(num=3, share=0.1))
     with pytest.raises(PlanError, match=r"0\.5 is out of reach.*at most 0\.3"):
-        network.planner(5).plan(Method(), "time_reduction", 0.5)
+        network.planner(5).plan(MethodParams(), "time_reduction", 0.5)
     assert network.measured == []
 
 
 def test_a_clock_that_asks_for_more_than_there_is_gets_the_most_that_was_found() -> None:
     network = Network(scores(num=10, share=0.05), lambda it: 0.7 * it)
-    plan = network.planner(8).plan(Method(), "time_reduction", 0.4)
+    plan = network.planner(8).plan(MethodParams(), "time_reduction", 0.4)
     assert len(gone(plan)) == 10  # all there is: 0.35
 
 
@@ -158,7 +159,11 @@ def test_a_larger_amount_goes_through_the_same_rounds() -> None:
 def test_ways_to_choose_have_rounds_of_their_own() -> None:
     network = Network(scores())
     planner = network.planner(4)
-    for method in (GREEDY, Method(selection="knapsack", iterative_step=0.1), Method(iterative_step=0.06)):
+    for method in (
+        GREEDY,
+        MethodParams(selection="knapsack", iterative_step=0.1),
+        MethodParams(iterative_step=0.06),
+    ):
         planner.plan(method, "time_reduction", 0.2)
     assert [len(names) for names in network.rescored] == [5, 5, 3, 6, 9]
 
@@ -222,7 +227,7 @@ def test_believed_rounds_count_what_a_plan_promises() -> None:
 def test_out_of_reach_where_nothing_is_left() -> None:
     planner = Network(table(a=0.3, b=0.1)).planner(max_measurements=5)
     with pytest.raises(PlanError, match=r"out of reach, nothing is left after 0\.4"):
-        planner.plan(Method(iterative_step=0.4), "time_reduction", 0.5)
+        planner.plan(MethodParams(iterative_step=0.4), "time_reduction", 0.5)
 
 
 def test_a_round_that_takes_nothing_is_not_scored_again() -> None:

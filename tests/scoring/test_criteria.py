@@ -19,7 +19,7 @@ from pelap.core.errors import ModelError
 from pelap.scoring import criteria
 from pelap.scoring.criteria import record_calls
 from pelap.surgery.fit import fit_replacements
-from pelap.surgery.operators import Operator, find_operators, forward_hooks, swapped_modules
+from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
 from pelap.surgery.replacements import (
     Replacement,
     ReplacementSpec,
@@ -198,22 +198,6 @@ def test_magnitude_is_the_norm_of_all_parameters(denoiser: Ready) -> None:
 
 
 # Criteria of a single step
-
-
-def test_an_operator_that_stands_in_for_itself_changes_nothing(denoiser: Ready) -> None:
-    operators, network = of_kinds(denoiser, SINGLE), denoiser.network
-    given = (network, denoiser.calls, operators, same(denoiser))
-    for values in (criteria.block_similarity(*given), criteria.output_error(*given, 2 * ROWS)):
-        assert list(values) == [operator.name for operator in operators]
-        assert max(abs(value) for value in values.values()) < 1e-12
-    slopes = criteria.taylor(network, denoiser.losses(), operators, same(denoiser))
-    assert max(slopes.values()) < 1e-12
-
-
-def test_the_opposite_of_an_operator_is_two_away_from_it(denoiser: Ready) -> None:
-    operators = of_kinds(denoiser, SINGLE)
-    values = criteria.block_similarity(denoiser.network, denoiser.calls, operators, same(denoiser, -3.0))
-    assert values == pytest.approx(dict.fromkeys(values, 2.0))
 
 
 def test_similarity_is_the_mean_cosine_of_rows_over_all_calls(denoiser: Ready) -> None:
@@ -433,18 +417,6 @@ def test_the_network_is_left_as_it_was_found(way: str) -> None:
     finally:
         weights[0].grad = None
         weights[1].requires_grad_(True)
-
-
-def test_sharing_passes_in_single_precision_changes_little() -> None:
-    """From the network to the values in one go, in single precision, as a stage does it."""
-    case = CASES["unet2d"]()
-    operators = find_operators(case.network, case.forward())
-    replacements = fit_replacements(case.network, operators, case.run())
-    calls = record_calls(case.network, lambda: case.denoise(case.noise(4), range(4)), 3)
-    together, alone = (
-        criteria.output_error(case.network, calls, operators, replacements, rows) for rows in (64, 1)
-    )
-    assert together == pytest.approx(alone, rel=1e-3)
 
 
 class GivesBack(nn.Module):

@@ -2,8 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from pelap.core.errors import PlanError
 from pelap.profiling.cost import count_params
 from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.fit import fit_replacements
-from pelap.surgery.operators import Operator, is_inside
+from pelap.surgery.operators import Operator, forward_hooks, is_inside
 from pelap.surgery.plan import Plan, PlanEntry, complete_plan, plan_from_json
 from pelap.surgery.replacements import Nearest, Replacement, input_of, output_size
 
@@ -53,24 +52,15 @@ def cut(name: str) -> Cut:
     return Cut(case, chosen, replacements, plan)
 
 
-@contextmanager
-def skipped(network: nn.Module, replacements: dict[str, Replacement]) -> Iterator[None]:
+def skipped(network: nn.Module, replacements: dict[str, Replacement]) -> AbstractContextManager[None]:
     """Hooks that give the stand-in's value in the operator's stead."""
 
-    def hook(replacement: Replacement) -> Any:
-        def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            y = replacement.replace(input_of(replacement.argument, args, kwargs), output_size(args, kwargs))
-            return (y, *output[1:]) if isinstance(output, tuple) else y
+    def replace(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        given = input_of(replacements[name].argument, args, kwargs)
+        y = replacements[name].replace(given, output_size(args, kwargs))
+        return (y, *output[1:]) if isinstance(output, tuple) else y
 
-        return replace
-
-    handles = [
-        network.get_submodule(name).register_forward_hook(hook(replacement), with_kwargs=True)
-        for name, replacement in replacements.items()
-    ]
-    yield
-    for handle in handles:
-        handle.remove()
+    return forward_hooks({name: network.get_submodule(name) for name in replacements}, replace)
 
 
 @pytest.fixture(params=CASES)

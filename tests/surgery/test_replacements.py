@@ -14,23 +14,15 @@ from diffusers.models.normalization import RMSNorm
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
-from tiny_networks import CASES, OwnBlock, awake, light, unet2d
+from tiny_networks import CASES, OwnBlock, awake, light
 from torch import nn
 from torch.nn import functional as F
 
 from pelap.core.errors import PlanError
 from pelap.models.light_unet import LightBlock
 from pelap.surgery.fit import fit_replacements
-from pelap.surgery.operators import (
-    KINDS,
-    Init,
-    Norm,
-    Operator,
-    find_operators,
-    is_inside,
-)
+from pelap.surgery.operators import KINDS, Init, Norm, Operator, find_operators, is_inside
 from pelap.surgery.replacements import (
-    AvgPool,
     ChannelPool,
     Nearest,
     Projection,
@@ -440,13 +432,10 @@ def test_replacement_survives_json(replacement: ReplacementSpec) -> None:
     value = replacement.to_json()
     assert next(iter(value)) == "replacement"
     assert replacement_from_json(value, "plan") == replacement
+    assert replacement_from_json({}, "plan") == ReplacementSpec("identity")
     assert set(value) - {"replacement"} == {
         field for field, default in vars(ReplacementSpec()).items() if vars(replacement)[field] != default
     } - {"name"}
-
-
-def test_replacement_without_a_name_is_the_identity() -> None:
-    assert replacement_from_json({}, "plan") == ReplacementSpec("identity")
 
 
 @pytest.mark.parametrize(
@@ -494,13 +483,15 @@ def set_kernel(conv: Any, value: torch.Tensor) -> None:
         conv.weight.copy_(value)
 
 
+@torch.no_grad()
+def look_at_the_centre(conv: Any) -> None:
+    """Of a 3x3 kernel."""
+    conv.weight *= F.pad(torch.ones(1, 1), (1, 1, 1, 1))
+
+
 def centred() -> Alone:
-    """A 3x3 convolution that looks at the centre alone."""
     net = Alone(nn.Conv2d(4, 6, 3, padding=1), torch.randn(4, 4, 5, 5))
-    kernel: Any = net.operator.weight
-    mask = torch.zeros(3, 3)
-    mask[1, 1] = 1
-    set_kernel(net.operator, kernel * mask)
+    look_at_the_centre(net.operator)
     return net
 
 
@@ -509,13 +500,8 @@ def linear_block() -> Alone:
     net = Alone(OwnBlock(3), torch.randn(9, 4, 3))
     first: Any = net.operator.first
     set_kernel(first, first.weight * 1e-4)  # where tanh is a line
-    zero_bias(first)
+    torch.nn.init.zeros_(first.bias)
     return net
-
-
-def zero_bias(layer: Any) -> None:
-    with torch.no_grad():
-        layer.bias.zero_()
 
 
 def pooling_conv() -> Alone:
@@ -526,10 +512,7 @@ def pooling_conv() -> Alone:
 
 def repeating(**told: Any) -> Alone:
     net = Alone(Upsample2D(4, use_conv=True, out_channels=6), torch.randn(4, 4, 4, 4), **told)
-    conv: Any = net.operator.conv
-    mask = torch.zeros(3, 3)
-    mask[1, 1] = 1
-    set_kernel(conv, conv.weight * mask)
+    look_at_the_centre(net.operator.conv)
     return net
 
 
@@ -591,29 +574,12 @@ def trained(replacement: Replacement) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("build", FITTED.values(), ids=FITTED)
-def test_fit_is_the_least_squares_optimum(build: Callable[[], Alone]) -> None:
-    net = build()
-    replacement = net.replacement("affine").double()
-    net = net.double()
-    net.args = tuple(value.double() for value in net.args)
-    least = net.error(replacement)
-    generator = torch.Generator().manual_seed(0)
-    for tensor in trained(replacement):
-        for size in (1e-2, -1e-2, 1e-3):
-            change = size * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            with torch.no_grad():
-                tensor += change
-                assert net.error(replacement) > least
-                tensor -= change
-
-
-@pytest.mark.parametrize("build", FITTED.values(), ids=FITTED)
 def test_fit_is_what_numpy_finds(build: Callable[[], Alone]) -> None:
     net = build()
     replacement = net.replacement("affine")
     with torch.no_grad():
         x, y = net.given, net()
-    if steps(replacement, AvgPool):
+    if steps(replacement, nn.AvgPool2d):
         x = pooled(x, 2)
     if steps(replacement, Nearest):
         x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, : y.shape[2], : y.shape[3]]
@@ -741,31 +707,6 @@ def test_nothing_is_left_in_the_network_where_a_fit_fails() -> None:
     with pytest.raises(RuntimeError, match="broken off"):
         fit_replacements(case.network, operators, run)
     assert not any(module._forward_hooks for module in case.network.modules())
-
-
-def test_fit_comes_closer_than_chance_for_every_operator() -> None:
-    case = unet2d()
-    operators = [o for o in case.find("affine") if o.replacement.name in ("projection", "affine")]
-    assert len(operators) > 20
-    starts = {
-        init: fit_replacements(case.network, operators, case.forward(8), init)
-        for init in ("least_squares", "random")
-    }
-    errors: dict[str, dict[str, float]] = {"least_squares": {}, "random": {}}
-
-    def measure(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            for init, replacements in starts.items():
-                errors[init][name] = float((replacements[name](args[0]) - output).square().mean())
-
-        return hook
-
-    handles = [case.network.get_submodule(o.name).register_forward_hook(measure(o.name)) for o in operators]
-    with torch.no_grad():
-        case.forward(8)()
-    for handle in handles:
-        handle.remove()
-    assert all(errors["least_squares"][o.name] <= errors["random"][o.name] for o in operators)
 
 
 # Other starts
