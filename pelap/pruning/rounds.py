@@ -16,8 +16,7 @@ import pandas as pd
 from pelap.config import MethodParams
 from pelap.core.errors import PlanError
 from pelap.pruning.selection import make_plan
-from pelap.surgery.operators import is_inside
-from pelap.surgery.plan import Plan, PlanEntry
+from pelap.surgery.plan import Plan, PlanEntry, joined
 
 TOLERANCE = 0.01
 """Share of the time that a plan may miss a target by; no other is looked for then."""
@@ -108,7 +107,7 @@ class TimeBudgetPlanner:
 
         if self._max_measurements == 0:
             plan = more(amount - state.saved)
-            return _joined(state.plan, plan), state.saved + plan.time_reduction
+            return joined(state.plan, plan), state.saved + plan.time_reduction
         return self._nearest(state, more, amount)
 
     def _nearest(self, state: _State, more: Callable[[float], Plan], amount: float) -> tuple[Plan, float]:
@@ -117,7 +116,7 @@ class TimeBudgetPlanner:
         tried: dict[tuple[PlanEntry, ...], float] = {}
         for trial in range(self._max_measurements):
             try:
-                operators = _joined(state.plan, more(ask)).operators
+                operators = joined(state.plan, more(ask)).operators
             except PlanError:
                 if trial == 0:
                     raise
@@ -140,10 +139,3 @@ class TimeBudgetPlanner:
 def _miss(saved: float, amount: float) -> tuple[bool, float]:
     """Of two plans that miss the amount the one that saves enough is better."""
     return saved < amount - TOLERANCE, abs(saved - amount)
-
-
-def _joined(plan: Plan, more: Plan) -> Plan:
-    """Both; what went earlier goes with an operator around it."""
-    names = [removal.operator for removal in more.operators]
-    kept = [r for r in plan.operators if not any(is_inside(r.operator, name) for name in names)]
-    return Plan((*kept, *more.operators))

@@ -236,7 +236,7 @@ def plan_of(scores: pd.DataFrame, plan: Plan) -> Plan:
         PlanError: It names something that was not scored, or an operator twice.
     """
     scores = _checked(scores, demand_latency=False)
-    names = [removal.operator for removal in plan.operators]
+    names = [entry.operator for entry in plan.operators]
     unknown = [name for name in names if name not in set(scores["operator"])]
     if unknown:
         raise PlanError(
@@ -329,8 +329,8 @@ def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:
 
 def _plan(scores: pd.DataFrame, chosen: list[str], target: dict[str, float]) -> Plan:
     rows = scores.set_index("operator").loc[chosen]
-    removals = tuple(
+    entries = tuple(
         PlanEntry(str(name), str(row["kind"]), ReplacementSpec(str(row["replacement"])))
         for name, row in rows.iterrows()
     )
-    return plan_of(scores, Plan(removals, target))
+    return plan_of(scores, Plan(entries, target))

@@ -10,7 +10,6 @@ The class differs from the dense one in nothing else, its name included; but it 
 """
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from pelap.core import files
 from pelap.core.errors import PlanError
 from pelap.core.part_io import build_part, demand_one_network, load_weights, network_files
 from pelap.surgery.operators import disable_inplace, is_inside, put
-from pelap.surgery.plan import Plan, PlanEntry, check_disjoint, demand_network
+from pelap.surgery.plan import Plan, PlanEntry, check_disjoint, demand_network, joined
 from pelap.surgery.replacements import Replacement, ReplacementSpec, build_replacement
 
 PLAN = "plan.json"
@@ -56,40 +55,23 @@ def apply_plan(unet: Network, plan: Plan, replacements: Mapping[str, Replacement
         PlanError: The plan is for another network, an operator does not exist, is listed twice or inside
             another, or its replacement lacks a number or is needed and not given.
     """
-    check_disjoint([removal.operator for removal in plan.operators])
+    check_disjoint([entry.operator for entry in plan.operators])
     demand_network(plan, unet)
-    for removal in plan.operators:
-        demand_operator(unet, removal.operator)
-        _demand_specified(unet, removal, replacements or {})
+    for entry in plan.operators:
+        demand_operator(unet, entry.operator)
+        _demand_specified(unet, entry, replacements or {})
     pruned = copy.deepcopy(unet)
     disable_inplace(pruned)
-    for removal in plan.operators:
-        given = (replacements or {}).get(removal.operator)
-        module = pruned.get_submodule(removal.operator)
-        put(
-            pruned,
-            removal.operator,
-            copy.deepcopy(given)
-            if given is not None
-            else build_replacement(removal.replacement or UNSPECIFIED, module, removal.operator, unet),
-        )
+    for entry in plan.operators:
+        part = copy.deepcopy((replacements or {}).get(entry.operator))
+        if part is None:
+            module = pruned.get_submodule(entry.operator)
+            part = build_replacement(entry.replacement or UNSPECIFIED, module, entry.operator, unet)
+        put(pruned, entry.operator, part)
     if plan.operators and hasattr(pruned, "save_config"):
-        keep_plan(pruned, _after(plan_kept(unet), plan))
+        earlier = plan_kept(unet)
+        keep_plan(pruned, plan if earlier is None else joined(earlier, plan))
     return pruned
-
-
-def _after(earlier: Plan | None, plan: Plan) -> Plan:
-    """What both plans do, one after the other."""
-    if earlier is None:
-        return plan
-    names = [removal.operator for removal in plan.operators]
-    left = [
-        removal
-        for removal in earlier.operators
-        if not any(removal.operator == name or is_inside(removal.operator, name) for name in names)
-    ]
-    saved = earlier.num_params + plan.num_params
-    return dataclasses.replace(earlier, operators=(*left, *plan.operators), num_params=saved)
 
 
 def demand_operator(unet: nn.Module, name: str) -> None:
@@ -105,11 +87,11 @@ def demand_operator(unet: nn.Module, name: str) -> None:
         ) from None
 
 
-def _demand_specified(unet: nn.Module, removal: PlanEntry, replacements: Mapping[str, Replacement]) -> None:
+def _demand_specified(unet: nn.Module, entry: PlanEntry, replacements: Mapping[str, Replacement]) -> None:
     """Refuse a bare name where the operator gives a tuple: a tensor in its place would be taken apart."""
-    kind = type(unet.get_submodule(removal.operator)).__name__
-    if kind in GIVE_TUPLES and removal.replacement is None and removal.operator not in replacements:
-        raise PlanError(f"plan: {removal.operator}: a {kind} needs its replacement; use complete_plan first")
+    kind = type(unet.get_submodule(entry.operator)).__name__
+    if kind in GIVE_TUPLES and entry.replacement is None and entry.operator not in replacements:
+        raise PlanError(f"plan: {entry.operator}: a {kind} needs its replacement; use complete_plan first")
 
 
 class Pruned:
@@ -226,7 +208,7 @@ def _unfilled(dense: type[nn.Module]) -> nn.Module:
 def _demand_plan_of(network: nn.Module, plan: Plan) -> None:
     removed = removed_operators(network)
     outermost = {name for name in removed if not any(is_inside(name, other) for other in removed)}
-    wrong = outermost.symmetric_difference(removal.operator for removal in plan.operators)
+    wrong = outermost.symmetric_difference(entry.operator for entry in plan.operators)
     if wrong:
         raise PlanError(
             f"plan: {min(wrong)} is not removed in both, the plan and the {type(network).__name__}; give the "

@@ -55,7 +55,7 @@ class Plan:
             "target": self.target,
             "time_reduction": self.time_reduction,
             "num_params": self.num_params,
-            "operators": [removal.to_json() for removal in self.operators],
+            "operators": [entry.to_json() for entry in self.operators],
         }
 
 
@@ -83,10 +83,9 @@ def plan_from_json(value: Any, source: str) -> Plan:
     entries = value.get("operators") if isinstance(value, Mapping) else None
     if not isinstance(entries, list):
         raise PlanError(f'{source}: not a pruning plan; expected an object with a list "operators"')
-    removals = tuple(_removal(entry, source) for entry in entries)
     try:
         return Plan(
-            removals,
+            tuple(_entry(entry, source) for entry in entries),
             dict(value.get("target", {})),
             float(value.get("time_reduction", 0.0)),
             int(value.get("num_params", 0)),
@@ -108,7 +107,7 @@ def load_plan(path: Path) -> Plan:
         raise PlanError(str(error)) from None
 
 
-def _removal(entry: Any, source: str) -> PlanEntry:
+def _entry(entry: Any, source: str) -> PlanEntry:
     fields = {"operator": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, Mapping) or "operator" not in fields:
         raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
@@ -128,17 +127,17 @@ def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) ->
     """
     demand_network(plan, unet)
     offered = {operator.name: operator for operator in operators}
-    removals = []
-    for removal in plan.operators:
-        if removal.operator not in offered:
+    entries = []
+    for entry in plan.operators:
+        if entry.operator not in offered:
             raise PlanError(
-                f"plan: {type(unet).__name__} has no operator {removal.operator!r} that can be replaced; the "
+                f"plan: {type(unet).__name__} has no operator {entry.operator!r} that can be replaced; the "
                 "plan belongs to another model, or correct this entry (scores.csv lists all names)"
             )
-        operator = offered[removal.operator]
-        replacement = _completed(removal.replacement, operator, unet.get_submodule(operator.name))
-        removals.append(PlanEntry(operator.name, operator.kind, replacement))
-    return dataclasses.replace(plan, operators=tuple(removals), network=fingerprint(unet))
+        operator = offered[entry.operator]
+        replacement = _completed(entry.replacement, operator, unet.get_submodule(operator.name))
+        entries.append(PlanEntry(operator.name, operator.kind, replacement))
+    return dataclasses.replace(plan, operators=tuple(entries), network=fingerprint(unet))
 
 
 def _completed(wanted: ReplacementSpec | None, operator: Operator, module: nn.Module) -> ReplacementSpec:
@@ -161,6 +160,18 @@ def _completed(wanted: ReplacementSpec | None, operator: Operator, module: nn.Mo
             f"plan: {operator.name}: cannot be replaced by {wanted.name}; use {' or '.join(possible)}"
         )
     return possible[wanted.name]
+
+
+def joined(plan: Plan, more: Plan) -> Plan:
+    """What both do, one after the other; what went earlier goes with an operator around it."""
+    names = [entry.operator for entry in more.operators]
+    left = [
+        entry
+        for entry in plan.operators
+        if not any(entry.operator == name or is_inside(entry.operator, name) for name in names)
+    ]
+    saved = plan.num_params + more.num_params
+    return dataclasses.replace(plan, operators=(*left, *more.operators), num_params=saved)
 
 
 def check_disjoint(names: Sequence[str]) -> None:
