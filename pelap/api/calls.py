@@ -46,9 +46,9 @@ from pelap.diffusion.sampler import ModelGenerator, sample_from
 from pelap.distillation.distill import distill as train_student
 from pelap.distillation.model_batches import ModelBatches
 from pelap.distillation.pipeline_distillation import distill_pipeline
+from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.image_metrics import REAL_ROW
-from pelap.evaluation.reference import EvaluationReference
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser

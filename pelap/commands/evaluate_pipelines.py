@@ -12,10 +12,10 @@ from pelap.core.device import protocol_beside
 from pelap.core.errors import ConfigError
 from pelap.core.paths import packed_dataset, reference_cache
 from pelap.data.dataset import ImageDataset, load_dataset
+from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.features import CLASSIFIER
 from pelap.evaluation.image_metrics import REAL_ROW
-from pelap.evaluation.reference import EvaluationReference
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser

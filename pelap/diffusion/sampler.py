@@ -1,23 +1,24 @@
 """Pictures from a model or a pipeline."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from pelap.config import SamplerParams
 from pelap.core.device import autocast, normalise_in_fp32, synchronise, uses_bf16
-from pelap.core.errors import finite
+from pelap.core.errors import ConfigError, ModelError, finite
 from pelap.core.graphs import Graphed
 from pelap.core.rng import generator, noise
+from pelap.core.run_models import cached_name
 from pelap.data.dataset import all_equal, to_uint8
 from pelap.diffusion.reverse import ReverseProcess
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.models.text_conditioner import Guidance
+from pelap.models.text_conditioner import UNKNOWN, Guidance
 
 PURPOSE = "sample"
 """The stream of the starting noise: all models make picture i of a seed from the same noise."""
@@ -223,3 +224,48 @@ def said_if_alike(name: str, images: torch.Tensor) -> list[str]:
     line = f"{name}: all {len(images)} pictures are the same"
     print(f"warning: {line}")
     return [line]
+
+
+def cached_models(
+    dense: LatentDiffusion | None, intervals: Iterable[int], taken: Collection[str]
+) -> dict[str, LatentDiffusion]:
+    """A model whose steps share deep features, by `cached_name`; nothing where there is none.
+
+    Args:
+        dense: The model.
+        intervals: The section `evaluate`'s `deepcache_intervals`, see `DeepCache`.
+        taken: Names that other models have.
+
+    Raises:
+        ConfigError: Its UNet cannot be cached, or a name is taken.
+    """
+    result: dict[str, LatentDiffusion] = {}
+    for interval in intervals if dense is not None else ():
+        assert dense is not None
+        name = cached_name(interval)
+        if name in taken:
+            raise ConfigError(
+                f"evaluate.deepcache_intervals: {name} is the name of a model already; call the variant or "
+                "student something else"
+            )
+        try:
+            result[name] = dense.with_unet(DeepCache(dense.unet, interval), name, dense.info.ema_decay)
+        except ModelError as error:
+            raise ConfigError(
+                f"evaluate.deepcache_intervals: {dense.info.name} cannot be cached ({error}); or set it to []"
+            ) from None
+    return result
+
+
+def describe_models(models: Mapping[str, LatentDiffusion], num_images: int) -> dict[str, Any]:
+    """What the pictures of models were asked to be, and EMA, for a protocol."""
+    conditioners = [model.conditioner for model in models.values() if model.conditioner is not None]
+    prompts = None
+    if conditioners:
+        labels = conditioners[0].labels_of_prompts(range(num_images))
+        prompts = conditioners[0].describe() | {"num_judged": int((labels != UNKNOWN).sum())}
+    return {
+        "prompts": prompts,
+        "rows_per_latent": max([1, *(conditioner.rows_per_latent for conditioner in conditioners)]),
+        "ema_decay": {name: model.info.ema_decay for name, model in models.items()},
+    }

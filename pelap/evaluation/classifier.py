@@ -22,7 +22,7 @@ from pelap.core.keys import code_of
 from pelap.core.progress import progress
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, epoch_indices, gather_batch, to_float
-from pelap.evaluation.features import CLASSIFIER, ChunkedExtractor
+from pelap.evaluation.features import CLASSIFIER, Extractor
 from pelap.evaluation.weights import kept
 
 _FIRST_SIDE = 16
@@ -36,7 +36,7 @@ _CHECK_EVERY = 25
 """Steps after which the loss is looked at."""
 
 
-class Classifier(ChunkedExtractor):
+class Classifier(Extractor):
     """A trained network, its most likely classes and, as an extractor, its features.
 
     Features (N, 4 * width) are the mean over the last feature map. The reference's pictures, and those of

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from pelap.data.dataset import to_float, to_uint8
 from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from
 from pelap.evaluation.classifier import agreement, share
+from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.image_metrics import (
     REAL_ROW,
     ImageMetrics,
@@ -29,7 +30,6 @@ from pelap.evaluation.image_metrics import (
     with_metrics,
 )
 from pelap.evaluation.image_quality import pair_metrics
-from pelap.evaluation.reference import EvaluationReference
 from pelap.profiling.cost import count_macs, count_params, peak_memory_mib
 from pelap.profiling.latency import Latency, compiled, measure_latency
 
@@ -44,15 +44,6 @@ Entry = tuple[str, int]
 Metrics = dict[str, float]
 Autoencoder = Callable[[torch.Tensor], torch.Tensor]
 Show = Callable[[str, torch.Tensor], None]
-
-
-class Costs(NamedTuple):
-    """What one pass of each denoiser costs."""
-
-    metrics: dict[str, Metrics]
-    """By name, at the first of `latency_batch_sizes` (MACs: of one latent)."""
-    latencies: pd.DataFrame
-    """Times at all batch sizes, with `LATENCY_COLUMNS`."""
 
 
 @dataclass(frozen=True)
@@ -119,28 +110,20 @@ class Evaluator:
         show: Show = lambda name, images: None,
         **extra: Any,
     ) -> tuple[dict[str, Metrics], dict[str, Any]]:
-        """Everything of several generators and their denoisers, the first of which is the dense one.
+        """All metrics by name, of the first, dense one and the others beside it, and their protocol.
 
-        Args:
-            generators: See `images`.
-            denoisers: See `costs`.
-            weights: See `costs`.
-            show: See `images`.
-            extra: See `protocol`.
-
-        Returns:
-            All metrics by name, `REAL_ROW` included, and the protocol with differences and latencies in it.
+        The protocol has the differences and latencies in it. For arguments see `images`, `costs`, `protocol`.
         """
         first, *others = generators
         figures = self.images(generators, first, others, show)
-        costs = self.costs(denoisers, weights)
-        metrics = with_metrics(figures, costs.metrics, self.image_times(generators))
+        costs, latencies = self.costs(denoisers, weights)
+        metrics = with_metrics(figures, costs, self.image_times(generators))
         protocol = self.protocol(
             figures,
             **extra,
             dense=first,
             differences=differences(figures, others, [first]).to_dict("records"),
-            latencies=costs.latencies.to_dict("records"),
+            latencies=latencies.to_dict("records"),
         )
         return metrics, protocol
 
@@ -172,18 +155,24 @@ class Evaluator:
             result[name] = pair_metrics(decoded, originals)
         return result
 
-    def costs(self, denoisers: Mapping[str, Denoiser], weights: Mapping[str, Path] = NOTHING) -> Costs:
+    def costs(
+        self, denoisers: Mapping[str, Denoiser], weights: Mapping[str, Path] = NOTHING
+    ) -> tuple[dict[str, Metrics], pd.DataFrame]:
         """What one pass of each denoiser costs.
 
         Args:
             denoisers: By name.
             weights: Folders of their weights, by the same names, where they are saved.
 
+        Returns:
+            Metrics by name, at the first of `latency_batch_sizes` (MACs: of one latent), and times at all of
+            them, with `LATENCY_COLUMNS`.
+
         Raises:
             ConfigError: `torch.compile` is asked for and fails.
         """
         if self.params.latency_repeats is None:
-            return Costs({}, pd.DataFrame(columns=list(LATENCY_COLUMNS)))
+            return {}, pd.DataFrame(columns=list(LATENCY_COLUMNS))
         latencies = self._latencies(denoisers, self.params.latency_repeats)
         size = self.params.latency_batch_sizes[0]
         metrics = {}
@@ -200,7 +189,7 @@ class Evaluator:
             if name in weights:
                 metrics[name]["disk_mib"] = weights_bytes(weights[name]) / _MIB
         table = [(*key, time.median_ms, time.iqr_ms, time.repeats) for key, time in latencies.items()]
-        return Costs(metrics, pd.DataFrame(table, columns=list(LATENCY_COLUMNS)))
+        return metrics, pd.DataFrame(table, columns=list(LATENCY_COLUMNS))
 
     def image_times(self, generators: Mapping[Key, ImageGenerator]) -> dict[Key, Metrics]:
         """Time of one picture from noise to pixels, in batches of the first of `latency_batch_sizes`."""

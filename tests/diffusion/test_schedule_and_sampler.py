@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_params
+from tiny import LIGHT, tiny_model, tiny_params
 from torch import nn
 
 from pelap.config import SamplerParams, VariantParams
@@ -14,9 +14,16 @@ from pelap.core.errors import ConfigError
 from pelap.core.rng import generator, noise
 from pelap.diffusion.loss import denoise
 from pelap.diffusion.reverse import ReverseProcess, sample_latents
-from pelap.diffusion.sampler import ModelGenerator, sample_from, sample_images
+from pelap.diffusion.sampler import (
+    ModelGenerator,
+    cached_models,
+    describe_models,
+    sample_from,
+    sample_images,
+)
 from pelap.models.deep_cache import DeepCache
 from pelap.models.schedule import add_noise, alphas_cumprod, make_scheduler
+from pelap.models.text_conditioner import TextConditioner
 
 DIFFUSION = tiny_params().diffusion
 
@@ -163,6 +170,34 @@ def test_bf16_is_that_of_the_unet_alone() -> None:
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).square().mean() < 0.01 * exact.square().mean()
     assert torch.equal(ModelGenerator(model, DDIM).denoise(start, range(4), 0), exact)
+
+
+# --- models beside each other ---------------------------------------------------------------------------
+
+
+def test_what_cannot_be_cached_is_told() -> None:
+    dense, light = tiny_model(), tiny_model(**LIGHT)
+    (cached,) = cached_models(dense, [2], ()).values()
+    assert (cached.info.name, cached.unet.interval, cached.unet.unet) == ("cached-2", 2, dense.unet)
+    words = r"evaluate\.deepcache_intervals: invariant cannot .* LightUNet .*\[\]"
+    with pytest.raises(ConfigError, match=words):
+        cached_models(light, [2], ())
+    with pytest.raises(ConfigError, match="cached-2 is the name of a model already"):
+        cached_models(dense, [2], ["cached-2"])
+    assert cached_models(light, [], ()) == cached_models(None, [2], ()) == {}
+
+
+def test_prompts_are_told() -> None:
+    class Conditioned:
+        conditioner = TextConditioner([f"c{i}" for i in range(10)], ["a {}"], guidance_scale=3.0)
+        info = tiny_model().info
+
+    said = describe_models({"plain": tiny_model(), "told": Conditioned()}, 20)  # type: ignore[dict-item]
+    assert said["rows_per_latent"] == 2
+    assert said["prompts"].pop("digest")
+    first = [f"a c{i}" for i in range(8)]
+    assert said["prompts"] == {"number": 10, "guidance_scale": 3.0, "first": first, "num_judged": 20}
+    assert describe_models({"plain": tiny_model()}, 20)["prompts"] is None
 
 
 @pytest.mark.gpu

@@ -17,9 +17,9 @@ from pelap.data.dataset import ImageDataset, to_float
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator
 from pelap.evaluation import evaluator as evaluator_module
+from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import LATENCY_COLUMNS, Evaluator
 from pelap.evaluation.image_metrics import main_metric
-from pelap.evaluation.reference import EvaluationReference
 from pelap.models.text_conditioner import UNKNOWN
 from pelap.profiling.latency import Latency
 

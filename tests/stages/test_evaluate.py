@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import LIGHT, tiny_dataset, tiny_model, tiny_params
+from tiny import tiny_dataset, tiny_model, tiny_params
 from torch import nn
 
 from pelap.config import SamplerParams
@@ -26,7 +26,6 @@ from pelap.evaluation.image_quality import psnr, ssim
 from pelap.evaluation.reference import Reference
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.models.text_conditioner import TextConditioner
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.profiling.cost import count_macs, count_params
 from pelap.stages import evaluate
@@ -259,18 +258,6 @@ def test_budget_has_the_dense_model_with_shared_features(
     assert files.read_json(context.paths.evaluate_protocol)["deepcache_intervals"] == [2]
 
 
-def test_what_cannot_be_cached_is_told(context: Context) -> None:
-    models, light = known(context), {SCORED: tiny_model(**LIGHT)}
-    with pytest.raises(
-        ConfigError, match=r"evaluate\.deepcache_intervals: invariant cannot .* LightUNet .*\[\]"
-    ):
-        evaluate.cached(models, light, [2])
-    assert evaluate.cached(models, light, []) == evaluate.cached(RunModels({}), light, [2]) == {}
-    taken = RunModels({CACHED: models.rows[TWIN]}, SCORED)
-    with pytest.raises(ConfigError, match="cached-2 is the name of a model already"):
-        evaluate.cached(taken, light, [2])
-
-
 def test_latencies_at_all_batch_sizes(context: Context, metrics: Mapping[str, Any]) -> None:
     table = files.read_csv(context.paths.latencies)
     assert list(table.columns) == ["model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats"]
@@ -392,18 +379,3 @@ def test_runs_that_do_not_fit_together_are_refused(context: Context, tmp_path: P
         evaluate.run(Context(context.params, paths, context.data, CPU))
     assert "\n" not in str(caught.value)
     assert not paths.metrics.exists()
-
-
-def test_prompts_are_told() -> None:
-    class Conditioned:
-        conditioner = TextConditioner([f"c{i}" for i in range(10)], ["a {}"], guidance_scale=3.0)
-        info = tiny_model().info
-
-    params, plain = params_of(evaluate__num_images=20).evaluate, tiny_model()
-    said = evaluate.describe({"plain": plain, "told": Conditioned()}, params)  # type: ignore[dict-item]
-    assert said["rows_per_latent"] == 2
-    assert said["prompts"].pop("digest")
-    assert said["prompts"] == {
-        "number": 10, "guidance_scale": 3.0, "first": [f"a c{i}" for i in range(8)], "num_judged": 20,
-    }  # fmt: skip
-    assert evaluate.describe({"plain": plain}, params)["prompts"] is None

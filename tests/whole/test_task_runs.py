@@ -17,7 +17,7 @@ from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.modality import GAP_S, NUM_PLAYED, modality_of
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.classifier import trained_classifier
-from pelap.evaluation.reference import CLASSIFIER_SEED
+from pelap.evaluation.evaluation_reference import CLASSIFIER_SEED
 from pelap.pipelines.model_io import load_model
 from pelap.stages import (
     collapse,
