@@ -2,7 +2,10 @@
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = {
     "train": {"at_once": "parallel_variants"},
@@ -100,3 +103,10 @@ def renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def renamed_steps(name: str, names: Mapping[str, str] = STEPS) -> str:
     """A replacement's name of today, or by another table of its steps."""
     return "+".join(names.get(step, step) for step in name.split("+"))
+
+
+def renamed_scores(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A table of scores with today's names of replacements; whether it is one is not looked at."""
+    if "replacement" not in table:
+        return table
+    return table.assign(replacement=table["replacement"].map(renamed_steps, na_action="ignore"))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from pelap.config import PruneParams, ScoreParams
+from pelap.config.upgrade import renamed, renamed_scores
 from pelap.core import files
-from pelap.core.errors import ConfigError
+from pelap.core.errors import ConfigError, DataError
 from pelap.core.listing import listing
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.pipelines.model_io import load_model, save_model
@@ -33,7 +34,7 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         params, seed = scored_with(paths.score_protocol)
         dense = load_model(paths.train(params.variant).model, context.device)
         pruner = Pruner(model_denoiser(dense, params.sampler, seed, params.num_seeds), params, seed)
-        scores = files.read_csv(paths.scores)
+        scores = renamed_scores(files.read_csv(paths.scores))
         pruner.demand_own(scores, files.read_mapping(paths.score_protocol), str(paths.score_protocol))
         pruned = pruner.apply_all(plans(pruner, scores, context.params.prune, plan_file), scores)
         with files.atomic_dir(paths.prune) as partial:
@@ -52,7 +53,10 @@ def run(context: Context, plan_file: Path | None = None) -> None:
 
 def scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     """The parameters and the seed of a scoring: fits and times are to be the same."""
-    protocol = files.read_mapping(protocol_file, ("seed", *ScoreParams.model_fields))
+    protocol = renamed("score", files.read_mapping(protocol_file, ("seed",)))
+    absent = [key for key in ScoreParams.model_fields if key not in protocol]
+    if absent:
+        raise DataError(f"{protocol_file}: lacks the keys {', '.join(absent)}; make it again")
     return ScoreParams(**{name: protocol[name] for name in ScoreParams.model_fields}), protocol["seed"]
 
 
