@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from pelap.config import Params
+from pelap.config.upgrade import renamed_scores
 from pelap.core import files
 from pelap.core.device import protocol_beside
 from pelap.core.errors import ConfigError, ModelError
@@ -97,7 +98,7 @@ def prune_pipeline(
             f"{params.prune.single_operator_plans}); ask for one for each --out folder"
         )
     with files.exclusive(out):
-        scores, protocol = files.read_csv(scores_file), protocol_beside(scores_file)
+        scores, protocol = renamed_scores(files.read_csv(scores_file)), protocol_beside(scores_file)
         known = protocol.exists()
         scored, seed = prune.scored_with(protocol) if known else (params.score, params.seed)
         pipeline = open_pipeline(folder, scored.sampler.steps, device, prompts)

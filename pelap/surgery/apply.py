@@ -18,6 +18,7 @@ from diffusers import ModelMixin
 from safetensors import safe_open
 from torch import nn
 
+from pelap.config.upgrade import OLD_STEPS, renamed_steps
 from pelap.core import files
 from pelap.core.errors import PlanError
 from pelap.core.part_io import build_part, demand_one_network, load_weights, network_files
@@ -171,9 +172,17 @@ def plan_kept(network: nn.Module) -> Plan | None:
     return getattr(plain(network), "pelap_plan", None)
 
 
-def digest(plan: Plan) -> str:
-    """Names what a plan does; two may leave weights of the same names and shapes."""
-    replaced = {each.operator: each.replacement and each.replacement.given() for each in plan.operators}
+def digest(plan: Plan, names: Mapping[str, str] | None = None) -> str:
+    """Names what a plan does; two may leave weights of the same names and shapes.
+
+    Args:
+        plan: Complete.
+        names: What steps of replacements are called in it, where that is not as here.
+    """
+    replaced = {}
+    for each in plan.operators:
+        given = each.replacement and each.replacement.given()
+        replaced[each.operator] = given and given | {"name": renamed_steps(given["name"], names or {})}
     return files.digest(replaced)
 
 
@@ -250,5 +259,5 @@ def _demand_plan_of_weights(path: Path, plan: Plan) -> None:
     """Weights say which plan they came by, since plans may leave tensors of equal names and shapes."""
     with safe_open(path, framework="pt") as file:
         written = (file.metadata() or {}).get("plan")
-    if written not in (None, digest(plan)):
+    if written not in (None, digest(plan), digest(plan, OLD_STEPS)):
         raise PlanError(f"{path}: is of another plan than the {PLAN} there; save the pruned network again")
