@@ -64,14 +64,16 @@ def grids(config: Mapping[str, Any]) -> dict[str, Grid]:
         name: _grid(*(config[f"{prefix}{what}"] for what in ("params", "datasets", "seeds")))
         for name, prefix in PREFIXES.items()
     }
+    for name, study in config.get("studies", {}).items():
+        found[name] = _grid(study["params"], study["datasets"], study["seeds"])
     for name, task in config["tasks"].items():
         found[f"tasks/{name}"] = _grid(task["params"], [task["dataset"]], config["task_seeds"])
-    study = load_study(Path(config["paper"]))
-    seeds = tuple(dict.fromkeys(cell.seed for cell in study.cells))
+    asked = load_study(Path(config["paper"]))
+    seeds = tuple(dict.fromkeys(cell.seed for cell in asked.cells))
     raws, stages = (
-        {name: getattr(cell, what) for name, cell in study.parts.items()} for what in ("raw", "stages")
+        {name: getattr(cell, what) for name, cell in asked.parts.items()} for what in ("raw", "stages")
     )
-    return found | {f"paper/{study.dataset}": Grid(raws, seeds, stages)}
+    return found | {f"paper/{asked.dataset}": Grid(raws, seeds, stages)}
 
 
 def _grid(source: str, datasets: Iterable[str], seeds: Iterable[int | str]) -> Grid:
@@ -208,8 +210,8 @@ def stage_code(stage: str) -> str:
 
 
 def summary_parts(study: str, cells: Iterable[str]) -> Mapping[str, str]:
-    """Digests of what a summary is made of besides the files of its cells."""
-    sources = (f"workflow/studies/{study}", "workflow/studies/common.py", "pelap/report")
+    """Digests of what a summary, made by a package, is made of besides the files of its cells."""
+    sources = (study.replace(".", "/"), "workflow/studies/common.py", "pelap/report")
     return key(cells=list(cells), code=code(*sources)).parts
 
 

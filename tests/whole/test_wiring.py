@@ -422,6 +422,19 @@ def test_another_task_is_one_more_entry(project: Path) -> None:
 
 
 @pytest.mark.slow
+def test_another_study_is_a_folder_and_an_entry(project: Path) -> None:
+    folder = project / "workflow" / "studies" / "own"
+    shutil.copytree(project / "workflow" / "studies" / "seeds", folder)
+    own = "studies={own: {params: presets/study.yaml, datasets: [photos], seeds: [3]}}"
+    result = run(project, *SNAKEMAKE, "-n", "-p", "own", "--config", own)
+    wanted = ("download", "train", "score", "prune", "distill", "evaluate", "own")
+    assert planned(result) == {**dict.fromkeys(wanted, 1), "total": len(wanted)}
+    command = "python -m workflow.studies.own --root results/own --cells photos/seed3"
+    assert command in result.stdout + result.stderr
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
 def test_another_way_to_choose_does_not_score_again(project: Path) -> None:
     choosing = (*SNAKEMAKE, "choosing", "--config", "choosing_seeds=[3]")
     pruned = {"prune", "distill", "evaluate", "choosing"}

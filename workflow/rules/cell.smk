@@ -109,7 +109,7 @@ for NAME, STAGE in STAGES.items():
         resources:
             mem_mb=STAGE.mem_mb,
             runtime=STAGE.runtime,
-            torch_threads=torch_threads,
+            torch_threads=lambda wildcards, threads: grid.torch_threads(threads, given_cores()),
             **({"gpu": 1} if STAGE.gpu else {}),
         shell:
             PREPARE

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -85,10 +86,6 @@ def all_cores(wildcards):
 def evaluate_cores(wildcards):
     """All of them where evaluation times the models."""
     return all_cores(wildcards) if of_cell("timed")(wildcards) else 2
-
-
-def torch_threads(wildcards, threads):
-    return grid.torch_threads(threads, given_cores())
 
 
 # The `pelap` of the environment that Snakemake runs in, unless another is activated (or in the container).

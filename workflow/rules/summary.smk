@@ -1,15 +1,16 @@
 """What the cells of a study say together: a rule each, made by one loop."""
 
 SUMMARIES = {
-    "compare": ("{grid}", seeds),
-    "study": ("collapse_study", collapse),
-    "choosing": ("choosing", choosing),
-    "tasks": ("tasks", tasks),
-    "paper": ("paper", paper),
+    "compare": ("{grid}", seeds, "pelap compare --sweep"),
+    "study": ("collapse_study", collapse, "pelap study --root"),
+    "choosing": ("choosing", choosing, "pelap choosing --root"),
+    "tasks": ("tasks", tasks, "pelap tasks --root"),
+    "paper": ("paper", paper, f"pelap paper --study {config['paper']} --minutes 0 --root"),
 }
-"""Commands with the folder of their cells, and the study."""
-ROOT_OPTIONS = {"compare": "--sweep", "paper": f"--study {config['paper']} --minutes 0 --root"}
-"""What stands before the root, where that is not --root."""
+"""The folder of the cells, the study, and the command, which takes the root."""
+for NAME in config.get("studies", {}):  # of the user's own, by the names of their folders
+    STUDY = import_module(f"workflow.studies.{NAME}")
+    SUMMARIES[NAME] = (NAME, STUDY, f"python -m {STUDY.__name__} --root")
 
 
 def folder_of(name, wildcards):
@@ -17,11 +18,12 @@ def folder_of(name, wildcards):
 
 
 def cells_asked(name):
-    """The cells of a summary, as it is told which to take: from the folder that holds them."""
+    """The cells of a summary, as it is told which to take; the paper's study file says that."""
 
     def of(wildcards):
         folder = folder_of(name, wildcards)
-        return [str(path.relative_to(grid.RESULTS / folder)) for path in cell_folders(folder)]
+        cells = [str(path.relative_to(grid.RESULTS / folder)) for path in cell_folders(folder)]
+        return [] if name == "paper" else ["--cells", *cells]
 
     return of
 
@@ -39,8 +41,7 @@ def summed_files(name):
 
 
 def parts_of(name):
-    study = SUMMARIES[name][1].__name__.rpartition(".")[2]
-    return lambda wildcards: grid.summary_parts(study, cells_asked(name)(wildcards))
+    return lambda wildcards: grid.summary_parts(SUMMARIES[name][1].__name__, cells_asked(name)(wildcards))
 
 
 def shown(folder, study):
@@ -52,7 +53,7 @@ def shown(folder, study):
     return found
 
 
-for NAME, (FOLDER, STUDY) in SUMMARIES.items():
+for NAME, (FOLDER, STUDY, COMMAND) in SUMMARIES.items():
     ABOVE = grid.RESULTS / FOLDER
 
     rule:
@@ -69,13 +70,12 @@ for NAME, (FOLDER, STUDY) in SUMMARIES.items():
             ABOVE / "benchmarks" / f"{NAME}.tsv"
         params:
             made_of=noted(ABOVE / "params" / NAME),
-            command=f"{NAME} {ROOT_OPTIONS.get(NAME, '--root')}",
+            command=COMMAND,
             root=subpath(output[0], parent=True),
-            cells=[] if NAME == "paper" else cells_asked(NAME),
-            option=[] if NAME == "paper" else "--cells",
+            cells=cells_asked(NAME),
         threads: 1
         resources:
             mem_mb=2000,
             runtime=15,
         shell:
-            "pelap {params.command} {params.root} {params.option} {params.cells} > {log} 2>&1"
+            "{params.command} {params.root} {params.cells} > {log} 2>&1"
