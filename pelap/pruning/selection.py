@@ -21,7 +21,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import nn
 
-from pelap.config.run import TARGETS, Formula, Selection
+from pelap.config.pruning import TARGETS, Formula, Selection
 from pelap.core.errors import PlanError
 from pelap.scoring.statistic import combine
 from pelap.surgery.operators import is_inside

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from pelap.config import ScoreParams
-from pelap.config.run import Formula
+from pelap.config.pruning import Formula
 from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
 from pelap.scoring.latents import LatentStore

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pelap.config.run import Formula
+from pelap.config.pruning import Formula
 from pelap.core.rng import generator
 
 CONFIDENCE = 0.95

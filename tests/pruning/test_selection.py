@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pelap.config import run as names_of_parameters
-from pelap.config.run import Formula, Selection
+from pelap.config.pruning import Formula, Selection
 from pelap.core.errors import PlanError
 from pelap.pruning.selection import SELECTIONS, importance_by, make_plan, single_operator_plans
 from pelap.scoring import criteria

@@ -15,7 +15,7 @@ from tiny_networks import CASES, Case, awake, light, plain
 from torch import nn
 
 from pelap.config import SamplerParams, ScoreParams
-from pelap.config.run import Formula
+from pelap.config.pruning import Formula
 from pelap.core.device import full_precision
 from pelap.core.errors import ModelError
 from pelap.diffusion.model_denoiser import model_denoiser
