@@ -34,9 +34,9 @@ def hidden() -> Iterator[None]:
 
 
 @contextmanager
-def progress(label: str, total: int, done: int = 0, show: bool = True) -> Iterator[Report]:
+def progress(label: str, total: int, done: int = 0) -> Iterator[Report]:
     """A bar with time left on standard error, or a line now and then where that is not a terminal."""
-    if not (show and _SHOWN.get()):
+    if not _SHOWN.get():
         yield lambda done, note="": None
     elif sys.stderr.isatty():
         with _bar(label, total, done) as report:

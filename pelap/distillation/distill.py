@@ -48,7 +48,6 @@ def distill(
     checkpoint: Path | None = None,
     quality: Quality | None = None,
     label: str = "distill",
-    show_progress: bool = True,
 ) -> Distilled:
     """Train a denoiser with the dense one as teacher.
 
@@ -70,7 +69,6 @@ def distill(
             end, and calling again gives the same without training. None: nothing is kept.
         quality: Measured with the losses at every validation; `select: distance` needs it.
         label: Names the training in progress and errors.
-        show_progress: On standard error.
 
     Raises:
         TrainingError: The loss is not finite, or there is none.
@@ -80,7 +78,7 @@ def distill(
     teacher.eval()
     how = Optimisation(params.steps, partial(_learning_rate, params), params, keep=CRITERIA[params.select])
     # A copy of a network that was frozen is frozen, and would not learn.
-    trainer = Trainer(student.requires_grad_(True).eval(), how, device, checkpoint, label, show_progress)
+    trainer = Trainer(student.requires_grad_(True).eval(), how, device, checkpoint, label)
     objective = Objective(student, teacher, weights)
 
     def losses(batch: NoisyBatch) -> Losses:

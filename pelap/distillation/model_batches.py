@@ -41,7 +41,7 @@ class ModelBatches:
         num_students: int = 1,
     ) -> None:
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.requires_grad_(False).eval()
+        self.model.eval()
         self.params = params
         self.seed = seed
         self.device = device
@@ -81,6 +81,7 @@ class ModelBatches:
             indices = BatchIndices(items, torch.zeros_like(items, dtype=torch.bool))
             yield self._noisy(self.held_out_posteriors, indices, random)
 
+    @torch.no_grad()
     def _noisy(self, posteriors: Posteriors, indices: BatchIndices, random: StepNoise) -> NoisyBatch:
         indices, random = to_device((indices, random), self.device)
         latents = self.model.encoded(posteriors(indices), random.posterior).latents

@@ -43,7 +43,6 @@ def distill_pipeline(
     weights: LossWeights,
     seed: int = 0,
     resume_at: Path | None = None,
-    show_progress: bool = True,
 ) -> DistilledPipeline:
     """Fine-tune a pruned pipeline's denoiser with the dense one as teacher, on the device where they are.
 
@@ -58,7 +57,6 @@ def distill_pipeline(
         seed: Names every random number.
         resume_at: Where to keep the state of a training that is interrupted, as folders whose names begin
             so; the same call goes on from there. None: nothing is kept.
-        show_progress: On standard error.
 
     Returns:
         The student, with the denoiser of the step to keep.
@@ -99,7 +97,6 @@ def distill_pipeline(
         weights,
         batches.device,
         checkpoint,
-        show_progress=show_progress,
     )
     setattr(student, part, trained.network)
     return DistilledPipeline(student, trained.progress, trained.kept_step, state)

@@ -119,14 +119,12 @@ class Trainer:
         device: torch.device,
         checkpoint: Path | None,
         label: str,
-        show_progress: bool = True,
     ) -> None:
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.how = how
         self.device = device
         self.checkpoint = checkpoint
         self.label = label
-        self.show_progress = show_progress
         if device.type == "cpu":
             normalise_in_fp32(model)
             if NORMS_CRASH:
@@ -209,7 +207,7 @@ class Trainer:
         yield
         logged_at = saved_at = time.monotonic()
         state, totals = self.progress, _Totals()
-        with progress(self.label, self.how.num_steps, state.step, self.show_progress) as report:
+        with progress(self.label, self.how.num_steps, state.step) as report:
             while state.step < self.how.num_steps:
                 totals.add(self._step(losses_at(state.step), next(inputs)))
                 if state.step % self.how.params.log_every == 0 or state.step == self.how.num_steps:
