@@ -14,7 +14,11 @@ from pelap.training.trainer import Progress
 
 
 def train_jointly(
-    model: LatentDiffusion, dataset: ImageDataset, params: TrainParams, device: torch.device, checkpoint: Path
+    model: LatentDiffusion,
+    dataset: ImageDataset,
+    params: TrainParams,
+    device: torch.device,
+    checkpoint: Path | None = None,
 ) -> tuple[LatentDiffusion, Progress]:
     return train_alone(joint_training(model, dataset, params, device, checkpoint))
 

@@ -1,8 +1,8 @@
 """Phases of training: which part learns when, at which rate, under which penalty, on which statistics."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,30 +107,34 @@ def test_the_papers_learning_rate_moves_by_epoch(coupling: str, starts: list[int
 # --- training by it ---------------------------------------------------------------------------------
 
 Weights = dict[str, torch.Tensor]
+Train = Callable[..., tuple[list[Weights], LatentDiffusion, Progress]]
 
 
-def _train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], **train: Any
-) -> tuple[list[Weights], LatentDiffusion, Progress]:
-    """Weights before every step and after the last; 4 steps an epoch unless `train` says otherwise."""
-    options = {"train__batch_size": 16, "train__ema_decay": 0.0, "train__log_every": 1}
-    options |= {f"train__{name}": value for name, value in train.items()}
-    model = tiny_model(fields=VariantParams(**fields), **options)
-    weights: list[Weights] = []
-    step = Trainer._step
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Trains a variant of some fields; weights before every step and after the last, 4 steps an epoch."""
 
-    def snapshot() -> None:
-        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    def run(fields: dict[str, Any], **train: Any) -> tuple[list[Weights], LatentDiffusion, Progress]:
+        options = {"train__batch_size": 16, "train__ema_decay": 0.0, "train__log_every": 1}
+        options |= {f"train__{name}": value for name, value in train.items()}
+        model = tiny_model(fields=VariantParams(**fields), **options)
+        weights: list[Weights] = []
+        step = Trainer._step
 
-    def noting(self: Trainer, *args: Any) -> Any:
+        def snapshot() -> None:
+            weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+        def noting(self: Trainer, *args: Any) -> Any:
+            snapshot()
+            return step(self, *args)
+
+        monkeypatch.setattr(Trainer, "_step", noting)
+        params = tiny_params(**options).train
+        kept, progress = train_jointly(model, tiny_dataset(), params, CPU)
         snapshot()
-        return step(self, *args)
+        return weights, kept, progress
 
-    monkeypatch.setattr(Trainer, "_step", noting)
-    params = tiny_params(**options).train
-    kept, progress = train_jointly(model, tiny_dataset(), params, CPU, tmp_path / "checkpoint")
-    snapshot()
-    return weights, kept, progress
+    return run
 
 
 def _moves(weights: list[Weights], part: str) -> list[bool]:
@@ -149,10 +153,8 @@ FIRST = {
 }
 
 
-def test_the_autoencoder_trained_first_stays_and_the_others_wait_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, kept, progress = _train(tmp_path, monkeypatch, FIRST, epochs=2, vae_epochs=1)
+def test_the_autoencoder_trained_first_stays_and_the_others_wait_for_it(trained: Train) -> None:
+    weights, kept, progress = trained(FIRST, epochs=2, vae_epochs=1)
     assert _moves(weights, "vae") == [True] * 4 + [False] * 8
     for part in ("unet", "mask"):
         assert _moves(weights, part) == [False] * 4 + [True] * 8
@@ -165,25 +167,21 @@ def test_the_autoencoder_trained_first_stays_and_the_others_wait_for_it(
     assert [row["epoch"] for row in progress.validation] == [1, 2, 3]
 
 
-def test_the_unet_learns_on_the_averaged_autoencoder_that_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, kept, _ = _train(tmp_path, monkeypatch, FIRST, epochs=2, vae_epochs=1, ema_decay=0.9)
+def test_the_unet_learns_on_the_averaged_autoencoder_that_is_kept(trained: Train) -> None:
+    weights, kept, _ = trained(FIRST, epochs=2, vae_epochs=1, ema_decay=0.9)
     for name, tensor in kept.vae.named_parameters():
         assert torch.equal(weights[5][f"vae.{name}"], tensor)
         assert torch.equal(weights[-1][f"vae.{name}"], tensor)
 
 
-def test_joint_training_moves_every_part_from_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, *_ = _train(tmp_path, monkeypatch, {"sparsity_key": "lambda"}, epochs=1)
+def test_joint_training_moves_every_part_from_the_first_step(trained: Train) -> None:
+    weights, *_ = trained({"sparsity_key": "lambda"}, epochs=1)
     for part in ("vae", "unet", "mask"):
         assert _moves(weights, part) == [True] * 4
 
 
 def test_the_epoch_to_keep_is_none_of_the_autoencoder_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
     real = Trainer.keep_current
@@ -193,21 +191,19 @@ def test_the_epoch_to_keep_is_none_of_the_autoencoder_alone(
         steps.append(self.progress.step)
 
     monkeypatch.setattr(Trainer, "keep_current", keep)
-    _train(tmp_path, monkeypatch, FIRST, epochs=1, vae_epochs=2, select="best")
+    trained(FIRST, epochs=1, vae_epochs=2, select="best")
     assert steps == [12]
 
 
-def test_the_epoch_to_keep_has_its_mask_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_to_keep_has_its_mask_in_force(trained: Train) -> None:
     fields = {"sparsity_key": "seed", "sparsity_weight": 0.1, "start_epoch": 2, "decoder_input": "masked"}
     # Without a step forward the first epoch would be as good as any.
-    _, kept, _ = _train(tmp_path, monkeypatch, fields, epochs=3, select="best", lr=1e-12, lr_min=0.0)
+    _, kept, _ = trained(fields, epochs=3, select="best", lr=1e-12, lr_min=0.0)
     assert kept.mask is not None
     assert bool(kept.mask.started)
 
 
-def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(trained: Train) -> None:
     fields = {
         "gate": "sigmoid",
         "adaptive": False,
@@ -216,7 +212,7 @@ def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
         "schedule": "linear",
         "warmup_epochs": 1,
     }
-    weights, kept, progress = _train(tmp_path, monkeypatch, fields, epochs=3, weight_decay=0.0)
+    weights, kept, progress = trained(fields, epochs=3, weight_decay=0.0)
     assert _moves(weights, "mask") == [False] * 4 + [True] * 8
     means = [row["mean_mask"] for row in progress.history]
     assert means[:4] == [1.0] * 4
@@ -230,12 +226,10 @@ def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(
 
 
 @pytest.mark.parametrize("mask_lr", [None, 0.05])
-def test_the_mask_has_a_learning_rate_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask_lr: float | None
-) -> None:
+def test_the_mask_has_a_learning_rate_of_its_own(trained: Train, mask_lr: float | None) -> None:
     fields = {"adaptive": False, "sparsity_key": "seed", "sparsity_weight": 1.0, "mask_lr": mask_lr}
     train = {"epochs": 1, "steps_per_epoch": 1, "lr": 0.002, "lr_update": "epoch", "weight_decay": 0.0}
-    weights, _, progress = _train(tmp_path, monkeypatch, fields, **train)
+    weights, _, progress = trained(fields, **train)
     # Adam's first step is the learning rate, whatever the gradient.
     moved = {name: (weights[1][name] - tensor).abs().max() for name, tensor in weights[0].items()}
     assert float(moved.pop("mask.logits")) == pytest.approx(mask_lr or 0.002, rel=1e-3)
@@ -244,7 +238,7 @@ def test_the_mask_has_a_learning_rate_of_its_own(
 
 
 def test_a_learning_rate_of_the_mask_falls_with_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[dict[float, float]] = []
     step = Trainer._step
@@ -255,7 +249,7 @@ def test_a_learning_rate_of_the_mask_falls_with_the_others(
         return losses
 
     monkeypatch.setattr(Trainer, "_step", noting)
-    _train(tmp_path, monkeypatch, {"sparsity_key": "lambda", "mask_lr": 0.03}, epochs=1)
+    trained({"sparsity_key": "lambda", "mask_lr": 0.03}, epochs=1)
     assert all(row[30.0] == pytest.approx(30 * row[1.0]) for row in rates)
     assert rates[-1][30.0] < rates[0][30.0]
 
@@ -286,15 +280,15 @@ def test_batches_go_on_at_any_step(steps_per_epoch: int | None) -> None:
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, 4), (1, 1), (3, 3), (100, 4)])
 def test_an_epoch_has_the_steps_that_are_asked_for_and_that_the_data_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, expected: int
+    trained: Train, asked: int | None, expected: int
 ) -> None:
-    weights, _, progress = _train(tmp_path, monkeypatch, {"sparsity_key": "lambda"}, steps_per_epoch=asked)
+    weights, _, progress = trained({"sparsity_key": "lambda"}, steps_per_epoch=asked)
     assert progress.step == len(weights) - 1 == 2 * expected
     assert [(row["epoch"], row["step"]) for row in progress.validation] == [(1, expected), (2, 2 * expected)]
 
 
 def test_training_takes_a_new_order_after_each_short_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
     real = joint.joint_losses
@@ -305,8 +299,8 @@ def test_training_takes_a_new_order_after_each_short_epoch(
         return real(model, images, *args)
 
     monkeypatch.setattr(joint, "joint_losses", noting)
-    _train(tmp_path / "whole", monkeypatch, {"sparsity_key": "lambda"})
-    _train(tmp_path / "short", monkeypatch, {"sparsity_key": "lambda"}, steps_per_epoch=1)
+    trained({"sparsity_key": "lambda"})
+    trained({"sparsity_key": "lambda"}, steps_per_epoch=1)
     whole, short = seen[:8], seen[8:]
     assert len(short) == 2
     assert torch.equal(short[0], whole[0])
@@ -328,11 +322,11 @@ def _statistics(model: LatentDiffusion, seen: str) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("normalise", ["before_mask", "after_mask"])
 def test_a_trained_model_normalises_by_the_statistics_of_its_own_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalise: str, ema_decay: float
+    trained: Train, normalise: str, ema_decay: float
 ) -> None:
     fields = {"sparsity_key": "lambda", "normalise": normalise}
     train = {"epochs": 2, "lr": 0.01, "ema_decay": ema_decay}
-    _, kept, _ = _train(tmp_path, monkeypatch, fields, **train)
+    _, kept, _ = trained(fields, **train)
     assert not kept.training
     mean, std = _statistics(kept, normalise)
     torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=0.1)

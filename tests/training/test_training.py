@@ -121,7 +121,7 @@ def test_penalty_pulls_the_mask_down(coupling: str, slope: float) -> None:
     torch.testing.assert_close(pull, torch.full((4,), 10 * slope), rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
+def test_a_step_is_clipped_adamw_at_the_scheduled_rate() -> None:
     numbers = {"batch_size": 1, "weight_decay": 0.1, "grad_clip": 0.5, "ema_decay": 0.9, "log_every": 1}
     params = tiny_params(**{f"train__{name}": value for name, value in numbers.items()}).train
     how = Optimisation(2, lambda step: 0.1 * (step + 1), params)
@@ -132,7 +132,7 @@ def test_a_step_is_clipped_adamw_at_the_scheduled_rate(tmp_path: Path) -> None:
 
     model = torch.nn.Linear(2, 1, bias=False)
     model.weight.data.copy_(start)
-    trainer = Trainer(model, how, CPU, tmp_path / "c", "test")
+    trainer = Trainer(model, how, CPU, None, "test")
     nothing = repeat(torch.zeros(()))
     train_alone(trainer.steps(nothing, lambda _: lambda _: {"loss": loss(model.weight)}, lambda _: None))
 
@@ -158,7 +158,7 @@ def test_cosine_goes_from_lr_to_lr_min() -> None:
 
 
 def _train(
-    checkpoint: Path, fields: VariantParams = COUPLINGS["masked"], **overrides: object
+    checkpoint: Path | None = None, fields: VariantParams = COUPLINGS["masked"], **overrides: object
 ) -> tuple[LatentDiffusion, list[dict[str, float]]]:
     model = tiny_model(fields=fields, **overrides)
     params = tiny_params(**overrides).train
@@ -213,18 +213,18 @@ def test_interrupted_training_ends_where_uninterrupted_training_does(
         torch.testing.assert_close(resumed.state_dict()[name], tensor, rtol=0, atol=0)
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_does_not(tmp_path: Path) -> None:
-    first, again = _train(tmp_path / "a")[0], _train(tmp_path / "b")[0]
+def test_same_seed_gives_the_same_weights_and_another_seed_does_not() -> None:
+    first, again = _train()[0], _train()[0]
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     fresh = tiny_model(seed=1, fields=COUPLINGS["masked"])
-    other, _ = train_jointly(fresh, tiny_dataset(), tiny_params().train, CPU, tmp_path / "c")
+    other, _ = train_jointly(fresh, tiny_dataset(), tiny_params().train, CPU)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
-def test_moving_average_differs_from_the_last_weights_and_includes_statistics(tmp_path: Path) -> None:
-    average, _ = _train(tmp_path / "a", train__ema_decay=0.9)
-    last, _ = _train(tmp_path / "b", train__ema_decay=0.0)
+def test_moving_average_differs_from_the_last_weights_and_includes_statistics() -> None:
+    average, _ = _train(train__ema_decay=0.9)
+    last, _ = _train(train__ema_decay=0.0)
     assert average.normaliser is not None
     assert last.normaliser is not None
     assert not torch.equal(average.vae.mean_head.weight, last.vae.mean_head.weight)
@@ -233,12 +233,7 @@ def test_moving_average_differs_from_the_last_weights_and_includes_statistics(tm
     assert not torch.equal(stored, torch.ones(4))
 
 
-def test_infinite_loss_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="not finite"):
-        _train(tmp_path / "a", train__lr=1e30, train__batch_size=8)
-
-
-def test_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("baseline")
     how = {"train__select": "best", "train__ema_decay": 0.0, "train__batch_size": 16}
     seen: list[torch.Tensor] = []
@@ -258,16 +253,21 @@ def test_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(joint, "joint_losses", losses)
     params = tiny_params(**how, train__epochs=3).train
-    kept, progress = train_jointly(model, tiny_dataset(), params, CPU, tmp_path / "a")
+    kept, progress = train_jointly(model, tiny_dataset(), params, CPU)
     assert [row["loss"] for row in progress.validation] == [3, 1, 2]
     assert len(seen) == 2
     assert torch.equal(kept.vae.mean_head.weight, seen[-1])
     assert not torch.equal(model.vae.mean_head.weight, seen[-1])
 
 
-def test_weights_that_diverge_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": 1e30, "batch_size": 8}, {"lr": 1e38, "batch_size": 64, "epochs": 1}],
+    ids=["loss", "weights after the last step"],
+)
+def test_a_training_that_diverges_is_told_of(options: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match="not finite"):
-        _train(tmp_path / "a", train__lr=1e38, train__batch_size=64, train__epochs=1)
+        _train(**{f"train__{name}": value for name, value in options.items()})
 
 
 def test_broken_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -304,9 +304,7 @@ def test_work_that_starts_anew_says_what_is_other(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "resume").exists()
 
 
-def test_compiled_training_translates_the_losses_of_each_phase_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_training_translates_the_losses_of_each_phase_once(monkeypatch: pytest.MonkeyPatch) -> None:
     translated: list[Any] = []
 
     def translate(losses: Any, dynamic: bool) -> Any:
@@ -315,8 +313,8 @@ def test_compiled_training_translates_the_losses_of_each_phase_once(
         return losses
 
     monkeypatch.setattr(torch, "compile", translate)
-    _, history = _train(tmp_path / "a", FIRST, train__execution="compiled", train__batch_size=16)
+    _, history = _train(fields=FIRST, train__execution="compiled", train__batch_size=16)
     assert len(translated) == 2  # the autoencoder alone, and what follows
-    _, expected = _train(tmp_path / "b", FIRST, train__execution="eager", train__batch_size=16)
+    _, expected = _train(fields=FIRST, train__execution="eager", train__batch_size=16)
     assert len(translated) == 2
     assert [row["loss"] for row in history] == [row["loss"] for row in expected]
