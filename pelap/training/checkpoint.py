@@ -46,7 +46,10 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     except DataError as error:
         print(f"starts anew: {error}")
         return False
-    owned = {name: _below(name, tensors) for name in parts}
+    owned: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parts}
+    for key, tensor in tensors.items():
+        name, _, below = key.partition("/")
+        owned.setdefault(name, {})[below] = tensor
     # All or nothing: a part that does not fit must not leave the others filled.
     misfits = [name for name, part in parts.items() if not _fits(part, owned[name])]
     if misfits:
@@ -54,13 +57,8 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
         return False
     for name, part in parts.items():
         _fill(part, owned[name])
-    for key, value in fields.items():
-        setattr(progress, key, value)
+    vars(progress).update(fields)
     return True
-
-
-def _below(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
 
 
 def _fits(part: Any, tensors: dict[str, torch.Tensor]) -> bool:
@@ -68,10 +66,9 @@ def _fits(part: Any, tensors: dict[str, torch.Tensor]) -> bool:
     if isinstance(part, nn.Module):
         own = part.state_dict()
         return own.keys() == tensors.keys() and all(own[key].shape == tensors[key].shape for key in own)
-    num_parameters = sum(len(group["params"]) for group in part.param_groups)
     there = {int(key.split("/")[0]) for key in tensors}
     # A parameter that no phase has trained yet has no slot.
-    return bool(there) and there <= set(range(num_parameters))
+    return bool(there) and there <= set(range(len(_parameters(part))))
 
 
 def _tensors(part: Any) -> dict[str, torch.Tensor]:
@@ -85,16 +82,16 @@ def _fill(part: Any, tensors: dict[str, torch.Tensor]) -> None:
     if isinstance(part, nn.Module):
         part.load_state_dict(tensors)
         return
-    parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+    parameters = _parameters(part)
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        index, key = name.split("/", 1)
-        slots.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], tensor)
+        index, _, key = name.partition("/")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # the fused optimiser walks memory: their strides must be equal
+            tensor = torch.empty_like(parameter).copy_(tensor)
+        slots.setdefault(int(index), {})[key] = tensor
     part.load_state_dict({"state": slots, "param_groups": part.state_dict()["param_groups"]})
 
 
-def _laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The fused optimiser walks memory: its slots must have the strides of their parameter."""
-    if tensor.shape != parameter.shape:
-        return tensor
-    return torch.empty_like(parameter).copy_(tensor)
+def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

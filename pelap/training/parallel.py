@@ -2,11 +2,11 @@
 
 import gc
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from threading import Event, Lock
 from traceback import format_tb
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -53,51 +53,43 @@ def train_parallel(
     """
     if len(trainings) == 1:
         return [train_alone(trainings[0])]
-    outcomes = [_Outcome(training) for training in trainings]
+    ends: list[Future[Result]] = [Future() for _ in trainings]
+    works = list(zip(trainings, ends, strict=True))
     if device.type == "cuda":
-        _in_turns(outcomes, device, parallel_variants)
+        _in_turns(works, device, parallel_variants)
     else:
-        _in_threads(outcomes, min(parallel_variants, torch.get_num_threads()))
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-    return [cast(Result, outcome.result) for outcome in outcomes]
+        _in_threads(works, min(parallel_variants, torch.get_num_threads()))
+    return [end.result() for end in ends]
 
 
-class _Outcome(Generic[Result]):
-    """How a training goes, step by step; what is known at its end."""
-
-    def __init__(self, training: Training[Result]) -> None:
-        self.training = training
-        self.result: Result | None = None
-        self.error: Exception | None = None
-
-    def step(self) -> bool:
-        """Take one step; False if there is none any more."""
-        try:
-            next(self.training)
-        except StopIteration as end:
-            self.result = end.value
-            return False
-        except Exception as error:
-            # Where it was in words: frames hold the model and its memory for as long as the error is kept.
-            error.add_note("".join(format_tb(error.__traceback__)))
-            self.error = error.with_traceback(None)
-            return False
-        return True
+Work: TypeAlias = tuple[Training[Result], "Future[Result]"]
+"""A training, and how it ended."""
 
 
-def _in_turns(outcomes: Sequence[_Outcome[Result]], device: torch.device, at_once: int) -> None:
+def _step(training: Training[Result], end: "Future[Result]") -> bool:
+    """Take one step of a training; False if there is none any more."""
+    try:
+        next(training)
+    except StopIteration as stop:
+        end.set_result(stop.value)
+    except Exception as error:
+        # Where it was in words: frames hold the model and its memory for as long as the error is kept.
+        error.add_note("".join(format_tb(error.__traceback__)))
+        end.set_exception(error.with_traceback(None))
+    return not end.done()
+
+
+def _in_turns(works: Sequence[Work[Result]], device: torch.device, at_once: int) -> None:
     # What they share was made in the stream of now.
     torch.cuda.current_stream(device).synchronize()
-    waiting = iter(outcomes)
+    waiting = iter(works)
     running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, at_once)]
     try:
         while running:
             going_on = []
             for each, stream in running:
                 with torch.cuda.stream(stream):
-                    goes_on = each.step()
+                    goes_on = _step(*each)
                 if goes_on:
                     going_on.append((each, stream))
                     continue
@@ -106,27 +98,27 @@ def _in_turns(outcomes: Sequence[_Outcome[Result]], device: torch.device, at_onc
             running = going_on
     finally:
         for each, _ in running:
-            each.training.close()
+            each[0].close()
 
 
-def _in_threads(outcomes: Sequence[_Outcome[Result]], at_once: int) -> None:
+def _in_threads(works: Sequence[Work[Result]], at_once: int) -> None:
     num_threads = torch.get_num_threads()
-    share = num_threads // min(at_once, len(outcomes))
+    share = num_threads // min(at_once, len(works))
     stop, starting = Event(), Lock()
 
-    def run(outcome: _Outcome[Result]) -> None:
+    def run(training: Training[Result], end: "Future[Result]") -> None:
         with starting:
-            goes_on = not stop.is_set() and outcome.step()
+            goes_on = not stop.is_set() and _step(training, end)
         while goes_on and not stop.is_set():
-            goes_on = outcome.step()
+            goes_on = _step(training, end)
         if stop.is_set():
-            outcome.training.close()
+            training.close()
 
     torch.set_num_threads(share)
     try:
         with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             try:
-                for future in [pool.submit(run, outcome) for outcome in outcomes]:
+                for future in [pool.submit(run, *work) for work in works]:
                     future.result()
             finally:  # where this thread is interrupted; otherwise all is done
                 stop.set()
