@@ -3,9 +3,9 @@
 They are what LD-Pruner's score is compared with: chance, the size of the weights, a first-order estimate of
 the loss, the error of a single step, and how little an operator changes what it is given.
 
-A criterion is a function here, marked `criterion`, and its name in `pelap.config.run.CheapCriterion`. It asks
-for what it needs by the names of its arguments, which are those of `Evidence`, and gives a number for each
-operator by its name.
+A criterion is a function here, marked `criterion`, and its name in `CheapCriterion` (pelap/config).
+It asks for what it needs by the names of its arguments, which are those of `Evidence`, and gives a number for
+each operator by its name.
 """
 
 import inspect

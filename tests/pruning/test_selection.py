@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pelap.config import run as names_of_parameters
+from pelap.config import pruning as names_of_parameters
 from pelap.config.pruning import Formula, Selection
 from pelap.core.errors import PlanError
 from pelap.pruning.selection import SELECTIONS, importance_by, make_plan, single_operator_plans
