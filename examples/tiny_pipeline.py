@@ -1,4 +1,4 @@
-"""A tiny class-conditional pipeline and its pictures, made and trained in a minute: something to try PeLAP on."""
+"""A tiny class-conditional pipeline and its pictures, made in a minute or two, to try PeLAP on."""
 
 from pathlib import Path
 
@@ -20,10 +20,14 @@ def draw(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="xy")
     place, size, angle = (torch.rand(num, 1, 1, generator=stream) for _ in range(3))
     disc = (x - place + 0.5) ** 2 + (y - angle + 0.5) ** 2 < (0.3 + 0.4 * size) ** 2
-    stripes = torch.sin((5 + 6 * size) * (x * torch.cos(3 * angle) + y * torch.sin(3 * angle)) + 6 * place) > 0
+    stripes = (
+        torch.sin((5 + 6 * size) * (x * torch.cos(3 * angle) + y * torch.sin(3 * angle)) + 6 * place) > 0
+    )
     labels = torch.arange(num) % 2
     shape = torch.where(labels[:, None, None] == 0, disc, stripes)[:, None].float()  # (num, 1, SIDE, SIDE)
-    front, back = torch.rand(2, num, 3, 1, 1, generator=stream) * torch.tensor([0.8, 0.8])[:, None, None, None, None]
+    front, back = (
+        torch.rand(2, num, 3, 1, 1, generator=stream) * torch.tensor([0.8, 0.8])[:, None, None, None, None]
+    )
     return (front + 0.2) * shape * 2 - 1 + back * (1 - shape), labels
 
 

@@ -86,7 +86,9 @@ def name_of(model: Any) -> str:
 
 def network_of(model: Any) -> nn.Module:
     """A model's denoiser."""
-    network: nn.Module = model.unet if isinstance(model, LatentDiffusion) else getattr(model, denoiser_of(model))
+    network: nn.Module = (
+        model.unet if isinstance(model, LatentDiffusion) else getattr(model, denoiser_of(model))
+    )
     return network
 
 
@@ -136,9 +138,7 @@ def _dtypes(part: nn.Module) -> set[torch.dtype]:
     return {weight.dtype for weight in part.parameters()}
 
 
-def denoiser_for(
-    model: Any, prompts: Sequence[str] | None, params: ScoreParams, seed: int
-) -> Denoiser:
+def denoiser_for(model: Any, prompts: Sequence[str] | None, params: ScoreParams, seed: int) -> Denoiser:
     """What is scored and pruned of a model.
 
     Raises:
@@ -169,9 +169,10 @@ def _with_prompts(model: LatentDiffusion, prompts: Sequence[str] | None) -> Late
         return model
     if model.conditioner is None:
         raise ConfigError(f"prompts: {model.info.name} takes no text; leave prompts out")
-    model = copy.deepcopy(model)
-    model.conditioner.set_prompts(list(prompts))
-    return model
+    twin = copy.deepcopy(model)
+    assert twin.conditioner is not None
+    twin.conditioner.set_prompts(list(prompts))
+    return twin
 
 
 def is_of(denoiser: Denoiser, model: Any) -> bool:
@@ -191,7 +192,9 @@ def meet_data(maker: LatentPipeline | ModelGenerator, name: str, dataset: ImageD
     if isinstance(maker, ModelGenerator):
         side, wanted = maker.model.info.image_size, dataset.train.images.shape[-1]
         if side != wanted:
-            raise ModelError(f"{name}: makes pictures of {side} pixels, those of {dataset.name} have {wanted}")
+            raise ModelError(
+                f"{name}: makes pictures of {side} pixels, those of {dataset.name} have {wanted}"
+            )
         return
     demand_pictures_of(maker, name, dataset)
     if maker.classes:
@@ -206,7 +209,9 @@ def warn_of_other_training(models: Mapping[str, Any]) -> None:
     for name, pipe in pipes.items():
         differing = differences_in_training(pipe, pipes[first])
         if differing:
-            print(f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong")
+            print(
+                f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong"
+            )
 
 
 def dataset_of(data: Data, model: Any) -> ImageDataset:
@@ -220,7 +225,9 @@ def dataset_of(data: Data, model: Any) -> ImageDataset:
     path = Path(data)
     if path.suffix == ".safetensors":
         return load_dataset(path)
-    return build_folder(path.name or "data", str(path.absolute()), _side_of(model), SoundParams(), path.parent)
+    return build_folder(
+        path.name or "data", str(path.absolute()), _side_of(model), SoundParams(), path.parent
+    )
 
 
 def _side_of(model: Any) -> int:

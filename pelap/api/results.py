@@ -101,7 +101,9 @@ class PruningPlan:
         if self.scores is None:
             return table
         known = [column for column in SHOWN if column in self.scores.table and column != "replacement"]
-        return table.merge(self.scores.table[known], on="operator")[list(dict.fromkeys(["operator", *known, *table]))]
+        return table.merge(self.scores.table[known], on="operator")[
+            list(dict.fromkeys(["operator", *known, *table]))
+        ]
 
     def without(self, *names: str) -> "PruningPlan":
         """The same without some operators, which are kept.
@@ -133,7 +135,9 @@ class PruningPlan:
             return self.made_with
         protocol = self.scores.protocol
         keys = ("seed", *(key for key in ScoreParams.model_fields if key in protocol))
-        return {key: protocol[key] for key in keys if key in protocol} | {"prompts": list(self.scores.prompts)}
+        return {key: protocol[key] for key in keys if key in protocol} | {
+            "prompts": list(self.scores.prompts)
+        }
 
     def plot(self) -> "Figure":
         """Every operator's score against the time that it takes, with those that are removed."""
@@ -141,7 +145,9 @@ class PruningPlan:
 
         if self.scores is None:
             raise PlanError("plan: nothing is known of its operators; make it from scores to plot it")
-        replaced = {each.operator: each.replacement.name if each.replacement else "" for each in self.plan.operators}
+        replaced = {
+            each.operator: each.replacement.name if each.replacement else "" for each in self.plan.operators
+        }
         return _shown_in_notebooks(score_latency(self.scores.table, replaced))
 
     @property
