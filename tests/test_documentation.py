@@ -1,0 +1,107 @@
+"""All Python that README, docs and examples show is run here, with pipelines of their kinds at a tiny size."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import ROOT
+from tiny_pipelines import PROMPTS, tiny_stable_diffusion
+
+import pelap
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = [page for page in PAGES if BLOCK.search(page.read_text())]
+FEW = {
+    "score": {"num_latents": 4, "steps": 2, "latency_batch_size": 1, "latency_repeats": 3},
+    "make_plan": {"time_reduction": None, "num_operators": 2},
+    "distill": {"steps": 2, "batch_size": 8, "num_validation": 4},
+    "evaluate": {"steps": 2, "num_images": 8, "num_reference": 16, "latency_repeats": None},
+    "sample": {"steps": 2},
+}
+"""What is asked for instead: the calls are those shown, at a size of seconds."""
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of `pelap` with settings for a test laid over those that are shown."""
+
+    def lessened(name: str) -> Any:
+        call = getattr(pelap, name)
+        return lambda *args, **kwargs: call(*args, **(kwargs | FEW[name]))
+
+    calls = {name: lessened(name) for name in FEW}
+    for name, call in calls.items():
+        monkeypatch.setattr(pelap, name, call, raising=False)
+
+
+@pytest.fixture
+def tiny_pipeline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The examples' module, whose pipeline is hardly trained."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    sys.modules.pop("tiny_pipeline", None)
+    module = __import__("tiny_pipeline")
+    monkeypatch.setattr(module, "STEPS", 1)
+    save = module.save_pictures
+    monkeypatch.setattr(module, "save_pictures", lambda folder: save(folder, 32, 8))
+    return module
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(
+    page: Path, tmp_path: Path, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One block after the other, as a reader would; beforehand there are pipelines, pictures and prompts."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my-sd", "my-sd-small"):
+        tiny_stable_diffusion().save_pretrained(name)
+    tiny_pipeline.save_pictures(Path("pictures"))
+    names: dict[str, Any] = {"prompts": PROMPTS}
+    for number, block in enumerate(BLOCK.findall(page.read_text()), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def cells() -> list[dict[str, Any]]:
+    notebook = json.loads((EXAMPLES / "prune_your_pipeline.ipynb").read_text())
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.usefixtures("few", "tiny_pipeline")
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(cells(), start=1):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    assert pelap.load_pipeline(tmp_path / "my-pipeline-fast") is not None
+
+
+def test_the_notebook_keeps_what_a_run_gave() -> None:
+    kinds = [set(output["data"]) for cell in cells() for output in cell["outputs"] if "data" in output]
+    assert sum("text/html" in kind for kind in kinds) >= 3  # scores, plan, result
+    assert any("image/png" in kind for kind in kinds)
+    assert not [output for cell in cells() for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+@pytest.mark.usefixtures("few", "tiny_pipeline")
+def test_the_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "prune_your_pipeline.py"))
+    assert "plan of 2 operators" in capsys.readouterr().out
+    assert pelap.load_pipeline("my-pipeline-fast") is not None
+
+
+def test_the_examples_pictures_are_of_two_classes(tiny_pipeline: Any) -> None:
+    pictures, labels = tiny_pipeline.draw(6, seed=0)
+    assert pictures.shape == (6, 3, 16, 16)
+    assert labels.tolist() == [0, 1] * 3
+    assert pictures.abs().max() <= 1
+    assert torch.equal(tiny_pipeline.draw(6, seed=0)[0], pictures)
