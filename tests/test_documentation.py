@@ -1,4 +1,4 @@
-"""All Python that README, docs and examples show is run here, with pipelines of their kinds at a tiny size."""
+"""Python in README, docs and examples runs, with tiny pipelines in the place of what readers bring."""
 
 import json
 import re

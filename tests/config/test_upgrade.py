@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pelap.surgery.pruned_reader import load_plan
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from tiny import ROOT, raw_params, tiny_raw
@@ -19,6 +18,7 @@ from pelap.core import files
 from pelap.core.errors import ConfigError, PlanError
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.pipelines.pipeline_io import load_pipeline
+from pelap.surgery.plan import load_plan
 
 OLD = ROOT / "tests" / "data_of_0_1"
 EXPECTED = load_file(OLD / "expected.safetensors")
