@@ -8,7 +8,7 @@ import pytest
 import torch
 from recording import record_on_cpu
 from tiny import tiny_dataset, tiny_model, tiny_params
-from training import train_jointly
+from training_cases import train_jointly
 
 from pelap.config import VariantParams
 from pelap.core.graphs import WARMUP_CALLS, Graphed

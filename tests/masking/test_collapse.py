@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import LIGHT, set_logits, tiny_dataset, tiny_model, tiny_params
-from training import observe
+from training_cases import observe
 
 from pelap.config import VariantParams
 from pelap.core.device import full_precision

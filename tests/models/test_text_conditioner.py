@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import TEXT, UNET, tiny_dataset, tiny_raw
-from training import observe, train_jointly
+from training_cases import observe, train_jointly
 
 from pelap.commands.sample import sample
 from pelap.config import DiffusionParams, SamplerParams, TextConditioning, VariantParams

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_dataset, tiny_model, tiny_params
-from training import train_jointly
+from training_cases import train_jointly
 
 from pelap.config import VariantParams
 from pelap.data.dataset import to_float

@@ -7,7 +7,7 @@ import pytest
 import torch
 from interruption import cut_training, record_steps
 from tiny import tiny_dataset, tiny_model, tiny_params
-from training import train_jointly
+from training_cases import train_jointly
 
 from pelap.config import VariantParams
 from pelap.data.dataset import BatchIndices, gather_batch

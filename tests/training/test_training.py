@@ -9,7 +9,7 @@ import pytest
 import torch
 from interruption import cut_training, record_steps
 from tiny import set_logits, tiny_dataset, tiny_model, tiny_params
-from training import train_jointly
+from training_cases import train_jointly
 
 from pelap.config import VariantParams
 from pelap.core.errors import TrainingError
