@@ -166,7 +166,7 @@ def _sources(module: str) -> dict[str, str]:
 @cache
 def _parsed(file: Path, modified_ns: int, size: int) -> tuple[str, ast.Module]:
     """Digest and tree of a source file, read anew when it was edited since."""
-    tree = _without_docstrings(ast.parse(file.read_bytes()))
+    tree = _what_runs(ast.parse(file.read_bytes()))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tree
 
 
@@ -237,11 +237,17 @@ def _with_parents(name: str) -> Iterator[str]:
     return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def _what_runs(tree: ast.Module) -> ast.Module:
+    """The tree without docstrings, and without what is imported for type checkers alone."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            text = first.value if isinstance(first, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                node.body = node.body[1:]
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+        says = isinstance(first, ast.Constant) and isinstance(first.value, str)
+        node.body = [  # type: ignore[attr-defined]
+            each
+            for each in (body[1:] if says else body)
+            if not (isinstance(each, ast.If) and ast.unparse(each.test) == "TYPE_CHECKING")
+        ]
     return tree
