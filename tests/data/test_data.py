@@ -62,7 +62,8 @@ def test_what_is_made_depends_on_the_seed_alone_and_more_keep_the_first(
     assert len(first.class_names) == 8
     assert first.sound == (None if name == "photos" else SOUNDS)
     pictures = torch.cat([first.train.images, first.test.images])
-    assert len(pictures.flatten(1).unique(dim=0)) == len(pictures)  # test differs from train
+    same = len(pictures) - len(pictures.flatten(1).unique(dim=0))
+    assert same <= (name == "photos")  # test differs from train; a crop may be all black
     more = getattr(tiny_download(), name).model_copy(update={section: num_train + 2})
     many = build_dataset(name, tiny_download(**{name: more}), 0, Path("nowhere")).train
     for label in range(8):
