@@ -19,6 +19,7 @@ from pelap.models.vae import PretrainedVAE, load_pretrained_vae
 from pelap.pipelines.model_io import load_model, save_model
 from pelap.stages import train
 from pelap.stages.shared import Context
+from pelap.training import variants
 
 CPU = torch.device("cpu")
 SCALE, SHIFT = 0.25, 0.125
@@ -187,7 +188,7 @@ def test_pictures_that_do_not_fit_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: int, expected: str
 ) -> None:
     _autoencoder(levels).save_pretrained(tmp_path / "vae")
-    monkeypatch.setattr(train, "joint_training", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr(variants, "joint_training", lambda *args: pytest.fail("trained"))
     with pytest.raises(ConfigError) as caught:
         train.run(_context(tmp_path))
     assert f"variants.pelap: {expected}" in str(caught.value)
@@ -203,7 +204,7 @@ def test_a_training_goes_on_with_the_autoencoder_that_it_began_with_alone(
         folders.append(arguments[-1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "joint_training", stop)
+    monkeypatch.setattr(variants, "joint_training", stop)
     context = _context(tmp_path)
     for seed in (0, 0, 1):  # another one in the same place
         torch.manual_seed(seed)
