@@ -149,7 +149,10 @@ def _run_cells(study: Study, root: Path, data: Path, device: torch.device, failu
     _say_what_is_aged(study, root)
     for cell in study.cells:
         done = finished_stages(cell, root)
-        for stage in (stage for stage in cell.stages if stage not in done):
+        left = [stage for stage in cell.stages if stage not in done]
+        if left:
+            _write_params(cell, cell.paths(root).params)
+        for stage in left:
             try:
                 _run_stage(cell, stage, root, Context(cell.params, cell.paths(root), data, device))
             except Exception as error:
@@ -201,8 +204,7 @@ def _run_stage(cell: Cell, stage: str, root: Path, context: Context) -> None:
     noted = files.read_mapping(run.record(stage)) if run.record(stage).is_file() else {}
     if noted.get("digest") != record.digest:  # what other parameters left
         shutil.rmtree(run.stage(stage), ignore_errors=True)
-    _write_params(cell, run.params)
-    record.environment = environment(context.device) | {"precision": _precision(cell, stage, context.device)}
+    record.environment = _environment(context.device) | {"precision": _precision(cell, stage, context.device)}
     files.write_json(run.record(stage), dataclasses.asdict(record))
     again = "going on" if stage in RESUMING else f"anew after being cut off {record.cut_off} times"
     print(f"{cell.name}: {stage}{f', {again}' if record.cut_off else ''}", flush=True)
@@ -219,6 +221,9 @@ def _run_stage(cell: Cell, stage: str, root: Path, context: Context) -> None:
         record.seconds += time.monotonic() - begun
         files.write_json(run.record(stage), dataclasses.asdict(record))  # whole: done once it says so
     print(f"{cell.name}: {stage} took {record.seconds:.1f} s", flush=True)
+
+
+_environment = cache(environment)  # it asks Git, and is the same for all stages of a command
 
 
 def _precision(cell: Cell, stage: str, device: torch.device) -> str | None:
