@@ -94,7 +94,7 @@ def test_a_model_of_the_first_format_is_refused(tmp_path: Path) -> None:
     save_model(tiny_model("pelap"), tmp_path / "model")
     config = files.read_json(tmp_path / "model" / "config.json")
     config["info"]["variant"] = variant
-    for number, message in ((1, "not a PeLAP model of format 2"), (2, "variant|unknown key")):
+    for number, message in ((1, "not a PeLAP model of format 3"), (2, "variant|unknown key")):
         files.write_json(tmp_path / "model" / "config.json", config | {"pelap_format": number})
         with pytest.raises(ModelError, match=message) as caught:
             load_model(tmp_path / "model")
