@@ -194,8 +194,8 @@ def _latents_fit(params: Params) -> Iterator[str]:
     for name, variant in params.variants.items():
         vae, unet = parts_of(variant, params.vae, params.unet)
         if isinstance(vae, PelapVAEParams):  # a pretrained one is looked at where it is read
-            size, channels = params.download.image_size, vae.latent_channels
-            problem = latent_problem(variant, unet, size, vae.downsampling, channels)
+            size = params.download.image_size
+            problem = latent_problem(variant, unet, size, vae.downsampling, vae.latent_channels)
             if problem:
                 yield f"variants.{name}: {problem}"
 
@@ -315,10 +315,8 @@ def unused_by_run(stage: str, params: Params, planned: bool = False, variant: st
 
 
 def _unused_by_pruning(params: Params, planned: bool) -> list[str]:
-    if planned:
-        return ["prune"]
-    timed = params.prune.target == "time_reduction"
-    return [] if timed else ["prune.max_measurements"]  # of a clock
+    by_clock = params.prune.target == "time_reduction"
+    return ["prune"] if planned else [] if by_clock else ["prune.max_measurements"]
 
 
 def _unused_by_training(params: Params, variants: Sequence[VariantParams]) -> list[str]:
@@ -333,17 +331,17 @@ def _unused_by_training(params: Params, variants: Sequence[VariantParams]) -> li
 
 
 def _unused_by_figures(params: Params) -> list[str]:
-    evaluate = params.evaluate
-    inception = any(name.startswith("inception") for name in evaluate.extractors)
+    inception = any(name.startswith("inception") for name in params.evaluate.extractors)
     keys = [] if inception else ["evaluate.inception_weights"]
-    return keys if evaluate.latency_repeats else [*keys, *TIMED]
+    return keys if params.evaluate.latency_repeats else [*keys, *TIMED]
 
 
 def _at(params: Params, key: str) -> Any:
     value: Any = params
     for name in key.split("."):
-        field = {"lambda": "lambda_"}.get(name, name)
-        value = value[name] if isinstance(value, Mapping) else getattr(value, field)
+        value = (
+            value[name] if isinstance(value, Mapping) else getattr(value, name.replace("lambda", "lambda_"))
+        )
     return value
 
 
