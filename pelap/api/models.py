@@ -16,7 +16,7 @@ from pelap.config import SamplerParams, ScoreParams, Section, SoundParams
 from pelap.config.load import explain
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.keys import key
-from pelap.core.part_io import CONFIG, INDEX, labels_of_classes
+from pelap.core.part_io import CONFIG, labels_of_classes
 from pelap.core.progress import hidden
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.datasets.folder import build_folder
@@ -55,7 +55,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
         PlanError: Its plan is damaged or does not fit.
     """
     folder = Path(folder)
-    if (folder / CONFIG).exists() and (folder / "vae").is_dir() and not (folder / INDEX).exists():
+    if (folder / CONFIG).is_file() and (folder / "vae").is_dir() and not pipeline_io.is_pipeline(folder):
         return model_io.load_model(folder, torch.device(device or "cpu"))
     return pipeline_io.load_pipeline(folder, device)
 
@@ -72,9 +72,9 @@ def save(model: Any, folder: str | Path) -> None:
     (model_io.save_model if isinstance(model, LatentDiffusion) else pipeline_io.save_pipeline)(model, folder)
 
 
-def opened(model: Any) -> Any:
+def opened(model: Any, device: torch.device | None = None) -> Any:
     """A model that may be given by its folder."""
-    return load_pipeline(model) if isinstance(model, str | Path) else model
+    return load_pipeline(model, device) if isinstance(model, str | Path) else model
 
 
 def name_of(model: Any) -> str:
@@ -84,11 +84,14 @@ def name_of(model: Any) -> str:
     return Path(model.config.get("_name_or_path") or type(model).__name__).name
 
 
+def part_of(model: Any) -> str:
+    """What a model calls its denoiser."""
+    return "unet" if isinstance(model, LatentDiffusion) else denoiser_of(model)
+
+
 def network_of(model: Any) -> nn.Module:
     """A model's denoiser."""
-    network: nn.Module = (
-        model.unet if isinstance(model, LatentDiffusion) else getattr(model, denoiser_of(model))
-    )
+    network: nn.Module = getattr(model, part_of(model))
     return network
 
 

@@ -20,6 +20,7 @@ from pelap.api.models import (
     name_of,
     network_of,
     opened,
+    part_of,
     sampler_of,
     save,
     section,
@@ -32,13 +33,15 @@ from pelap.api.results import Result
 from pelap.config import DistillParams, EvaluateParams, LossWeights, SamplerParams
 from pelap.core.errors import ConfigError
 from pelap.data.dataset import ImageDataset
+from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
-from pelap.diffusion.sampler import ModelGenerator, sample_from
+from pelap.diffusion.sampler import BATCH_SIZE, ModelGenerator, sample_from
 from pelap.distillation.distill import distill as train_student
 from pelap.distillation.model_batches import ModelBatches
 from pelap.distillation.pipeline_distillation import distill_pipeline
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
+from pelap.evaluation.features import CLASSIFIER
 from pelap.evaluation.image_metrics import REAL_ROW
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines import LatentPipeline
@@ -47,7 +50,7 @@ from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH_SIZE = 8
+PIPELINE_BATCH_SIZE = 8
 """Pictures of a pipeline at a time: it may be a thousand times larger than our models."""
 NUM_KEPT = 8
 """Pictures of every model that a `Result` keeps to show."""
@@ -170,64 +173,77 @@ def evaluate(
     """
     if not models or REAL_ROW in models:
         raise ConfigError(f"evaluate: models: give at least one, and none the name {REAL_ROW!r}")
-    at_hand = {name: opened(model) for name, model in models.items()}
-    first = next(iter(at_hand))
+    first = next(iter(models))
     with told(progress):
+        at_hand = dict(models) | {first: opened(models[first])}
         dataset = dataset_of(reference, at_hand[first])
-        params = _evaluate_params(dataset, num_images, num_reference, steps, settings)
-        makers = {
-            name: generator_for(model, prompts, params.sampler, params.precision)
-            for name, model in at_hand.items()
-        }
-        for name, maker in makers.items():
-            meet_data(maker, name, dataset)
-        warn_of_other_training(at_hand)
-        device = device_of(at_hand[first])
-        real = EvaluationReference.of(dataset, params, device, None if cache is None else Path(cache))
-        evaluator, samples = Evaluator(real, params, seed, device), dict[str, torch.Tensor]()
-
-        def keep(name: str, images: torch.Tensor) -> None:
-            samples[name] = images[:NUM_KEPT].clone()
-
-        metrics, protocol = evaluator.compare(
-            makers,
-            {name: _on_bench(maker, name, params, seed) for name, maker in makers.items()},
-            show=keep,
-            **_how_made(makers),
-        )
-    result = Result(metrics, protocol, samples)
+        usual, there = EvaluateParams(), len(dataset.train)
+        num_images = num_images or min(usual.num_images, there // 2)
+        num_reference = num_reference or min(usual.num_reference, max(2, there - num_images))
+        sizes: dict[str, Any] = {"num_images": num_images, "num_reference": num_reference}
+        params = section(EvaluateParams, "evaluate", **sizes, sampler=sampler_of(steps), **settings)
+        result = compare(at_hand, dataset, params, prompts, seed, None if cache is None else Path(cache))
     if out is not None:
         result.save(out)
     return result
 
 
-def _how_made(makers: Mapping[str, LatentPipeline | ModelGenerator]) -> dict[str, Any]:
-    """For the protocol."""
-    pipes = {name: maker for name, maker in makers.items() if isinstance(maker, LatentPipeline)}
-    ours = [maker for maker in makers.values() if isinstance(maker, ModelGenerator)]
-    how: dict[str, Any] = {"sampler": ours[0].sampler.model_dump()} if ours else {}
-    return how | {
-        "pipelines": {
-            name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipes.items()
-        }
-    }
-
-
-def _evaluate_params(
+def compare(
+    models: Mapping[str, Model],
     dataset: ImageDataset,
-    num_images: int | None,
-    num_reference: int | None,
-    steps: int | None,
-    settings: Mapping[str, Any],
-) -> EvaluateParams:
-    usual, there = EvaluateParams(), len(dataset.train)
-    num_images = num_images or min(usual.num_images, there // 2)
-    num_reference = num_reference or min(usual.num_reference, max(2, there - num_images))
-    sizes: dict[str, Any] = {"num_images": num_images, "num_reference": num_reference}
-    return section(EvaluateParams, "evaluate", **sizes, sampler=sampler_of(steps), **settings)
+    params: EvaluateParams,
+    prompts: Sequence[str] | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: torch.device | None = None,
+) -> Result:
+    """What `evaluate` does, with the whole section of parameters; it says what it does.
+
+    Args:
+        models: By the name of their row; those given by their folders get the size of their weights on disk.
+        dataset: Real pictures.
+        params: The section `evaluate`.
+        prompts: For text-to-image.
+        seed: Names the noise.
+        cache: Folder to keep what is computed of the reference in.
+        device: Where models are loaded to from their folders.
+
+    Raises:
+        PelapError: As `evaluate`.
+    """
+    at_hand = {name: opened(model, device) for name, model in models.items()}
+    makers = {
+        name: generator_for(model, prompts, params.sampler, params.precision)
+        for name, model in at_hand.items()
+    }
+    for name, maker in makers.items():
+        meet_data(maker, name, dataset)
+    warn_of_other_training(at_hand)
+    pipes = {name: maker for name, maker in makers.items() if isinstance(maker, LatentPipeline)}
+    if len(pipes) == len(makers) and CLASSIFIER not in params.extractors:
+        # A pipeline's pictures are not asked to be of a class: as an extractor or not at all.
+        params = params.model_copy(update={"classifier": None})
+    place = device_of(next(iter(at_hand.values())))
+    real = EvaluationReference.of(dataset, params, place, cache)
+    samples: dict[str, torch.Tensor] = {}
+    metrics, protocol = Evaluator(real, params, seed, place).compare(
+        makers,
+        {name: _on_bench(maker, name, params, seed) for name, maker in makers.items()},
+        {
+            name: Path(model) / part_of(at_hand[name])
+            for name, model in models.items()
+            if isinstance(model, str | Path)
+        },
+        lambda name, images: samples.update({name: images[:NUM_KEPT].clone()}),
+        **({} if len(pipes) == len(makers) else {"sampler": params.sampler.model_dump()}),
+        pipelines={name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipes.items()},
+    )
+    return Result(metrics, protocol, samples)
 
 
-def _on_bench(maker: LatentPipeline | ModelGenerator, name: str, params: EvaluateParams, seed: int) -> Any:
+def _on_bench(
+    maker: LatentPipeline | ModelGenerator, name: str, params: EvaluateParams, seed: int
+) -> Denoiser:
     if isinstance(maker, LatentPipeline):
         return pipeline_denoiser(maker, name, seed, precision=params.precision)
     return model_denoiser(maker.model, params.sampler, seed, precision=params.precision)
@@ -240,7 +256,7 @@ def sample(
     prompts: Sequence[str] | None = None,
     seed: int = 0,
     steps: int = 50,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> "list[Image]":
     """Make pictures; picture i depends on (seed, i) alone, so that those of two models can be compared.
@@ -251,7 +267,7 @@ def sample(
         prompts: For text-to-image: picture i is of prompt i, again and again.
         seed: Names the noise.
         steps: Of the pipeline's own scheduler, or of DDIM.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; None: as many as mostly fit.
         progress: Say what is worth saying.
 
     Returns:
@@ -263,7 +279,21 @@ def sample(
     """
     from torchvision.transforms.functional import to_pil_image
 
-    sampler = section(SamplerParams, "sample", kind="ddim", steps=steps)
     with told(progress):
-        images = sample_from(generator_for(opened(model), prompts, sampler), num, seed, batch_size)
+        images = make_pictures(opened(model), num, prompts, seed, steps, batch_size)
     return [to_pil_image(image) for image in images]
+
+
+def make_pictures(
+    model: Any,
+    num: int,
+    prompts: Sequence[str] | None = None,
+    seed: int = 0,
+    steps: int = 50,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """What `sample` does, as a tensor, uint8 (num, 3, H, W), of sounds (num, 1, H, W)."""
+    sampler = section(SamplerParams, "sample", kind="ddim", steps=steps)
+    maker = generator_for(model, prompts, sampler)
+    usual = BATCH_SIZE if isinstance(maker, ModelGenerator) else PIPELINE_BATCH_SIZE
+    return sample_from(maker, num, seed, batch_size or usual)

@@ -1,27 +1,21 @@
 """evaluate, for diffusers pipelines: dense, pruned and distilled ones side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from pelap.config import EvaluateParams, Params
+from pelap.api.quality import compare
+from pelap.config import Params
 from pelap.core import files
-from pelap.core.device import protocol_beside
 from pelap.core.errors import ConfigError
 from pelap.core.paths import packed_dataset, reference_cache
-from pelap.data.dataset import ImageDataset, load_dataset
-from pelap.evaluation.evaluation_reference import EvaluationReference
-from pelap.evaluation.evaluator import Evaluator
-from pelap.evaluation.features import CLASSIFIER
+from pelap.data.dataset import load_dataset
+from pelap.data.prompts import read_prompts
 from pelap.evaluation.image_metrics import REAL_ROW
-from pelap.pipelines import LatentPipeline
-from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
-from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
-from pelap.pipelines.pipeline_io import open_pipeline
 from pelap.report import protocol as protocol_of
-from pelap.report.tables import metrics_frame, rich_table
+from pelap.report.tables import rich_table
 
 
 def evaluate_pipelines(
@@ -50,30 +44,14 @@ def evaluate_pipelines(
         ModelError: Not a pipeline that can be used, or one for pictures of another size.
         DataError: The data set is not there or too small.
     """
-    named = _by_name(folders)
+    named, texts = _by_name(folders), None if prompts is None else read_prompts(prompts)
     with files.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
-        pipelines = _open(params.evaluate, named, dataset, device, prompts)
-        first = next(iter(named))
-        evaluate = _without_idle_classifier(params.evaluate)
-        reference = EvaluationReference.of(dataset, evaluate, device, reference_cache(data))
-        evaluator = Evaluator(reference, evaluate, params.seed, device)
-        metrics, protocol = evaluator.compare(
-            pipelines,
-            {
-                name: pipeline_denoiser(pipe, name, params.seed, precision=evaluate.precision)
-                for name, pipe in pipelines.items()
-            },
-            {name: folder / pipelines[name].part for name, folder in named.items()},
-            pipelines={
-                name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipelines.items()
-            },
-        )
-        files.write_json(out, metrics)
-        files.write_json(protocol_beside(out), protocol)
-    Console().print(rich_table(metrics_frame(metrics, scored=first), network="denoiser"))
-    print(protocol_of.terminal(protocol))
-    print(f"time change: against {first}; figures in {out}")
+        result = compare(named, dataset, params.evaluate, texts, params.seed, reference_cache(data), device)
+        result.save(out)
+    Console().print(rich_table(result.table, network="denoiser"))
+    print(protocol_of.terminal(result.protocol))
+    print(f"time change: against {next(iter(named))}; figures in {out}")
 
 
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
@@ -87,35 +65,3 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
             )
         named[name] = folder
     return named
-
-
-def _without_idle_classifier(params: EvaluateParams) -> EvaluateParams:
-    """A pipeline's pictures are not asked to be of a class: as an extractor or not at all."""
-    idle = CLASSIFIER not in params.extractors
-    return params.model_copy(update={"classifier": None}) if idle else params
-
-
-def _open(
-    params: EvaluateParams,
-    named: Mapping[str, Path],
-    dataset: ImageDataset,
-    device: torch.device,
-    prompts: Path | None,
-) -> dict[str, LatentPipeline]:
-    pipelines = {}
-    for name, folder in named.items():
-        pipelines[name] = open_pipeline(folder, params.sampler.steps, device, prompts, params.precision)
-        demand_pictures_of(pipelines[name], folder, dataset)
-        if pipelines[name].classes:
-            # As the data have each of them about equally often, and others not at all.
-            pipelines[name].classes = class_numbers(
-                pipelines[name].pipe, pipelines[name].denoiser, dataset.class_names
-            )
-    first, *others = pipelines
-    for name in others:
-        differing = differences_in_training(pipelines[name].pipe, pipelines[first].pipe)
-        if differing:
-            print(
-                f"warning: {name} has another {', '.join(differing)} than {first}: one of them may be wrong"
-            )
-    return pipelines

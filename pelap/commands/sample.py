@@ -1,29 +1,17 @@
 """sample: pictures or sounds from any model folder, or from that of a diffusers pipeline."""
 
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-
-from pelap.config import SamplerParams
+from pelap.api.models import load_pipeline
+from pelap.api.quality import make_pictures
 from pelap.core.device import choose_device
 from pelap.core.errors import ConfigError
 from pelap.core.files import atomic_dir
 from pelap.core.paths import GRID
-from pelap.data.modality import Modality, modality_of
+from pelap.data.modality import modality_of
 from pelap.data.prompts import read_prompts
-from pelap.diffusion.sampler import (
-    BATCH_SIZE,
-    ImageGenerator,
-    ModelGenerator,
-    said_if_alike,
-    sample_from,
-)
-from pelap.pipelines.model_io import load_model
-from pelap.pipelines.pipeline_io import is_pipeline, open_pipeline
-
-PIPELINE_BATCH_SIZE = 8
-"""Pictures at a time: a stranger's network may be a thousand times larger than ours."""
+from pelap.diffusion.sampler import said_if_alike
+from pelap.models.latent_diffusion import LatentDiffusion
 
 
 def sample(
@@ -52,31 +40,13 @@ def sample(
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
-    maker = _maker(folder, steps, choose_device(device), prompts)
-    images = sample_from(maker.source, num, seed, maker.batch_size)
+    texts = None if prompts is None else read_prompts(prompts)
+    model = load_pipeline(folder, choose_device(device))
+    images = make_pictures(model, num, texts, seed, steps)
     said_if_alike(str(folder), images)
+    modality = modality_of(model.info.sound if isinstance(model, LatentDiffusion) else None)
     with atomic_dir(out) as partial:
         for index in range(num):
-            maker.modality.save(images[index : index + 1], partial / f"{index:05d}")
-        maker.modality.save_grid(images, partial / GRID)
-    print(f"{num} {maker.modality.noun} and {GRID} in {out}")
-
-
-class _Maker(NamedTuple):
-    source: ImageGenerator
-    batch_size: int
-    """Samples at a time."""
-    modality: Modality
-
-
-def _maker(folder: Path, steps: int, device: torch.device, prompts: Path | None) -> _Maker:
-    if is_pipeline(folder):
-        pipeline = open_pipeline(folder, steps, device, prompts)
-        return _Maker(pipeline, PIPELINE_BATCH_SIZE, modality_of(None))
-    model = load_model(folder, device)
-    if prompts is not None:
-        if model.conditioner is None:
-            raise ConfigError(f"--prompts {prompts}: {folder} takes no text; leave --prompts out")
-        model.conditioner.set_prompts(read_prompts(prompts))
-    source = ModelGenerator(model, SamplerParams(kind="ddim", steps=steps))
-    return _Maker(source, BATCH_SIZE, modality_of(model.info.sound))
+            modality.save(images[index : index + 1], partial / f"{index:05d}")
+        modality.save_grid(images, partial / GRID)
+    print(f"{num} {modality.noun} and {GRID} in {out}")

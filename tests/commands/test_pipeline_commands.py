@@ -35,9 +35,9 @@ from tiny_pipelines import (
 )
 
 import pelap
+from pelap.api import models as api_models
+from pelap.api import quality
 from pelap.cli import main
-from pelap.commands import evaluate_pipelines as evaluate_stage
-from pelap.commands import sample as sampling
 from pelap.commands.evaluate_pipelines import evaluate_pipelines
 from pelap.commands.sample import sample
 from pelap.core import files
@@ -173,7 +173,7 @@ def test_pictures_are_those_of_the_pipelines_own_call(
     if kind == "stable_diffusion":
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("\n".join(PROMPTS))
-    monkeypatch.setattr(sampling, "PIPELINE_BATCH_SIZE", 2)  # which changes nothing
+    monkeypatch.setattr(quality, "PIPELINE_BATCH_SIZE", 2)  # which changes nothing
     sample(tmp_path / "pipe", 5, 7, STEPS, tmp_path / "out", "cpu", prompts)
     assert "5 pictures and grid.png" in capsys.readouterr().out
     pictures = pictures_in(tmp_path / "out").permute(0, 2, 3, 1).float()
@@ -361,16 +361,16 @@ def test_figures_are_made_at_the_precision_that_is_asked_for(
 ) -> None:
     dense, _ = save_pair(tmp_path, "ddim")
     passes: list[torch.dtype] = []
-    opened = evaluate_stage.open_pipeline
+    opened = api_models.load_pipeline
 
-    def watched(*arguments: Any) -> LatentPipeline:
-        pipeline = opened(*arguments)
-        pipeline.denoiser.mid_block.resnets[0].conv1.register_forward_hook(
+    def watched(*arguments: Any) -> DiffusionPipeline:
+        pipe = opened(*arguments)
+        pipe.unet.mid_block.resnets[0].conv1.register_forward_hook(
             lambda module, args, output: passes.append(output.dtype)
         )
-        return pipeline
+        return pipe
 
-    monkeypatch.setattr(evaluate_stage, "open_pipeline", watched)
+    monkeypatch.setattr(api_models, "load_pipeline", watched)
     for precision, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         passes.clear()
         evaluated(tmp_path, [dense], evaluate__precision=precision)

@@ -25,12 +25,13 @@ from pipeline_pairs import (
     save_pair,
     student_of,
 )
-from tiny import tiny_dataset, tiny_params
+from tiny import tiny_dataset
 from tiny_pipelines import awake, same, tiny_ddim, tiny_stable_diffusion
 from transformers import CLIPTokenizer
 
-from pelap.commands import evaluate_pipelines
+from pelap.api.models import generator_for, meet_data, warn_of_other_training
 from pelap.commands.distill_pipeline import distill_pipeline
+from pelap.config import SamplerParams
 from pelap.core.errors import ModelError
 from pelap.core.part_io import labels_of_classes
 from pelap.data.dataset import ImageDataset
@@ -240,14 +241,14 @@ def test_an_evaluation_asks_for_the_classes_of_the_data(tmp_path: Path) -> None:
     dense, _ = save_pair(tmp_path, "dit")
     index = dense / "model_index.json"
     index.write_text(index.read_text().rstrip("}\n ") + ', "id2label": {"0": "zebra", "1": "ant"}}')
-    params = tiny_params(evaluate__num_images=4, evaluate__num_reference=8)
     for names, classes in ((("ant", "zebra"), [1, 0]), (("ant",), [1])):
-        opened = evaluate_pipelines._open(params, {"dense": dense}, data(*names), CPU, None)
-        assert list(opened["dense"].classes) == classes
-    noise = torch.randn(2, *opened["dense"].latent_shape)
-    of_ants = opened["dense"].denoise(noise, [0, 1], seed=0)
-    opened["dense"].classes = [0, 1]
-    asked = opened["dense"].denoise(noise, [0, 1], seed=0)
+        maker = generator_for(load_pipeline(dense), None, SamplerParams(kind="ddim", steps=4))
+        meet_data(maker, "dense", data(*names))
+        assert list(maker.classes) == classes
+    noise = torch.randn(2, *maker.latent_shape)
+    of_ants = maker.denoise(noise, [0, 1], seed=0)
+    maker.classes = [0, 1]
+    asked = maker.denoise(noise, [0, 1], seed=0)
     assert same(of_ants[1:], asked[1:])
     assert not same(of_ants[:1], asked[:1])
 
@@ -270,9 +271,8 @@ def test_pipelines_of_other_trainings_are_told_of_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dense, pruned = save_pair(tmp_path, "ddim")
-    folders, params = {"dense": dense, "pruned": pruned}, tiny_params()
-    evaluate_pipelines._open(params, folders, tiny_dataset(side=8), CPU, None)
+    warn_of_other_training({"dense": load_pipeline(dense), "pruned": load_pipeline(pruned)})
     assert "has another" not in capsys.readouterr().out
     DDIMScheduler(prediction_type="v_prediction").save_pretrained(pruned / "scheduler")
-    evaluate_pipelines._open(params, folders, tiny_dataset(side=8), CPU, None)
+    warn_of_other_training({"dense": load_pipeline(dense), "pruned": load_pipeline(pruned)})
     assert "pruned has another prediction type than dense" in capsys.readouterr().out
