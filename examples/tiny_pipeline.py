@@ -10,25 +10,21 @@ from torch.nn import functional as F
 CLASSES = ("disc", "stripes")
 SIDE = 16
 """Of a picture in pixels."""
-STEPS = 600
+STEPS = 200
 """Of training, for the autoencoder and for the denoiser."""
 
 
 def draw(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures in [-1, 1] (num, 3, SIDE, SIDE), discs and stripes in turns, and their classes (num,)."""
     stream = torch.Generator().manual_seed(seed)
-    x, y = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="xy")
-    place, size, angle = (torch.rand(num, 1, 1, generator=stream) for _ in range(3))
-    disc = (x - place + 0.5) ** 2 + (y - angle + 0.5) ** 2 < (0.3 + 0.4 * size) ** 2
-    stripes = (
-        torch.sin((5 + 6 * size) * (x * torch.cos(3 * angle) + y * torch.sin(3 * angle)) + 6 * place) > 0
-    )
-    labels = torch.arange(num) % 2
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, SIDE), indexing="ij")
+    one, two, size = torch.rand(3, num, 1, 1, generator=stream)
+    disc = (x - one + 0.5) ** 2 + (y - two + 0.5) ** 2 < (0.3 + 0.4 * size) ** 2
+    stripes = torch.sin((5 + 6 * size) * (x * torch.cos(3 * one) + y * torch.sin(3 * one)) + 6 * two) > 0
+    labels = torch.arange(num) % len(CLASSES)
     shape = torch.where(labels[:, None, None] == 0, disc, stripes)[:, None].float()  # (num, 1, SIDE, SIDE)
-    front, back = (
-        torch.rand(2, num, 3, 1, 1, generator=stream) * torch.tensor([0.8, 0.8])[:, None, None, None, None]
-    )
-    return (front + 0.2) * shape * 2 - 1 + back * (1 - shape), labels
+    light, dark = torch.rand(2, num, 3, 1, 1, generator=stream)
+    return (0.4 + 0.6 * light) * shape * 2 + 0.6 * dark * (1 - shape) - 1, labels
 
 
 def save_pictures(folder: Path, num_train: int = 512, num_test: int = 64) -> None:
@@ -49,7 +45,7 @@ def make_pipeline(steps: int | None = None) -> DiTPipeline:
     ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = AutoencoderKL(sample_size=SIDE, **levels, **ends)
     transformer = DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=16, num_layers=6, sample_size=SIDE // 2, patch_size=1,
+        num_attention_heads=4, attention_head_dim=16, num_layers=4, sample_size=SIDE // 2, patch_size=2,
         in_channels=4, out_channels=4, num_embeds_ada_norm=len(CLASSES),
     )  # fmt: skip
     _train(vae, steps, lambda pictures, labels: F.mse_loss(vae(pictures).sample, pictures))
@@ -74,6 +70,6 @@ def _train(network: torch.nn.Module, steps: int, loss_of) -> None:  # type: igno
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     for step in range(steps):
         optimizer.zero_grad()
-        loss_of(*draw(64, 1000 + step)).backward()
+        loss_of(*draw(32, 1000 + step)).backward()
         optimizer.step()
         schedule.step()

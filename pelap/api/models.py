@@ -243,21 +243,21 @@ def _side_of(model: Any) -> int:
     return int(side * 2 ** (levels - 1))
 
 
-def section(kind: type[S], call: str, /, keep_none: bool = False, **given: Any) -> S:
-    """A section of the parameters with its defaults, where nothing (None, unless it is kept) is given.
+def section(kind: type[S], call: str, settings: Mapping[str, Any], /, **given: Any) -> S:
+    """A section of the parameters: its defaults, what is given and not None, and settings, None or not.
 
     Raises:
         ConfigError: Something is unknown or out of range; all of it is named.
     """
     try:
-        return kind(**{name: value for name, value in given.items() if keep_none or value is not None})
+        return kind(**({name: value for name, value in given.items() if value is not None} | dict(settings)))
     except ValidationError as error:
         raise ConfigError(f"{call}: {explain(error)}") from None
 
 
 def sampler_of(steps: int | None) -> SamplerParams | None:
     """A sampler of so many steps; None: the section's own."""
-    return None if steps is None else section(SamplerParams, "sampler", kind="ddim", steps=steps)
+    return None if steps is None else section(SamplerParams, "sampler", {}, kind="ddim", steps=steps)
 
 
 @contextmanager

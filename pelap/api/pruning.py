@@ -56,7 +56,7 @@ def score(
         ModelError: The model cannot be used, or gives other latents the next time.
     """
     sampler = sampler_of(steps)
-    params = section(ScoreParams, "score", num_latents=num_latents, sampler=sampler, **settings)
+    params = section(ScoreParams, "score", settings, num_latents=num_latents, sampler=sampler)
     with told(progress):
         pruner = Pruner(denoiser_for(opened(model), prompts, params, seed), params, seed)
         found = pruner.score()
@@ -108,7 +108,7 @@ def make_plan(
     if max_measurements is not None:
         given["max_measurements"] = max_measurements
     way = {"criterion": criterion, "selection": method, "iterative_step": iterative_step}
-    params = section(PruneParams, "make_plan", keep_none=True, methods={"plan": way}, **given)
+    params = section(PruneParams, "make_plan", given, methods={"plan": way})
     (wanted,) = params.plans.values()
     with told(progress):
         if scores.pruner is None:
@@ -161,7 +161,7 @@ def prune(
         if pruner is None or not is_of(pruner.denoiser, dense):
             how = {name: value for name, value in made.how.items() if name in ScoreParams.model_fields}
             sampler = {"sampler": sampler_of(steps)} if steps is not None else {}
-            params = section(ScoreParams, "prune", **(how | settings | sampler))
+            params = section(ScoreParams, "prune", how | settings | sampler)
             at = made.how.get("seed", 0) if seed is None else seed
             asked = prompts or made.how.get("prompts") or None
             pruner = Pruner(denoiser_for(dense, asked, params, at), params, at)

@@ -104,12 +104,13 @@ def distill(
             "warmup_steps": min(usual.warmup_steps, steps // 4),
         }
         settings = short | settings
-    params = section(DistillParams, "distill", **settings)
+    params = section(DistillParams, "distill", settings)
     if params.select == "distance":
         raise ConfigError("distill: select: distance is for runs alone; use loss (on test pictures) or last")
     weights = section(
         LossWeights,
         "distill",
+        {},
         task_weight=task_weight,
         output_weight=output_weight,
         feature_weight=feature_weight,
@@ -181,7 +182,7 @@ def evaluate(
         num_images = num_images or min(usual.num_images, there // 2)
         num_reference = num_reference or min(usual.num_reference, max(2, there - num_images))
         sizes: dict[str, Any] = {"num_images": num_images, "num_reference": num_reference}
-        params = section(EvaluateParams, "evaluate", **sizes, sampler=sampler_of(steps), **settings)
+        params = section(EvaluateParams, "evaluate", settings, **sizes, sampler=sampler_of(steps))
         result = compare(at_hand, dataset, params, prompts, seed, None if cache is None else Path(cache))
     if out is not None:
         result.save(out)
@@ -293,7 +294,7 @@ def make_pictures(
     batch_size: int | None = None,
 ) -> torch.Tensor:
     """What `sample` does, as a tensor, uint8 (num, 3, H, W), of sounds (num, 1, H, W)."""
-    sampler = section(SamplerParams, "sample", kind="ddim", steps=steps)
+    sampler = section(SamplerParams, "sample", {}, kind="ddim", steps=steps)
     maker = generator_for(model, prompts, sampler)
     usual = BATCH_SIZE if isinstance(maker, ModelGenerator) else PIPELINE_BATCH_SIZE
     return sample_from(maker, num, seed, batch_size or usual)

@@ -29,7 +29,7 @@ MADE_WITH = "made_with"
 """Key of a plan's file: how the scores were made that it comes from."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Scores:
     """How much latents change without each operator of a denoiser, and what it costs."""
 
@@ -38,7 +38,7 @@ class Scores:
     protocol: dict[str, Any]
     """What they were made with, as JSON."""
     prompts: tuple[str, ...] = ()
-    pruner: Pruner | None = field(default=None, compare=False)
+    pruner: Pruner | None = None
     """The model on the bench, with what was computed for it; None for a table from a file."""
 
     def save(self, path: str | Path) -> None:
@@ -73,12 +73,12 @@ class Scores:
         return _page(self._title, self._ends)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class PruningPlan:
     """Operators to remove, all at once, and what takes their places; nothing is done to a network yet."""
 
     plan: Plan
-    scores: Scores | None = field(default=None, compare=False)
+    scores: Scores | None = None
     """What it was made from."""
     measured_time_reduction: float | None = None
     """Share of the denoiser's time that it saves by the clock; None: not measured."""
@@ -182,7 +182,7 @@ def read_plan(value: Any) -> PruningPlan:
     return PruningPlan(plan_from_json(value, "plan"), made_with=value.get(MADE_WITH, {}))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Result:
     """Models side by side: what their pictures are like, and what they cost."""
 
