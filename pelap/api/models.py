@@ -14,6 +14,7 @@ from torch import nn
 
 from pelap.config import SamplerParams, ScoreParams, Section, SoundParams
 from pelap.config.load import explain
+from pelap.core import files
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.keys import key
 from pelap.core.part_io import CONFIG, labels_of_classes
@@ -67,8 +68,7 @@ def save(model: Any, folder: str | Path) -> None:
         ConfigError: The folder holds something.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"out: {folder}: is not empty; name a new folder, so that nothing is mixed or lost")
+    files.demand_new(folder, "out")
     (model_io.save_model if isinstance(model, LatentDiffusion) else pipeline_io.save_pipeline)(model, folder)
 
 

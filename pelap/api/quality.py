@@ -32,6 +32,7 @@ from pelap.api.models import (
 from pelap.api.results import Result
 from pelap.config import DistillParams, EvaluateParams, LossWeights, SamplerParams
 from pelap.core.errors import ConfigError
+from pelap.core.paths import REAL_ROW
 from pelap.data.dataset import ImageDataset
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
@@ -42,7 +43,6 @@ from pelap.distillation.pipeline_distillation import distill_pipeline
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.features import CLASSIFIER
-from pelap.evaluation.image_metrics import REAL_ROW
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser

@@ -42,8 +42,7 @@ def distill_pipeline(
         TrainingError: The loss is not finite.
     """
     weights = _weights(params.distill)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
+    files.demand_new(out)
     with files.exclusive(out):
         plan = _demand_plan(pruned, teacher)
         dense = load_pipeline(teacher, device)

@@ -10,10 +10,9 @@ from pelap.api.quality import compare
 from pelap.config import Params
 from pelap.core import files
 from pelap.core.errors import ConfigError
-from pelap.core.paths import packed_dataset, reference_cache
+from pelap.core.paths import REAL_ROW, packed_dataset, reference_cache
 from pelap.data.dataset import load_dataset
 from pelap.data.prompts import read_prompts
-from pelap.evaluation.image_metrics import REAL_ROW
 from pelap.report import protocol as protocol_of
 from pelap.report.tables import rich_table
 

@@ -89,8 +89,7 @@ def prune_pipeline(
         raise ModelError(
             f"{folder}: is pruned already; prune the dense pipeline with one plan that has all operators"
         )
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
+    files.demand_new(out)
     if plan_file is None and len(params.prune.plans) + params.prune.single_operator_plans > 1:
         names = ", ".join(params.prune.plans)
         raise ConfigError(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from pelap.core import files
 from pelap.core.device import choose_device
-from pelap.core.errors import ConfigError
 from pelap.core.paths import packed_dataset
 from pelap.data.dataset import load_dataset
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
@@ -28,8 +28,7 @@ def remove_channels(folder: Path, data: Path, out: Path, device: str) -> None:
         ModelError: All channels are closed, the model is pruned, or the data are not what it was trained on.
         DataError: The data set is not there.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
+    files.demand_new(out)
     model = load_model(folder, choose_device(device))
     dataset = load_dataset(packed_dataset(data, model.info.dataset))
     demand_trained_on(model, folder, dataset)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pelap.api.models import load_pipeline
 from pelap.api.quality import make_pictures
+from pelap.core import files
 from pelap.core.device import choose_device
-from pelap.core.errors import ConfigError
 from pelap.core.files import atomic_dir
 from pelap.core.paths import GRID
 from pelap.data.modality import modality_of
@@ -38,8 +38,7 @@ def sample(
             what it makes is not finite.
         DataError: The file of prompts cannot be read, or a prompt is not in the vocabulary of a model.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"--out {out}: is not empty; name a new folder, so that nothing is mixed or lost")
+    files.demand_new(out)
     texts = None if prompts is None else read_prompts(prompts)
     model = load_pipeline(folder, choose_device(device))
     images = make_pictures(model, num, texts, seed, steps)

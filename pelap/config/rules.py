@@ -15,6 +15,7 @@ from pelap.config import (
     VAEParams,
     VariantParams,
 )
+from pelap.core.paths import REAL_ROW
 
 BUILTIN_DATASETS = {
     "photos": "photos",
@@ -23,8 +24,6 @@ BUILTIN_DATASETS = {
 }
 """Module of `pelap.datasets` that makes a data set, by the data set's name."""
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
-REAL_ROW = "real"
-"""Row of real pictures in the evaluation; no model may take its name."""
 PRUNED_ROWS = (REAL_ROW, "pruned")
 """What no student may be called; `pruned-<plan>` are the networks before any fine-tuning."""
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pelap.core.errors import BusyError, DataError, PelapError
+from pelap.core.errors import BusyError, ConfigError, DataError, PelapError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -301,6 +301,18 @@ def one_line(error: BaseException) -> str:
     """The first line of an exception's text, for use inside a one-line message."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
+
+
+def demand_new(folder: Path, option: str = "--out") -> None:
+    """Refuse to write among other files.
+
+    Raises:
+        ConfigError: The folder holds something.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{option} {folder}: is not empty; name a new folder, so that nothing is mixed or lost"
+        )
 
 
 def check_writable(folder: Path) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+REAL_ROW = "real"
+"""Row of another draw of real pictures: what no model can be expected to go below, nor take the name of."""
 GRID = "grid.png"
 """Overview of the others in a folder of pictures that `pelap sample` writes."""
 DOWNLOADS = "downloads"

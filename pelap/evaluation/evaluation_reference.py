@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pelap.config import EvaluateParams
 from pelap.core.errors import DataError
+from pelap.core.paths import REAL_ROW
 from pelap.data.dataset import ImageDataset
 from pelap.data.modality import Modality, modality_of
 from pelap.evaluation.classifier import Classifier, trained_classifier
 from pelap.evaluation.features import CLASSIFIER, make_extractor, metric_name
-from pelap.evaluation.image_metrics import REAL_ROW
 from pelap.evaluation.image_quality import load_lpips, lpips
 from pelap.evaluation.reference import Reference
 

@@ -15,6 +15,7 @@ from pelap.core.errors import ConfigError, DataError, finite
 from pelap.core.files import one_line
 from pelap.core.graphs import WARMUP_CALLS, can_record
 from pelap.core.part_io import weights_bytes
+from pelap.core.paths import REAL_ROW
 from pelap.core.progress import progress
 from pelap.core.rng import noise
 from pelap.data.dataset import to_float, to_uint8
@@ -23,7 +24,6 @@ from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, samp
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.image_metrics import (
-    REAL_ROW,
     ImageMetrics,
     differences,
     main_metric,

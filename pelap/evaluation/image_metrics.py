@@ -7,10 +7,8 @@ from operator import or_
 
 import pandas as pd
 
+from pelap.core.paths import REAL_ROW
 from pelap.evaluation.frechet import standard_error
-
-REAL_ROW = "real"
-"""Row of another draw of real pictures: what no model can be expected to go below."""
 
 DIFFERENCE_COLUMNS = ("model", "against", "metric", "difference", "se")
 

@@ -13,7 +13,7 @@ import pandas as pd
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.listing import QUANTITIES, changed
-from pelap.core.paths import RunPaths
+from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.core.run_models import cached_name, read_students
 from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
 from pelap.report.tables import PRUNED, SURE, metrics_frame, quality_column
@@ -202,7 +202,7 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
         differences=_table(paths.differences, "model against metric difference se"),
         samples={name: read_png(paths.samples(name)) for name in metrics},
         # Of the originals and of variants: pruning leaves the autoencoder alone.
-        reconstructions={name: read_png(paths.reconstructions(name)) for name in ("real", *variants)},
+        reconstructions={name: read_png(paths.reconstructions(name)) for name in (REAL_ROW, *variants)},
         sounds={name: read_wav(paths.samples_sound(name)) for name in metrics} if heard else {},
     )
 

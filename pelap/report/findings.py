@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pelap.core.paths import REAL_ROW
 from pelap.report.data import RunData
 from pelap.report.figures.operators import fates_of, median_by_section
 from pelap.report.figures.style import plain_number
@@ -83,7 +84,7 @@ def findings(run: RunData) -> Sheet | None:
     points = run.points.drop_duplicates("model")
     distances = dict(zip(points["model"], points["y"], strict=True))
     distances |= {str(model): distance for model, distance in frame[quality.key].items()}
-    rows = [row for row in [*run.denoisers, "real"] if not math.isnan(distances.get(row, math.nan))]
+    rows = [row for row in [*run.denoisers, REAL_ROW] if not math.isnan(distances.get(row, math.nan))]
     table = frame.reindex(rows).assign(**{quality.key: [distances[row] for row in rows]})
 
     columns = {Heading("UNet time", "change"): _changes(table, "latency_ms", scored)}

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from pelap.core.paths import REAL_ROW
 from pelap.report import findings, protocol, sheets
 from pelap.report.data import RunData
 from pelap.report.figures import operators, overview, training
@@ -90,7 +91,7 @@ def _grids(pngs: Mapping[str, bytes], sounds: Mapping[str, bytes] | None = None)
     """In the order given; of sounds the real ones first, so that one knows what to listen for."""
     heard = sounds or {}
     grids = []
-    for name in sorted(pngs, key=lambda name: bool(heard) and name != "real"):
+    for name in sorted(pngs, key=lambda name: bool(heard) and name != REAL_ROW):
         width, height = struct.unpack(">II", pngs[name][16:24])  # of the header, the first chunk of every PNG
         magnification = max(1, _GRID_WIDTH // width)
         size = width * magnification, height * magnification

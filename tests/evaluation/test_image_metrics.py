@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from pelap.evaluation.image_metrics import REAL_ROW, ImageMetrics, difference, differences, recovered
+from pelap.core.paths import REAL_ROW
+from pelap.evaluation.image_metrics import ImageMetrics, difference, differences, recovered
 
 
 def at(value: float, *replicates: float) -> ImageMetrics:

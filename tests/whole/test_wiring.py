@@ -293,6 +293,7 @@ OWN_VARIANT = (
     "\nvariants:\n  own: {normalise: before_mask, encoder_losses: [reconstruction], sparsity_key: seed}\n",
 )
 LAMBDA = (f"\nlambda: {RAW['lambda']}", "\nlambda: 0.02")
+NUM_IMAGES = (f"  num_images: {RAW['evaluate']['num_images']} ", "  num_images: 1400 ")
 SHARE = (f"time_reduction: {RAW['prune']['time_reduction']}", "time_reduction: 0.31")
 
 
@@ -311,6 +312,13 @@ def test_dvc_reruns_what_a_change_affects_and_nothing_else(
     assert PENALISED < calls(project, "dvc", "repro") <= PENALISED | AFTER_TRAIN
     edit(project, *OWN_VARIANT)
     assert calls(project, "dvc", "repro") == {"train@own", "collapse", "evaluate", "report"}
+    edit(project, *NUM_IMAGES)
+    assert calls(project, "dvc", "repro") == {"evaluate", "report"}
+    for module, first in (("scoring/score.py", "score"), ("report/tables.py", "report")):
+        with (project / "pelap" / module).open("a") as source:
+            source.write("# edited\n")
+        rerun = calls(project, "dvc", "repro")
+        assert first in rerun <= {"score": {"score", *AFTER_PRUNE}, "report": {"report"}}[first], module
     shutil.copy(ROOT / "params.yaml", project)
 
 

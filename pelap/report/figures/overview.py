@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
+from pelap.core.paths import REAL_ROW
 from pelap.report.data import RunData
 from pelap.report.figures.budget import draw, finish, key
 from pelap.report.figures.style import (
@@ -77,7 +78,7 @@ def _quality(owner: Figure | SubFigure, axis: Axes, run: RunData, scale: float =
     if column is None:
         nothing(axis, "quality was not measured")
         return
-    floor = run.frame[column.key].get("real", np.nan)
+    floor = run.frame[column.key].get(REAL_ROW, np.nan)
     if run.scored is not None and len(run.points):
         look = looks(run.models)
         draw(axis, run.points, look, run.scored, column, scale)
@@ -92,7 +93,7 @@ def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale:
     column = quality_column(frame)
     assert column is not None
     look = looks(models)
-    shown = frame.drop("real", errors="ignore").dropna(subset=[column.key])
+    shown = frame.drop(REAL_ROW, errors="ignore").dropna(subset=[column.key])
     for place, (model, row) in enumerate(shown.iterrows()):
         each, error = look[str(model)], row.get(column.error, np.nan)
         axis.errorbar(
@@ -110,7 +111,7 @@ def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale:
     axis.margins(x=0.12)
     titles(axis, x=f"{column.title} ({column.unit})")
     axis.xaxis.label.set_fontsize(9.5 * scale)
-    floor = frame[column.key].get("real", np.nan)
+    floor = frame[column.key].get(REAL_ROW, np.nan)
     if np.isfinite(floor):
         axis.axvline(floor, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
         axis.annotate(

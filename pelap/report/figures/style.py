@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure, SubFigure
 
+from pelap.core.paths import REAL_ROW
 from pelap.report.tables import PRUNED, plans_of, split_row
 
 Dashes: TypeAlias = str | tuple[int, tuple[float, ...]]
@@ -35,7 +36,7 @@ _FIXED = {
     "scratch": ("#999933", "X"),
     "dense-finetuned": ("#882255", "h"),
     "cached": ("#332288", ">"),
-    "real": ("#7f8790", "*"),
+    REAL_ROW: ("#7f8790", "*"),
 }
 _SPARE = (("#aa4499", "<"), ("#117733", "8"), ("#6699cc", "p"), ("#ddaa33", "H"), ("#997700", "d"))
 _DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))

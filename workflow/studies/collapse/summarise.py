@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pelap.config.rules import REAL_ROW
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.paths import RunPaths
+from pelap.core.paths import REAL_ROW, RunPaths
 from workflow.studies.collapse import NEEDS, TARGET
 from workflow.studies.collapse.figures import CHANNELS, DISTANCE, FIGURE_METRICS, OPEN, study_figure
 from workflow.studies.common import finished_cells, long_table, over_seeds, place_of, write_figure

@@ -11,10 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pelap.commands.paper_study import Cell, Study, finished_stages, load_study, read_record
-from pelap.config.rules import REAL_ROW
 from pelap.core import files
 from pelap.core.errors import ConfigError
-from pelap.core.paths import RunPaths
+from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report.figures.style import to_png
 from pelap.report.figures.training import epoch_curves
 from workflow.studies.collapse.figures import DISTANCE, study_figure

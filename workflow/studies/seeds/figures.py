@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelap.config.rules import REAL_ROW
+from pelap.core.paths import REAL_ROW
 from pelap.report.figures.budget import draw, finish, key
 from pelap.report.figures.style import INK, literal, looks, nothing, panels, shortened, titles
 from pelap.report.tables import column, is_distance

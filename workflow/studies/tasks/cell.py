@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from pelap.config.rules import REAL_ROW
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.paths import RunPaths
+from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report.protocol import CLASSIFIER, modality_names, rows_per_latent
 from pelap.report.tables import PRUNED, split_row
 from workflow.studies.common import PrunedCell, pruned_cell

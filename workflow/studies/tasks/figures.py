@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from pelap.config.rules import REAL_ROW
+from pelap.core.paths import REAL_ROW
 from pelap.report.figures.labels import Label, place
 from pelap.report.figures.style import Look, legend, literal, looks, panels, plain_number, shortened, titles
 from pelap.report.tables import MINUS, PLUS_MINUS, PRUNED, number, split_row

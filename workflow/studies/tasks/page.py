@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from pelap.config.rules import REAL_ROW
+from pelap.core.paths import REAL_ROW
 from pelap.report.protocol import SOUNDS, guided, modality_names
 from pelap.report.tables import DASH, MINUS, PLUS_MINUS, SAME, VOCODED, column, markdown, number
 from workflow.studies.common import verdict
