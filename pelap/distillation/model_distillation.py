@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -25,6 +26,13 @@ from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan
 
 EXTRACTOR = "effnet-lite0"
+
+COLUMNS = {
+    "history": ["student", "step", "loss", "task", "output", "feature", "lr", "images_per_s"],
+    "validation": ["student", "step", "task", "output", "feature"],
+}
+"""Columns that are always there; `output` and `feature` are empty for a student without a
+teacher, `feature` for one that gives it no weight too."""
 
 
 class ModelDistillation:
@@ -149,3 +157,10 @@ def _quality(
         return reference.measure(modality.rendered(pictures), only_frechet=True, strata=asked).metrics
 
     return measure
+
+
+def progress_table(trained: Mapping[str, Distilled], name: str) -> pd.DataFrame:
+    """The ``history`` or the ``validation`` of all students, below each other under their names."""
+    rows = [{"student": row} | line for row in trained for line in getattr(trained[row].progress, name)]
+    table, first = pd.DataFrame(rows), COLUMNS[name]
+    return table.reindex(columns=[*first, *(column for column in table if column not in first)])

@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
 from pelap.config import DistillParams, StudentParams
@@ -12,18 +11,11 @@ from pelap.core import files
 from pelap.core.errors import DataError, ModelError
 from pelap.core.paths import reference_cache
 from pelap.distillation.distill import Distilled
-from pelap.distillation.model_distillation import ModelDistillation, reinitialised
+from pelap.distillation.model_distillation import ModelDistillation, progress_table, reinitialised
 from pelap.models.model_io import trained_model
 from pelap.pipelines.model_io import load_model, model_plan, save_model
 from pelap.stages.shared import Context
 from pelap.surgery.plan import Plan, demand_network
-
-COLUMNS = {
-    "history": ["student", "step", "loss", "task", "output", "feature", "lr", "images_per_s"],
-    "validation": ["student", "step", "task", "output", "feature"],
-}
-"""Those of both tables that are always there; `output` and `feature` are empty for a student without a
-teacher, `feature` for one that gives it no weight too."""
 
 
 def run(context: Context) -> None:
@@ -54,8 +46,8 @@ def run(context: Context) -> None:
                 model = teacher.with_unet(trained[row].network, row, params.ema_decay)
                 save_model(model, partial / paths.distilled_model(row).relative_to(paths.distill), plan)
                 _show(row, trained[row], params.steps)
-            files.write_csv(partial / paths.distill_history.name, _table(trained, "history"))
-            files.write_csv(partial / paths.distill_validation.name, _table(trained, "validation"))
+            files.write_csv(partial / paths.distill_history.name, progress_table(trained, "history"))
+            files.write_csv(partial / paths.distill_validation.name, progress_table(trained, "validation"))
             result = {row: _result(row, *rows[row], params, trained[row].kept_step) for row in rows}
             files.write_json(partial / paths.distill_result.name, result)
         for state in states:
@@ -93,13 +85,6 @@ def _result(
     about = {"student": row.removesuffix(f"-{plan_name}"), "start": how.start, "plan": plan_name}
     steps = {"steps": params.steps, "kept_step": kept_step, "select": params.select}
     return about | steps | how.model_dump(exclude={"skip", "start"})
-
-
-def _table(trained: dict[str, Distilled], name: str) -> pd.DataFrame:
-    """All rows under the names of their students."""
-    rows = [{"student": row} | line for row in trained for line in getattr(trained[row].progress, name)]
-    table, first = pd.DataFrame(rows), COLUMNS[name]
-    return table.reindex(columns=[*first, *(column for column in table if column not in first)])
 
 
 def _show(row: str, trained: Distilled, steps: int) -> None:
