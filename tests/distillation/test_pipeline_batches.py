@@ -25,7 +25,7 @@ from tiny_pipelines import (
     unet2d,
 )
 
-from pelap.core import rng as seeding
+from pelap.core import rng
 from pelap.data.dataset import to_float
 from pelap.distillation import pipeline_batches
 from pelap.distillation.objective import matched_blocks
@@ -37,11 +37,6 @@ from pelap.surgery.plan import plan_from_json
 STEPS = 4
 # diffusers' Euler schedulers with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _same_weights_in_every_run() -> None:
-    torch.manual_seed(0)
 
 
 SCHEDULERS = {
@@ -57,7 +52,7 @@ def test_noise_is_added_as_the_scheduler_does(name: str) -> None:
     pipe.scheduler = scheduler = SCHEDULERS[name]
     seen = []
     for step, batch in zip(range(4), batches_of(pipe, dataset)(0), strict=False):
-        stream = seeding.generator(0, "distill-step", step)
+        stream = rng.generator(0, "distill-step", step)
         torch.randn(16, 3, 8, 8, generator=stream)  # a posterior's, were there an encoder
         noise = torch.randn(16, 3, 8, 8, generator=stream)
         assert torch.equal(batch.target, noise)
@@ -96,7 +91,7 @@ def test_target_is_what_the_denoiser_predicts(kind: str, monkeypatch: pytest.Mon
     clean = torch.randn(16, 3, 8, 8)
     monkeypatch.setattr(pipeline_batches, "encode", lambda *_: clean)
     batch = next(batches_of(pipe, tiny_dataset(side=8))(0))
-    stream = seeding.generator(0, "distill-step", 0)
+    stream = rng.generator(0, "distill-step", 0)
     _, noise = (torch.randn(16, 3, 8, 8, generator=stream) for _ in range(2))
     velocity = pipe.scheduler.get_velocity(clean, noise, batch.timesteps)
     expected = {"epsilon": noise, "sample": clean, "v_prediction": velocity}[kind]
@@ -140,12 +135,12 @@ def labels_of(batches: PipelineBatches, step: int) -> torch.Tensor:
     size = batches.params.batch_size
     order = torch.cat(
         [
-            torch.randperm(64, generator=seeding.generator(0, "distill-order", epoch))[: 64 // size * size]
+            torch.randperm(64, generator=rng.generator(0, "distill-order", epoch))[: 64 // size * size]
             for epoch in range(20)
         ]
     )
     labels = order[step * size : (step + 1) * size] % 2  # tiny_dataset takes turns
-    stream = seeding.generator(0, "distill-step", step)
+    stream = rng.generator(0, "distill-step", step)
     shape = (size, *batches.pipeline.latent_shape)
     for _ in range(2):
         torch.randn(shape, generator=stream)

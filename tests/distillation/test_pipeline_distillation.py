@@ -46,11 +46,6 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 Distill = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def _same_weights_in_every_run() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def distilled(tmp_path: Path) -> Distill:
     """Distils a pair of a kind, in the folders `dense` and `pruned`, into a folder of the name `out`."""
