@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SECONDS_FOR_ONE = 530
-"""After which a benchmark has failed."""
+SECONDS_FOR_ONE = 530  # after which a benchmark has failed
 BENCHMARKS = {
     "training": [],
     "sampling": [],

@@ -64,8 +64,7 @@ class Kernel:
 
     name: str
     kind: str
-    dtype: str
-    """Of its first tensor with a fraction."""
+    dtype: str  # of its first tensor with a fraction
     flops: int
     bytes: int
 

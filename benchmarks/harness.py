@@ -22,12 +22,10 @@ from pelap.core.errors import PelapError
 from pelap.core.files import write_json
 from pelap.core.progress import progress
 
-ROOT = Path(__file__).resolve().parent.parent
-"""Of the checkout."""
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 
 LESS_IS_BETTER = ("s", "MiB", "rows")
-MORE_IS_BETTER = ("images/s", "GFLOP/s")
-"""Units of a row, by the way that its ratio is taken."""
+MORE_IS_BETTER = ("images/s", "GFLOP/s")  # units of a row, by the way that its ratio is taken
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class Entry:
     name: str
     ours: float
     reference: float
-    ratio: float
-    """Above 1 where ours is better, whatever the unit."""
+    ratio: float  # above 1 where ours is better, whatever the unit
     unit: str
     device: str
     versions: dict[str, str]
@@ -94,11 +91,7 @@ def seconds(function: Callable[[], Any], device: torch.device) -> tuple[float, A
 
 
 def in_turns(
-    runs: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    device: torch.device,
-    title: str,
-    warmup: int = 1,
+    runs: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, title: str, warmup: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of every counted round of each, and its last result; the first `warmup` rounds do not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}

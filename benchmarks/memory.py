@@ -27,8 +27,7 @@ MIB = 2**20
 PARTS = {"imports": None, "training": "train", "scoring": "score", "evaluation": "evaluate"}
 """Names of rows, and the command that each is about."""
 VARIANT = "pelap"
-INSIDE = "--inside"
-"""First argument of the process that is measured."""
+INSIDE = "--inside"  # first argument of the process that is measured
 
 
 def peak_resident_mib() -> float:

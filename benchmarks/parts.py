@@ -16,8 +16,7 @@ from pelap.core.rng import generator
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
 from pelap.scoring.statistic import combine, distances
 
-SHAPE = (4, 4, 4)
-"""Of a latent: few enough values that a covariance of them is known well."""
+SHAPE = (4, 4, 4)  # of a latent: few enough values that a covariance of them is known well
 FORMULAS = ("avg+std", "avg", "std", "avg*std")
 
 Change = Callable[[torch.Tensor], torch.Tensor]

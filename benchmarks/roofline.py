@@ -53,14 +53,10 @@ class Work:
     """Something that the project does again and again."""
 
     name: str
-    run: Run
-    """As the project does it."""
-    eager: Run
-    """The same, every kernel launched by itself, so that it can be seen."""
-    units: float
-    """How often it is done in a run."""
-    exact: bool
-    """Whether convolutions are in full float32 on a GPU too."""
+    run: Run  # as the project does it
+    eager: Run  # the same, every kernel launched by itself, so that it can be seen
+    units: float  # how often it is done in a run
+    exact: bool  # whether convolutions are in full float32 on a GPU too
 
 
 @contextmanager

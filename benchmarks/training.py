@@ -47,14 +47,11 @@ from pelap.training.objective import StepNoise, draw_step_noise, joint_losses
 from pelap.training.parallel import Training, train_parallel
 
 VARIANT = "pelap"
-LAMBDAS = (0.001, 0.005, 0.01, 0.05, 0.1)
-"""Of the paper's ablation."""
+LAMBDAS = (0.001, 0.005, 0.01, 0.05, 0.1)  # of the paper's ablation
 NUM_TEST = 128
-COUNTED = 4
-"""Pictures whose operations are counted; a picture's do not depend on how many there are."""
+COUNTED = 4  # pictures whose operations are counted; a picture's do not depend on how many there are
 
-Chunk = Callable[[], Any]
-"""Takes some steps of a training that goes on with the next call."""
+Chunk = Callable[[], Any]  # takes some steps of a training that goes on with the next call
 
 
 @dataclass(frozen=True)

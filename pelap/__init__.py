@@ -19,16 +19,7 @@ if TYPE_CHECKING:
     from pelap.api import distill, evaluate, load_pipeline, make_plan, prune, sample, score
 
 __version__ = "0.1.0"
-__all__ = [
-    "__version__",
-    "distill",
-    "evaluate",
-    "load_pipeline",
-    "make_plan",
-    "prune",
-    "sample",
-    "score",
-]
+__all__ = ["__version__", "distill", "evaluate", "load_pipeline", "make_plan", "prune", "sample", "score"]
 
 
 def __getattr__(name: str) -> Any:

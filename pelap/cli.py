@@ -13,8 +13,7 @@ from pelap.commands.modes import DEFAULTS, FOLDERS, OWN, PIPELINE, run_pipeline,
 from pelap.core.errors import PelapError, is_out_of_memory
 
 EXIT_ERROR = 2
-EXIT_UNFINISHED = 3
-"""Of `paper`, which ended by the clock: the same command goes on."""
+EXIT_UNFINISHED = 3  # of `paper`, which ended by the clock: the same command goes on
 EXIT_INTERRUPTED = 130
 RESUMING = ("train", "score", "distill", "paper")
 
@@ -114,8 +113,7 @@ class Command(NamedTuple):
     """What `pelap NAME` is."""
 
     help: str
-    options: str
-    """Names in `OPTIONS`; `!`: needed."""
+    options: str  # names in `OPTIONS`; `!`: needed
     call: Callable[[argparse.Namespace], int | None]
 
 
@@ -170,35 +168,21 @@ MODELS = {
         _sample,
     ),
     "remove-channels": Command(
-        "cut the latent channels that a mask closed",
-        "model! data out:folder! device",
-        _remove_channels,
+        "cut the latent channels that a mask closed", "model! data out:folder! device", _remove_channels
     ),
 }
 STUDIES = {
     "show": Command("print the table of a finished run and where its report is", "run", _show),
     "params": Command(
-        "print a parameter file with all that it leaves out",
-        "file set upgrade out:file",
-        _params,
+        "print a parameter file with all that it leaves out", "file set upgrade out:file", _params
     ),
     "inputs": Command("note the state of what the parameters name", "params set data", _inputs),
     "compare": Command("summarise a sweep over seeds and data sets", "sweep cells", _summary),
     "study": Command(
-        "summarise the collapse study over seeds and data sets",
-        "root:collapse cells",
-        _summary,
+        "summarise the collapse study over seeds and data sets", "root:collapse cells", _summary
     ),
-    "choosing": Command(
-        "summarise the study of ways to choose operators",
-        "root:choosing cells",
-        _summary,
-    ),
-    "tasks": Command(
-        "summarise the tasks over their seeds",
-        "root:tasks cells:tasks",
-        _summary,
-    ),
+    "choosing": Command("summarise the study of ways to choose operators", "root:choosing cells", _summary),
+    "tasks": Command("summarise the tasks over their seeds", "root:tasks cells:tasks", _summary),
     "paper": Command(
         "run the paper's experiments over seeds, in pieces",
         "study root:paper data dataset minutes device",

@@ -20,10 +20,8 @@ from pelap.datasets.inputs import inputs_of, seen_last
 ROOT = Path(__file__).parents[1]
 RESULTS, DATA = Path("results"), Path("data")
 """Below these each grid has a folder: grids may ask for other pictures."""
-SEEDED_DATASETS = ("photos", "sounds")
-"""Data sets that differ from seed to seed; the others are packed once."""
-WITHOUT_DATA = ("score", "prune", "report")
-"""Stages that read no packed data set."""
+SEEDED_DATASETS = ("photos", "sounds")  # data sets that differ from seed to seed; the others are packed once
+WITHOUT_DATA = ("score", "prune", "report")  # stages that read no packed data set
 PREFIXES = {"sweep": "", "pruning_study": "pruning_", "choosing": "choosing_", "collapse_study": "study_"}
 """Grids of a parameter file with data sets and seeds, and how their keys of the configuration begin."""
 
@@ -34,8 +32,7 @@ class Grid(NamedTuple):
     raws: Mapping[str, Mapping[str, Any]]
     """Parameters by the cells' name: that of their data set, or of their part of the paper."""
     seeds: tuple[int, ...]
-    stages: Mapping[str, tuple[str, ...]] = {}
-    """Of the paper's parts: what each is run for."""
+    stages: Mapping[str, tuple[str, ...]] = {}  # of the paper's parts: what each is run for
 
     def cells(self, above: str = "") -> list[str]:
         """All of them as paths."""
@@ -89,12 +86,10 @@ class Cell(NamedTuple):
     """What a job's wildcards stand for: a cell of a grid, or the data of some of them."""
 
     grid: Grid
-    folder: Path
-    """Of the grid, below `RESULTS` and `DATA`."""
+    folder: Path  # of the grid, below `RESULTS` and `DATA`
     name: str
     seed: int | None
-    place: str
-    """Folder of the packed data set."""
+    place: str  # folder of the packed data set
     variant: str | None
 
     @property

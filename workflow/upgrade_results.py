@@ -14,8 +14,7 @@ from typing import Any
 
 from pelap.config.upgrade import KEYS, ROWS, VALUES, renamed_steps
 
-COLUMNS = KEYS["info"]
-"""Of tables: they have what a model folder says of itself."""
+COLUMNS = KEYS["info"]  # of tables: they have what a model folder says of itself
 PROTOCOLS = KEYS["score"] | KEYS["evaluate"]
 """Keys of protocols; `start` is that of a score, and stays that of a student."""
 IN_PROTOCOLS = {old: new for key in KEYS["score"].values() for old, new in VALUES[key].items()}

@@ -10,8 +10,7 @@ from torch import nn
 from pelap.report.figures.style import INK, looks, panels, titles
 from pelap.report.tables import quality_column
 
-SURE = 1.96
-"""Standard errors in half of a 95 % interval."""
+SURE = 1.96  # standard errors in half of a 95 % interval
 
 
 def side_by_side(table: pd.DataFrame, samples: Mapping[str, torch.Tensor]) -> Figure:

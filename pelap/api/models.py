@@ -34,8 +34,7 @@ from pelap.surgery.apply import plan_kept
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Model: TypeAlias = "DiffusionPipeline | LatentDiffusion | str | Path"
-"""In memory, or the folder of one."""
+Model: TypeAlias = "DiffusionPipeline | LatentDiffusion | str | Path"  # in memory, or the folder of one
 Data: TypeAlias = ImageDataset | str | Path
 """A packed data set or its file, or a folder with ``train/<class>/*`` and ``test/<class>/*``."""
 S = TypeVar("S", bound=Section)
@@ -155,10 +154,7 @@ def denoiser_for(model: Any, prompts: Sequence[str] | None, params: ScoreParams,
 
 
 def generator_for(
-    model: Any,
-    prompts: Sequence[str] | None,
-    sampler: SamplerParams,
-    precision: str = "fp32",
+    model: Any, prompts: Sequence[str] | None, sampler: SamplerParams, precision: str = "fp32"
 ) -> LatentPipeline | ModelGenerator:
     """What makes a model's pictures; see `denoiser_for`."""
     if isinstance(model, LatentDiffusion):

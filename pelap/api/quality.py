@@ -50,10 +50,8 @@ from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PIPELINE_BATCH_SIZE = 8
-"""Pictures of a pipeline at a time: it may be a thousand times larger than our models."""
-NUM_KEPT = 8
-"""Pictures of every model that a `Result` keeps to show."""
+PIPELINE_BATCH_SIZE = 8  # pictures of a pipeline at a time: it may be a thousand times larger than our models
+NUM_KEPT = 8  # pictures of every model that a `Result` keeps to show
 
 
 def distill(

@@ -22,21 +22,17 @@ from pelap.surgery.plan import Plan, load_plan, plan_from_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUM_SHOWN = 4
-"""Operators that a text lists from either end."""
+NUM_SHOWN = 4  # operators that a text lists from either end
 SHOWN = ("operator", "kind", "replacement", "score", "params", "latency_ms", "latency_share")
-MADE_WITH = "made_with"
-"""Key of a plan's file: how the scores were made that it comes from."""
+MADE_WITH = "made_with"  # key of a plan's file: how the scores were made that it comes from
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Scores:
     """How much latents change without each operator of a denoiser, and what it costs."""
 
-    table: pd.DataFrame
-    """A row an operator, least score first; docs/scoring.md explains the columns."""
-    protocol: dict[str, Any]
-    """What they were made with, as JSON."""
+    table: pd.DataFrame  # a row an operator, least score first; docs/scoring.md explains the columns
+    protocol: dict[str, Any]  # what they were made with, as JSON
     prompts: tuple[str, ...] = ()
     pruner: Pruner | None = None
     """The model on the bench, with what was computed for it; None for a table from a file."""
@@ -78,8 +74,7 @@ class PruningPlan:
     """Operators to remove, all at once, and what takes their places; nothing is done to a network yet."""
 
     plan: Plan
-    scores: Scores | None = None
-    """What it was made from."""
+    scores: Scores | None = None  # what it was made from
     measured_time_reduction: float | None = None
     """Share of the denoiser's time that it saves by the clock; None: not measured."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
@@ -188,8 +183,7 @@ class Result:
 
     metrics: dict[str, dict[str, float]]
     """By row and metric; the row ``real`` is of other real pictures, the floor."""
-    protocol: dict[str, Any]
-    """What the figures are of and were made with, as JSON."""
+    protocol: dict[str, Any]  # what the figures are of and were made with, as JSON
     samples: dict[str, torch.Tensor] = field(default_factory=dict)
     """The first pictures of every row, uint8 (N, C, H, W), of all models from the same noise."""
 

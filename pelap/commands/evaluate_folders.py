@@ -16,14 +16,7 @@ from pelap.core import files
 from pelap.core.device import environment
 from pelap.core.errors import DataError
 from pelap.data.dataset import all_equal
-from pelap.data.entries import (
-    Entry,
-    Remarks,
-    entries,
-    kind_of,
-    passed_over,
-    reading,
-)
+from pelap.data.entries import Entry, Remarks, entries, kind_of, passed_over, reading
 from pelap.data.pictures import read_picture
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.image_quality import pair_metrics
@@ -42,11 +35,9 @@ class Pictures:
     """What a folder holds."""
 
     folder: Path
-    paths: tuple[str, ...]
-    """Inside the folder, sorted."""
+    paths: tuple[str, ...]  # inside the folder, sorted
     images: torch.Tensor  # (N, 3, H, W) uint8
-    notes: tuple[str, ...]
-    """What was passed over or changed in reading them."""
+    notes: tuple[str, ...]  # what was passed over or changed in reading them
 
     @property
     def size(self) -> str:

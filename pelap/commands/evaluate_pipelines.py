@@ -18,12 +18,7 @@ from pelap.report.tables import rich_table
 
 
 def evaluate_pipelines(
-    params: Params,
-    folders: Sequence[Path],
-    data: Path,
-    out: Path,
-    device: torch.device,
-    prompts: Path | None,
+    params: Params, folders: Sequence[Path], data: Path, out: Path, device: torch.device, prompts: Path | None
 ) -> None:
     """Write ``{pipeline: {metric: number}}`` with the floor, the protocol beside it, and print the table.
 

@@ -39,10 +39,8 @@ PACKAGES = {
 """What stages import only once they need it."""
 RESERVED_SECONDS, RESERVED_SHARE = 30.0, 0.1
 """Kept of the time for tables and archive: so many seconds, or this share of it if that is less."""
-AGAIN_SECONDS = 5.0
-"""An end by the clock that a callback or a destructor swallowed comes again after so long."""
-MANY_CUTS = 2
-"""From so many on, a stage that starts anew each time is not getting anywhere."""
+AGAIN_SECONDS = 5.0  # an end by the clock that a callback or a destructor swallowed comes again after so long
+MANY_CUTS = 2  # from so many on, a stage that starts anew each time is not getting anywhere
 NUM_LEFT_SHOWN = 4
 
 

@@ -63,8 +63,7 @@ class Cell:
     part: str
     seed: int
     stages: tuple[str, ...]
-    raw: dict[str, Any]
-    """The parameters that its stages read, as they would be parsed."""
+    raw: dict[str, Any]  # the parameters that its stages read, as they would be parsed
     params: Params
 
     @property
@@ -210,14 +209,11 @@ class Record:
 
     digest: str
     finished: bool = False
-    seconds: float = 0.0
-    """Over all attempts; of one that was killed nothing is known."""
-    cut_off: int = 0
-    """How often the time limit ended it."""
+    seconds: float = 0.0  # over all attempts; of one that was killed nothing is known
+    cut_off: int = 0  # how often the time limit ended it
     environment: dict[str, Any] = field(default_factory=dict)
     """Where it was finished: device, versions, precision."""
-    code: str = ""
-    """Digest of what it was finished with."""
+    code: str = ""  # digest of what it was finished with
 
 
 def read_record(cell: Cell, root: Path, stage: str) -> Record:

@@ -14,8 +14,7 @@ from pelap.core import files
 from pelap.core.errors import ConfigError
 
 NULL = "tag:yaml.org,2002:null"
-EXPLAINED = Path("params.yaml")
-"""Where the comments are from, if it is there."""
+EXPLAINED = Path("params.yaml")  # where the comments are from, if it is there
 
 
 def params(file: Path, overrides: Sequence[str] = (), upgrade: bool = False, out: Path | None = None) -> None:

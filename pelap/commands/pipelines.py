@@ -18,8 +18,7 @@ from pelap.scoring.scorer import Scorer
 from pelap.stages import prune, score
 
 CHANGES = "changes.csv"
-RESULT = "result.json"
-"""Names in a pruned pipeline's folder."""
+RESULT = "result.json"  # names in a pruned pipeline's folder
 
 
 def score_pipeline(

@@ -84,8 +84,7 @@ KINDS: dict[str, dict[str, Any]] = {
         TextConditioning(),
     )
 }
-KINDS["autoencoder_kl"] = {}
-"""Defaults of sections that say by `kind` which keys they have."""
+KINDS["autoencoder_kl"] = {}  # defaults of sections that say by `kind` which keys they have
 OPTIONAL = {"distill.quality": _plain(QualityParams()), "evaluate.classifier": _plain(ClassifierParams())}
 """Defaults of sections that are null by default."""
 

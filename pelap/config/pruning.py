@@ -133,8 +133,7 @@ class PruneParams(Section):
 class PlanRequest(NamedTuple):
     """One plan to be made."""
 
-    name: str
-    """Of the method."""
+    name: str  # of the method
     method: MethodParams
     amount: float
 

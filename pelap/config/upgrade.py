@@ -9,11 +9,7 @@ if TYPE_CHECKING:
 
 KEYS = {
     "train": {"at_once": "parallel_variants"},
-    "variants.*": {
-        "strength": "sparsity_key",
-        "penalty": "sparsity_weight",
-        "decode_from": "decoder_input",
-    },
+    "variants.*": {"strength": "sparsity_key", "penalty": "sparsity_weight", "decode_from": "decoder_input"},
     "score": {"norm": "norm_replacement", "start": "replacement_init"},
     "prune": {"trials": "max_measurements", "singles": "single_operator_plans"},
     "prune.methods.*": {"rescore": "iterative_step"},
@@ -32,8 +28,7 @@ VALUES = {
 STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}
 """Of replacements in plans and score tables, joined by ``+``."""
 OLD_STEPS = {step: old for old, step in STEPS.items()}
-ROWS = {"longer": "dense-finetuned"}
-"""Of tables: the student of the default run."""
+ROWS = {"longer": "dense-finetuned"}  # of tables: the student of the default run
 
 
 class Outdated(NamedTuple):

@@ -8,12 +8,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pelap.core.device import no_garbage_collection
 
-Tree = Any
-"""Tensors in tuples, lists and dictionaries."""
+Tree = Any  # tensors in tuples, lists and dictionaries
 Result = TypeVar("Result")
 
-WARMUP_CALLS = 3
-"""Calls before the recording: libraries choose their kernels, optimisers make their state."""
+WARMUP_CALLS = 3  # calls before the recording: libraries choose their kernels, optimisers make their state
 
 
 def to_device(tree: Tree, device: torch.device) -> Tree:

@@ -4,14 +4,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-QUANTITIES = {
-    "params": ("params (K)", 1e-3),
-    "macs": ("MACs (M)", 1e-6),
-    "latency_ms": ("ms", 1.0),
-}
+QUANTITIES = {"params": ("params (K)", 1e-3), "macs": ("MACs (M)", 1e-6), "latency_ms": ("ms", 1.0)}
 """Heading in the terminal, and factor, of what is listed before and after."""
-_NAME, _ACTION = 29, 19
-"""Widths that leave room for the numbers in a terminal of 80 columns."""
+_NAME, _ACTION = 29, 19  # widths that leave room for the numbers in a terminal of 80 columns
 
 
 def changed(changes: pd.DataFrame) -> pd.DataFrame:

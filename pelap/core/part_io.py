@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CONFIG = "config.json"
-INDEX = "model_index.json"
-"""Of a pipeline."""
+INDEX = "model_index.json"  # of a pipeline
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-DENOISERS = ("unet", "transformer")
-"""What diffusers' pipelines call the part that denoises."""
+DENOISERS = ("unet", "transformer")  # what diffusers' pipelines call the part that denoises
 
 WEIGHTS_FILE = re.compile(
     r"(?P<stem>[^.]+?)(\.(?P<variant>[^.]+?))?(-\d{5}-of-(?P<total>\d{5}))?(\.(?P<late>.+))?"
@@ -41,8 +39,7 @@ STEMS = {
 """How the names of weights begin, by diffusers, transformers and us."""
 OURS = {"pruned": "plan.json", "cut": "kept_channels.json"}
 """Networks that are not as their configuration says, and the file that says what they are."""
-PRECISION = re.compile(r"b?(fp?|float)\d+")
-"""Names of variants that are a network's own weights, rounded."""
+PRECISION = re.compile(r"b?(fp?|float)\d+")  # names of variants that are a network's own weights, rounded
 UNREADABLE = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
 
 Part = TypeVar("Part", bound=ModelMixin)
@@ -51,10 +48,8 @@ Part = TypeVar("Part", bound=ModelMixin)
 class Copy(NamedTuple):
     """The weights of a network as they were saved once."""
 
-    variant: str
-    """Empty for the plain ones."""
-    total: int
-    """How many shards; 0 for one file."""
+    variant: str  # empty for the plain ones
+    total: int  # how many shards; 0 for one file
     suffix: str
     stem: str
     files: tuple[Path, ...]

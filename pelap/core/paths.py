@@ -6,10 +6,8 @@ from typing import Any
 
 REAL_ROW = "real"
 """Row of another draw of real pictures: what no model can be expected to go below, nor take the name of."""
-GRID = "grid.png"
-"""Overview of the others in a folder of pictures that `pelap sample` writes."""
-DOWNLOADS = "downloads"
-"""Folder below the data folder where archives are looked for and put."""
+GRID = "grid.png"  # overview of the others in a folder of pictures that `pelap sample` writes
+DOWNLOADS = "downloads"  # folder below the data folder where archives are looked for and put
 
 
 def packed_dataset(data: Path, dataset: str) -> Path:

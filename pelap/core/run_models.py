@@ -15,12 +15,9 @@ class RunModel:
     """A model of a run."""
 
     folder: Path
-    start: str | None = None
-    """What its UNet is, or was before it was trained further; None for a variant."""
-    plan: str | None = None
-    """That it was pruned by."""
-    tuned: bool = False
-    """Whether `distill` trained it."""
+    start: str | None = None  # what its UNet is, or was before it was trained further; None for a variant
+    plan: str | None = None  # that it was pruned by
+    tuned: bool = False  # whether `distill` trained it
 
 
 @dataclass(frozen=True)

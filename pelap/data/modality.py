@@ -10,23 +10,17 @@ from pelap.config import SoundParams
 from pelap.data.pictures import save_grid
 from pelap.data.sounds import to_sounds, to_spectrograms, write_wav
 
-NUM_PLAYED = 6
-"""Sounds in a WAV file."""
-GAP_S = 0.15
-"""Seconds of silence between two of them."""
-PLAYED_PEAK = 0.9
-"""Largest absolute value in a WAV file: some players clip what is near 1."""
+NUM_PLAYED = 6  # sounds in a WAV file
+GAP_S = 0.15  # seconds of silence between two of them
+PLAYED_PEAK = 0.9  # largest absolute value in a WAV file: some players clip what is near 1
 
 
 class Modality(Protocol):
     """How the pictures of a data set, uint8 (N, C, S, S), are seen or heard."""
 
-    noun: ClassVar[str]
-    """Of several of them."""
-    num_channels: ClassVar[int]
-    """C."""
-    lossless: ClassVar[bool]
-    """Whether they are perceived as they are."""
+    noun: ClassVar[str]  # of several of them
+    num_channels: ClassVar[int]  # C
+    lossless: ClassVar[bool]  # whether they are perceived as they are
 
     def rendered(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures as they reach a viewer or listener, shape, type and device as before."""

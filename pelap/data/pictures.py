@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 ON_WHITE = "transparent pictures laid on white"
 ORIENTATION, TURNED = 0x0112, range(2, 9)
 """The entry of EXIF, and its values for pictures that are not upright."""
-PNG_BIT_DEPTH = 24
-"""Where a PNG has its bits a colour: the header is the first chunk, always."""
+PNG_BIT_DEPTH = 24  # where a PNG has its bits a colour: the header is the first chunk, always
 
 
 def decode(data: bytes, image_size: int, remark: Remark = unsaid) -> torch.Tensor:
@@ -141,8 +140,7 @@ def _central_square(image: "Image.Image") -> "Image.Image":
     return image.crop((left, top, left + side, top + side))
 
 
-PADDING = 2
-"""Pixels between the pictures of a grid."""
+PADDING = 2  # pixels between the pictures of a grid
 
 
 def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:

@@ -18,10 +18,8 @@ from pelap.data.entries import Remark, unsaid
 
 Samples = npt.NDArray[np.float64]
 
-LOUDEST = 1e6
-"""Times full scale that a float may be: what is above is no sound."""
-SILENCE = 0.001
-"""Peak, as a share of full scale (-60 dB), below which a sound counts as silent."""
+LOUDEST = 1e6  # times full scale that a float may be: what is above is no sound
+SILENCE = 0.001  # peak, as a share of full scale (-60 dB), below which a sound counts as silent
 
 
 def read_wav(
@@ -110,16 +108,12 @@ def _of_full_scale_1(samples: npt.NDArray[Any]) -> Samples:
 
 TOP_DB = -5.0
 """Level of white, where a full-scale sine of one frequency is 0: about what it reaches in a narrow band."""
-ITERATIONS = 16
-"""Of Griffin and Lim's algorithm."""
-UNMIXING_STEPS = 20
-"""Of the way from bands to frequencies."""
+ITERATIONS = 16  # of Griffin and Lim's algorithm
+UNMIXING_STEPS = 20  # of the way from bands to frequencies
 PHASE_SEED = 0
 """Of the phases that it starts from; the same ones for every sound, whatever else is made with it."""
-TINY = 1e-10
-"""Of full scale: far below every level told apart, and not zero."""
-BATCH_SIZE = 32
-"""Sounds at a time; bounds memory."""
+TINY = 1e-10  # of full scale: far below every level told apart, and not zero
+BATCH_SIZE = 32  # sounds at a time; bounds memory
 
 Floats = npt.NDArray[np.float32]
 

@@ -109,10 +109,8 @@ class _Reader:
         self.source, self.image_size, self.sounds = source, image_size, sounds
         self.remarks = Remarks()
         self.wrappers: set[str] = set()
-        self.classes: dict[str, set[str]] = {}
-        """Every class and the ways in which it is written."""
-        self.examples: dict[str, str] = {}
-        """Kind of file -> the first path of it."""
+        self.classes: dict[str, set[str]] = {}  # every class and the ways in which it is written
+        self.examples: dict[str, str] = {}  # kind of file -> the first path of it
         self.images: dict[tuple[str, str, str, str], torch.Tensor] = {}
         """(split, class, path below, path as written) -> uint8 (1, 3, S, S), of a sound (windows, 1, S, S)"""
 

@@ -12,8 +12,7 @@ from pelap.core.paths import input_file
 from pelap.data.entries import Remarks, entries, passed_over
 from pelap.datasets.locate import find_source
 
-READING = ("download", "train", "evaluate")
-"""The stages that read something outside."""
+READING = ("download", "train", "evaluate")  # the stages that read something outside
 NAMING_FILES = ("source", "prompts", "inception_weights", "lpips_weights")
 """Keys of the parameters whose values may be paths."""
 ELSEWHERE = " (where it is named by a relative path, an absolute one is the same everywhere)"

@@ -8,8 +8,7 @@ from pelap.core.paths import DOWNLOADS
 
 DATA_DIR_VARIABLE = "PELAP_DATA_DIR"
 """Environment variable that names one more folder with archives, for example a shared one."""
-USUAL_DOWNLOADS = Path("data") / DOWNLOADS
-"""As parameter files write it, wherever the data of a run lie."""
+USUAL_DOWNLOADS = Path("data") / DOWNLOADS  # as parameter files write it, wherever the data of a run lie
 
 
 def find_file(filename: str | Path, data_dir: Path) -> Path | None:

@@ -15,8 +15,7 @@ from pelap.data.sounds import to_spectrograms
 Wave = npt.NDArray[np.float64]
 
 MAX_HARMONICS = 40
-FADE_S = 0.01
-"""Seconds over which a sound that the window cuts off fades out, so that no click marks the end."""
+FADE_S = 0.01  # seconds over which a sound that the window cuts off fades out, so that no click marks the end
 HIGHEST = 0.45
 """Highest frequency of a recipe as a share of the sample rate; tones above are left out or lowered."""
 
@@ -26,8 +25,7 @@ class Take:
 
     def __init__(self, rate: int, num_samples: int, random: torch.Generator) -> None:
         self.rate, self.num_samples = rate, num_samples
-        self.time: Wave = np.arange(num_samples) / rate
-        """Seconds since the start of the window."""
+        self.time: Wave = np.arange(num_samples) / rate  # seconds since the start of the window
         self.highest = HIGHEST * rate
         self._random = random
 
@@ -74,8 +72,7 @@ class Take:
         return wave
 
 
-Recipe = Callable[[Take], Wave]
-"""One sound of any loudness."""
+Recipe = Callable[[Take], Wave]  # one sound of any loudness
 
 
 def build(name: str, download: DownloadParams, seed: int, data_dir: Path) -> ImageDataset:

@@ -14,8 +14,7 @@ from pelap.core.device import autocast, uses_bf16
 from pelap.core.keys import key
 from pelap.core.rng import noise
 
-PURPOSE = "score"
-"""The stream of the starting noise."""
+PURPOSE = "score"  # the stream of the starting noise
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,15 @@ class Denoiser:
     device: torch.device
     denoise: Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
     """Noise (B, *latent_shape) and the items that its rows are, to latents, through `network`."""
-    networks: tuple[nn.Module, ...]
-    """All that its latents depend on."""
-    protocol: dict[str, Any]
-    """What its latents are made with."""
-    spacing: str
-    """Of the time steps, as diffusers calls it."""
+    networks: tuple[nn.Module, ...]  # all that its latents depend on
+    protocol: dict[str, Any]  # what its latents are made with
+    spacing: str  # of the time steps, as diffusers calls it
     task_loss: Callable[[torch.Tensor, Sequence[int], torch.Generator], torch.Tensor] | None = None
     """The loss of training on latents (B, *latent_shape) of these items, noise and time steps drawn from the
     stream; None where the training is not known."""
     precision: str = "fp32"
     """Of `forward` alone, see `pelap.core.device.autocast`; fp32 leaves the network to its own."""
-    num_asked: int = 1
-    """How many prompts or classes the numbers of a seed ask for in turn; 1 for none."""
+    num_asked: int = 1  # how many prompts or classes the numbers of a seed ask for in turn; 1 for none
 
     @cached_property
     def weights(self) -> str:

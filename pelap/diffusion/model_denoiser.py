@@ -14,11 +14,7 @@ from pelap.models.schedule import SPACING, add_noise, alphas_cumprod
 
 
 def model_denoiser(
-    model: LatentDiffusion,
-    sampler: SamplerParams,
-    seed: int,
-    num_seeds: int = 1,
-    precision: str = "fp32",
+    model: LatentDiffusion, sampler: SamplerParams, seed: int, num_seeds: int = 1, precision: str = "fp32"
 ) -> Denoiser:
     """A model of this project; the seeds name the noise of a stochastic sampler's steps, as in `noise`."""
     device = next(model.unet.parameters()).device

@@ -29,8 +29,7 @@ class ReverseProcess:
                 f"{sampler.steps} sampling steps do not divide the model's {diffusion.num_train_timesteps} "
                 "time steps; use e.g. 50"
             )
-        self.draws = sampler.kind != "ddim"
-        """Whether its steps add noise."""
+        self.draws = sampler.kind != "ddim"  # whether its steps add noise
         self._scheduler = make_scheduler(diffusion, sampler.kind)
         self._scheduler.set_timesteps(sampler.steps)
         # As numbers for the scheduler and as tensors for the UNet: no copy to the device in a step.

@@ -75,8 +75,7 @@ class ModelGenerator:
     precision: str = "fp32"
     """Of the UNet, see `pelap.core.device.autocast`. Steps between its calls, and the decoder, which is a
     small part of the time and leaves its rounding in the pictures, are always float32."""
-    record: bool = True
-    """False never records."""
+    record: bool = True  # False never records
 
     def __post_init__(self) -> None:
         if self.device.type == "cpu" and uses_bf16(self.device, self.precision):

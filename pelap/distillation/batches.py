@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import register_dataclass, tree_leaves
 
-KEPT_BYTES = 2 * 2**30
-"""Training batches that do not fit into this any more are made anew for every student."""
+KEPT_BYTES = 2 * 2**30  # training batches that do not fit into this any more are made anew for every student
 
 
 @dataclass
@@ -20,8 +19,7 @@ class NoisyBatch:
     latents: torch.Tensor  # (B, C, h, w) with noise
     timesteps: torch.Tensor  # (B,)
     target: torch.Tensor  # (B, C, h, w) what a network's first C channels should be
-    open_channels: torch.Tensor | None = None
-    """(B or 1, C, 1, 1) ones for channels that are there; None: all."""
+    open_channels: torch.Tensor | None = None  # (B or 1, C, 1, 1) ones for channels that are there; None: all
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """What else a network is called with, by keyword."""
     teacher_prediction: torch.Tensor | None = None

@@ -21,8 +21,7 @@ from pelap.training.trainer import Losses, Optimisation, Progress, Trainer, cosi
 Quality: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
 """From a network in evaluation mode to metrics of what it makes, `DISTANCE` among them."""
 
-DISTANCE = "fd_effnet_lite0"
-"""The metric that `select: distance` goes by, the less the better."""
+DISTANCE = "fd_effnet_lite0"  # the metric that `select: distance` goes by, the less the better
 CRITERIA = {"last": None, "loss": "task", "distance": DISTANCE}
 """What is least at the step to keep, by `select`."""
 
@@ -30,12 +29,9 @@ CRITERIA = {"last": None, "loss": "task", "distance": DISTANCE}
 class Distilled(NamedTuple):
     """What fine-tuning gave."""
 
-    network: nn.Module
-    """The one to keep, in evaluation mode."""
-    progress: Progress
-    """Logged losses, and held-out ones from step 0 on."""
-    kept_step: int
-    """After how many steps it was as it is kept."""
+    network: nn.Module  # the one to keep, in evaluation mode
+    progress: Progress  # logged losses, and held-out ones from step 0 on
+    kept_step: int  # after how many steps it was as it is kept
 
 
 def distill(

@@ -31,8 +31,7 @@ UNCONDITIONAL_SHARE = 0.1
 for one; a network that is fine-tuned without it forgets it. 10 % is what Stable Diffusion and DiT used."""
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-TRIAL_STEPS = 4
-"""Of the scheduler, in the runs that end at the denoiser's first call."""
+TRIAL_STEPS = 4  # of the scheduler, in the runs that end at the denoiser's first call
 
 
 class PipelineBatches:

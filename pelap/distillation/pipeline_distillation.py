@@ -27,12 +27,9 @@ class DistilledPipeline(NamedTuple):
     """A pipeline that learnt, and how."""
 
     pipe: "DiffusionPipeline"
-    progress: Progress
-    """Logged losses, and held-out ones from step 0 on."""
-    kept_step: int
-    """After how many steps the denoiser was as it is kept."""
-    state: ResumeState | None
-    """To be dropped once the pipeline is saved."""
+    progress: Progress  # logged losses, and held-out ones from step 0 on
+    kept_step: int  # after how many steps the denoiser was as it is kept
+    state: ResumeState | None  # to be dropped once the pipeline is saved
 
 
 def distill_pipeline(
@@ -89,15 +86,7 @@ def distill_pipeline(
         )
         state = ResumeState(resume_at.parent, resume_at.name, made_of)
     checkpoint = None if state is None else state.folder
-    trained = distill(
-        network,
-        dense,
-        batches,
-        _unrecorded(params),
-        weights,
-        batches.device,
-        checkpoint,
-    )
+    trained = distill(network, dense, batches, _unrecorded(params), weights, batches.device, checkpoint)
     setattr(student, part, trained.network)
     return DistilledPipeline(student, trained.progress, trained.kept_step, state)
 

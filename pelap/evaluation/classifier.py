@@ -27,13 +27,10 @@ from pelap.evaluation.weights import kept
 
 _FIRST_SIDE = 16
 """Positions on a side of the first feature map, about: the first layer brings larger pictures down to it."""
-_WARMUP = 0.15
-"""Share of the steps in which the learning rate rises."""
+_WARMUP = 0.15  # share of the steps in which the learning rate rises
 _WEIGHT_DECAY = 0.02
-_ACCURACY = "test_accuracy"
-"""Name of what is kept beside the weights."""
-_CHECK_EVERY = 25
-"""Steps after which the loss is looked at."""
+_ACCURACY = "test_accuracy"  # name of what is kept beside the weights
+_CHECK_EVERY = 25  # steps after which the loss is looked at
 
 
 class Classifier(Extractor):

@@ -26,17 +26,13 @@ class EvaluationReference:
     """The real pictures or sounds that samples are compared with, and the instruments for it."""
 
     dataset: ImageDataset
-    reference: Reference
-    """Of train pictures."""
+    reference: Reference  # of train pictures
     floor: Tensor  # (num_images, C, H, W) uint8
     """Other train pictures, for the row `REAL_ROW`."""
     floor_labels: Tensor  # (num_images,) int64
-    lpips: nn.Module | None
-    """Where its weights are given."""
-    modality: Modality
-    """How samples reach a viewer or listener, which is how they are measured."""
-    classifier: Classifier | None
-    """Where parameters have one."""
+    lpips: nn.Module | None  # where its weights are given
+    modality: Modality  # how samples reach a viewer or listener, which is how they are measured
+    classifier: Classifier | None  # where parameters have one
 
     @classmethod
     def of(

@@ -23,12 +23,7 @@ from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.evaluation_reference import EvaluationReference
-from pelap.evaluation.image_metrics import (
-    ImageMetrics,
-    differences,
-    main_metric,
-    with_metrics,
-)
+from pelap.evaluation.image_metrics import ImageMetrics, differences, main_metric, with_metrics
 from pelap.evaluation.image_quality import pair_metrics
 from pelap.profiling.cost import count_macs, count_params, peak_memory_mib
 from pelap.profiling.latency import Latency, compiled, measure_latency
@@ -39,8 +34,7 @@ NOTHING: Mapping[str, Any] = {}
 _MIB = 2**20
 
 Key = TypeVar("Key", bound=Hashable)
-Entry = tuple[str, int]
-"""A model's name and its number of sampling steps."""
+Entry = tuple[str, int]  # a model's name and its number of sampling steps
 Metrics = dict[str, float]
 Autoencoder = Callable[[torch.Tensor], torch.Tensor]
 Show = Callable[[str, torch.Tensor], None]
@@ -55,12 +49,9 @@ class Evaluator:
     """
 
     reference: EvaluationReference
-    params: EvaluateParams
-    """The section `evaluate`."""
-    seed: int
-    """Names the noise."""
-    device: torch.device
-    """Where networks are."""
+    params: EvaluateParams  # the section `evaluate`
+    seed: int  # names the noise
+    device: torch.device  # where networks are
 
     def images(
         self,

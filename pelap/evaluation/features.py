@@ -79,12 +79,9 @@ class Extractor(ABC):
     """
 
     name: str
-    checksum: str
-    """Digest of the weights, and of code that is not PeLAP's own."""
-    input_size: int | None
-    """Side in pixels that pictures are resized to; None where unknown."""
-    chunk_size = 64
-    """Pictures at a time."""
+    checksum: str  # digest of the weights, and of code that is not PeLAP's own
+    input_size: int | None  # side in pixels that pictures are resized to; None where unknown
+    chunk_size = 64  # pictures at a time
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

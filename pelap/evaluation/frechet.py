@@ -9,11 +9,9 @@ from torch import Tensor
 from pelap.core.errors import DataError, finite
 from pelap.core.rng import generator
 
-NUM_GROUPS = 10
-"""Groups of the jackknife."""
+NUM_GROUPS = 10  # groups of the jackknife
 
-_TOLERANCE = 1e-7
-"""Relative error that the quick way may have at worst; what it has is far less."""
+_TOLERANCE = 1e-7  # relative error that the quick way may have at worst; what it has is far less
 
 
 class FeatureStatistics:

@@ -12,20 +12,17 @@ from pelap.evaluation.frechet import standard_error
 
 DIFFERENCE_COLUMNS = ("model", "against", "metric", "difference", "se")
 
-CERTAIN = 2
-"""Standard errors that a gap must exceed before shares of it are stated."""
+CERTAIN = 2  # standard errors that a gap must exceed before shares of it are stated
 
 
 @dataclass(frozen=True)
 class ImageMetrics:
     """What was measured of a set of pictures."""
 
-    metrics: dict[str, float]
-    """By name."""
+    metrics: dict[str, float]  # by name
     replicates: dict[str, tuple[float, ...]]
     """Of the jackknife of each Frechet distance, by its name, the first extractor's first."""
-    notes: tuple[str, ...] = ()
-    """What has to be said beside them."""
+    notes: tuple[str, ...] = ()  # what has to be said beside them
 
 
 def main_metric(figures: Mapping[str, ImageMetrics]) -> str:

@@ -14,14 +14,11 @@ from pelap.evaluation.features import exact_fp32
 from pelap.evaluation.weights import demand_checksum, load_weights
 
 _CHUNK = 128
-SSIM_SIDE = 11
-"""Pixels that SSIM needs on each side: its window."""
+SSIM_SIDE = 11  # pixels that SSIM needs on each side: its window
 
-ALEXNET_SHA256 = "7be5be79"
-"""How the digest of torchvision's AlexNet begins, as the name of its file says."""
+ALEXNET_SHA256 = "7be5be79"  # how the digest of torchvision's AlexNet begins, as the name of its file says
 
-_LPIPS_SIDE = 31
-"""Pixels that leave AlexNet's last feature map one."""
+_LPIPS_SIDE = 31  # pixels that leave AlexNet's last feature map one
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -6,8 +6,7 @@ from torch import Tensor
 from pelap.core.errors import DataError
 
 NUM_SUBSETS = 50
-SUBSET_SIZE = 500
-"""Pictures of each side in a subset; all of them where a side has fewer."""
+SUBSET_SIZE = 500  # pictures of each side in a subset; all of them where a side has fewer
 
 
 def kid(features: Tensor, reference: Tensor) -> dict[str, float]:
@@ -45,7 +44,4 @@ def kid(features: Tensor, reference: Tensor) -> dict[str, float]:
         rng_seed=0,
         verbose=False,
     )
-    return {
-        "kid": values[metric_kid.KEY_METRIC_KID_MEAN],
-        "kid_std": values[metric_kid.KEY_METRIC_KID_STD],
-    }
+    return {"kid": values[metric_kid.KEY_METRIC_KID_MEAN], "kid_std": values[metric_kid.KEY_METRIC_KID_STD]}

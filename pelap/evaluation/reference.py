@@ -30,18 +30,15 @@ from pelap.evaluation.weights import kept
 NUM_KEPT = 10_000
 """Pictures of a set, drawn at random, whose features are kept for what compares pictures one by one."""
 
-_CHUNK = 1000
-"""Pictures that an extractor is given at once."""
+_CHUNK = 1000  # pictures that an extractor is given at once
 
 
 @dataclass(frozen=True)
 class _Side:
     """What is known of the reference by one extractor."""
 
-    statistics: FeatureStatistics
-    """Of all pictures."""
-    features: Tensor
-    """Of those that are kept (n, num_features) float32."""
+    statistics: FeatureStatistics  # of all pictures
+    features: Tensor  # of those that are kept (n, num_features) float32
 
     @cached_property
     def radii(self) -> Tensor:

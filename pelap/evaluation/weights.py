@@ -19,8 +19,7 @@ INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd4
 INCEPTION_WEIGHTS_VARIABLE = "PELAP_INCEPTION_WEIGHTS"
 """Environment variable that says where these weights are, where parameters do not."""
 
-DOWNLOAD = "download"
-"""In place of a path: fetch the weights from where torch-fidelity has them."""
+DOWNLOAD = "download"  # in place of a path: fetch the weights from where torch-fidelity has them
 
 
 def inception_path(given: str | None) -> Path:

@@ -46,10 +46,8 @@ Part = TypeVar("Part", bound=ModelMixin)
 class Cut(NamedTuple):
     """Where a part holds latent channels."""
 
-    sizes: tuple[str, ...]
-    """Entries of its configuration that are their number."""
-    axes: Mapping[str, int]
-    """The tensors that hold them, and along which dimension."""
+    sizes: tuple[str, ...]  # entries of its configuration that are their number
+    axes: Mapping[str, int]  # the tensors that hold them, and along which dimension
 
 
 VAE_CUT = Cut(

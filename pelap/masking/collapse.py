@@ -21,8 +21,7 @@ PARTIAL_MASK = "partial mask"
 MASK_COLLAPSE = "mask collapse"
 SCALE_COLLAPSE = "latent scale collapse"
 
-NUM_BINS = 10
-"""Bins of time steps in the table of losses."""
+NUM_BINS = 10  # bins of time steps in the table of losses
 
 
 def gaussian_floor(variances: torch.Tensor, alphas: torch.Tensor) -> float:

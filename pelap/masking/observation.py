@@ -24,8 +24,7 @@ MEND = "train it again with a lower lr, or in fp32"
 class Thresholds(NamedTuple):
     """Where open ends and collapse begins."""
 
-    active: float = 0.5
-    """A channel is active when its mean mask is above (PeLAP-A, section 4)."""
+    active: float = 0.5  # a channel is active when its mean mask is above (PeLAP-A, section 4)
     scale: float = 0.5
     """The UNet's input has collapsed when its standard deviation is below; pure noise has 1."""
 

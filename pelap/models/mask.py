@@ -8,14 +8,12 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-INITIAL_LOGIT = 3.0
-"""Where every logit starts: a sigmoid mask starts at 0.95 (PeLAP-A)."""
+INITIAL_LOGIT = 3.0  # where every logit starts: a sigmoid mask starts at 0.95 (PeLAP-A)
 
 STRETCH_LOW, STRETCH_HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
 """The hard concrete distribution as Louizos et al. use it (arXiv 1712.01312, section 4)."""
 
-HARD_GATES = ("topk", "hard_concrete")
-"""Gates that give exact zeros."""
+HARD_GATES = ("topk", "hard_concrete")  # gates that give exact zeros
 
 VARIANCE_FLOOR = 1e-8
 """Added to variances before division: an input scaled by 1e-3 still comes out at unit variance."""

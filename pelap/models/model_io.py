@@ -46,8 +46,7 @@ from pelap.models.text_conditioner import TextConditioner
 from pelap.models.vae import VAE, PretrainedVAE
 
 FORMAT = 3
-READABLE = (2, FORMAT)
-"""2 is that of version 0.1, with other names inside."""
+READABLE = (2, FORMAT)  # 2 is that of version 0.1, with other names inside
 INFO = TypeAdapter(ModelInfo)
 KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"

@@ -16,12 +16,9 @@ from pelap.config import TextConditioning
 from pelap.core.errors import DataError
 from pelap.core.files import digest
 
-PADDING = 0
-"""Token of the places behind a prompt's last word; a prompt of nothing else is no prompt."""
-UNKNOWN = -1
-"""In place of the class that a prompt asks for, where it names none, or several."""
-NUM_NAMED = 8
-"""Prompts that tables and pages name."""
+PADDING = 0  # token of the places behind a prompt's last word; a prompt of nothing else is no prompt
+UNKNOWN = -1  # in place of the class that a prompt asks for, where it names none, or several
+NUM_NAMED = 8  # prompts that tables and pages name
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -31,8 +28,7 @@ class Guidance(NamedTuple):
 
     conditions: dict[str, torch.Tensor]
     """By keyword; rows of the B prompts, and where `scale` is not 1 then B of no prompt."""
-    scale: float
-    """Of classifier-free guidance, see `TextConditioner`."""
+    scale: float  # of classifier-free guidance, see `TextConditioner`
 
 
 class TextConditioner(ModelMixin, ConfigMixin):

@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 OF_SCHEDULER = ("prediction type", "number of noise levels", "noise levels")
 """Parts of a training that are its scheduler's."""
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-DECODING = ("decoder.", "post_quant_conv.")
-"""What training does not use of an autoencoder."""
+DECODING = ("decoder.", "post_quant_conv.")  # what training does not use of an autoencoder
 COMPUTED = 1e-4
 """Relative difference of noise levels that schedulers of one training compute in other orders, at most."""
-ROUNDED = 1e-2
-"""The same of weights that were rounded to 16 bits."""
-ENCODED = 0.05
-"""The same, of its length, of what text encoders with such weights say to a text."""
+ROUNDED = 1e-2  # the same of weights that were rounded to 16 bits
+ENCODED = 0.05  # the same, of its length, of what text encoders with such weights say to a text
 
 
 def differences_in_training(pipe: "DiffusionPipeline", other: "DiffusionPipeline") -> list[str]:

@@ -25,8 +25,7 @@ SUPPORTED = (
     "whose call takes latents (StableDiffusionPipeline, -XL and -3), and DiTPipeline"
 )
 
-LONGEST = 40
-"""Letters of a scheduler's option in a message."""
+LONGEST = 40  # letters of a scheduler's option in a message
 
 Predict: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """What the scheduler's step wants, from scaled latents (B, C, H, W) and one time step ()."""

@@ -44,8 +44,7 @@ from pelap.pipelines.kinds import (
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-STEP_NOISE = "step"
-"""The stream of the noise that stochastic schedulers add in their steps."""
+STEP_NOISE = "step"  # the stream of the noise that stochastic schedulers add in their steps
 
 
 class LatentPipeline:

@@ -136,11 +136,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
 
 
 def open_pipeline(
-    folder: Path,
-    num_steps: int,
-    device: torch.device,
-    prompts: Path | None = None,
-    precision: str = "fp32",
+    folder: Path, num_steps: int, device: torch.device, prompts: Path | None = None, precision: str = "fp32"
 ) -> LatentPipeline:
     """A pipeline folder, pruned or not, ready to make latents and pictures.
 

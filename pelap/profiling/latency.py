@@ -29,8 +29,7 @@ class Latency:
     """Time of one call."""
 
     median_ms: float
-    iqr_ms: float
-    """Distance between the quartiles."""
+    iqr_ms: float  # distance between the quartiles
     least_ms: float
     """What it takes when nothing else wants the machine: the steadiest figure on one that is shared."""
     repeats: int

@@ -30,8 +30,7 @@ from pelap.surgery.operators import MISFITS, is_inside, swapped_modules
 from pelap.surgery.plan import Plan, complete_plan
 from pelap.surgery.replacements import Replacement
 
-WHOLE = "(whole denoiser)"
-"""Row of a table of changes that holds the totals."""
+WHOLE = "(whole denoiser)"  # row of a table of changes that holds the totals
 MAY_DIFFER = ("weights", "prompts", "num_prompts", "prompts_digest", "classes_digest")
 """What scores may be of and still say something of a model: it was tuned, or is asked for other things."""
 
@@ -50,8 +49,7 @@ class Pruned(NamedTuple):
     plan: Plan
     changes: pd.DataFrame
     """Every operator before and after: action, parameters, MACs and milliseconds of one pass."""
-    result: dict[str, Any]
-    """What was promised and what was measured, as JSON."""
+    result: dict[str, Any]  # what was promised and what was measured, as JSON
 
 
 class Pruner(Scorer):

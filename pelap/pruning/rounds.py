@@ -18,8 +18,7 @@ from pelap.core.errors import PlanError
 from pelap.pruning.selection import make_plan
 from pelap.surgery.plan import Plan, PlanEntry, joined
 
-TOLERANCE = 0.01
-"""Share of the time that a plan may miss a target by; no other is looked for then."""
+TOLERANCE = 0.01  # share of the time that a plan may miss a target by; no other is looked for then
 
 Measure: TypeAlias = Callable[[Plan], float]
 """From a plan to the share of the network's time that it saves by the clock."""

@@ -33,22 +33,17 @@ NUMBERS = ("score", "params", "latency_share")
 """Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""
 OPTIONAL = {"replacement_params": 0, "replacement_share": 0.0, "stopped_early": False}
 """Further columns, and what they are taken for where they are missing."""
-SCORE = "score"
-"""The criterion that is LD-Pruner's score, and the column that holds it."""
-DISTANCES = ("avg_dist", "std_dist")
-"""Columns that the formulas of the score combine."""
-_SLACK = 1e-6
-"""Relative error up to which solvers call a constraint met."""
-_TIE = 1e-6
-"""How much what is saved counts beside the importance, both as shares of their largest values."""
+SCORE = "score"  # the criterion that is LD-Pruner's score, and the column that holds it
+DISTANCES = ("avg_dist", "std_dist")  # columns that the formulas of the score combine
+_SLACK = 1e-6  # relative error up to which solvers call a constraint met
+_TIE = 1e-6  # how much what is saved counts beside the importance, both as shares of their largest values
 
 
 class Candidate(NamedTuple):
     """An operator that may be chosen."""
 
     importance: float
-    saves: float
-    """What it contributes to the target."""
+    saves: float  # what it contributes to the target
 
 
 Candidates: TypeAlias = Mapping[str, Candidate]

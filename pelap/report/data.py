@@ -29,35 +29,26 @@ class RunData:
     dataset: str
     seed: int
     metrics: Mapping[str, Mapping[str, float | None]]
-    protocol: Mapping[str, Any]
-    """That of the evaluation."""
-    history: Mapping[str, pd.DataFrame]
-    """Training losses by step, per variant."""
-    validation: Mapping[str, pd.DataFrame]
-    """Losses on test pictures by epoch, per variant."""
+    protocol: Mapping[str, Any]  # that of the evaluation
+    history: Mapping[str, pd.DataFrame]  # training losses by step, per variant
+    validation: Mapping[str, pd.DataFrame]  # losses on test pictures by epoch, per variant
     collapse: pd.DataFrame
     """Verdict, reason and numbers, a row a variant; the next two have them by epoch and by time step."""
     epochs: pd.DataFrame
     timesteps: pd.DataFrame
     masks: pd.DataFrame
-    scores: pd.DataFrame
-    """A row an operator."""
+    scores: pd.DataFrame  # a row an operator
     score_protocol: Mapping[str, Any]
-    changes: pd.DataFrame
-    """Operators before and after pruning, of every plan, the whole denoiser first."""
-    prune_result: Mapping[str, Mapping[str, Any]]
-    """What was promised and what was measured, by plan."""
+    changes: pd.DataFrame  # operators before and after pruning, of every plan, the whole denoiser first
+    prune_result: Mapping[str, Mapping[str, Any]]  # what was promised and what was measured, by plan
     distill: pd.DataFrame
     distill_validation: pd.DataFrame
-    students: Mapping[str, Mapping[str, Any]]
-    """How each was trained, and which step of it was kept."""
+    students: Mapping[str, Mapping[str, Any]]  # how each was trained, and which step of it was kept
     latencies: pd.DataFrame
     budget: pd.DataFrame
     differences: pd.DataFrame
-    samples: Mapping[str, bytes]
-    """PNG grids by model, from the same noise; `real` holds train pictures."""
-    reconstructions: Mapping[str, bytes]
-    """PNG grids by model; `real` holds the originals."""
+    samples: Mapping[str, bytes]  # PNG grids by model, from the same noise; `real` holds train pictures
+    reconstructions: Mapping[str, bytes]  # PNG grids by model; `real` holds the originals
     sounds: Mapping[str, bytes]
     """WAV files by model, of the first samples one after the other; empty where models make pictures."""
 

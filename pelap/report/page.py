@@ -17,8 +17,7 @@ from pelap.report.figures import operators, overview, training
 from pelap.report.figures.style import looks, to_svg
 from pelap.report.tables import DASH
 
-_GRID_WIDTH = 548
-"""Pixels that a grid of pictures may take on the page; two stand side by side."""
+_GRID_WIDTH = 548  # pixels that a grid of pictures may take on the page; two stand side by side
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class Grid:
     uri: str
     width: int
     height: int
-    sound: str = ""
-    """What is heard of it, as a WAV file."""
+    sound: str = ""  # what is heard of it, as a WAV file
 
 
 def render(run: RunData) -> str:

@@ -11,10 +11,8 @@ from matplotlib.text import Text
 from pelap.report.tables import number
 
 PICTURES, SOUNDS = "pictures", "sounds"
-CLASSIFIER = "classifier"
-"""Extractor that is trained on the real items at hand."""
-_DIGITS = 12
-"""Of a checksum."""
+CLASSIFIER = "classifier"  # extractor that is trained on the real items at hand
+_DIGITS = 12  # of a checksum
 _WORD = re.compile(
     r"(?<!^\| )(?<![\w.-])(?:(?P<upper>P)|p)icture(?P<many>s)?(?![\w-]|\.\w)|(?<=time per )image\b", re.M
 )

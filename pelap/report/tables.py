@@ -12,14 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 DASH, MINUS, PLUS_MINUS = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
-SURE = 1.96
-"""Standard errors to either side of a 95 % interval."""
-CERTAIN = 2
-"""Standard errors that a difference within one run must exceed to be called one."""
-SAME = "not told apart"
-"""The verdict on a difference that may be chance; no proof that the two are alike."""
-PRUNED = "pruned"
-"""Family of the rows ``pruned-PLAN``: networks before they are trained further."""
+SURE = 1.96  # standard errors to either side of a 95 % interval
+CERTAIN = 2  # standard errors that a difference within one run must exceed to be called one
+SAME = "not told apart"  # the verdict on a difference that may be chance; no proof that the two are alike
+PRUNED = "pruned"  # family of the rows ``pruned-PLAN``: networks before they are trained further
 CACHED = "cached"
 """Family of the rows ``cached-N``: the scored variant whose sampling steps share deep features."""
 CHANGE = "latency_change"
@@ -45,15 +41,11 @@ class Column:
     decimals: int = 2
     scale: float = 1.0
     signed: bool = False
-    error: str = ""
-    """The metric that stands behind this one after a plus-minus sign."""
+    error: str = ""  # the metric that stands behind this one after a plus-minus sign
     error_scale: float = 1.0
-    group: str = "metrics"
-    """The table of the page that it stands in, one of `GROUPS`."""
-    brief: bool = True
-    """Whether it has a place in the short table for the README."""
-    short: str = ""
-    """Heading in the terminal, where lines have 80 characters; empty: not shown there."""
+    group: str = "metrics"  # the table of the page that it stands in, one of `GROUPS`
+    brief: bool = True  # whether it has a place in the short table for the README
+    short: str = ""  # heading in the terminal, where lines have 80 characters; empty: not shown there
     short_scale: float | None = None
 
     @property
@@ -134,20 +126,16 @@ class Heading(NamedTuple):
 
     title: str
     unit: str = ""
-    span: int = 1
-    """Number of columns below it."""
+    span: int = 1  # number of columns below it
 
 
 class Sheet(NamedTuple):
     """A table of the page."""
 
     id: str
-    first: str
-    """Heading of the names on the left."""
-    headings: Sequence[Heading]
-    """Of the other columns."""
-    rows: Sequence[tuple[str, Sequence[str]]]
-    """Name and cells."""
+    first: str  # heading of the names on the left
+    headings: Sequence[Heading]  # of the other columns
+    rows: Sequence[tuple[str, Sequence[str]]]  # name and cells
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:

@@ -35,16 +35,13 @@ NUM_CALLS = 5
 class Evidence:
     """What a criterion may ask for."""
 
-    network: nn.Module
-    """The denoiser, in evaluation mode: no row depends on another."""
+    network: nn.Module  # the denoiser, in evaluation mode: no row depends on another
     operators: Sequence[Operator]
     replacements: Mapping[str, Replacement]
-    run: Callable[[], object]
-    """A denoising run of some latents through the network."""
+    run: Callable[[], object]  # a denoising run of some latents through the network
     loss: Callable[[torch.Generator], torch.Tensor] | None
     """Of training on these latents, noise and time steps drawn from the stream; None where not known."""
-    rows_per_batch: int
-    """Operators share a pass while the rows of all of them together are no more than this."""
+    rows_per_batch: int  # operators share a pass while the rows of all of them together are no more than this
     seed: int
 
     @cached_property
@@ -60,8 +57,7 @@ class Evidence:
 
 
 Criterion = TypeVar("Criterion", bound=Callable[..., dict[str, float]])
-CRITERIA: dict[str, Callable[..., dict[str, float]]] = {}
-"""By name."""
+CRITERIA: dict[str, Callable[..., dict[str, float]]] = {}  # by name
 
 
 def criterion(function: Criterion) -> Criterion:

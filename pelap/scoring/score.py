@@ -30,30 +30,23 @@ examination. A row of the result depends on its noise and its item alone."""
 
 ORIGINALS = "score: the untouched model's latents are not finite"
 MEND = "train it longer, mend it, or use other steps or another scheduler"
-ORIGINAL = ".original"
-"""Name of the untouched model's latents in a store, which no submodule can have."""
+ORIGINAL = ".original"  # name of the untouched model's latents in a store, which no submodule can have
 
-RUNGS = (8, 4, 2, 1)
-"""With early stop, operators are compared after 1/8, 1/4 and 1/2 of the latents."""
-MIN_RUNG = 4
-"""Latents below which nothing is stopped."""
+RUNGS = (8, 4, 2, 1)  # with early stop, operators are compared after 1/8, 1/4 and 1/2 of the latents
+MIN_RUNG = 4  # latents below which nothing is stopped
 
 
 @dataclass(frozen=True)
 class Scores:
     """What scoring gave."""
 
-    table: pd.DataFrame
-    """A row an operator, least score first; see `score_operators`."""
-    original: torch.Tensor
-    """Latents of the untouched model (N, ...) on the CPU."""
+    table: pd.DataFrame  # a row an operator, least score first; see `score_operators`
+    original: torch.Tensor  # latents of the untouched model (N, ...) on the CPU
     rank_correlation: float | None
     """Spearman's, of the scores from one set with those from another, the mean over pairs of sets, of the
     operators that were scored to the end."""
-    num_rows: int
-    """Rows of noise that were denoised for the operators, N an operator without early stop."""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    """What they were made with, as JSON."""
+    num_rows: int  # rows of noise that were denoised for the operators, N an operator without early stop
+    protocol: dict[str, Any] = field(default_factory=dict)  # what they were made with, as JSON
 
 
 @torch.no_grad()
@@ -214,11 +207,7 @@ def _denoise_group(
 
 
 def _still_running(
-    running: Sequence[Operator],
-    num_wanted: int,
-    bootstrap: Bootstrap,
-    formula: Formula,
-    store: LatentStore,
+    running: Sequence[Operator], num_wanted: int, bootstrap: Bootstrap, formula: Formula, store: LatentStore
 ) -> list[Operator]:
     """Those that may be among the lowest `num_wanted`: that are in at least one resampled set."""
     latents = [store.get(operator.name)[: bootstrap.num_latents] for operator in running]

@@ -26,12 +26,9 @@ def distances(original: torch.Tensor, modified: torch.Tensor) -> tuple[float, fl
 
 def combine(formula: Formula, avg_dist: torch.Tensor, std_dist: torch.Tensor) -> torch.Tensor:
     """The score from its two parts; the paper found ``avg+std`` best."""
-    return {
-        "avg+std": avg_dist + std_dist,
-        "avg": avg_dist,
-        "std": std_dist,
-        "avg*std": avg_dist * std_dist,
-    }[formula]
+    return {"avg+std": avg_dist + std_dist, "avg": avg_dist, "std": std_dist, "avg*std": avg_dist * std_dist}[
+        formula
+    ]
 
 
 def score(formula: Formula, original: torch.Tensor, modified: torch.Tensor) -> float:

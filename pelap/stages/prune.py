@@ -17,8 +17,7 @@ from pelap.pruning.selection import plan_of
 from pelap.stages.shared import Context
 from pelap.surgery.plan import Plan, load_plan
 
-SHORT = 0.05
-"""Share of the time that a plan may fall short by before that is said."""
+SHORT = 0.05  # share of the time that a plan may fall short by before that is said
 PLAN_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 
 

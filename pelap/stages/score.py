@@ -16,8 +16,7 @@ from pelap.scoring.score import Scores
 from pelap.scoring.scorer import Scorer
 from pelap.stages.shared import Context
 
-NUM_SHOWN = 4
-"""Operators that the terminal lists from either end."""
+NUM_SHOWN = 4  # operators that the terminal lists from either end
 NAME_WIDTH = 30
 
 

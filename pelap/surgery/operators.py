@@ -66,17 +66,12 @@ Init = Literal["least_squares", "random", "parameter_free"]
 class Operator:
     """One candidate for removal."""
 
-    name: str
-    """As in ``unet.named_modules()``."""
+    name: str  # as in ``unet.named_modules()``
     kind: str
-    replacement: ReplacementSpec
-    """What stands in its place."""
-    parent: str | None
-    """The smallest operator that it lies in."""
-    num_calls: int = 1
-    """How often a forward pass calls it."""
-    input_shape: tuple[int, ...] = ()
-    """Of its first call."""
+    replacement: ReplacementSpec  # what stands in its place
+    parent: str | None  # the smallest operator that it lies in
+    num_calls: int = 1  # how often a forward pass calls it
+    input_shape: tuple[int, ...] = ()  # of its first call
     output_shape: tuple[int, ...] = ()
     batched: bool = True
     """Whether the rows of its tensors are the rows of the denoiser's batch, at every call."""
@@ -85,11 +80,9 @@ class Operator:
 class CallShapes(NamedTuple):
     """What one call of a module took and gave."""
 
-    input_shape: tuple[int, ...]
-    """Empty if it was not given a tensor first."""
+    input_shape: tuple[int, ...]  # empty if it was not given a tensor first
     output_shape: tuple[int, ...]
-    num_outputs: int
-    """0 for a bare tensor, else the length of the tuple."""
+    num_outputs: int  # 0 for a bare tensor, else the length of the tuple
 
 
 def disable_inplace(unet: nn.Module) -> None:
@@ -244,11 +237,7 @@ def _num_params(module: nn.Module) -> int:
 
 
 def _can_replace(
-    unet: nn.Module,
-    name: str,
-    spec: ReplacementSpec,
-    calls: list[CallShapes],
-    forward: Callable[[], object],
+    unet: nn.Module, name: str, spec: ReplacementSpec, calls: list[CallShapes], forward: Callable[[], object]
 ) -> bool:
     """Whether the network runs with the spec, and the spec gives the shapes of every call."""
     replacement = build_replacement(spec, unet.get_submodule(name), name, unet)

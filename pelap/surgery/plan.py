@@ -13,8 +13,7 @@ from pelap.core.errors import DataError, PlanError
 from pelap.surgery.operators import Operator, is_inside
 from pelap.surgery.replacements import ReplacementSpec, affine, replacement_from_json
 
-FORMAT = 3
-"""2, of version 0.1, had other names for replacements; they are read all the same."""
+FORMAT = 3  # 2, of version 0.1, had other names for replacements; they are read all the same
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class PlanEntry:
 
     operator: str
     kind: str = ""
-    replacement: ReplacementSpec | None = None
-    """None: what `find_operators` offers for it."""
+    replacement: ReplacementSpec | None = None  # None: what `find_operators` offers for it
 
     def to_json(self) -> dict[str, Any]:
         """As an entry of a plan."""
@@ -37,15 +35,12 @@ class Plan:
     """Operators to remove, all at once; an operator inside a removed one is not listed."""
 
     operators: tuple[PlanEntry, ...]
-    target: dict[str, float] = field(default_factory=dict)
-    """What was asked for, as one entry."""
+    target: dict[str, float] = field(default_factory=dict)  # what was asked for, as one entry
     time_reduction: float = 0.0
     """Share of the UNet's time that the removed operators took when they were scored, less that of the
     replacements."""
-    num_params: int = 0
-    """Parameters removed, less those of the replacements."""
-    network: str = ""
-    """`fingerprint` of the network that it is for; empty: any."""
+    num_params: int = 0  # parameters removed, less those of the replacements
+    network: str = ""  # `fingerprint` of the network that it is for; empty: any
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -42,15 +42,11 @@ STEPS = ("identity", "residual", "projection", "channel_pool", "avg_pool", "near
 class ReplacementSpec:
     """What stands in an operator's place, as data that a plan holds."""
 
-    name: str = "identity"
-    """One of `STEPS`, or two joined with ``+``."""
-    in_channels: int = 0
-    """Of a projection, and of the channels that are scaled and shifted."""
+    name: str = "identity"  # one of `STEPS`, or two joined with ``+``
+    in_channels: int = 0  # of a projection, and of the channels that are scaled and shifted
     out_channels: int = 0
-    factor: int = 1
-    """Side of the squares that are pooled, or that a value is repeated over."""
-    channels_last: bool = False
-    """Tokens (B, N, C) rather than maps (B, C, H, W)."""
+    factor: int = 1  # side of the squares that are pooled, or that a value is repeated over
+    channels_last: bool = False  # tokens (B, N, C) rather than maps (B, C, H, W)
     num_outputs: int = 0
     """0: the operator gives a tensor; n: a tuple of n, of which just the first is replaced."""
 

@@ -31,8 +31,7 @@ from pelap.training.trainer import (
     steps_in_epoch,
 )
 
-NUM_CALIBRATION = 1024
-"""Training pictures that the statistics of a normaliser are taken over."""
+NUM_CALIBRATION = 1024  # training pictures that the statistics of a normaliser are taken over
 
 
 class StepInputs(NamedTuple):
@@ -202,11 +201,7 @@ class _JointTraining:
         self.trainer.demand_finite(losses)
         seen = self.validation.collapse()
         kept.train(training)
-        at = {
-            "epoch": epoch,
-            "step": step,
-            "sparsity_weight": self.schedule.at(step - 1).sparsity_weight,
-        }
+        at = {"epoch": epoch, "step": step, "sparsity_weight": self.schedule.at(step - 1).sparsity_weight}
         # Progress is JSON, which has no NaN; a missing value becomes NaN again in the table.
         known = {name: value for name, value in (losses | seen).items() if not math.isnan(value)}
         self.trainer.validated(at | known)

@@ -119,10 +119,8 @@ class Phase:
     """What a step trains."""
 
     vae_alone: bool
-    masked: bool
-    """Whether the mask is in force, or still all ones."""
-    sparsity_weight: float
-    """Weight of the sparsity penalty."""
+    masked: bool  # whether the mask is in force, or still all ones
+    sparsity_weight: float  # weight of the sparsity penalty
 
 
 class Schedule:

@@ -62,8 +62,7 @@ def train_parallel(
     return [end.result() for end in ends]
 
 
-Work: TypeAlias = tuple[Training[Result], "Future[Result]"]
-"""A training, and how it ended."""
+Work: TypeAlias = tuple[Training[Result], "Future[Result]"]  # a training, and how it ended
 
 
 def _step(training: Training[Result], end: "Future[Result]") -> bool:

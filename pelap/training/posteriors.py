@@ -9,8 +9,7 @@ from pelap.core.device import autocast
 from pelap.data.dataset import BatchIndices, gather_batch, to_float
 from pelap.models.latent_diffusion import LatentDiffusion, Posterior
 
-TABLE_BYTES = 2**30
-"""Larger tables are not made: batches are encoded as they come."""
+TABLE_BYTES = 2**30  # larger tables are not made: batches are encoded as they come
 BATCH_SIZE = 256
 
 Posteriors: TypeAlias = Callable[[BatchIndices], Posterior]

@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_map
 
 Item = TypeVar("Item")
 
-DEPTH = 8
-"""Items that are made ahead."""
+DEPTH = 8  # items that are made ahead
 
 
 def prefetch(items: Iterator[Item], device: torch.device) -> Iterator[Item]:

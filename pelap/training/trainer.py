@@ -24,8 +24,7 @@ from pelap.training.checkpoint import load_checkpoint, save_checkpoint
 
 CHECKPOINT_SECONDS = 15.0
 
-Losses = dict[str, torch.Tensor]
-"""Scalar losses by name; ``loss`` is the one that is minimised."""
+Losses = dict[str, torch.Tensor]  # scalar losses by name; ``loss`` is the one that is minimised
 LossFunction: TypeAlias = Callable[[Any], Losses]
 """Losses of what a step is given, a tree of tensors. All that changes from step to step is in there."""
 
@@ -40,8 +39,7 @@ class Optimisation:
     """Batch size, weight decay, clipping, moving average, precision, execution and how often to log."""
     keep: str | None = None
     """Of the weights that were validated, those are kept at which this figure is least; None: the last."""
-    keep_after: int = -1
-    """Weights of steps up to this one are not kept."""
+    keep_after: int = -1  # weights of steps up to this one are not kept
     lr_factors: Mapping[str, float] = field(default_factory=dict)
     """What `lr_at` is multiplied by for the parameters of a part, by the part's name."""
 
@@ -113,12 +111,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        how: Optimisation,
-        device: torch.device,
-        checkpoint: Path | None,
-        label: str,
+        self, model: nn.Module, how: Optimisation, device: torch.device, checkpoint: Path | None, label: str
     ) -> None:
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.how = how
@@ -179,12 +172,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """The stateful parts, by the name they have in a checkpoint."""
-        parts = {
-            "model": self.model,
-            "optimiser": self.optimiser,
-            "average": self.average,
-            "best": self.best,
-        }
+        parts = {"model": self.model, "optimiser": self.optimiser, "average": self.average, "best": self.best}
         return {name: part for name, part in parts.items() if part is not None}
 
     def steps(

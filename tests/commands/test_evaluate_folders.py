@@ -61,8 +61,7 @@ def compared(samples: Path, reference: Path, *options: str, **keywords: str) -> 
     return files.read_mapping(samples.parent / "figures.json")
 
 
-CLASSES = torch.arange(30) // 15
-"""Of the samples, as they are read."""
+CLASSES = torch.arange(30) // 15  # of the samples, as they are read
 
 
 def in_order(num: int, first: int = 0) -> torch.Tensor:

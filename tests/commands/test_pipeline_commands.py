@@ -9,30 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMPipeline,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
-from pipeline_pairs import (
-    CPU,
-    KINDS,
-    denoiser,
-    dit_of_two_classes,
-    save_data,
-    save_pair,
-)
+from pipeline_pairs import CPU, KINDS, denoiser, dit_of_two_classes, save_data, save_pair
 from tiny import tiny_dataset, tiny_model, tiny_params
-from tiny_pipelines import (
-    PROMPTS,
-    tiny_ddim,
-    tiny_dit,
-    tiny_ldm,
-    tiny_stable_diffusion,
-    unet2d,
-)
+from tiny_pipelines import PROMPTS, tiny_ddim, tiny_dit, tiny_ldm, tiny_stable_diffusion, unet2d
 
 import pelap
 from pelap.api import models as api_models

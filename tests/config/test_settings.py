@@ -41,13 +41,7 @@ ASKED = {
     "distill__students": {"distilled": STUDENT | {"skip": ["other"]}},
     "distill__quality": {"num_images": 4, "num_reference": 8, "sampler": {"kind": "ddim", "steps": 4}},
     "evaluate__deepcache_intervals": [2],
-    "evaluate__classifier": {
-        "steps": 1,
-        "batch_size": 4,
-        "lr": 0.1,
-        "width": 2,
-        "horizontal_flip": False,
-    },
+    "evaluate__classifier": {"steps": 1, "batch_size": 4, "lr": 0.1, "width": 2, "horizontal_flip": False},
 }
 """Parameters that ask for something by every key."""
 

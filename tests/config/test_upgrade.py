@@ -128,10 +128,7 @@ OLD_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"prune__trials": 2}, "prune.trials is max_measurements"),
     ({"prune__singles": 2}, "prune.singles is single_operator_plans"),
     ({"prune__methods__ld-pruner__rescore": 0.1}, "prune.methods.ld-pruner.rescore is iterative_step"),
-    (
-        {"prune__methods__ld-pruner__selection": "ratio"},
-        "prune.methods.ld-pruner.selection: ratio is per_ms",
-    ),
+    ({"prune__methods__ld-pruner__selection": "ratio"}, "prune.methods.ld-pruner.selection: ratio is per_ms"),
     ({"evaluate__dense_steps": [5]}, "evaluate.dense_steps is step_counts"),
     ({"evaluate__cache_intervals": [2]}, "evaluate.cache_intervals is deepcache_intervals"),
 ]

@@ -16,14 +16,7 @@ from pelap.core.rng import generator
 from pelap.data import sounds as sounds_module
 from pelap.data.dataset import ImageDataset, load_dataset, save_dataset
 from pelap.data.entries import Remark, unsaid
-from pelap.data.modality import (
-    GAP_S,
-    NUM_PLAYED,
-    PLAYED_PEAK,
-    coloured,
-    modality_of,
-    one_after_the_other,
-)
+from pelap.data.modality import GAP_S, NUM_PLAYED, PLAYED_PEAK, coloured, modality_of, one_after_the_other
 from pelap.data.sounds import read_wav, to_sounds, to_spectrograms, write_wav
 from pelap.datasets.sources import build_dataset
 from pelap.datasets.synthesis import RECIPES, synthesise

@@ -14,13 +14,7 @@ from pelap.core.errors import ConfigError
 from pelap.core.rng import generator, noise
 from pelap.diffusion.loss import denoise
 from pelap.diffusion.reverse import ReverseProcess, sample_latents
-from pelap.diffusion.sampler import (
-    ModelGenerator,
-    cached_models,
-    describe_models,
-    sample_from,
-    sample_images,
-)
+from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_models, sample_from, sample_images
 from pelap.models.deep_cache import DeepCache
 from pelap.models.schedule import add_noise, alphas_cumprod, make_scheduler
 from pelap.models.text_conditioner import TextConditioner

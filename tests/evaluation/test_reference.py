@@ -220,8 +220,7 @@ def test_describe_says_what_figures_are_measured_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "num_reference", "said"),
-    [(13, 13, False), (12, 13, True), (13, 12, True), (5, 5, True)],
+    ("num_images", "num_reference", "said"), [(13, 13, False), (12, 13, True), (13, 12, True), (5, 5, True)]
 )
 def test_few_pictures_are_said_beside_the_figure(
     num_images: int, num_reference: int, said: bool, monkeypatch: pytest.MonkeyPatch

@@ -4,18 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    DiTTransformer2DModel,
-)
+from diffusers import DiffusionPipeline, DiTTransformer2DModel
 from tiny import tiny_dataset, tiny_params
-from tiny_pipelines import (
-    awake,
-    tiny_ddim,
-    tiny_dit,
-    tiny_ldm,
-    tiny_stable_diffusion,
-)
+from tiny_pipelines import awake, tiny_ddim, tiny_dit, tiny_ldm, tiny_stable_diffusion
 
 from pelap.config import Params
 from pelap.data.dataset import ImageDataset, save_dataset

@@ -11,17 +11,10 @@ from tiny import LIGHT, tiny_model
 from torch import nn
 
 from pelap.core.rng import noise
-from pelap.surgery.operators import (
-    KINDS,
-    Init,
-    Norm,
-    Operator,
-    find_operators,
-)
+from pelap.surgery.operators import KINDS, Init, Norm, Operator, find_operators
 
 GUIDANCE = 2.0
-TOKENS, WIDTH = 5, 12
-"""Of the texts that the conditional network looks at."""
+TOKENS, WIDTH = 5, 12  # of the texts that the conditional network looks at
 LEVELS: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 Predict = Callable[[nn.Module, torch.Tensor, int, Sequence[int]], torch.Tensor]

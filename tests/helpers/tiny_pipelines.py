@@ -30,8 +30,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 PROMPTS = ["a red cat", "two dogs", "rain"]
-SIDE = 8
-"""Of latents; where there is a decoder its pictures are twice as large."""
+SIDE = 8  # of latents; where there is a decoder its pictures are twice as large
 GROUPS = {"norm_num_groups": 4}
 LEVELS = {"block_out_channels": (8, 16), "layers_per_block": 1}
 

@@ -20,8 +20,7 @@ from pelap.data.dataset import all_equal
 from pelap.diffusion.sampler import PURPOSE, sample_from
 from pelap.pipelines import LatentPipeline
 
-MOST = 6
-"""Steps that the schedulers were made for."""
+MOST = 6  # steps that the schedulers were made for
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver", "sde-dpmsolver", "sde-dpmsolver++"),
     "beta_schedule": ("scaled_linear", "squaredcos_cap_v2"),

@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from pelap.core.errors import ModelError
 from pelap.profiling import latency as latency_module
 from pelap.profiling.cost import count_macs, count_params, peak_memory_mib
-from pelap.profiling.latency import (
-    Latency,
-    compiled,
-    measure_latency,
-    measure_module_latencies,
-    watch_calls,
-)
+from pelap.profiling.latency import Latency, compiled, measure_latency, measure_module_latencies, watch_calls
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -299,16 +299,8 @@ NORM, SEQUENCE, CONV = "block_mid.norm1", "mid_block.attentions.0.group_norm", "
 @pytest.mark.parametrize(
     ("name", "entry", "expected"),
     [
-        (
-            "light",
-            {"operator": NORM, "replacement": "affine"},
-            ReplacementSpec("affine", 16),
-        ),
-        (
-            "unet2d",
-            {"operator": SEQUENCE, "replacement": "affine"},
-            ReplacementSpec("affine", 16),
-        ),
+        ("light", {"operator": NORM, "replacement": "affine"}, ReplacementSpec("affine", 16)),
+        ("unet2d", {"operator": SEQUENCE, "replacement": "affine"}, ReplacementSpec("affine", 16)),
         (
             "dit",
             {"operator": "norm_out", "replacement": "affine"},

@@ -20,13 +20,7 @@ from pelap.scoring import criteria
 from pelap.scoring.criteria import record_calls
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, forward_hooks, swapped_modules
-from pelap.surgery.replacements import (
-    Replacement,
-    ReplacementSpec,
-    argument_of,
-    input_of,
-    output_size,
-)
+from pelap.surgery.replacements import Replacement, ReplacementSpec, argument_of, input_of, output_size
 
 ROWS = 3
 SINGLE = ("convolution", "linear", "normalisation", "activation")

@@ -215,11 +215,9 @@ def test_table_is_scored_and_sorted_by_the_formula(formula: Formula) -> None:
     denoiser = ready("light")
     table = denoiser.score(batch_size=64, formula=formula, operators=denoiser.operators[:8]).table
     parts = {"avg": table["avg_dist"], "std": table["std_dist"]}
-    expected = {
-        "avg+std": parts["avg"] + parts["std"],
-        "avg*std": parts["avg"] * parts["std"],
-        **parts,
-    }[formula]
+    expected = {"avg+std": parts["avg"] + parts["std"], "avg*std": parts["avg"] * parts["std"], **parts}[
+        formula
+    ]
     np.testing.assert_allclose(table["score"], expected, rtol=1e-12)
     assert list(table["score"]) == sorted(table["score"])
 

@@ -12,15 +12,7 @@ from torch import nn
 from pelap.core.errors import ModelError
 from pelap.profiling.cost import count_params
 from pelap.surgery.fit import fit_replacements
-from pelap.surgery.operators import (
-    KEPT,
-    KINDS,
-    Init,
-    Norm,
-    Operator,
-    find_operators,
-    swapped_modules,
-)
+from pelap.surgery.operators import KEPT, KINDS, Init, Norm, Operator, find_operators, swapped_modules
 
 DIFFUSERS = {"convolution", "linear", "normalisation", "activation"}
 UNET = DIFFUSERS | {"residual_block", "downsampler", "upsampler"}

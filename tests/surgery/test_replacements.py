@@ -33,12 +33,7 @@ from pelap.surgery.replacements import (
     replacement_from_json,
 )
 
-OWN = {
-    "OwnBlock": "block",
-    "ResnetBlock": "block",
-    "ConvTranspose2d": "convolution",
-    "Cells": "block",
-}
+OWN = {"OwnBlock": "block", "ResnetBlock": "block", "ConvTranspose2d": "convolution", "Cells": "block"}
 
 
 class Narrow(nn.GroupNorm):

@@ -19,8 +19,7 @@ from pelap.training.objective import Phase, Schedule
 from pelap.training.trainer import Progress, Trainer, indices_from
 
 CPU = torch.device("cpu")
-STEPS = 10
-"""Steps of an epoch here."""
+STEPS = 10  # steps of an epoch here
 
 
 def _schedule(train: dict[str, Any] | None = None, **fields: Any) -> Schedule:

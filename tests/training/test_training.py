@@ -21,13 +21,7 @@ from pelap.training import joint
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
 from pelap.training.objective import autoencoder_losses, draw_step_noise, joint_losses
 from pelap.training.parallel import train_alone
-from pelap.training.trainer import (
-    Losses,
-    Optimisation,
-    Progress,
-    Trainer,
-    cosine,
-)
+from pelap.training.trainer import Losses, Optimisation, Progress, Trainer, cosine
 
 CPU = torch.device("cpu")
 

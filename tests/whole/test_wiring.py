@@ -68,8 +68,7 @@ def dvc_stages() -> dict[str, dict[str, Any]]:
 
 
 DVC = dvc_stages()
-INPUTS = DVC.pop("inputs")
-"""Not a stage of a run: looks at what is outside of it."""
+INPUTS = DVC.pop("inputs")  # not a stage of a run: looks at what is outside of it
 
 
 def paths(stage: Mapping[str, Any], *kinds: str) -> set[str]:

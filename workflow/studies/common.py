@@ -31,10 +31,8 @@ SEED = re.compile(r"seed(\d+)")
 PATTERN, NAMED_PATTERN = "*/seed*", "*/*/seed*"
 LONG = ["dataset", "seed", "model", "metric", "value"]
 CONFIDENCE = 0.95
-_OWN = ("dataset", "seed")
-"""Parameters in which the cells of a grid differ."""
-_ROUNDING = 1e-12
-"""Relative size below which a spread of differences is rounding, not data."""
+_OWN = ("dataset", "seed")  # parameters in which the cells of a grid differ
+_ROUNDING = 1e-12  # relative size below which a spread of differences is rounding, not data
 
 
 def command_line(name: str) -> None:
@@ -178,13 +176,10 @@ class PrunedCell:
 
     dataset: str
     seed: int
-    metric: str
-    """The first Frechet distance, by which models are compared."""
-    dense: str
-    """The variant that was pruned."""
+    metric: str  # the first Frechet distance, by which models are compared
+    dense: str  # the variant that was pruned
     metrics: Mapping[str, Mapping[str, float | None]]
-    plans: Mapping[str, Mapping[str, Any]]
-    """What each plan gave, as in `prune/result.json`."""
+    plans: Mapping[str, Mapping[str, Any]]  # what each plan gave, as in `prune/result.json`
 
     def value(self, model: str | None, metric: str) -> float:
         """A metric of a model, NaN where there is none."""

@@ -14,12 +14,10 @@ from pelap.report.figures.labels import Label, place
 from pelap.report.figures.style import MUTED, PAPER, Look, legend, literal, log_scale, shortened, titles
 from pelap.report.tables import CACHED, Column, plans_of, split_row
 
-_LOGARITHMIC = 4
-"""Ratio of the greatest to the least value from which on an axis is logarithmic."""
+_LOGARITHMIC = 4  # ratio of the greatest to the least value from which on an axis is logarithmic
 _FAR = 1.0
 """A floor further below the points than this many times their spread, on the axis, is named, not drawn."""
-_ROOM = 0.08
-"""Share of an axis that is left free at each end."""
+_ROOM = 0.08  # share of an axis that is left free at each end
 
 
 class _Point(NamedTuple):

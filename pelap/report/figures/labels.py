@@ -13,18 +13,13 @@ from pelap.report.figures.style import INK, literal
 
 _ANGLES = (90, 45, 0, -45, -90, 135, 180, -135)
 """Where a label may stand around its point, the best places first."""
-_DISTANCES = (10, 17, 26, 38)
-"""Points from the middle of the marker to the nearest edge of the label."""
-_LINE_FROM = 20
-"""From this distance on a thin line says which point is meant."""
-_WIDTH, _HEIGHT = 0.62, 1.25
-"""Size of a character in sizes of the font."""
-_SAMPLES = 40
-"""Points that stand for a line."""
+_DISTANCES = (10, 17, 26, 38)  # points from the middle of the marker to the nearest edge of the label
+_LINE_FROM = 20  # from this distance on a thin line says which point is meant
+_WIDTH, _HEIGHT = 0.62, 1.25  # size of a character in sizes of the font
+_SAMPLES = 40  # points that stand for a line
 _COVERED, _OUTSIDE = 50.0, 500.0
 """What covering a label or a marker (a line: a tenth), and leaving the axes, cost in points of distance."""
-_CLEAR = 5
-"""Points that a label is to be nearer to its own marker than to any other."""
+_CLEAR = 5  # points that a label is to be nearer to its own marker than to any other
 
 Points = NDArray[np.float64]
 

@@ -30,18 +30,14 @@ from pelap.report.figures.style import (
 
 FATES = {"kept": (KEPT, "o"), "gone with a replaced one": (INSIDE, "d"), "replaced": (REMOVED, "v")}
 """What became of an operator, its colour and marker; in this order, so that what was chosen lies on top."""
-LOWEST, HIGHEST = 40, 10
-"""Operators that the bar chart names when there are many more."""
-HATCH, FAINT = "/////", 0.4
-"""How a bar and a marker say that scoring stopped early."""
+LOWEST, HIGHEST = 40, 10  # operators that the bar chart names when there are many more
+HATCH, FAINT = "/////", 0.4  # how a bar and a marker say that scoring stopped early
 STOPPED = "stopped early: fewer latents"
 _INFINITE = "∞"
-_FEW, _GAP = 5, 2
-"""Operators not worth leaving out; rows that the dots in their place take."""
+_FEW, _GAP = 5, 2  # operators not worth leaving out; rows that the dots in their place take
 _WHISKER = ((PAPER, 2.4), (INK, 0.9))
 """Colours and widths of an interval's line: the first lets it stand out from a bar in dark and in light."""
-_MOST = 60
-"""Operators that can be named below the axis of depth."""
+_MOST = 60  # operators that can be named below the axis of depth
 _KINDS = {
     "residual_block": ("#0072b2", "o"),
     "block": ("#0072b2", "o"),

@@ -30,10 +30,8 @@ from pelap.report.figures.style import (
 )
 from pelap.report.tables import SURE, quality_column
 
-GRID_COLUMNS = 8
-"""Pictures in a row of the grids that the evaluation saves."""
-_WIDTH = 16.0
-"""Of the overview in inches."""
+GRID_COLUMNS = 8  # pictures in a row of the grids that the evaluation saves
+_WIDTH = 16.0  # of the overview in inches
 _ROW, _HEIGHTS = 0.66, (7.0, 10.0)
 """Height of a row of samples in inches where there is room for it, and bounds of the overview's height."""
 _NAMES, _TITLE, _MOST = 2.2, 0.8, 0.53

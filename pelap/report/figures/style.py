@@ -23,8 +23,7 @@ REMOVED, INSIDE, KEPT = "#d55e00", "#f0b48f", "#8fa3b5"
 """Operators that the plan removes, and the others."""
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--paper)"}
-_LONGEST = 18
-"""Characters of a name in a figure; the tables have all of them."""
+_LONGEST = 18  # characters of a name in a figure; the tables have all of them
 _FIXED = {
     "baseline": ("#0072b2", "o"),
     "pelap": ("#e69f00", "s"),
@@ -41,8 +40,7 @@ _FIXED = {
 _SPARE = (("#aa4499", "<"), ("#117733", "8"), ("#6699cc", "p"), ("#ddaa33", "H"), ("#997700", "d"))
 _DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 """Lines of the first plan, the second, ...; with more plans than these they come again."""
-_SHADE = 0.25
-"""How much of white the first of several plans has, and how much of black the last."""
+_SHADE = 0.25  # how much of white the first of several plans has, and how much of black the last
 
 
 @dataclass(frozen=True)

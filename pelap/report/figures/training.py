@@ -36,12 +36,10 @@ _TERMS = (
 )
 _LOGARITHMIC = 4
 """Ratio of the greatest to the least value from which on a loss of distillation has a logarithmic axis."""
-_FLOOR_LINE = (0, (4, 2))
-"""How the Gaussian floor is dashed."""
+_FLOOR_LINE = (0, (4, 2))  # how the Gaussian floor is dashed
 _MOST_CLASSES, _MOST_CHANNELS = 24, 8
 """With more classes the heat map names only some; with more of either it writes no numbers."""
-_BRIGHT = 0.6
-"""From this value on the colour map wants dark numbers."""
+_BRIGHT = 0.6  # from this value on the colour map wants dark numbers
 
 
 def training_curves(

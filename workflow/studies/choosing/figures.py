@@ -37,21 +37,16 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """The methods of presets/choosing.yaml by what they go by; a method of another name is in none."""
 OTHERS = "other methods"
 _STYLES = (("#0072b2", "o"), ("#009e73", "D"), ("#d55e00", "s"), ("#aa4499", "^"), ("#997700", "v"))
-_LOOKS = dict(zip((*FAMILIES, OTHERS), _STYLES, strict=True))
-"""Colour and marker of a family."""
+_LOOKS = dict(zip((*FAMILIES, OTHERS), _STYLES, strict=True))  # colour and marker of a family
 _DASHED: Any = (0, (4, 2.5))
-_RIVALS = ("s", "D", ">", "P", "X")
-"""Markers of what saves time without pruning."""
-_FAR = 4
-"""Ratio of the greatest to the least value from which on an axis is logarithmic."""
-_ROW = 0.28
-"""Height of a method in inches."""
+_RIVALS = ("s", "D", ">", "P", "X")  # markers of what saves time without pruning
+_FAR = 4  # ratio of the greatest to the least value from which on an axis is logarithmic
+_ROW = 0.28  # height of a method in inches
 _STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 """Ticks of an axis that is linear around 0 and logarithmic beyond, to either side."""
 _TIMES = {"before": "before fine-tuning", "after": "after fine-tuning"}
 _FIELDS = {"before": "fd_pruned", "after": "fd_tuned"}
-_WHOSE = {"before": "the dense model's", "after": "the control's"}
-"""Whose distance is taken away."""
+_WHOSE = {"before": "the dense model's", "after": "the control's"}  # whose distance is taken away
 
 
 def family_of(method: object) -> str:

@@ -20,10 +20,8 @@ CRITERIA = (
     *("random", "magnitude", "taylor", "output_error", "block_similarity"),
 )
 """Columns of a table of scores that operators can be chosen by; a table has the last five if asked for."""
-JUDGED = ("joint_score", "sum_of_scores", "norm_of_scores")
-"""What the prune stage says of a plan as a whole."""
-UNNAMED = "plan"
-"""What the one method of a study is called whose plans name an amount alone."""
+JUDGED = ("joint_score", "sum_of_scores", "norm_of_scores")  # what the prune stage says of a plan as a whole
+UNNAMED = "plan"  # what the one method of a study is called whose plans name an amount alone
 LOST = ("lost_before", "lost_after")
 _AMOUNT = re.compile(r"(?:(?P<method>.+)-)?(?P<amount>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 _TIME = "measured_time_reduction"
@@ -34,14 +32,10 @@ class Cell(PrunedCell):
     """All that is known of one data set and seed."""
 
     scores: pd.DataFrame
-    chosen: Mapping[str, Plan]
-    """The plans, as they were applied."""
-    control: str | None
-    """The dense model trained as long as the pruned ones, if there is one."""
-    tuned: Mapping[str, str]
-    """Of a plan the pruned network trained further, where there is one."""
-    budget: pd.DataFrame
-    """Columns model, steps, image_ms and the distance."""
+    chosen: Mapping[str, Plan]  # the plans, as they were applied
+    control: str | None  # the dense model trained as long as the pruned ones, if there is one
+    tuned: Mapping[str, str]  # of a plan the pruned network trained further, where there is one
+    budget: pd.DataFrame  # columns model, steps, image_ms and the distance
 
 
 def read_cell(run: RunPaths) -> Cell:

@@ -22,8 +22,7 @@ from workflow.studies.common import demand_alike, differing, finished_cells, wri
 
 ALIKE = ("num_images", "num_reference", "sampler", "extractors")
 """What has to be the same in every cell, by their protocols."""
-_WIDTH = 80
-"""Characters of a line in the terminal."""
+_WIDTH = 80  # characters of a line in the terminal
 
 
 def summarise(root: Path, asked: Sequence[str] | None = None) -> None:

@@ -12,16 +12,14 @@ from pelap.report.tables import CACHED, split_row
 from workflow.studies.choosing.plans import CRITERIA, JUDGED, LOST, Cell
 from workflow.studies.common import half_interval, p_value, verdict, wide_over_seeds
 
-YARDSTICKS = ("random", "magnitude")
-"""Methods that every other one is compared with, by these names."""
+YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared with, by these names
 _MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *LOST)
 """Columns of plans whose mean and deviation over seeds are taken."""
 _AGAINST = tuple(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_tuned"))
 _SPLIT = dict.fromkeys(("avg_dist", "std_dist"), ("shift_lost_before", "spread_lost_before"))
 """Further targets of a predictor: the distance's two parts, which LD-Pruner's two terms are after."""
 _PLAN_PREDICTORS = (*JUDGED, "num_operators", "time_reduction")
-_FEWEST = 3
-"""Points below which a rank correlation says nothing."""
+_FEWEST = 3  # points below which a rank correlation says nothing
 
 
 def method_table(plans: pd.DataFrame) -> pd.DataFrame:

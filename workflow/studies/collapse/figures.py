@@ -30,12 +30,9 @@ from workflow.studies.common import of_dataset, rows_down, seed_dots
 
 DISTANCE = "fd_effnet_lite0"
 OPEN, CHANNELS = "active_channels", "latent_channels"
-_ROW = 0.29
-"""Height of a control in inches."""
-_OFFSETS = {1: (0.0,), 2: (-0.2, 0.2)}
-"""Where the series of a panel lie around a control's line."""
-_MARGIN = 1.3
-"""Room at the ends of a logarithmic axis, as a factor."""
+_ROW = 0.29  # height of a control in inches
+_OFFSETS = {1: (0.0,), 2: (-0.2, 0.2)}  # where the series of a panel lie around a control's line
+_MARGIN = 1.3  # room at the ends of a logarithmic axis, as a factor
 _ONE_DECADE, _FEW_DECADES = 20, 300
 """Ranges of a logarithmic axis below which there is room for labels at 2, 5, ... and at 3, 30, ..."""
 _DASHED: Any = (0, (4, 3))
@@ -47,13 +44,10 @@ class Panel:
 
     title: str
     label: str
-    metrics: tuple[str, ...]
-    """The second has hollow markers."""
+    metrics: tuple[str, ...]  # the second has hollow markers
     log: bool = False
-    floors: tuple[str, ...] = ()
-    """Metrics that are drawn as reference marks."""
-    line: float | None = None
-    """A value that every control is compared with."""
+    floors: tuple[str, ...] = ()  # metrics that are drawn as reference marks
+    line: float | None = None  # a value that every control is compared with
 
 
 _FLOORS = ("gaussian_floor", "zero_latent_floor")

@@ -13,14 +13,11 @@ from workflow.studies.collapse import NEEDS, TARGET
 from workflow.studies.collapse.figures import CHANNELS, DISTANCE, FIGURE_METRICS, OPEN, study_figure
 from workflow.studies.common import finished_cells, long_table, over_seeds, place_of, write_figure
 
-MIN_SEEDS = 3
-"""Fewer say nothing about a standard deviation."""
+MIN_SEEDS = 3  # fewer say nothing about a standard deviation
 CELL_COLUMNS = ["control", "dataset", "seed", "metric", "value"]
 SUMMARY_COLUMNS = ["control", "dataset", "metric", "mean", "std", "n"]
-NAMES = ("variant", "verdict", "reason")
-"""Columns of `collapse.csv` that are no metrics."""
-QUALITY = (DISTANCE, "psnr", "ssim")
-"""What is taken from `metrics.json`."""
+NAMES = ("variant", "verdict", "reason")  # columns of `collapse.csv` that are no metrics
+QUALITY = (DISTANCE, "psnr", "ssim")  # what is taken from `metrics.json`
 DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name not in QUALITY)]
 """Columns of `collapse.csv` without which there is no figure."""
 

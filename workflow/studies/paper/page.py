@@ -11,12 +11,9 @@ from workflow.studies.common import over_seeds
 
 VALUE_COLUMNS = ["dataset", "part", "seed", "model", "metric", "value"]
 TABLE_COLUMNS = ["dataset", "part", "model", "metric", "mean", "sd", "n", "paper", "budget"]
-ALL_MODELS = "all models"
-"""The row of what is measured of a run as a whole."""
-SECONDS = "seconds_"
-"""Begins the metrics that say how long a stage took."""
-PAPER_PART = "pelap-a"
-"""The part that is what the paper did; no other is set beside its figures."""
+ALL_MODELS = "all models"  # the row of what is measured of a run as a whole
+SECONDS = "seconds_"  # begins the metrics that say how long a stage took
+PAPER_PART = "pelap-a"  # the part that is what the paper did; no other is set beside its figures
 PAPER_FIGURES = {
     ("baseline", "diffusion_loss"): "0.0240",
     ("baseline", "recon_mse"): "24.67",

@@ -26,8 +26,7 @@ from workflow.studies.seeds.summarise import compared
 KEPT = (".csv", ".json", ".png", ".md", ".yaml")
 """Files that the archive takes; reports are pages of megabytes."""
 MODEL_FOLDERS = {"model", "models"}
-MOST_CURVES = 6
-"""Variants that a figure of curves has room for."""
+MOST_CURVES = 6  # variants that a figure of curves has room for
 
 
 @dataclass(frozen=True, eq=False)

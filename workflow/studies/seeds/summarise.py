@@ -14,8 +14,7 @@ from workflow.studies.common import finished_cells, long_table, over_seeds, p_va
 from workflow.studies.seeds import NEEDS, TARGET
 from workflow.studies.seeds.figures import budget_figure, sweep_figure
 
-BASELINE = "baseline"
-"""The model that every other one is compared with, seed by seed."""
+BASELINE = "baseline"  # the model that every other one is compared with, seed by seed
 _KEYS = ["dataset", "model", "metric"]
 _BUDGET = ("model", "steps", "image_ms")
 _BUDGET_KEYS = ["dataset", "model", "steps", "metric"]

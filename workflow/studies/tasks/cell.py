@@ -27,14 +27,10 @@ class TaskCell(PrunedCell):
     """One seed of a task."""
 
     task: str
-    item: str
-    """What the model makes, in the singular."""
-    students: Mapping[str, str]
-    """What each that was trained on started from: pruned, dense or scratch."""
-    differences: pd.DataFrame
-    """As in `evaluate/differences.csv`."""
-    rows_per_latent: int = 1
-    """Rows that a latent takes in the UNet's batch: 2 with guidance."""
+    item: str  # what the model makes, in the singular
+    students: Mapping[str, str]  # what each that was trained on started from: pruned, dense or scratch
+    differences: pd.DataFrame  # as in `evaluate/differences.csv`
+    rows_per_latent: int = 1  # rows that a latent takes in the UNet's batch: 2 with guidance
 
     @property
     def plan_names(self) -> list[str]:

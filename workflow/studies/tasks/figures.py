@@ -17,12 +17,10 @@ from pelap.report.tables import MINUS, PLUS_MINUS, PRUNED, number, split_row
 from workflow.studies.tasks.cell import TIME_SAVED, TaskCell, first_cells
 from workflow.studies.tasks.page import PERCENT, Table
 
-_LABEL = 8.5
-"""Size of the labels in the figure."""
+_LABEL = 8.5  # size of the labels in the figure
 _APART = 8
 """From so many times the largest other change on, those of pruning alone are drawn beyond a linear part."""
-_LINEAR = 1.6
-"""Room of each half of the linear part, in decades of the logarithmic one."""
+_LINEAR = 1.6  # room of each half of the linear part, in decades of the logarithmic one
 
 
 def tasks_figure(summary: pd.DataFrame, cells: Sequence[TaskCell]) -> Figure:

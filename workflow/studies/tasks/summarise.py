@@ -26,8 +26,7 @@ ALIKE = ("item", "metric", "dense", "control", "students", "plan_names", "rows_p
 """What has to be the same in every seed of a task, by its cell."""
 ALIKE_PROTOCOL = ("num_images", "num_reference", "sampler", "prompts", "medium", "sound")
 """The same by the protocols. The extractor may differ: a classifier is trained for each seed."""
-ALIKE_CLASSIFIER = ("steps", "width")
-"""The same by what the protocols say of the classifier: how it was made."""
+ALIKE_CLASSIFIER = ("steps", "width")  # the same by what the protocols say of the classifier: how it was made
 _ERRORS = ("_se", "_std", "_iqr_ms")
 """Tails of what is the error of another metric: it has no mean over seeds of its own."""
 
