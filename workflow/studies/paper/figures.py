@@ -1,13 +1,17 @@
-"""The figure of the ablation: what changes with lambda."""
+"""The ablation against lambda, and a run of the paper's two models beside its own figures."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from pelap.report.figures.style import legend, literal, log_scale, looks, panels, titles
+from pelap.report.figures.style import INK, MUTED, legend, literal, log_scale, looks, panels, titles
+from workflow.studies.paper.page import PAPER_FIGURES
 
+PAPER_EPOCHS = 100
+_DASHED: Any = (0, (4, 3))
 ABLATION_PANELS = (
     ("Mask", "mean", "mean_mask"),
     ("Noise loss", "mean squared error of the noise", "diffusion_loss"),
@@ -40,4 +44,45 @@ def ablation_figure(values: pd.DataFrame, lambdas: Mapping[str, float]) -> Figur
             axis.set_ylim(bottom=0)  # what hardly changes has to look so
         titles(axis, title, "lambda", label)
     legend(figure, handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=4)
+    return figure
+
+
+def collapse_figure(epochs: pd.DataFrame, timesteps: pd.DataFrame, collapse: pd.DataFrame) -> Figure:
+    """A run of the paper's two models by epoch, and its noise loss by time step; stars: the paper's figures.
+
+    Args:
+        epochs: Of the stage `collapse`.
+        timesteps: Of it.
+        collapse: Of it, for the least loss of the UNet at latents of zero.
+    """
+    floor = float(collapse["zero_latent_floor"].iloc[0])
+    figure, (loss, scale, recon, steps) = panels(4, (16, 3.9))
+    for model, each in looks(dict.fromkeys(epochs["variant"])).items():
+        own, at = epochs[epochs["variant"] == model], timesteps[timesteps["variant"] == model]
+        style: Any = {"color": each.colour, "linewidth": 1.7}
+        loss.plot(own["epoch"], own["diffusion_loss"], label=literal(model), **style)
+        scale.plot(own["epoch"], own["unet_input_std"], **style)
+        recon.plot(own["epoch"], own["recon_mse"], **style)
+        recon.plot(own["epoch"], own["masked_recon_mse"], linestyle=_DASHED, **style)
+        middle = (at["first_step"] + at["last_step"]) / 2
+        steps.plot(middle, at["diffusion_loss"], marker=each.marker, markersize=5, **style)
+        for axis, metric in ((loss, "diffusion_loss"), (recon, "recon_mse")):
+            stated = float(PAPER_FIGURES[model, metric])
+            axis.plot(PAPER_EPOCHS, stated, "*", color=each.colour, markersize=11, clip_on=False)
+    for axis in (loss, steps):
+        axis.axhline(floor, color=INK, linewidth=1.1, linestyle=_DASHED)
+    loss.set_ylim(0.98 * floor, 1.3 * floor)  # the first epochs are far above
+    log_scale(scale, epochs["unet_input_std"])
+    log_scale(recon, epochs["masked_recon_mse"])
+    titles(loss, "Noise loss", "epoch", "mean squared error of the noise")
+    titles(scale, "What the UNet gets", "epoch", "standard deviation of its input (noise: 1)")
+    titles(recon, "Reconstruction", "epoch", "squared error of a picture")
+    titles(steps, "Where the loss is above the least", "time step", "mean squared error of the noise")
+    marks = [
+        *loss.get_legend_handles_labels()[0],
+        Line2D([], [], linestyle="", marker="*", color=MUTED, markersize=10, label="the paper, epoch 100"),
+        Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHED, label=f"least at z = 0: {floor:.4f}"),
+        Line2D([], [], color=MUTED, linestyle=_DASHED, label="decoded from z·m, which the UNet sees"),
+    ]
+    legend(figure, handles=marks, loc="outside lower center", ncols=len(marks))
     return figure
