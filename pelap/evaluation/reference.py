@@ -1,16 +1,19 @@
-"""What made pictures are compared with, and every figure of the comparison."""
+"""What made pictures are compared with, every figure of the comparison, and by how much two sets differ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.keys import code_of
+from pelap.core.paths import REAL_ROW
 from pelap.core.rng import generator
 from pelap.data.dataset import all_equal
 from pelap.evaluation.features import Extractor, check_images, metric_name
@@ -22,15 +25,22 @@ from pelap.evaluation.frechet import (
     mean_distance,
     standard_error,
 )
-from pelap.evaluation.image_metrics import ImageMetrics
-from pelap.evaluation.kid import NUM_SUBSETS, SUBSET_SIZE, kid
-from pelap.evaluation.prdc import NUM_NEIGHBOURS, coverage, radii
+from pelap.evaluation.one_by_one import NUM_NEIGHBOURS, NUM_SUBSETS, SUBSET_SIZE, coverage, kid, radii
 from pelap.evaluation.weights import kept
 
-NUM_KEPT = 10_000
-"""Pictures of a set, drawn at random, whose features are kept for what compares pictures one by one."""
-
+NUM_KEPT = 10_000  # pictures of a set, drawn at random, whose features are compared one by one
 _CHUNK = 1000  # pictures that an extractor is given at once
+CERTAIN = 2  # standard errors that a gap must exceed before shares of it are stated
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """What was measured of a set of pictures."""
+
+    metrics: dict[str, float]  # by name
+    replicates: dict[str, tuple[float, ...]]
+    """Of the jackknife of each Frechet distance, by its name, the first extractor's first."""
+    notes: tuple[str, ...] = ()  # what has to be said beside them
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,11 @@ class _Side:
         return radii(self.features)
 
 
+# What compares pictures one by one, from features (N, num_features) to figures by name.
 ONE_BY_ONE: tuple[Callable[[Tensor, _Side], dict[str, float]], ...] = (
     lambda features, real: kid(features, real.features),
     lambda features, real: coverage(features, real.features, real.radii),
 )
-"""What compares pictures one by one, from features (N, num_features) to figures by name."""
 
 
 class Reference:
@@ -58,8 +68,7 @@ class Reference:
     Args:
         images: uint8 pictures (N, C, H, W), C 3 or 1, N at least 2.
         extractors: What turns pictures into features.
-        cache: Folder for what is computed of `images`, shared by everything that compares with the same
-            pictures; None keeps it in memory alone.
+        cache: Folder to keep what is computed of `images`; None keeps it in memory alone.
 
     Raises:
         DataError: Not such pictures.
@@ -67,8 +76,7 @@ class Reference:
     """
 
     def __init__(self, images: Tensor, extractors: Sequence[Extractor], cache: Path | None = None) -> None:
-        check_images(images)
-        _demand_two(images)
+        _check(images)
         if all_equal(images):
             raise DataError(f"reference: all {len(images)} pictures are the same; give those of a data set")
         names = [metric_name("fd", extractor.name) for extractor in extractors]
@@ -80,7 +88,7 @@ class Reference:
         self._cache = cache
 
     @cached_property
-    def _sides(self) -> list["_Side"]:
+    def _sides(self) -> list[_Side]:
         """One an extractor, in their order; computed or read when first asked for."""
         return [self._side(extractor) for extractor in self._extractors]
 
@@ -96,15 +104,19 @@ class Reference:
                 were asked for in turn. It makes the standard errors those of such pictures.
 
         Returns:
-            Of each extractor the Frechet distance, its standard error (left out where there are two
-            pictures alone) and the part of it that is a shift of the means, and unless `only_frechet` the
-            metrics of `ONE_BY_ONE` of at most `NUM_KEPT` pictures of either side, drawn at random, the same
-            at every call. See `metric_name` for names.
+            Of each extractor the Frechet distance, its standard error (of more than two pictures), the part
+            of it that is a shift of the means, and unless `only_frechet` the metrics of `ONE_BY_ONE`, of at
+            most `NUM_KEPT` pictures of either side. See `metric_name` for names.
 
         Raises:
             DataError: Other pictures than these, or features that are no numbers.
         """
-        self._check(images)
+        _check(images)
+        if images.shape[1:] != self._images.shape[1:]:
+            raise DataError(
+                f"images: {_shape(images)}, but the reference has {_shape(self._images)}; "
+                "compare pictures of one size, made from the data set that the model was trained on"
+            )
         figures = ImageMetrics({}, {})
         for extractor, side in zip(self._extractors, self._sides, strict=True):
             name = metric_name("fd", extractor.name)
@@ -145,7 +157,7 @@ class Reference:
         }
 
     def notes(self, num_images: int) -> list[str]:
-        """What has to be said beside figures of `num_images` pictures; a line each, often none."""
+        """What has to be said beside figures of `num_images` pictures."""
         num_reference, lines = len(self._images), []
         for extractor, side in zip(self._extractors, self._sides, strict=True):
             name, width = metric_name("fd", extractor.name), side.features.shape[1]
@@ -168,7 +180,7 @@ class Reference:
             )
         return lines
 
-    def _side(self, extractor: Extractor) -> "_Side":
+    def _side(self, extractor: Extractor) -> _Side:
         def compute() -> dict[str, Tensor]:
             features = _features(extractor, self._images)
             statistics = FeatureStatistics.of(features)
@@ -194,14 +206,11 @@ class Reference:
         statistics = FeatureStatistics(len(self._images), tensors["mean"], tensors["covariance"])
         return _Side(statistics, tensors["features"])
 
-    def _check(self, images: Tensor) -> None:
-        check_images(images)
-        _demand_two(images)
-        if images.shape[1:] != self._images.shape[1:]:
-            raise DataError(
-                f"images: {_shape(images)}, but the reference has {_shape(self._images)}; "
-                "compare pictures of one size, made from the data set that the model was trained on"
-            )
+
+def _check(images: Tensor) -> None:
+    check_images(images)
+    if len(images) < 2:
+        raise DataError("images: a single picture has no distance to a set; give at least 2")
 
 
 def _shape(images: Tensor) -> str:
@@ -221,6 +230,59 @@ def _drawn(num: int) -> Tensor:
     return torch.randperm(num, generator=generator(0, "one by one")) < NUM_KEPT
 
 
-def _demand_two(images: Tensor) -> None:
-    if len(images) < 2:
-        raise DataError("images: a single picture has no distance to a set; give at least 2")
+def main_metric(figures: Mapping[str, ImageMetrics]) -> str:
+    """The Frechet distance of the first extractor, by its name."""
+    return next(iter(figures[REAL_ROW].replicates))
+
+
+def difference(one: ImageMetrics, other: ImageMetrics, metric: str) -> tuple[float, float]:
+    """How much larger a Frechet distance is, and the standard error of that.
+
+    Both are of pictures from the same noise, whose chances are the same in part: they are taken away
+    together, group by group of the jackknife.
+    """
+    pairs = zip(one.replicates[metric], other.replicates[metric], strict=True)
+    error = standard_error([mine - theirs for mine, theirs in pairs])
+    return one.metrics[metric] - other.metrics[metric], error
+
+
+def differences(
+    figures: Mapping[str, ImageMetrics], rows: Collection[str], against: Collection[str]
+) -> pd.DataFrame:
+    """The first Frechet distance of each of `rows`, less that of each of `against` other than itself."""
+    metric = main_metric(figures)
+    table = [
+        (row, other, metric, *difference(figures[row], figures[other], metric))
+        for row in rows
+        for other in against
+        if row != other
+    ]
+    return pd.DataFrame(table, columns=["model", "against", "metric", "difference", "se"])
+
+
+def shares_recovered(
+    figures: Mapping[str, ImageMetrics], tuned_from: Mapping[str, str], dense: str | None
+) -> dict[str, dict[str, float]]:
+    """Of each row of `tuned_from`, by name, the share of what pruning cost that fine-tuning brought back.
+
+    That is of the first Frechet distance; 1 is all of it. The values of `tuned_from` are the pruned rows.
+    Left out where pruning cost nothing that could be told from chance.
+    """
+    result = {}
+    for name, pruned in tuned_from.items() if dense else ():
+        metric = main_metric(figures)
+        cost, error = difference(figures[pruned], figures[str(dense)], metric)
+        if cost > CERTAIN * error:
+            gain, _ = difference(figures[pruned], figures[name], metric)
+            result[name] = {"recovered": gain / cost}
+    return result
+
+
+def with_metrics(
+    figures: Mapping[str, ImageMetrics], *tables: Mapping[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """All metrics of each row: its figures, and what each of the tables has of it."""
+    return {
+        name: reduce(or_, (table.get(name, {}) for table in tables), measured.metrics)
+        for name, measured in figures.items()
+    }

@@ -13,12 +13,11 @@ from pelap.core.errors import ConfigError, DataError, ModelError
 from pelap.core.files import exclusive, load_tensors, one_line, save_tensors, sha256, tensors_digest
 from pelap.core.keys import Key, key
 
+# Of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid.
 INCEPTION_2015_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Digest of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid."""
-
-INCEPTION_WEIGHTS_VARIABLE = "PELAP_INCEPTION_WEIGHTS"
-"""Environment variable that says where these weights are, where parameters do not."""
-
+INCEPTION_WEIGHTS_VARIABLE = (
+    "PELAP_INCEPTION_WEIGHTS"  # environment variable that says where these weights are
+)
 DOWNLOAD = "download"  # in place of a path: fetch the weights from where torch-fidelity has them
 
 
@@ -26,7 +25,7 @@ def inception_path(given: str | None) -> Path:
     """Where the weights of the 2015 Inception are.
 
     Args:
-        given: A path or ``download``. Where None, the environment variable says it.
+        given: A path or ``download``; where None, the environment variable PELAP_INCEPTION_WEIGHTS says it.
 
     Raises:
         ConfigError: Nothing says it.
@@ -59,28 +58,18 @@ def _download_inception() -> Path:
     return path
 
 
-def demand_inception(path: Path) -> str:
-    """The digest of a file, which has to be that of the 2015 Inception; see `demand_checksum`."""
-    return demand_checksum(path, INCEPTION_2015_SHA256, "the 2015 Inception")
-
-
-def demand_checksum(path: Path, wanted: str, what: str) -> str:
-    """The digest of a file, which has to begin with `wanted`.
+def load_weights(path: Path, wanted: str, what: str) -> tuple[Any, str]:
+    """What a file of weights holds, tensors and plain values alone, and its digest.
 
     Raises:
-        ModelError: The file is missing or has another one.
+        ModelError: The file is missing, or its digest does not begin with `wanted`, as that of `what` does.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file of weights; correct the path")
     found = sha256(path)
     if not found.startswith(wanted):
         raise ModelError(f"{path}: SHA-256 {found[:12]}, but {what} has {wanted[:12]}; fetch the file again")
-    return found
-
-
-def load_weights(path: Path) -> Any:
-    """What a file of weights holds, refusing everything but tensors and plain values."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True), found
 
 
 def kept(
@@ -113,16 +102,16 @@ def kept(
             if tensors is None:
                 _say_anew(cache, stem, made_of, subject)
                 tensors = make()
-                save_tensors(path, tensors, {**made_of.parts, "sha256": _digest(tensors)})
+                save_tensors(path, tensors, _said(tensors, made_of))
     return tensors
 
 
 def _load_kept(path: Path, made_of: Key) -> dict[str, torch.Tensor] | None:
-    try:
+    with suppress(DataError):
         tensors, said = load_tensors(path)
-    except DataError:
-        return None
-    return tensors if said == {**made_of.parts, "sha256": _digest(tensors)} else None
+        if said == _said(tensors, made_of):
+            return tensors
+    return None
 
 
 def _say_anew(cache: Path, stem: str, made_of: Key, subject: Collection[str]) -> None:
@@ -138,5 +127,6 @@ def _say_anew(cache: Path, stem: str, made_of: Key, subject: Collection[str]) ->
                 )
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    return tensors_digest(dict(sorted(tensors.items())))
+def _said(tensors: Mapping[str, torch.Tensor], made_of: Key) -> dict[str, str]:
+    """What stands in the file beside the tensors."""
+    return {**made_of.parts, "sha256": tensors_digest(dict(sorted(tensors.items())))}

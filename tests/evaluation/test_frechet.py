@@ -1,6 +1,7 @@
 """Statistics of features, Frechet distance, and its standard error."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,77 +42,52 @@ def well(num: int, dim: int, seed: int, spread: float = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("dim", [16, 199, 200, 300])
-def test_statistics_are_those_of_the_rows(dim: int) -> None:
+@pytest.mark.parametrize("shift", [0, 1e6], ids=["", "far from zero"])
+def test_statistics_are_those_of_the_rows(dim: int, shift: float) -> None:
     rows = sample(200, dim)
-    before, result = rows.clone(), statistics(rows)
-    assert torch.equal(rows, before)
+    moved = rows + shift
+    before, result = moved.clone(), statistics(moved)
+    assert torch.equal(moved, before)
+    digits = 1e-6 if shift else 1e-9
     assert result.count == 200
-    torch.testing.assert_close(result.mean, rows.mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(result.covariance, torch.cov(rows.T), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(result.factor @ result.factor.T, torch.cov(rows.T), rtol=1e-9, atol=1e-9)
-    assert result.variance == pytest.approx(rows.var(dim=0).sum().item(), rel=1e-12)
+    torch.testing.assert_close(result.mean, moved.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(result.covariance, torch.cov(rows.T), rtol=digits, atol=digits)
+    torch.testing.assert_close(result.factor @ result.factor.T, torch.cov(rows.T), rtol=digits, atol=digits)
+    assert result.variance == pytest.approx(rows.var(dim=0).sum().item(), rel=digits)
 
 
-@pytest.mark.parametrize("dim", [4, 400])
-def test_statistics_keep_digits_far_from_zero(dim: int) -> None:
-    rows = torch.randn(300, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(statistics(rows + 1e6).covariance, torch.cov(rows.T), rtol=1e-7, atol=1e-8)
-
-
-@pytest.mark.parametrize("num", [20, 200])
-def test_moments_give_the_same_statistics(num: int) -> None:
-    result, other = statistics(sample(num, 32)), statistics(sample(90, 32, seed=1))
-    again = FeatureStatistics(num, result.mean, result.covariance)
-    assert frechet_distance(again, other) == pytest.approx(frechet_distance(result, other), rel=1e-11)
-
-
-def test_pictures_are_taken_out_again() -> None:
-    rows = sample(200, 16)
-    left = statistics(rows).without(rows[:30])
-    assert left.count == 170
-    torch.testing.assert_close(left.mean, rows[30:].mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(left.covariance, torch.cov(rows[30:].T), rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_features_that_are_not_numbers_are_refused(bad: float) -> None:
-    rows = sample(8, 4)
-    rows[3, 1] = bad
-    with pytest.raises(DataError, match="features: NaN or infinite values in 1 of 8; look at the weights"):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.zeros(4), "expected rows"),
+        (torch.zeros(0, 3), "expected rows"),
+        (torch.zeros(2, 3, 4), "expected rows"),
+        (torch.zeros(1, 4), "features of 1 pictures have no covariance; give at least 2"),
+        (torch.tensor([[0.0], [math.nan], [1.0]]), "NaN or infinite values in 1 of 3; look at the weights"),
+        (torch.tensor([[math.inf], [0.0]]), "NaN or infinite values in 1 of 2; look at the weights"),
+    ],
+)
+def test_what_has_no_statistics_is_refused(rows: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         statistics(rows)
-
-
-@pytest.mark.parametrize("shape", [(4,), (0, 3), (2, 3, 4)])
-def test_features_that_are_no_rows_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="expected rows"):
-        statistics(torch.zeros(shape))
-
-
-def test_features_of_two_extractors_do_not_mix() -> None:
-    with pytest.raises(DataError, match="4 against 5 a picture"):
-        frechet_distance(statistics(sample(8, 4)), statistics(sample(8, 5)))
-
-
-def test_one_picture_is_too_few() -> None:
-    with pytest.raises(DataError, match="features of 1 pictures have no covariance; give at least 2"):
-        statistics(sample(1, 4))
 
 
 # --- distance ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
+def by_singular_values(x: Tensor, y: Tensor) -> float:
+    """With X and Y the centred rows, the trace of the root is the sum of the singular values of X Y'."""
+    norm = ((len(x) - 1) * (len(y) - 1)) ** 0.5
+    cross = torch.linalg.svdvals((x - x.mean(0)) @ (y - y.mean(0)).T).sum() / norm
+    moved = (x.mean(0) - y.mean(0)).square().sum()
+    return (moved + x.var(0).sum() + y.var(0).sum() - 2 * cross).item()
+
+
 @pytest.mark.parametrize("num", [20, 400])
-def test_distance_to_itself_is_zero(num: int, seed: int) -> None:
-    rows = sample(num, 64, seed)
-    assert 0 <= frechet_distance(statistics(rows), statistics(rows.flip(0))) < 1e-9
-
-
-def test_distance_is_symmetric() -> None:
-    one, other = statistics(sample(90, 32)), statistics(sample(20, 32, seed=1))
-    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-12)
-    one, other = statistics(sample(90, 32)), statistics(sample(80, 32, seed=1))
-    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-9)
+def test_distance_to_itself_is_zero(num: int) -> None:
+    for seed in range(3):
+        rows = sample(num, 64, seed)
+        assert 0 <= frechet_distance(statistics(rows), statistics(rows.flip(0))) < 1e-9
 
 
 def test_distance_of_diagonal_gaussians_is_the_closed_form() -> None:
@@ -121,37 +97,25 @@ def test_distance_of_diagonal_gaussians_is_the_closed_form() -> None:
     shift = torch.tensor([1.0, -2.0, 0.5, 0.25], dtype=torch.float64)
     one = statistics(torch.cat([s.diag(), -s.diag()]))
     other = statistics(torch.cat([t.diag(), -t.diag()]) + shift)
-    expected = shift.square().sum() + 2 / 7 * (s - t).square().sum()
-    assert frechet_distance(one, other) == pytest.approx(expected.item(), rel=1e-12)
-
-
-def references(x: Tensor, y: Tensor) -> list[float]:
-    """What torchmetrics and torch-fidelity say."""
-    from torch_fidelity.metric_fid import fid_statistics_to_metric
-    from torchmetrics.image.fid import _compute_fid
-
-    moments = [(rows.mean(0), torch.cov(rows.T)) for rows in (x, y)]
-    as_numpy = [{"mu": mean.numpy(), "sigma": cov.numpy()} for mean, cov in moments]
-    fidelity = fid_statistics_to_metric(*as_numpy, verbose=False)["frechet_inception_distance"]
-    return [_compute_fid(*moments[0], *moments[1]).item(), fidelity]
+    expected = pytest.approx((shift.square().sum() + 2 / 7 * (s - t).square().sum()).item(), rel=1e-12)
+    assert frechet_distance(one, other) == expected
+    assert frechet_distance(other, one) == expected
 
 
 @pytest.mark.parametrize(("num", "rel"), [(500, 1e-6), (40, 1e-5)], ids=["full rank", "rank deficient"])
 def test_distance_agrees_with_torchmetrics_and_torch_fidelity(num: int, rel: float) -> None:
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torchmetrics.image.fid import _compute_fid
+
     x, y = sample(num, 128), sample(num - 8, 128, seed=1)
+    moments = [(rows.mean(0), torch.cov(rows.T)) for rows in (x, y)]
+    as_numpy = [{"mu": mean.numpy(), "sigma": cov.numpy()} for mean, cov in moments]
+    fidelity = fid_statistics_to_metric(*as_numpy, verbose=False)["frechet_inception_distance"]
     distance = frechet_distance(statistics(x), statistics(y))
-    for reference in references(x, y):
-        assert distance == pytest.approx(reference, rel=rel)
-
-
-@pytest.mark.parametrize("num", [40, 400])
-def test_distance_is_exact(num: int) -> None:
-    # With X and Y the centred rows, the trace of the root is the sum of the singular values of X Y'.
-    x, y = sample(num, 128), sample(num - 10, 128, seed=1)
-    cross = torch.linalg.svdvals((x - x.mean(0)) @ (y - y.mean(0)).T).sum() / ((num - 1) * (num - 11)) ** 0.5
-    moved = (x.mean(0) - y.mean(0)).square().sum()
-    expected = moved + x.var(0).sum() + y.var(0).sum() - 2 * cross
-    assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(expected.item(), rel=1e-11)
+    assert distance == pytest.approx(_compute_fid(*moments[0], *moments[1]).item(), rel=rel)
+    assert distance == pytest.approx(fidelity, rel=rel)
+    assert distance == pytest.approx(by_singular_values(x, y), rel=1e-11)
+    assert distance == pytest.approx(frechet_distance(statistics(y), statistics(x)), rel=1e-9)
 
 
 @pytest.mark.parametrize("width", [13, 40])
@@ -163,46 +127,23 @@ def test_distance_is_exact_where_features_depend_on_each_other(width: int) -> No
     for seed in range(8):  # a triangular factor exists by rounding at some of them, and not at others
         x = normal(90, 12, seed) @ normal(12, width, seed + 100)
         y = normal(80, 12, seed + 50) @ normal(12, width, seed + 200)
-        cross = torch.linalg.svdvals((x - x.mean(0)) @ (y - y.mean(0)).T).sum() / (89 * 79) ** 0.5
-        expected = (x.mean(0) - y.mean(0)).square().sum() + x.var(0).sum() + y.var(0).sum() - 2 * cross
-        assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(expected.item(), rel=1e-12)
+        exact = by_singular_values(x, y)
+        assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(exact, rel=1e-12)
 
 
-def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of the way that each distance from now on is taken by, in turn."""
-    taken: list[str] = []
-    exact = frechet_module._root_trace
-
-    def spy(a: FeatureStatistics, b: FeatureStatistics) -> float:
-        taken.append("exact")
-        return exact(a, b)
-
-    monkeypatch.setattr(frechet_module, "_root_trace", spy)
-    return taken
-
-
-@pytest.mark.parametrize("spread", [0, 1, 2])
-def test_the_quick_way_is_right_where_it_is_taken(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = statistics(well(700, 128, 0, spread)), statistics(well(600, 128, 1, spread))
-    taken = ways(monkeypatch)
-    quick = frechet_distance(one, other)
-    assert not taken
-    apart = (one.mean - other.mean).square().sum().item() + one.variance + other.variance
-    exact = apart - 2 * frechet_module._root_trace(one, other)
-    assert quick == pytest.approx(exact, rel=1e-9)
+@pytest.mark.parametrize("spread", [0, 1, 2, 4, 6, 8])
+def test_the_quick_way_is_taken_where_its_bound_is_small(spread: float, monkeypatch: Any) -> None:
+    x, y = well(700, 128, 0, spread), well(600, 128, 1, spread)
+    one, other = statistics(x), statistics(y)
     root, error = frechet_module._root_trace_by_squares(one, other)
     assert abs(root - frechet_module._root_trace(one, other)) < error
-
-
-@pytest.mark.parametrize("spread", [4, 6, 8])
-def test_the_bound_holds_where_the_quick_way_is_wrong(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = statistics(well(700, 128, 0, spread)), statistics(well(600, 128, 1, spread))
-    root, error = frechet_module._root_trace_by_squares(one, other)
-    assert abs(root - frechet_module._root_trace(one, other)) < error
-    near = statistics(torch.cat([well(700, 128, 0, spread), well(1, 128, 5, spread)]))
-    taken = ways(monkeypatch)
-    frechet_distance(near, one)
-    assert taken == ["exact"]
+    if spread > 2:  # where it would be wrong of near sets
+        other = statistics(torch.cat([x, well(1, 128, 5, spread)]))
+    taken, exact = list[str](), frechet_module._root_trace
+    monkeypatch.setattr(frechet_module, "_root_trace", lambda a, b: (taken.append("exact"), exact(a, b))[1])
+    distance = frechet_distance(other, one)
+    assert taken == ["exact"] * (spread > 2)
+    assert spread > 2 or distance == pytest.approx(by_singular_values(x, y), rel=1e-9)
 
 
 def test_distances_of_equal_pictures_are_defined() -> None:
@@ -212,6 +153,11 @@ def test_distances_of_equal_pictures_are_defined() -> None:
         distance = frechet_distance(statistics(one), statistics(other))
         assert distance == pytest.approx(expected.item(), rel=1e-12)
     assert frechet_distance(statistics(equal), statistics(equal)) == 0
+
+
+def test_features_of_two_extractors_do_not_mix() -> None:
+    with pytest.raises(DataError, match="4 against 5 a picture"):
+        frechet_distance(statistics(sample(8, 4)), statistics(sample(8, 5)))
 
 
 # --- standard error ---------------------------------------------------------------------------------
@@ -243,15 +189,6 @@ def test_few_pictures_give_a_replicate_each(num: int, groups: int) -> None:
     assert len(jackknife(sample(num, 4), statistics(sample(50, 4)))) == groups
 
 
-@pytest.mark.parametrize(("num", "dim"), [(400, 8), (60, 100)], ids=["full rank", "rank deficient"])
-def test_the_error_is_the_spread_over_independent_draws(num: int, dim: int) -> None:
-    reference = statistics(well(1000, dim, 0))
-    draws = [well(num, dim, seed) - 0.05 * seed + 0.3 for seed in range(1, 61)]
-    spread = np.std([frechet_distance(statistics(rows), reference) for rows in draws], ddof=1)
-    errors = [standard_error(jackknife(rows, reference)) for rows in draws]
-    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=1 / 3)
-
-
 IN_TURN = torch.arange(1000) % 10
 SORTED = torch.arange(1000) // 100
 UNEVEN = torch.cat([torch.full((num,), label) for label, num in enumerate((700, 203, 90, 5, 2))])
@@ -263,7 +200,7 @@ PROMPTS = torch.arange(1000) % 300
 )
 def test_groups_are_even_and_hold_their_share_of_every_class(strata: Tensor | None) -> None:
     groups = random_groups(1000, strata)
-    assert torch.equal(groups, random_groups(1000, strata))
+    assert torch.equal(groups, random_groups(1000, strata))  # those of two models are the same
     for part in [slice(None)] if strata is None else [strata == label for label in strata.unique()]:
         sizes = groups[part].bincount(minlength=NUM_GROUPS)
         assert len(sizes) == NUM_GROUPS
@@ -280,40 +217,21 @@ def test_no_period_of_the_pictures_is_one_of_the_groups(num: int, strata: Tensor
             assert held.max() < 0.1 + 5 * (0.09 / len(groups[place::period])) ** 0.5
 
 
-@pytest.mark.parametrize("order", ["turns", "sorted"])
-def test_the_error_is_that_of_pictures_with_a_quota_of_every_class(order: str) -> None:
-    labels = IN_TURN if order == "turns" else SORTED
-    centres = 3 * well(10, 4, 7, spread=0)
-    reference = statistics(centres[IN_TURN] + well(1000, 4, 0, spread=0))
-    draws = [centres[labels] + well(1000, 4, seed, spread=0) - 0.05 * seed for seed in range(1, 41)]
+CENTRES = 3 * well(10, 4, 7, spread=0)
+
+
+@pytest.mark.parametrize(
+    ("num", "dim", "labels"),
+    [(400, 8, None), (60, 100, None), (1000, 4, IN_TURN), (1000, 4, SORTED)],
+    ids=["full rank", "rank deficient", "a quota of every class in turns", "sorted"],
+)
+def test_the_error_is_the_spread_over_independent_draws(num: int, dim: int, labels: Tensor | None) -> None:
+    centres = torch.zeros(1) if labels is None else CENTRES[IN_TURN]
+    reference = statistics(centres + well(1000, dim, 0, spread=0))
+    offset = 0.3 if labels is None else CENTRES[labels]
+    draws = [well(num, dim, seed, spread=0) - 0.05 * seed + offset for seed in range(1, 41)]
     spread = np.std([frechet_distance(statistics(rows), reference) for rows in draws], ddof=1)
     errors = [standard_error(jackknife(rows, reference, labels)) for rows in draws]
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=1 / 3)
-    # Not knowing the classes it is too large, but no group is a class.
-    assert standard_error(jackknife(draws[0], reference)) < 6 * spread
-
-
-def test_the_bootstrap_is_off_by_more_than_the_error() -> None:
-    # Why there is no bootstrap: repeated pictures raise the distance, by many times its spread.
-    reference, rows = statistics(well(1000, 100, 0)), well(60, 100, 1)
-    distance, error = (
-        frechet_distance(statistics(rows), reference),
-        standard_error(jackknife(rows, reference)),
-    )
-    random = np.random.default_rng(0)
-    bootstrap = [
-        frechet_distance(statistics(rows[random.integers(0, 60, size=60)]), reference) for _ in range(20)
-    ]
-    assert min(bootstrap) > distance + error
-    assert np.mean(bootstrap) > distance + 2 * error
-    shift = np.mean(jackknife(rows, reference)) - distance
-    assert abs(shift) < np.mean(bootstrap) - distance
-
-
-def test_a_paired_difference_is_surer() -> None:
-    reference, rows = statistics(well(1000, 16, 0)), well(300, 16, 1)
-    other = 1.05 * rows + 0.1 * well(300, 16, 2)  # what another model makes of the same noise
-    replicates = [np.array(jackknife(features, reference)) for features in (rows, other)]
-    paired = standard_error(list(replicates[1] - replicates[0]))
-    unpaired = math.hypot(*(standard_error(list(values)) for values in replicates))
-    assert paired < 0.5 * unpaired
+    if labels is not None:  # not knowing the classes it is too large, but no group is a class
+        assert standard_error(jackknife(draws[0], reference)) < 6 * spread

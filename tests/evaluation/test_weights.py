@@ -13,22 +13,19 @@ from pelap.evaluation.weights import kept
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones((), dtype=torch.float64)}
 
 
-class Maker:
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self) -> dict[str, Tensor]:
-        self.calls += 1
-        return dict(TENSORS)
-
-
 def made(cache: Path | None, **parts: Any) -> int:
     """How often it was made in one call."""
-    maker = Maker()
-    found = kept(cache, "it", maker, ["of"], **({"of": 1, "code": "x"} | parts))
+    calls: list[str] = []
+    found = kept(
+        cache,
+        "it",
+        lambda: (calls.append("made"), dict(TENSORS))[1],
+        ["of"],
+        **({"of": 1, "code": "x"} | parts),
+    )
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
-    return maker.calls
+    return len(calls)
 
 
 def test_it_is_made_once_of_the_same(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -42,21 +41,13 @@ def hooks_of(module: nn.Module) -> int:
 # --- latency ----------------------------------------------------------------------------------------
 
 
-def record_calls(rounds: int) -> list[str]:
+def test_functions_are_interleaved_in_shuffled_order_the_same_in_every_run() -> None:
     calls: list[str] = []
     functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
-    result = measure_latency(functions, CPU, repeats=rounds - 2, warmup=2)
-    assert list(result) == ["a", "b", "c"]
-    assert all(isinstance(value, Latency) and value.repeats == rounds - 2 for value in result.values())
-    return calls
-
-
-def test_functions_are_interleaved_in_shuffled_order_the_same_in_every_run() -> None:
-    calls = record_calls(rounds=30)
-    assert record_calls(rounds=30) == calls
-    assert Counter(calls) == {"a": 30, "b": 30, "c": 30}
+    for _ in range(2):
+        assert list(measure_latency(functions, CPU, repeats=28, warmup=2)) == ["a", "b", "c"]
+    assert calls[:90] == calls[90:]
     rounds = [tuple(calls[i : i + 3]) for i in range(0, 90, 3)]
-    assert all(set(order) == set("abc") for order in rounds)
     assert set(rounds) == set(itertools.permutations("abc"))
 
 
@@ -68,14 +59,16 @@ def fake_clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_latency_is_the_median_and_the_distance_of_the_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = fake_clock(monkeypatch)
-    times_ms = iter([100, 100, 5, 1, 2, 4, 3])
+    now, times_ms, collected = fake_clock(monkeypatch), iter([100, 100, 5, 1, 2, 4, 3]), []
 
     def function() -> None:
+        collected.append(gc.isenabled())
         now[0] += next(times_ms) * 10**6
 
     result = measure_latency({"f": function}, CPU, repeats=5, warmup=2)
     assert result == {"f": Latency(median_ms=3.0, iqr_ms=2.0, least_ms=1.0, repeats=5)}
+    assert not any(collected)  # no garbage is collected while timing
+    assert gc.isenabled()
 
 
 def test_device_is_waited_for_before_each_reading_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,13 +77,6 @@ def test_device_is_waited_for_before_each_reading_of_the_clock(monkeypatch: pyte
     monkeypatch.setattr(latency_module.time, "perf_counter_ns", lambda: events.append("clock") or 0)
     measure_latency({"f": lambda: events.append("call")}, CPU, repeats=1, warmup=0)
     assert events == ["wait", "clock", "call", "wait", "clock"]
-
-
-def test_garbage_is_not_collected_while_timing() -> None:
-    seen: list[bool] = []
-    measure_latency({"f": lambda: seen.append(gc.isenabled())}, CPU, repeats=2)
-    assert not any(seen)
-    assert gc.isenabled()
 
 
 def translate_with(monkeypatch: pytest.MonkeyPatch, backend: Callable[..., Any]) -> None:
@@ -128,37 +114,24 @@ def test_no_compiled_network_runs_untranslated(monkeypatch: pytest.MonkeyPatch) 
             network(torch.zeros(2, 8))
 
 
-def test_module_latencies_sum_calls_and_nest(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = fake_clock(monkeypatch)
+def test_module_latencies_sum_calls_nest_and_are_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slow = fake_clock(monkeypatch), iter([100, 7, 1, 2])
     network = Blocks()
     costs_ms = {network.layers[0]: 3, network.layers[1]: 5, network.act: 1}
     for module, cost in costs_ms.items():
         module.register_forward_hook(lambda *_, cost=cost: now.__setitem__(0, now[0] + cost * 10**6))
-    names = ["layers.0", "layers.1", "act", "unused"]
-    x = torch.randn(2, 8)
-    result = measure_module_latencies(network, lambda: network(x), names, CPU, repeats=3)
-    assert result == {"": 13.0, "layers.0": 6.0, "layers.1": 5.0, "act": 2.0, "unused": 0.0}
-    assert hooks_of(network) == len(costs_ms)
-
-
-def test_module_latencies_are_medians_of_the_counted_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = fake_clock(monkeypatch)
-    times_ms = iter([100, 7, 1, 2])
-    network = nn.Identity()
-
-    def slow(*_: object) -> None:
-        now[0] += next(times_ms) * 10**6
-
-    network.register_forward_hook(slow)
-    result = measure_module_latencies(network, lambda: network(0), [], CPU, repeats=3, warmup=1)
-    assert result == {"": 2.0}
+    network.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + next(slow) * 10**6))
+    names, x = ["layers.0", "layers.1", "act", "unused"], torch.randn(2, 8)
+    result = measure_module_latencies(network, lambda: network(x), names, CPU, repeats=3, warmup=1)
+    assert result == {"": 15.0, "layers.0": 6.0, "layers.1": 5.0, "act": 2.0, "unused": 0.0}
+    assert hooks_of(network) == 1 + len(costs_ms)
 
 
 def test_hooks_are_removed_whatever_happens() -> None:
-    network = Blocks()
+    network, x, seen = Blocks(), torch.randn(2, 8), list[str]()
 
     def fail() -> None:
-        network(torch.zeros(1, 8))
+        network(x)
         raise KeyError("interrupted")
 
     with pytest.raises(KeyError):
@@ -169,15 +142,9 @@ def test_hooks_are_removed_whatever_happens() -> None:
         pass
     assert hooks_of(network) == 0
     assert gc.isenabled()
-
-
-def test_hooks_change_nothing() -> None:
-    network = Blocks()
-    x = torch.randn(2, 8)
-    seen: list[str] = []
     with watch_calls({"act": network.act}, lambda name: seen.append(name), lambda name: seen.append(name)):
         inside = network(x)
-    assert torch.equal(inside, network(x))
+    assert torch.equal(inside, network(x))  # hooks change nothing
     assert seen == ["act"] * 4
 
 
@@ -195,59 +162,40 @@ def test_params_count_shared_ones_once_and_no_buffers() -> None:
     assert count_params(network) == 3 * 5 + 5 + 2 * 5
 
 
-def test_macs_of_a_convolution_and_a_linear_layer() -> None:
+def test_macs_by_hand() -> None:
     conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2)
     network = nn.Sequential(conv, nn.SiLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
-    macs = count_macs(network, lambda: network(torch.zeros(2, 6, 8, 8)))
+    outside = torch.zeros(10, 4)  # counts for the whole alone
+    macs = count_macs(network, lambda: network(torch.zeros(2, 6, 8, 8)) @ outside)
     by_hand = {"0": 2 * 8 * 4 * 4 * 3 * 9, "1": 0, "2": 0, "3": 2 * 128 * 10}
-    assert macs == by_hand | {"": sum(by_hand.values())}
+    assert macs == by_hand | {"": sum(by_hand.values()) + 2 * 10 * 4}
 
 
 def test_macs_of_modules_in_lists_and_of_several_calls() -> None:
-    network = Blocks()
-    layer = 5 * 8 * 8
+    network, layer = Blocks(), 5 * 8 * 8
     macs = count_macs(network, lambda: network(torch.zeros(5, 8)))
-    assert macs == {
-        "": 3 * layer,
-        "layers": 0,
-        "layers.0": 2 * layer,
-        "layers.1": layer,
-        "act": 0,
-        "unused": 0,
-    }
+    inner = {"layers": 0, "layers.0": 2 * layer, "layers.1": layer, "act": 0, "unused": 0}
+    assert macs == {"": 3 * layer} | inner
 
 
-def test_total_includes_what_runs_outside_the_modules() -> None:
-    network = nn.Linear(4, 4)
-    weight = torch.zeros(4, 4)
-    assert count_macs(network, lambda: network(torch.zeros(1, 4)) @ weight)[""] == 32
-
-
-def test_macs_of_diffusers_attention() -> None:
+def test_macs_of_attention() -> None:
     from diffusers.models.attention_processor import Attention
 
     batch, tokens, width, heads = 2, 16, 32, 4
-    network = Attention(query_dim=width, heads=heads, dim_head=width // heads)
-    macs = count_macs(network, lambda: network(torch.zeros(batch, tokens, width)))
     projection = batch * tokens * width * width
     products = 2 * batch * heads * tokens * tokens * (width // heads)
+    network, x = Attention(query_dim=width, heads=heads, dim_head=width // heads), torch.zeros(2, 16, 32)
+    macs = count_macs(network, lambda: network(x))
     assert macs[""] == 4 * projection + products
     assert macs["to_q"] == macs["to_out.0"] == projection
-
-
-def test_fused_attention_is_switched_off_while_counting() -> None:
+    own = nn.MultiheadAttention(width, heads, batch_first=True).eval()
+    assert count_macs(own, lambda: own(x, x, x))[""] == 4 * projection + products
+    assert torch.backends.mha.get_fastpath_enabled()
     # Versions differ in the fused kernels that the counter knows.
     seen: list[bool] = []
     count_macs(nn.Identity(), lambda: seen.append(torch.backends.cuda.flash_sdp_enabled()))
     assert seen == [False]
     assert torch.backends.cuda.flash_sdp_enabled()
-
-
-def test_macs_of_pytorchs_own_attention() -> None:
-    network = nn.MultiheadAttention(32, 4, batch_first=True).eval()
-    x = torch.zeros(2, 10, 32)
-    assert count_macs(network, lambda: network(x, x, x))[""] == 4 * 2 * 10 * 32 * 32 + 2 * 2 * 4 * 10 * 10 * 8
-    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_macs_of_a_unet_add_up() -> None:
@@ -273,6 +221,8 @@ def test_memory_of_linear_layers_by_hand() -> None:
     for batch in (1, 16):
         # Two hidden layers of 400 are alive while the first ReLU runs; the input was there before.
         assert peak_bytes(network, torch.zeros(batch, 100)) == weights + 4 * batch * 800
+    deep = nn.Sequential(*[nn.Linear(64, 64) for _ in range(6)])  # nothing is kept for gradients
+    assert peak_bytes(deep, torch.zeros(256, 64)) == 6 * 4 * (64 * 64 + 64) + 2 * 4 * 256 * 64
 
 
 def test_memory_counts_views_once_and_buffers() -> None:
@@ -290,19 +240,9 @@ def test_memory_counts_views_once_and_buffers() -> None:
 
 
 def test_memory_is_given_back_when_a_tensor_is_freed() -> None:
-    chain = nn.Sequential(*[nn.SiLU() for _ in range(20)])
-    assert peak_bytes(chain, torch.zeros(1000)) == 2 * 4 * 1000
-
-    def hoard(x: Tensor) -> list[Tensor]:
-        return [x + i for i in range(20)]
-
-    x = torch.zeros(1000)
-    assert peak_memory_mib(chain, lambda: hoard(x), CPU) * MIB == 20 * 4 * 1000
-
-
-def test_memory_keeps_nothing_for_gradients() -> None:
-    network = nn.Sequential(*[nn.Linear(64, 64) for _ in range(6)])
-    assert peak_bytes(network, torch.zeros(256, 64)) == 6 * 4 * (64 * 64 + 64) + 2 * 4 * 256 * 64
+    chain, x = nn.Sequential(*[nn.SiLU() for _ in range(20)]), torch.zeros(1000)
+    assert peak_bytes(chain, x) == 2 * 4 * 1000
+    assert peak_memory_mib(chain, lambda: [x + i for i in range(20)], CPU) * MIB == 20 * 4 * 1000
 
 
 @pytest.mark.gpu

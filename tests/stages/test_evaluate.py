@@ -21,9 +21,8 @@ from pelap.data.dataset import save_dataset
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.evaluator import LATENCY_COLUMNS
 from pelap.evaluation.features import make_extractor
-from pelap.evaluation.image_metrics import ImageMetrics, shares_recovered
 from pelap.evaluation.image_quality import psnr, ssim
-from pelap.evaluation.reference import Reference
+from pelap.evaluation.reference import ImageMetrics, Reference, shares_recovered
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.model_io import load_model, save_model
