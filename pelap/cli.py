@@ -1,16 +1,17 @@
-"""The command line: paths here, numbers in params.yaml."""
+"""The command line: paths here, numbers in params.yaml. What is refused and said before work begins."""
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 from pelap import __version__
-from pelap.commands.modes import DEFAULTS, FOLDERS, OWN, PIPELINE, run_pipeline, run_stage
-from pelap.core.errors import PelapError, is_out_of_memory
+from pelap.commands.modes import compare_folders, run_pipeline, run_stage
+from pelap.core.errors import ConfigError, PelapError, is_out_of_memory
 
 EXIT_ERROR = 2
 EXIT_UNFINISHED = 3  # of `paper`, which ended by the clock: the same command goes on
@@ -28,16 +29,15 @@ def _number(least: float, kind: Callable[[str], float], what: str) -> Callable[[
     return parse
 
 
-def _path(metavar: str, help_text: str, default: Path | None = None) -> dict[str, Any]:
+def _path(metavar: str, help_text: str, default: str | None = None) -> dict[str, Any]:
     shown = f"{help_text} [%(default)s]" if default else help_text
-    return {"type": Path, "metavar": metavar, "help": shown, "default": default}
+    return {"type": Path, "metavar": metavar, "help": shown, "default": Path(default) if default else None}
 
 
 POSITIVE, NATURAL = _number(1, int, "not positive"), _number(0, int, "negative")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "run": _path("DIR", "run folder", DEFAULTS["run"]),
-    "params": _path("FILE", "parameters", DEFAULTS["params"]),
+    "run": _path("DIR", "run folder", "results/default"),
+    "params": _path("FILE", "parameters", "params.yaml"),
     "set": {
         "dest": "overrides",
         "nargs": "+",
@@ -46,12 +46,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "KEY=VALUE",
         "help": "parameters that stand above the file's, as train.epochs=3",
     },
-    "data": _path("DIR", "packed data sets", DEFAULTS["data"]),
-    "device": {"choices": DEVICES, "default": DEFAULTS["device"], "help": "[%(default)s]"},
+    "data": _path("DIR", "packed data sets", "data"),
+    "device": {"choices": ("auto", "cpu", "cuda", "mps"), "default": "auto", "help": "[%(default)s]"},
     "variant": {"metavar": "NAME", "help": "just this one [every variant in turn]"},
     "save-latents": _path("FILE", "safetensors file for the noise and the untouched model's latents"),
     "plan": _path("FILE", "apply this plan [one made from the scores]"),
     "pipeline": _path("DIR", "its folder"),
+    "pipeline:several": _path("DIR", "its folder") | {"nargs": "+"},
     "scores": _path("FILE", "its table of scores"),
     "teacher": _path("DIR", "the dense pipeline"),
     "prompts": _path("FILE", "one prompt a line, for text-to-image"),
@@ -61,6 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reference": _path("DIR", "what they are compared with"),
     "extractor": {
         "nargs": "+",
+        "default": ["effnet-lite0"],
         "metavar": "NAME",
         "help": "effnet-lite0 (the default), inception-2015 (adds FID), or package.module:attribute",
     },
@@ -68,23 +70,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "FILE",
         "help": "of inception-2015; `download` fetches them [$PELAP_INCEPTION_WEIGHTS]",
     },
-    "paired": {
-        "action": "store_true",
-        "default": None,
-        "help": "PSNR and SSIM of equally named pictures too",
-    },
+    "paired": {"action": "store_true", "help": "PSNR and SSIM of equally named pictures too"},
     "model": _path("DIR", "its folder"),
     "num": {"type": POSITIVE, "default": 64, "metavar": "N", "help": "pictures [%(default)s]"},
     "seed": {"type": NATURAL, "default": 0, "metavar": "S", "help": "[%(default)s]"},
     "steps": {"type": POSITIVE, "default": 50, "metavar": "N", "help": "steps [%(default)s]"},
-    "sweep": _path("DIR", "its results", Path("results/sweep")),
-    "root:collapse": _path("DIR", "its results", Path("results/collapse_study")),
-    "root:choosing": _path("DIR", "its results", Path("results/choosing")),
-    "root:tasks": _path("DIR", "its results", Path("results/tasks")),
-    "root:paper": _path("DIR", "results", Path("results/paper")),
+    "sweep": _path("DIR", "its results", "results/sweep") | {"dest": "root"},
+    "root:collapse": _path("DIR", "its results", "results/collapse_study"),
+    "root:choosing": _path("DIR", "its results", "results/choosing"),
+    "root:tasks": _path("DIR", "its results", "results/tasks"),
+    "root:paper": _path("DIR", "results", "results/paper"),
     "cells": {"nargs": "+", "metavar": "DATASET/seedN", "help": "these alone [all finished ones]"},
     "cells:tasks": {"nargs": "+", "metavar": "TASK/DATASET/seedN", "help": "these alone [all finished ones]"},
-    "study": _path("FILE", "what to run", Path("workflow/paper.yaml")),
+    "study": _path("FILE", "what to run", "workflow/paper.yaml"),
     "dataset": {"metavar": "NAME", "help": "instead of the study's"},
     "file": {"type": Path, "metavar": "FILE", "help": "a preset, or any parameter file"},
     "upgrade": {"action": "store_true", "help": "leave it as it is, but for names of version 0.1"},
@@ -95,50 +93,31 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 """Every option by its name; what stands behind a colon tells those of the same flag apart."""
-POSITIONAL = ("file",)
-
-STAGES = {
-    "download": "fetch or make the data set and pack it into one file",
-    "train": "train the variants: autoencoder, mask and UNet jointly",
-    "collapse": "measure what each variant's mask did to its latents",
-    "score": "LD-Pruner's score of every operator of one variant's UNet",
-    "prune": "choose operators by score and cut them out",
-    "distill": "fine-tune the pruned UNet with the dense one as teacher",
-    "evaluate": "quality and cost of every model",
-    "report": "one HTML page with tables, figures and pictures",
-}
+POSITIONAL = ("file", "pipeline")
+MARKS: dict[str, dict[str, Any]] = {"!": {"required": True}, "?": {"help": argparse.SUPPRESS}}
 
 
-class Command(NamedTuple):
-    """What `pelap NAME` is."""
-
-    help: str
-    options: str  # names in `OPTIONS`; `!`: needed
-    call: Callable[[argparse.Namespace], int | None]
+# --- what commands do but those of stages; imported on use, as in `modes`
 
 
-def _sample(args: argparse.Namespace) -> None:
-    from pelap.commands.sample import sample
+def _model(args: argparse.Namespace) -> None:
+    from pelap.commands import models
 
-    sample(args.model, args.num, args.seed, args.steps, args.out, args.device, args.prompts)
-
-
-def _remove_channels(args: argparse.Namespace) -> None:
-    from pelap.commands.remove_channels import remove_channels
-
-    remove_channels(args.model, args.data, args.out, args.device)
+    if args.command == "sample":
+        models.sample(args.model, args.num, args.seed, args.steps, args.out, args.device, args.prompts)
+    else:
+        models.remove_channels(args.model, args.data, args.out, args.device)
 
 
-def _inputs(args: argparse.Namespace) -> None:
-    from pelap.datasets.inputs import inputs
+def _parameters(args: argparse.Namespace) -> None:
+    if args.command == "inputs":
+        from pelap.datasets.inputs import inputs
 
-    inputs(args.params, args.data, args.overrides)
+        inputs(args.params, args.data, args.overrides)
+    else:
+        from pelap.commands.params import params
 
-
-def _params(args: argparse.Namespace) -> None:
-    from pelap.commands.params import params
-
-    params(args.file, args.overrides, args.upgrade, args.out)
+        params(args.file, args.overrides, args.upgrade, args.out)
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -148,57 +127,88 @@ def _show(args: argparse.Namespace) -> None:
     show(RunPaths(args.run))
 
 
-def _summary(args: argparse.Namespace) -> None:
-    from pelap.commands.studies import summarise
+def _study(args: argparse.Namespace) -> int:
+    if args.command != "paper":
+        from pelap.commands.studies import summarise
 
-    summarise(args.command, args.sweep if args.command == "compare" else args.root, args.cells)
-
-
-def _paper(args: argparse.Namespace) -> int:
+        summarise(args.command, args.root, args.cells)
+        return 0
     from pelap.commands.paper import paper
 
     finished = paper(args.study, args.root, args.data, args.device, args.minutes, args.dataset, args.started)
     return 0 if finished else EXIT_UNFINISHED
 
 
+# --- which commands there are: a line of help, and names in `OPTIONS`, of which `!` are needed, and `?` are
+# taken, since the stage's other modes have them, and of no use
+
+STAGES = {
+    "download": ("fetch or make the data set and pack it into one file", "data device?"),
+    "train": ("train the variants: autoencoder, mask and UNet jointly", "data device variant"),
+    "collapse": ("measure what each variant's mask did to its latents", "data device"),
+    "score": ("LD-Pruner's score of every operator of one variant's UNet", "data? device save-latents"),
+    "prune": ("choose operators by score and cut them out", "data? device plan"),
+    "distill": ("fine-tune the pruned UNet with the dense one as teacher", "data device"),
+    "evaluate": ("quality and cost of every model", "data device"),
+    "report": ("one HTML page with tables, figures and pictures", "data? device?"),
+}
+PIPELINE = {
+    "score": ("score every operator of its denoiser", "pipeline out:file! prompts save-latents data?"),
+    "prune": ("cut the least important operators out", "pipeline scores! out:folder! prompts plan data?"),
+    "distill": ("train what is left, the dense one as teacher", "pipeline teacher! out:folder! data"),
+    "evaluate": ("quality and cost of several, side by side", "pipeline:several out:file! prompts data"),
+}
+FOLDERS = "evaluate --samples"
 MODELS = {
-    "sample": Command(
+    "sample": (
         "make pictures with any model or pipeline folder",
         "model! num seed steps out:folder! prompts device",
-        _sample,
     ),
-    "remove-channels": Command(
-        "cut the latent channels that a mask closed", "model! data out:folder! device", _remove_channels
+    "remove-channels": ("cut the latent channels that a mask closed", "model! data out:folder! device"),
+    FOLDERS: (
+        "compare two folders of pictures",
+        "samples! reference! out:file! extractor inception-weights paired device run? params? set? data?",
     ),
 }
 STUDIES = {
-    "show": Command("print the table of a finished run and where its report is", "run", _show),
-    "params": Command(
-        "print a parameter file with all that it leaves out", "file set upgrade out:file", _params
-    ),
-    "inputs": Command("note the state of what the parameters name", "params set data", _inputs),
-    "compare": Command("summarise a sweep over seeds and data sets", "sweep cells", _summary),
-    "study": Command(
-        "summarise the collapse study over seeds and data sets", "root:collapse cells", _summary
-    ),
-    "choosing": Command("summarise the study of ways to choose operators", "root:choosing cells", _summary),
-    "tasks": Command("summarise the tasks over their seeds", "root:tasks cells:tasks", _summary),
-    "paper": Command(
+    "show": ("print the table of a finished run and where its report is", "run"),
+    "params": ("print a parameter file with all that it leaves out", "file set upgrade out:file"),
+    "inputs": ("note the state of what the parameters name", "params set data"),
+    "compare": ("summarise a sweep over seeds and data sets", "sweep cells"),
+    "study": ("summarise the collapse study over seeds and data sets", "root:collapse cells"),
+    "choosing": ("summarise the study of ways to choose operators", "root:choosing cells"),
+    "tasks": ("summarise the tasks over their seeds", "root:tasks cells:tasks"),
+    "paper": (
         "run the paper's experiments over seeds, in pieces",
         "study root:paper data dataset minutes device",
-        _paper,
     ),
 }
+CALLS = {
+    **dict.fromkeys(STAGES, run_stage),
+    **dict.fromkeys(MODELS, _model),
+    FOLDERS: compare_folders,
+    "show": _show,
+    **dict.fromkeys(("params", "inputs"), _parameters),
+    **dict.fromkeys(("compare", "study", "choosing", "tasks", "paper"), _study),
+}
 ALIASES = {"remove-channels": ["cut"]}
-EPILOGS = {
+NOTES = {
+    **{stage: f"With --pipeline DIR it is `pelap pipeline {stage} DIR`." for stage in PIPELINE},
+    "evaluate": "With --pipeline DIR ... it is `pelap pipeline evaluate DIR ...`. With --samples DIR it "
+    "compares any two folders of pictures: `pelap evaluate --samples --help`.",
     "paper": f"Exit status: 0 all is finished, {EXIT_UNFINISHED} run the same command again.",
     "params": "For `dvc repro` with a preset: pelap params presets/study.yaml --out params.yaml",
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; tests freeze its options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pelap",
         usage="pelap COMMAND ...        (pelap COMMAND --help tells its options)",
         description="Score, prune and distil diffusion models: your own, and those of two papers.",
@@ -209,20 +219,17 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS, prog="pelap"
     )
-    for name, command in (MODELS | STUDIES).items():
-        about, note = _sentence(command.help), EPILOGS.get(name)
-        each = commands.add_parser(name, aliases=ALIASES.get(name, []), description=about, epilog=note)
-        each.set_defaults(call=command.call)
-        _add(each, command.options)
-    for stage, help_text in STAGES.items():
-        _add_stage(commands.add_parser(stage, description=_sentence(help_text)), stage)
+    own = {name: (text, f"run params set {options}") for name, (text, options) in STAGES.items()}
+    for name, (text, options) in (MODELS | STUDIES | own).items():
+        each = commands.add_parser(
+            name, description=_sentence(text), aliases=ALIASES.get(name, []), epilog=NOTES.get(name)
+        )
+        _add(each, options, CALLS[name])
     pipeline = commands.add_parser("pipeline", description="A diffusers pipeline of your own, as a folder.")
-    stages = pipeline.add_subparsers(dest="stage", metavar="STAGE", required=True)
-    for stage, (help_text, options) in PIPELINE.items():
-        each = stages.add_parser(stage, help=help_text, description=_sentence(help_text))
-        each.set_defaults(call=run_pipeline)
-        each.add_argument("pipeline", **OPTIONS["pipeline"], nargs="+" if stage == "evaluate" else None)
-        _add(each, f"{options} params set device")
+    stages = pipeline.add_subparsers(dest="command", metavar="STAGE", required=True)
+    for name, (text, options) in PIPELINE.items():
+        each = stages.add_parser(name, help=text, description=_sentence(text))
+        _add(each, f"run? {options} params set device", run_pipeline)
     return parser
 
 
@@ -230,16 +237,15 @@ def _overview() -> str:
     """All commands in groups."""
     groups = {
         "a diffusers pipeline of your own (in Python: import pelap)": {
-            f"pipeline {stage}": help_text for stage, (help_text, _) in PIPELINE.items()
+            f"pipeline {stage}": command for stage, command in PIPELINE.items()
         },
-        "any model, or any pictures": {name: command.help for name, command in MODELS.items()}
-        | {"evaluate --samples": "compare two folders of pictures"},
+        "any model, or any pictures": MODELS,
         "the stages of a run, in order (`dvc repro` runs them all)": STAGES,
-        "runs and studies": {name: command.help for name, command in STUDIES.items()},
+        "runs and studies": STUDIES,
     }
     lines = []
     for title, commands in groups.items():
-        lines += [f"{title}:", *(f"  {name:<19}{text}" for name, text in commands.items()), ""]
+        lines += [f"{title}:", *(f"  {name:<19}{text}" for name, (text, _) in commands.items()), ""]
     return "\n".join(lines)
 
 
@@ -247,25 +253,44 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _add(parser: "argparse._ActionsContainer", options: str, demand: bool = True) -> None:
-    for option in options.split():
-        name = option.removesuffix("!")
-        needed: dict[str, Any] = {"required": True} if demand and name != option else {}
-        flag = name if name in POSITIONAL else f"--{name.partition(':')[0]}"
-        parser.add_argument(flag, **OPTIONS[name], **needed)
+def _add(parser: argparse.ArgumentParser, options: str, call: Callable[..., object]) -> None:
+    idle = {each: OPTIONS[each]["default"] for each in re.findall(r"(\S+)\?", options)}
+    parser.set_defaults(call=call, prog=parser.prog, idle=idle)
+    for name, mark in re.findall(r"([^\s!?]+)(\S?)", options):
+        flag = name.partition(":")[0]
+        option = OPTIONS[name] | MARKS.get(mark, {})
+        parser.add_argument(flag if flag in POSITIONAL else f"--{flag}", **option)
 
 
-def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
-    own = f"run params set data device {OWN.get(stage, '')}".split()
-    parser.set_defaults(stage=stage, call=run_stage)
-    _add(parser, " ".join(own))
-    if stage in PIPELINE:
-        group = parser.add_argument_group(f"a diffusers pipeline, as `pelap pipeline {stage}`")
-        group.add_argument("--pipeline", **OPTIONS["pipeline"], nargs="+" if stage == "evaluate" else None)
-        _add(group, " ".join(each for each in PIPELINE[stage][1].split() if each not in own), demand=False)
+def _respelled(words: Sequence[str]) -> list[str]:
+    """`pelap STAGE --pipeline DIR` as `pelap pipeline STAGE DIR`, and `evaluate` of folders as what it is."""
+    if not words or words[0] not in PIPELINE:
+        return [*words]
+    stage, *rest = words
+    modes = _Parser(prog=f"pelap {stage}", add_help=False, allow_abbrev=False)
+    modes.add_argument("--pipeline", nargs="*")
     if stage == "evaluate":
-        group = parser.add_argument_group("any two folders of pictures (and --out), instead of a run")
-        _add(group, FOLDERS)
+        modes.add_argument("--samples", nargs="*")
+    given, others = modes.parse_known_args(rest)
+    if getattr(given, "samples", None) is None:
+        return [*words] if given.pipeline is None else ["pipeline", stage, *given.pipeline, *others]
+    if given.pipeline is not None:
+        raise ConfigError(
+            "--samples: compares folders of pictures, --pipeline makes its own; give one of them"
+        )
+    return [FOLDERS, *(["--samples", *given.samples] if given.samples else []), *others]
+
+
+def _about_stray(args: argparse.Namespace, word: str) -> str:
+    """What to say of an option that a command does not take: it may belong to another mode of the stage."""
+    flag, stage = word.partition("=")[0], args.command.split()[0]
+    modes = {"--pipeline DIR": PIPELINE.get(stage)}
+    modes["--samples DIR"] = MODELS[FOLDERS] if stage == "evaluate" else None
+    for mode, command in modes.items():
+        names = re.findall(r"[^\s:!?]+", command[1]) if command else []
+        if flag.removeprefix("--") in names:
+            return f"{flag}: goes with {mode}; add that, or leave this out"
+    return f"{word}: unknown; see {args.prog} --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,13 +299,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     `paper` has 3 too, when there is more to do.
     """
     started = time.monotonic()
-    args = build_parser().parse_args(argv, argparse.Namespace(started=started))
+    words = sys.argv[1:] if argv is None else argv
     try:
+        begun = argparse.Namespace(started=started)
+        args, stray = build_parser().parse_known_args(_respelled(words), begun)
+        if stray:
+            raise ConfigError(_about_stray(args, stray[0]))
         return args.call(args) or 0
     except PelapError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        resumes = getattr(args, "stage", args.command) in RESUMING
+        resumes = any(word in RESUMING for word in words[:2])
         where = "goes on from the last checkpoint" if resumes else "starts again"
         print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
         return EXIT_INTERRUPTED

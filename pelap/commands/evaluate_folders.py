@@ -22,7 +22,6 @@ from pelap.evaluation.features import make_extractor
 from pelap.evaluation.image_quality import pair_metrics
 from pelap.evaluation.reference import Reference
 
-DEFAULT_EXTRACTORS = ("effnet-lite0",)
 SPREADS = ("_se", "_std")
 """Endings of metrics that say how certain others are: standard errors, deviations over subsets."""
 

@@ -9,19 +9,15 @@ from typing import Any
 import pytest
 from tiny import ROOT
 
-from pelap.cli import STAGES, build_parser, main
+from pelap.cli import STAGES, _respelled, build_parser, main
 from pelap.config.rules import STAGES as CONFIG_STAGES
 
 COMMON = {"--run", "--params", "--set", "--data", "--device", "--help"}
 OPTIONS = {
     **dict.fromkeys(STAGES, COMMON),
     "train": COMMON | {"--variant"},
-    "score": COMMON | {"--pipeline", "--out", "--prompts", "--save-latents"},
-    "prune": COMMON | {"--pipeline", "--scores", "--out", "--prompts", "--plan"},
-    "distill": COMMON | {"--pipeline", "--teacher", "--out"},
-    "evaluate": COMMON
-    | {"--pipeline", "--out", "--prompts"}
-    | {"--samples", "--reference", "--extractor", "--inception-weights", "--paired"},
+    "score": COMMON | {"--save-latents"},
+    "prune": COMMON | {"--plan"},
     "sample": {"--model", "--num", "--seed", "--steps", "--out", "--prompts", "--device", "--help"},
     "remove-channels": {"--model", "--data", "--out", "--device", "--help"},
     "cut": {"--model", "--data", "--out", "--device", "--help"},
@@ -35,11 +31,14 @@ OPTIONS = {
     "paper": {"--study", "--root", "--data", "--dataset", "--minutes", "--device", "--help"},
     "pipeline": {"--help"},
 }
+OPTIONS["evaluate --samples"] = COMMON | {
+    *("--samples", "--reference", "--out", "--extractor", "--inception-weights", "--paired")
+}
 OF_PIPELINE = {
-    "score": {"--out", "--prompts", "--save-latents"},
-    "prune": {"--scores", "--out", "--prompts", "--plan"},
-    "distill": {"--teacher", "--out", "--data"},
-    "evaluate": {"--out", "--prompts", "--data"},
+    "score": COMMON | {"--out", "--prompts", "--save-latents"},
+    "prune": COMMON | {"--scores", "--out", "--prompts", "--plan"},
+    "distill": COMMON | {"--teacher", "--out"},
+    "evaluate": COMMON | {"--out", "--prompts"},
 }
 
 
@@ -57,15 +56,14 @@ def options_of(commands: dict[str, Any]) -> dict[str, set[str]]:
 def test_options_are_frozen() -> None:
     commands = commands_of(build_parser())
     assert options_of(commands) == OPTIONS
-    common = {"--params", "--set", "--device", "--help"}
-    expected = {stage: options | common for stage, options in OF_PIPELINE.items()}
-    assert options_of(commands_of(commands["pipeline"])) == expected
+    assert options_of(commands_of(commands["pipeline"])) == OF_PIPELINE
 
 
 def test_help_has_every_command_once() -> None:
     listed = [line for line in build_parser().format_help().splitlines() if line.startswith("  ")]
     for name in OPTIONS.keys() - {"cut", "pipeline"} | {f"pipeline {stage}" for stage in OF_PIPELINE}:
-        assert sum(line.startswith(f"  {name} ") for line in listed) == (2 if name == "evaluate" else 1), name
+        others = 1 if name == "evaluate" else 0  # the one with --samples
+        assert sum(line.startswith(f"  {name} ") for line in listed) == 1 + others, name
 
 
 def test_stages_are_the_eight() -> None:
@@ -91,17 +89,28 @@ def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(len(line) for line in each.format_help().splitlines()) <= 80
 
 
+@pytest.mark.parametrize("rest", [["--set", "seed=1"], []], ids=str)
+@pytest.mark.parametrize("spelling", [["--pipeline", "a"], ["--pipeline=a"]], ids=str)
 @pytest.mark.parametrize("stage", OF_PIPELINE)
-def test_pipelines_have_commands_of_their_own(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are the old spelling, `pelap STAGE --pipeline DIR`, whose defaults are the same."""
-    given = {"score": "", "prune": "--scores s", "distill": "--teacher t", "evaluate": ""}[stage]
-    names = ["a", "b"] if stage == "evaluate" else ["a"]
-    options = [*given.split(), "--out", "o", "--device", "cpu"]
-    new = vars(build_parser().parse_args(["pipeline", stage, *names, *options]))
-    old = vars(build_parser().parse_args([stage, "--pipeline", *names, *options]))
-    assert {key: old[key] for key in new if key not in ("command", "call")} == {
-        key: value for key, value in new.items() if key not in ("command", "call")
-    }
+def test_pipelines_have_commands_of_their_own(stage: str, spelling: list[str], rest: list[str]) -> None:
+    options = ["--device", "cpu"]
+    assert _respelled([stage, *options, *spelling, *rest]) == ["pipeline", stage, "a", *options, *rest]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["score", "--run", "a"], ["score", "--run", "a"]),
+        (["evaluate", "--pipeline", "a", "b", "--paired"], ["pipeline", "evaluate", "a", "b", "--paired"]),
+        (["evaluate", "--paired", "--samples", "a"], ["evaluate --samples", "--samples", "a", "--paired"]),
+        (["evaluate", "--samples", "--help"], ["evaluate --samples", "--help"]),
+        (["pipeline", "score", "a"], ["pipeline", "score", "a"]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_modes_of_a_stage_are_told_by_their_options(words: list[str], expected: list[str]) -> None:
+    assert _respelled(words) == expected
 
 
 def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -176,6 +185,5 @@ def test_path_through_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("num", ["0", "-1", "x"])
-def test_sample_needs_a_positive_number(num: str) -> None:
-    with pytest.raises(SystemExit):
-        main(["sample", "--model", "m", "--out", "o", "--num", num])
+def test_sample_needs_a_positive_number(num: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "argument --num: " in _fails(capsys, "sample", "--model", "m", "--out", "o", "--num", num)

@@ -329,12 +329,12 @@ def test_the_reference_is_looked_at_too(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--samples", "a"], "--samples: also needs --reference and --out"),
-        (["--samples", "a", "--out", "f"], "--samples: also needs --reference"),
-        (["--samples", "a", "--reference", "b"], "--samples: also needs --out"),
+        (["--samples", "a"], "are required: --reference, --out; see pelap"),
+        (["--samples", "a", "--out", "f"], "are required: --reference; see pelap"),
+        (["--samples", "a", "--reference", "b"], "are required: --out; see pelap"),
         (["--samples", "a", "--pipeline", "p", "--out", "f"], "give one of them"),
-        (["--pipeline", "p", "--out", "f", "--paired"], "--paired: compares folders"),
-        (["--pipeline", "p", "--out", "f", "--extractor", "x"], "--extractor: compares folders"),
+        (["--pipeline", "p", "--out", "f", "--paired"], "--paired: goes with --samples DIR"),
+        (["--pipeline", "p", "--out", "f", "--extractor", "x"], "--extractor: goes with --samples DIR"),
         (["--reference", "b"], "--reference: goes with --samples DIR"),
         (["--reference", "b", "--out", "f"], "--reference: goes with --samples DIR"),
         (["--paired"], "--paired: goes with --samples DIR"),

@@ -511,9 +511,9 @@ def test_a_data_set_that_cannot_be_had_is_one_line(
 
 
 @pytest.mark.parametrize("minutes", ["-1", "x", "inf", "nan"])
-def test_minutes_must_be_a_number(minutes: str) -> None:
-    with pytest.raises(SystemExit):
-        main(["paper", "--minutes", minutes])
+def test_minutes_must_be_a_number(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper", "--minutes", minutes]) == 2
+    assert "argument --minutes: " in capsys.readouterr().err
 
 
 def test_cell_texts() -> None:

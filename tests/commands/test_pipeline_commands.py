@@ -19,8 +19,8 @@ import pelap
 from pelap.api import models as api_models
 from pelap.api import quality
 from pelap.cli import main
-from pelap.commands.evaluate_pipelines import evaluate_pipelines
-from pelap.commands.sample import sample
+from pelap.commands.models import sample
+from pelap.commands.pipelines import evaluate_pipelines
 from pelap.core import files, rng
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import EffNetLite0

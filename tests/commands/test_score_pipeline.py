@@ -325,7 +325,7 @@ def test_text_pipelines_need_prompts(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_options_that_do_not_go_together(ddim: Case, capsys: pytest.CaptureFixture[str]) -> None:
     params = ["--params", str(ddim.params)]
     assert "--out" in fails(capsys, main(["score", "--pipeline", str(ddim.folder), *params]))
-    assert "--scores and --out" in fails(capsys, main(["prune", "--pipeline", str(ddim.folder), *params]))
+    assert "--scores, --out" in fails(capsys, main(["prune", "--pipeline", str(ddim.folder), *params]))
     assert "goes with --pipeline" in fails(capsys, main(["score", "--out", "x.csv", *params]))
 
 

@@ -13,9 +13,7 @@ from tiny import tiny_dataset, tiny_raw
 from tiny_pipelines import tiny_ddim
 
 from pelap.cli import main
-from pelap.commands.distill_pipeline import distill_pipeline
-from pelap.commands.evaluate_pipelines import evaluate_pipelines
-from pelap.commands.pipelines import prune_pipeline, score_pipeline
+from pelap.commands.pipelines import distill_pipeline, evaluate_pipelines, prune_pipeline, score_pipeline
 from pelap.config import Params, Section
 from pelap.config.load import PIPELINE_KEYS, STAGE_KEYS, parse_params
 from pelap.config.rules import unused_by_pipeline, unused_by_run

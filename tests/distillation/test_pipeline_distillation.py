@@ -26,7 +26,7 @@ from pipeline_pairs import (
 from tiny import tiny_dataset, tiny_params
 from tiny_pipelines import PROMPTS, awake, tiny_ddim, tiny_stable_diffusion, unet2d
 
-from pelap.commands.distill_pipeline import distill_pipeline as distill_folders
+from pelap.commands.pipelines import distill_pipeline as distill_folders
 from pelap.config import LossWeights
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.core.progress import hidden

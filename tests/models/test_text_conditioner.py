@@ -9,7 +9,7 @@ import torch
 from tiny import TEXT, UNET, tiny_dataset, tiny_raw
 from training_cases import observe, train_jointly
 
-from pelap.commands.sample import sample
+from pelap.commands.models import sample
 from pelap.config import DiffusionParams, SamplerParams, TextConditioning, VariantParams
 from pelap.config.load import parse_params
 from pelap.core.errors import ConfigError, DataError, ModelError

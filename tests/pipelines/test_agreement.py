@@ -30,7 +30,7 @@ from tiny_pipelines import awake, same, tiny_ddim, tiny_stable_diffusion
 from transformers import CLIPTokenizer
 
 from pelap.api.models import generator_for, meet_data, warn_of_other_training
-from pelap.commands.distill_pipeline import distill_pipeline
+from pelap.commands.pipelines import distill_pipeline
 from pelap.config import SamplerParams
 from pelap.core.errors import ModelError
 from pelap.core.part_io import labels_of_classes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import TEXT, UNET, tiny_raw
 
-from pelap.commands import sample
+from pelap.commands.models import sample
 from pelap.config.load import load_params
 from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, reference_cache
@@ -153,7 +153,7 @@ def test_the_page_shows_or_plays_samples(context: Context) -> None:
 
 def test_samples_can_be_made_anew(context: Context, tmp_path: Path) -> None:
     model = context.paths.distilled_model("distilled-3000")
-    sample.sample(model, 2, 0, 4, tmp_path / "out", "cpu")
+    sample(model, 2, 0, 4, tmp_path / "out", "cpu")
     files = {file.name for file in (tmp_path / "out").iterdir()}
     pictures = {"00000.png", "00001.png", "grid.png"}
     assert files == pictures | ({"00000.wav", "00001.wav"} if of_sounds(context) else set())
