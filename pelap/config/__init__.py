@@ -1,75 +1,34 @@
 """The parameters of a run as frozen models: one class a section of `params.yaml`."""
 
-from pelap.config.model import (
-    ALL_LOSSES,
-    AutoencoderKLParams,
-    BlockUNetParams,
-    ConditioningParams,
-    DiffusionParams,
-    LightUNetParams,
-    Loss,
-    NoConditioning,
-    PelapVAEParams,
-    SamplerParams,
-    Section,
-    TextConditioning,
-    UNet2DConditionParams,
-    UNet2DParams,
-    UNetParams,
-    VAEParams,
-    VariantParams,
-)
-from pelap.config.pruning import (
-    CheapCriterion,
-    DistillParams,
-    LossWeights,
-    MethodParams,
-    PruneParams,
-    QualityParams,
-    ScoreParams,
-    StudentParams,
-)
-from pelap.config.run import (
-    ClassifierParams,
-    DownloadParams,
-    EvaluateParams,
-    Params,
-    PhotoCrops,
-    SoundParams,
-    TrainParams,
-)
-
-__all__ = [
-    "ALL_LOSSES",
-    "AutoencoderKLParams",
-    "BlockUNetParams",
-    "CheapCriterion",
-    "ClassifierParams",
-    "ConditioningParams",
-    "DiffusionParams",
-    "DistillParams",
-    "DownloadParams",
-    "EvaluateParams",
-    "LightUNetParams",
-    "Loss",
-    "LossWeights",
-    "MethodParams",
-    "NoConditioning",
-    "Params",
-    "PelapVAEParams",
-    "PhotoCrops",
-    "PruneParams",
-    "QualityParams",
-    "SamplerParams",
-    "ScoreParams",
-    "Section",
-    "SoundParams",
-    "StudentParams",
-    "TextConditioning",
-    "TrainParams",
-    "UNet2DConditionParams",
-    "UNet2DParams",
-    "UNetParams",
-    "VAEParams",
-    "VariantParams",
-]
+from pelap.config.model import ALL_LOSSES as ALL_LOSSES
+from pelap.config.model import AutoencoderKLParams as AutoencoderKLParams
+from pelap.config.model import BlockUNetParams as BlockUNetParams
+from pelap.config.model import ConditioningParams as ConditioningParams
+from pelap.config.model import DiffusionParams as DiffusionParams
+from pelap.config.model import LightUNetParams as LightUNetParams
+from pelap.config.model import Loss as Loss
+from pelap.config.model import NoConditioning as NoConditioning
+from pelap.config.model import PelapVAEParams as PelapVAEParams
+from pelap.config.model import SamplerParams as SamplerParams
+from pelap.config.model import Section as Section
+from pelap.config.model import TextConditioning as TextConditioning
+from pelap.config.model import UNet2DConditionParams as UNet2DConditionParams
+from pelap.config.model import UNet2DParams as UNet2DParams
+from pelap.config.model import UNetParams as UNetParams
+from pelap.config.model import VAEParams as VAEParams
+from pelap.config.model import VariantParams as VariantParams
+from pelap.config.pruning import CheapCriterion as CheapCriterion
+from pelap.config.pruning import DistillParams as DistillParams
+from pelap.config.pruning import LossWeights as LossWeights
+from pelap.config.pruning import MethodParams as MethodParams
+from pelap.config.pruning import PruneParams as PruneParams
+from pelap.config.pruning import QualityParams as QualityParams
+from pelap.config.pruning import ScoreParams as ScoreParams
+from pelap.config.pruning import StudentParams as StudentParams
+from pelap.config.run import ClassifierParams as ClassifierParams
+from pelap.config.run import DownloadParams as DownloadParams
+from pelap.config.run import EvaluateParams as EvaluateParams
+from pelap.config.run import Params as Params
+from pelap.config.run import PhotoCrops as PhotoCrops
+from pelap.config.run import SoundParams as SoundParams
+from pelap.config.run import TrainParams as TrainParams

@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, create_model
+from pydantic import ValidationError
 
 from pelap.config import (
     ClassifierParams,
@@ -25,6 +25,7 @@ from pelap.config.rules import disagreements
 from pelap.config.upgrade import outdated
 from pelap.core.errors import ConfigError
 
+# The keys of `params.yaml` that each stage reads; `dvc.yaml` and the sweeps list the same ones.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "download": ("dataset", "seed", "download"),
     "train": ("dataset", "seed", "lambda", "vae", "unet", "conditioning", "diffusion", "train", "variants"),
@@ -35,58 +36,35 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "evaluate": ("dataset", "seed", "variants", "evaluate"),
     "report": ("dataset", "seed", "variants"),
 }
-"""The keys of `params.yaml` that each stage reads; `dvc.yaml` and the sweeps list the same ones."""
-
+# Those that a stage reads for a diffusers pipeline, which brings a model and settings of its own.
 PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
     "score": ("seed", "score"),
     "prune": ("seed", "score", "prune"),
     "distill": ("dataset", "seed", "distill"),
     "evaluate": ("dataset", "seed", "evaluate"),
 }
-"""The keys that a stage reads for a diffusers pipeline, which brings a model and settings of its own."""
-
+# Where keys are names that a user gives: a file that has such a table has all of it.
 TABLES = ("variants", "prune.methods", "distill.students", "download.folders")
-"""Where keys are names that a user gives: a file that has such a table has all of it."""
-EXTENDS = "extends"
-"""Key of a parameter file that says the differences from another one, by its path from the file."""
+EXTENDS = "extends"  # key of a parameter file that says the differences from another one, by its path from it
 
 
 def _plain(section: Section) -> dict[str, Any]:
     return section.model_dump(mode="json", by_alias=True)
 
 
-def _defaults() -> dict[str, Any]:
-    """Of every key, as a file would have them."""
-    default = Params()
-    raw = _plain(default)
-    raw["prune"]["time_reduction"] = 0.25  # one amount needs no list
-    tables = (
-        (raw, "variants", default.variants),
-        (raw["prune"], "methods", default.prune.methods),
-        (raw["distill"], "students", default.distill.students),
-    )
-    for section, key, entries in tables:
-        section[key] = {
-            name: entry.model_dump(mode="json", exclude_unset=True) for name, entry in entries.items()
-        }
-    return raw
+def _table(entries: Mapping[str, Section]) -> dict[str, Any]:
+    return {name: entry.model_dump(mode="json", exclude_unset=True) for name, entry in entries.items()}
 
 
-DEFAULTS = _defaults()
-KINDS: dict[str, dict[str, Any]] = {
-    kind.kind: _plain(kind)
-    for kind in (
-        PelapVAEParams(),
-        LightUNetParams(),
-        UNet2DParams(),
-        UNet2DConditionParams(),
-        NoConditioning(),
-        TextConditioning(),
-    )
-}
-KINDS["autoencoder_kl"] = {}  # defaults of sections that say by `kind` which keys they have
+DEFAULTS = _plain(Params())  # of every key, as a file would have them: one amount needs no list
+DEFAULTS["variants"] = _table(Params().variants)
+DEFAULTS["prune"] |= {"time_reduction": 0.25, "methods": _table(Params().prune.methods)}
+DEFAULTS["distill"]["students"] = _table(Params().distill.students)
+_UNETS = (LightUNetParams(), UNet2DParams(), UNet2DConditionParams())
+# Defaults of sections that say by `kind` which keys they have, and of sections that are null by default.
+KINDS: dict[str, Any] = {"autoencoder_kl": {}}
+KINDS |= {it.kind: _plain(it) for it in (PelapVAEParams(), *_UNETS, NoConditioning(), TextConditioning())}
 OPTIONAL = {"distill.quality": _plain(QualityParams()), "evaluate.classifier": _plain(ClassifierParams())}
-"""Defaults of sections that are null by default."""
 
 
 def merge(base: Any, over: Any, path: str = "", inside: str = "") -> Any:
@@ -128,11 +106,7 @@ def with_overrides(raw: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` of the command line by dotted key, values as in YAML.
-
-    Raises:
-        ConfigError: One is not so.
-    """
+    """``KEY=VALUE`` of the command line by dotted key, values as in YAML; else a `ConfigError`."""
     overrides = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -143,11 +117,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused).
-
-    Raises:
-        ConfigError: The file is missing or is not YAML.
-    """
+    """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused), or raise a `ConfigError`."""
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; give a parameter file with --params")
     try:
@@ -195,13 +165,7 @@ def _layers(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def resolved(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A whole parameter mapping, as it would be parsed: defaults < what the file extends < file < overrides.
-
-    It is not checked; see `parse_params`.
-
-    Args:
-        path: The parameter file.
-        overrides: Values by dotted key.
+    """A whole parameter mapping, unchecked: defaults < what the file extends < file < overrides.
 
     Raises:
         ConfigError: See `read_params`.
@@ -215,7 +179,7 @@ def load_params(path: Path, stage: str | None = None, overrides: Mapping[str, An
 
     Args:
         path: YAML file.
-        stage: Only this stage's keys get defaults; whatever else is there is checked as well.
+        stage: Only its keys get defaults; whatever else is there is checked as well.
         overrides: Values by dotted key that stand above the file's.
 
     Raises:
@@ -225,11 +189,7 @@ def load_params(path: Path, stage: str | None = None, overrides: Mapping[str, An
 
 
 def load_pipeline_params(path: Path, stage: str, overrides: Mapping[str, Any] | None = None) -> Params:
-    """Read and check what a stage needs for a diffusers pipeline; whatever else is there is not looked at.
-
-    Raises:
-        ConfigError: One line that names every offending key.
-    """
+    """`load_params` of what a stage needs for a diffusers pipeline; nothing else is looked at."""
     keys = PIPELINE_KEYS[stage]
     raw = {key: value for key, value in read_params(path).items() if key in keys}
     return parse_params(raw, str(path), demanded=keys, overrides=overrides)
@@ -259,27 +219,19 @@ def parse_params(
     wanted = {*demanded, *raw, *(key.partition(".")[0] for key in overrides)}
     base = {key: value for key, value in DEFAULTS.items() if key in wanted}
     whole = with_overrides(merge(base, raw), overrides)
-    old = outdated(whole)
-    if old:
+    if old := outdated(whole):
         raise ConfigError(
             f"{source}: names of version 0.1: {'; '.join(map(str, old))}; "
             f"`pelap params {source.removesuffix(' with --set')} --upgrade` writes it with those of today"
         )
-    chosen = {
-        name: (field.annotation, field)
-        for name, field in Params.model_fields.items()
-        if key_of(name) in wanted
-    }
     try:
-        checked = create_model("Params", __base__=Section, **chosen)(**whole)  # type: ignore[call-overload]
+        params = Params(**whole)
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain(error)}") from None
-    fields = {name: getattr(checked, name) for name in chosen}
-    params = Params.model_construct(**fields)
+    fields = {name for name in Params.model_fields if name.rstrip("_") in wanted}
     for name in Params.model_fields.keys() - fields:  # what a stage has not asked for it must not read
         del vars(params)[name]
-    problems = disagreements(params, frozenset(fields))
-    if problems:
+    if problems := disagreements(params, fields):
         raise ConfigError(f"{source}: {'; '.join(problems)}")
     return params
 
@@ -290,18 +242,10 @@ def _mapping(raw: Any, source: str) -> Mapping[str, Any]:
     return raw
 
 
-def key_of(field_name: str) -> str:
-    """The key of `params.yaml` behind a field (`lambda` is a reserved word of Python)."""
-    return field_name.rstrip("_")
-
-
 def select_keys(raw: Mapping[str, Any], stage: str, variant: str | None = None) -> dict[str, Any]:
     """The part of a raw parameter mapping that a stage reads.
 
-    Args:
-        raw: All parameters, as parsed from YAML.
-        stage: One of `STAGES`.
-        variant: For training, keep this variant alone, and `lambda` only where it is used.
+    Training of one `variant` reads that one alone, and `lambda` only where it is used.
     """
     chosen = {key: raw[key] for key in STAGE_KEYS[stage]}
     if variant is not None:

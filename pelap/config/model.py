@@ -30,12 +30,7 @@ class Section(BaseModel):
 
     @classmethod
     def written(cls, fields: Mapping[str, Any]) -> Self:
-        """From a file of results, which has every key: a lost one is damage, and no default takes its place.
-
-        Raises:
-            KeyError: One is missing.
-            ValidationError: One is not as it must be.
-        """
+        """From a file of results, which has every key: a lost one is a `KeyError`, never a default."""
         lost = [name for name in cls.model_fields if name not in fields]
         if lost:
             raise KeyError(f"{', '.join(lost)}: missing")
@@ -214,10 +209,8 @@ class VariantParams(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> "VariantParams":
-        rules = (self._without_mask, self._gate_problem, self._training_problem, self._penalty_problem)
-        for rule in rules:
-            problem = rule()
-            if problem:
+        for rule in (self._without_mask, self._gate_problem, self._training_problem, self._penalty_problem):
+            if problem := rule():
                 raise ValueError(problem)
         return self
 

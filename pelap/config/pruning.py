@@ -17,10 +17,10 @@ from pydantic import (
 from pelap.config.model import Decay, Execution, Name, Precision, SamplerParams, Section, Share, check_falling
 
 Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
+# Ways to rank operators that need no denoising run for each of them.
 CheapCriterion: TypeAlias = Literal["random", "magnitude", "taylor", "output_error", "block_similarity"]
-"""Ways to rank operators that need no denoising run for each of them."""
+# What operators are ranked by; `score` is LD-Pruner's by the formula of the section `score`.
 Criterion: TypeAlias = Literal["score"] | Formula | CheapCriterion
-"""What operators are ranked by; `score` is LD-Pruner's by the formula of the section `score`."""
 
 
 class ScoreParams(Section):
@@ -56,11 +56,7 @@ Amount = TypeVar("Amount")
 Amounts: TypeAlias = Annotated[
     tuple[Amount, ...] | None, Field(strict=False, min_length=1), BeforeValidator(_listed)
 ]
-
-
 TARGETS = ("time_reduction", "num_params", "num_operators")
-
-
 Selection: TypeAlias = Literal["lowest_first", "per_ms", "knapsack"]
 
 
@@ -117,10 +113,7 @@ class PruneParams(Section):
 
     @property
     def plans(self) -> dict[str, "PlanRequest"]:
-        """What each plan is to be, by its name: percent of the time, or the number.
-
-        Where there are several methods, the method's name stands before it.
-        """
+        """What each plan is to be, by its name: percent of the time, or the number, after several methods'."""
         scale = 100 if self.target == "time_reduction" else 1
         several = len(self.methods) > 1
         return {
@@ -156,8 +149,7 @@ class StudentParams(LossWeights):
     """One way of spending the steps of `distill`."""
 
     start: Literal["pruned", "scratch", "dense"] = "pruned"
-    skip: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Patterns (as of files) of the plans that it is not trained for."""
+    skip: Annotated[tuple[str, ...], Field(strict=False)] = ()  # patterns of plans that it is not trained for
 
 
 class QualityParams(Section):
@@ -211,16 +203,11 @@ class DistillParams(Section):
         return self
 
     def rows(self, plans: Iterable[str]) -> dict[str, tuple[StudentParams, str | None]]:
-        """Every network that is trained, by name, with its plan; a dense one has none and is trained once.
-
-        Args:
-            plans: Names of the plans that `prune` made.
-        """
-        rows: dict[str, tuple[StudentParams, str | None]] = {}
-        for plan in plans:
-            rows |= {
-                f"{name}-{plan}": (it, plan)
-                for name, it in self.students.items()
-                if it.start != "dense" and not any(fnmatchcase(plan, pattern) for pattern in it.skip)
-            }
+        """Every network that is trained for these plans, by name; a dense one is trained once, for none."""
+        rows: dict[str, tuple[StudentParams, str | None]] = {
+            f"{name}-{plan}": (it, plan)
+            for plan in plans
+            for name, it in self.students.items()
+            if it.start != "dense" and not any(fnmatchcase(plan, pattern) for pattern in it.skip)
+        }
         return rows | {name: (it, None) for name, it in self.students.items() if it.start == "dense"}

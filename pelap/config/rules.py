@@ -1,6 +1,7 @@
 """Rules that span sections, and which keys change nothing of what a stage does."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pelap.config import (
@@ -17,15 +18,12 @@ from pelap.config import (
 )
 from pelap.core.paths import REAL_ROW
 
-BUILTIN_DATASETS = {
+BUILTIN_DATASETS = {  # and the modules of `pelap.datasets` that make them
     "photos": "photos",
     "sounds": "synthesis",
     **dict.fromkeys(("cifar10", "cifar100", "svhn"), "torchvision_sets"),
 }
-"""Module of `pelap.datasets` that makes a data set, by the data set's name."""
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
-PRUNED_ROWS = (REAL_ROW, "pruned")
-"""What no student may be called; `pruned-<plan>` are the networks before any fine-tuning."""
 
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
 NUM_PHOTOGRAPHS, NUM_RECIPES = 8, 8
@@ -35,28 +33,24 @@ PIPELINE_UNUSED: dict[str, tuple[str, ...]] = {
     "score": OWN_SAMPLING,
     "prune": (*OWN_SAMPLING, "score.criteria"),
     "distill": ("distill.quality",),
-    "evaluate": tuple(
-        f"evaluate.{key}"
-        for key in ("models", "num_reconstructions", "sampler.kind", "step_counts", "deepcache_intervals")
+    "evaluate": (
+        *("evaluate.models", "evaluate.num_reconstructions", "evaluate.sampler.kind"),
+        *("evaluate.step_counts", "evaluate.deepcache_intervals"),
     ),
 }
 """What of these sections is for models of this project alone: a pipeline is one network, with a scheduler."""
 TIMED = ("evaluate.latency_compiled", "evaluate.latency_batch_sizes", "evaluate.sampler_repeats")
 
 
-def disagreements(params: Params, given: frozenset[str]) -> list[str]:
-    """What is wrong between sections; each rule is applied where its sections are there.
-
-    Args:
-        params: Sections that are right by themselves.
-        given: Fields of `Params` that are set.
-    """
-    rules = {
+def disagreements(params: Params, given: Collection[str]) -> list[str]:
+    """What is wrong between sections that are right by themselves, as far as they are `given`."""
+    rules: dict[Callable[[Params], Iterable[str]], set[str]] = {
         _dataset_exists: {"dataset", "download"},
         _made_items_suffice: {"dataset", "download", "evaluate"},
         _names_are_free: {"download"},
-        _variants_are_no_rows: {"variants"},
-        _students_are_no_rows: {"distill"},
+        lambda params: _taken("variants", params.variants, (REAL_ROW,)): {"variants"},
+        # `pruned-<plan>` are the networks before any fine-tuning.
+        lambda params: _taken("distill.students", params.distill.students, (REAL_ROW, "pruned")): {"distill"},
         _rows_differ: {"variants", "prune", "distill"},
         _scored_variant_exists: {"score", "variants"},
         _criteria_are_there: {"score", "prune"},
@@ -65,10 +59,11 @@ def disagreements(params: Params, given: frozenset[str]) -> list[str]:
         _autoencoders_train_as_told: {"vae", "variants"},
         _latents_fit: {"download", "unet", "vae", "variants"},
         _prompts_have_a_way_in: {"conditioning", "unet", "variants"},
-        _sounds_keep_their_direction: {"dataset"},
+        # Whether a folder's data set holds sounds is known only where that is read.
+        lambda params: backwards(params) if params.dataset == "sounds" else []: {"dataset"},
         _sampler_steps_divide: {"diffusion", "train", "score", "distill", "evaluate"},
     }
-    return [problem for rule, needed in rules.items() if needed <= given for problem in rule(params)]
+    return [problem for rule, needed in rules.items() if needed <= {*given} for problem in rule(params)]
 
 
 def _dataset_exists(params: Params) -> Iterator[str]:
@@ -81,35 +76,25 @@ def _dataset_exists(params: Params) -> Iterator[str]:
 
 
 def _made_items_suffice(params: Params) -> Iterator[str]:
-    download, learner = params.download, params.evaluate.classifier
+    download, evaluate = params.download, params.evaluate
     made = {
         "photos": (NUM_PHOTOGRAPHS * download.photos.train_per_photo, "photos.train_per_photo"),
         "sounds": (NUM_RECIPES * download.sounds.train_per_class, "sounds.train_per_class"),
     }
+    there, key = made.get(params.dataset, (math.inf, ""))
     needs = {
-        "evaluate: num_reference + num_images": params.evaluate.num_reference + params.evaluate.num_images,
-        "evaluate.classifier.batch_size": learner.batch_size if learner else 0,
+        "evaluate: num_reference + num_images": evaluate.num_reference + evaluate.num_images,
+        "evaluate.classifier.batch_size": evaluate.classifier.batch_size if evaluate.classifier else 0,
     }
-    for there, key in [made[params.dataset]] if params.dataset in made else []:
-        for what, wanted in needs.items():
-            if wanted > there:
-                yield (
-                    f"{what} is {wanted}, but with download.{key} there are {there} train items of "
-                    f"{params.dataset}"
-                )
+    for what, wanted in needs.items():
+        if wanted > there:
+            items = f"{there} train items of {params.dataset}"
+            yield f"{what} is {wanted}, but with download.{key} there are {items}"
 
 
 def _names_are_free(params: Params) -> Iterator[str]:
     for name in params.download.folders.keys() & BUILTIN_DATASETS:
         yield f"download.folders.{name}: is the name of a built-in data set; choose another"
-
-
-def _variants_are_no_rows(params: Params) -> Iterator[str]:
-    yield from _taken("variants", params.variants, (REAL_ROW,))
-
-
-def _students_are_no_rows(params: Params) -> Iterator[str]:
-    yield from _taken("distill.students", params.distill.students, PRUNED_ROWS)
 
 
 def _rows_differ(params: Params) -> Iterator[str]:
@@ -125,11 +110,8 @@ def _rows_differ(params: Params) -> Iterator[str]:
 
 
 def _taken(section: str, names: Mapping[str, Any], rows: Collection[str]) -> list[str]:
-    return [
-        f"{section}.{name}: is the name of another row of the evaluation; choose another"
-        for name in names
-        if name in rows
-    ]
+    said = "is the name of another row of the evaluation; choose another"
+    return [f"{section}.{name}: {said}" for name in names if name in rows]
 
 
 def _scored_variant_exists(params: Params) -> Iterator[str]:
@@ -190,26 +172,20 @@ def _autoencoders_train_as_told(params: Params) -> Iterator[str]:
 
 
 def _latents_fit(params: Params) -> Iterator[str]:
+    size = params.download.image_size
     for name, variant in params.variants.items():
         vae, unet = parts_of(variant, params.vae, params.unet)
         if isinstance(vae, PelapVAEParams):  # a pretrained one is looked at where it is read
-            size = params.download.image_size
             problem = latent_problem(variant, unet, size, vae.downsampling, vae.latent_channels)
-            if problem:
-                yield f"variants.{name}: {problem}"
+            yield from [f"variants.{name}: {problem}"] if problem else []
 
 
 def latent_problem(
     variant: VariantParams, unet: UNetParams, image_size: int, downsampling: int, channels: int
 ) -> str | None:
-    """Why latents of this size suit neither mask nor UNet; None where they do.
+    """Why latents of so many `channels` do not suit a mask, or of this size a UNet; None where they do.
 
-    Args:
-        variant: With its mask.
-        unet: What denoises the latents.
-        image_size: Side of a picture in pixels.
-        downsampling: A picture's side over its latent's.
-        channels: Of a latent.
+    `image_size` is the side of a picture in pixels, `downsampling` that over the side of its latent.
     """
     if variant.k is not None and variant.k > channels:
         return f"k is {variant.k}, but there are {channels} latent channels"
@@ -223,11 +199,6 @@ def latent_problem(
         f"the UNet halves latents {halvings} times, but those of {image_size} pixels have a side of {side}; "
         "use fewer levels or another size"
     )
-
-
-def _sounds_keep_their_direction(params: Params) -> list[str]:
-    # Of a folder's data set it is known only where that is read.
-    return backwards(params) if params.dataset == "sounds" else []
 
 
 def backwards(params: Params) -> list[str]:
@@ -290,7 +261,7 @@ def unused_by_pipeline(stage: str, params: Params, scored: bool = False, planned
     if stage == "evaluate":
         keys += _unused_by_figures(params)
         keys += [] if "classifier" in params.evaluate.extractors else ["evaluate.classifier"]
-    return [key for key in keys if _asks(_at(params, key))]
+    return _asking(params, keys)
 
 
 def unused_by_run(stage: str, params: Params, planned: bool = False, variant: str | None = None) -> list[str]:
@@ -310,7 +281,7 @@ def unused_by_run(stage: str, params: Params, planned: bool = False, variant: st
         keys += _unused_by_figures(params)
         if params.evaluate.models == "variants":
             keys += ["evaluate.step_counts", "evaluate.deepcache_intervals", "evaluate.lpips_weights"]
-    return [key for key in keys if _asks(_at(params, key))]
+    return _asking(params, keys)
 
 
 def _unused_by_pruning(params: Params, planned: bool) -> list[str]:
@@ -335,15 +306,13 @@ def _unused_by_figures(params: Params) -> list[str]:
     return keys if params.evaluate.latency_repeats else [*keys, *TIMED]
 
 
-def _at(params: Params, key: str) -> Any:
-    value: Any = params
-    for name in key.split("."):
-        value = (
-            value[name] if isinstance(value, Mapping) else getattr(value, name.replace("lambda", "lambda_"))
-        )
-    return value
+def _asking(params: Params, keys: Iterable[str]) -> list[str]:
+    """Those of some dotted keys whose values ask for something: null, false and what is empty do not."""
 
+    def value_at(key: str) -> Any:
+        value: Any = params
+        for name in key.replace("lambda", "lambda_").split("."):
+            value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+        return value
 
-def _asks(value: Any) -> bool:
-    """Whether a value asks for something: null, false and what is empty do not."""
-    return value is not None and value is not False and value != ()
+    return [key for key in keys if value_at(key) not in (None, False, ())]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = {
+KEYS = {  # by section; `*` is any name
     "train": {"at_once": "parallel_variants"},
     "variants.*": {"strength": "sparsity_key", "penalty": "sparsity_weight", "decode_from": "decoder_input"},
     "score": {"norm": "norm_replacement", "start": "replacement_init"},
@@ -16,17 +16,14 @@ KEYS = {
     "evaluate": {"dense_steps": "step_counts", "cache_intervals": "deepcache_intervals"},
     "info": {"strength": "sparsity_weight"},  # of a model folder
 }
-"""By section; ``*`` is any name."""
-VALUES = {
+VALUES = {  # by today's key
     "decoder_input": {"z": "unmasked", "z*m": "masked"},
     "vae_training": {"first": "two_stage"},
     "norm_replacement": {"scale_shift": "affine"},
     "replacement_init": {"fitted": "least_squares"},
     "selection": {"order": "lowest_first", "ratio": "per_ms"},
 }
-"""By today's key."""
-STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}
-"""Of replacements in plans and score tables, joined by ``+``."""
+STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}  # of replacements, joined by `+`
 OLD_STEPS = {step: old for old, step in STEPS.items()}
 ROWS = {"longer": "dense-finetuned"}  # of tables: the student of the default run
 
@@ -83,12 +80,7 @@ def rename(raw: MutableMapping[str, Any]) -> None:
 
 
 def renamed(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A section that 0.1 may have written, under today's names.
-
-    Args:
-        section: Of `KEYS`; of one below ``*`` the first name.
-        values: Its keys.
-    """
+    """The keys of a section of `KEYS` that 0.1 may have written, under today's names."""
     name, _, entry = section.partition(".")
     inner = copy.deepcopy(dict(values))
     rename({name: {entry: inner} if entry else inner})

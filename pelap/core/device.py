@@ -17,14 +17,15 @@ from torch import nn
 from pelap import __version__
 from pelap.core.errors import ConfigError
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+NORMS_CRASH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)  # see `ask_gradients_of_norms`
+PACKAGES = ("torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity")
 
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: It is not there.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -50,12 +51,7 @@ def uses_bf16(device: torch.device, precision: str) -> bool:
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Mixed precision for the block.
-
-    Args:
-        device: Where the block computes.
-        precision: ``fp32``, ``bf16``, or ``auto`` for bf16 where the hardware has it.
-    """
+    """Mixed precision for the block: ``fp32``, ``bf16``, or ``auto`` for bf16 where the hardware has it."""
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision)):
         yield
 
@@ -93,7 +89,12 @@ def keep_freed_memory() -> bool:
         Whether it could be done; only glibc has the switch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and all(mallopt(option, value) for option, value in _KEEP)
+    switches = (
+        (-4, 0),  # M_MMAP_MAX: map no array by itself
+        (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: as much as may lie free at the end of the heap
+        (-8, 1),  # M_ARENA_MAX: threads share that one heap, for theirs would be too small for an array
+    )
+    return mallopt is not None and all(mallopt(option, value) for option, value in switches)
 
 
 def ask_gradients_of_norms(model: nn.Module) -> None:
@@ -115,14 +116,6 @@ def _asking_gradients(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tupl
     if not torch.is_grad_enabled():
         return args
     return tuple(each if each.requires_grad else each.detach().requires_grad_() for each in args)
-
-
-NORMS_CRASH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
-"""Whether this PyTorch may be one that needs `ask_gradients_of_norms`."""
-
-_KEEP = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
-"""M_MMAP_MAX: map no array by itself. M_TRIM_THRESHOLD: as much as may lie free at the end of the heap.
-M_ARENA_MAX: threads share that one heap, for theirs would be too small for an array."""
 
 
 @contextmanager
@@ -151,9 +144,6 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-PACKAGES = ("torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity")
 
 
 def protocol_beside(table: Path) -> Path:

@@ -54,10 +54,7 @@ def finite(values: Values, what: str, remedy: str, error: type[PelapError] = Mod
         values: A number, or a tensor (N, ...) of N items. One on a device is waited for.
         what: What they are and whose, for the message.
         remedy: What to do about it.
-        error: What to raise.
-
-    Raises:
-        PelapError: Of the class `error`: some are NaN or infinite. The message says of how many items.
+        error: What to raise, with the number of items that hold NaN or infinity.
     """
     if isinstance(values, float | int):
         if not math.isfinite(values):

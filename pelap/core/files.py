@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+# Columns of our tables that hold names, whatever the names look like.
 TEXT_COLUMNS = (
     *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
     *("plan", "student", "model", "against", "mode", "metric"),
 )
-"""Columns of our tables that hold names, whatever the names look like."""
 
 
 @contextmanager
@@ -45,10 +45,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
 def atomic_dir(final: Path) -> Iterator[Path]:
     """Yield an empty hidden folder; it replaces the folder `final` when the block succeeds.
 
-    A failed block leaves `final` as it was. Where that is a link, what it leads to is replaced.
-
-    Raises:
-        PelapError: `final` is a file.
+    A failed block leaves `final` as it was. Where that is a link, what it leads to is replaced; a file never.
     """
     final = final.resolve() if final.is_symlink() else final
     if final.is_file():
@@ -99,12 +96,8 @@ def _give_usual_mode(path: Path) -> None:
 def exclusive(target: Path, wait: bool = False) -> Iterator[None]:
     """Hold `target` for this process alone; the lock ends with the process, however it ends.
 
-    Args:
-        target: What is written in the block.
-        wait: Until another process that holds it is done.
-
     Raises:
-        BusyError: Another process holds it, which is not waited for.
+        BusyError: Another process holds it, and is not to be waited for (`wait`).
     """
     from filelock import FileLock, Timeout
 
@@ -141,11 +134,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        DataError: The file is missing or is not JSON.
-    """
+    """Read JSON; a `DataError` says that the file is missing or something else."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))  # a plan may come from a Windows editor
     except FileNotFoundError:
@@ -155,11 +144,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a JSON object that has at least these keys.
-
-    Raises:
-        DataError: It is missing, no object, or lacks a key.
-    """
+    """Read a JSON object that has at least these keys, or a `DataError` says what is wrong with it."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON mapping; make it again")
@@ -168,11 +153,7 @@ def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def read_mappings(path: Path, keys: Iterable[str] = (), again: str = "make it again") -> dict[str, Any]:
-    """Read a JSON object of objects with at least these keys, such as `prune/result.json`.
-
-    Raises:
-        DataError: It is missing, no object, holds anything else, or one lacks a key; `again` says what to do.
-    """
+    """Read a JSON object of such objects, as `prune/result.json`; `again` says how to mend it."""
     whole, keys = read_mapping(path), list(keys)
     for name, value in whole.items():
         absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["a mapping"]
@@ -182,11 +163,7 @@ def read_mappings(path: Path, keys: Iterable[str] = (), again: str = "make it ag
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
-    """Read ``{model: {metric: number}}``.
-
-    Raises:
-        DataError: It is missing or holds anything else.
-    """
+    """Read ``{model: {metric: number}}``; a `DataError` says that it is missing or holds anything else."""
     metrics = read_mapping(path)
     for model, values in metrics.items():
         kinds = {type(value) for value in values.values()} if isinstance(values, dict) else {dict}
@@ -202,10 +179,9 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
 
 
 def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
-    """Read a table that has at least these columns. Names stay text, even ``NA`` and ``001``.
+    """Read a table that has at least these columns, or a `DataError` says what is wrong with it.
 
-    Raises:
-        DataError: The file is missing, is not a table, or lacks a column.
+    Names stay text, even ``NA`` and ``001``.
     """
     import pandas as pd
 
@@ -251,11 +227,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]:
-    """Tensors (on the CPU) and metadata of a safetensors file.
-
-    Raises:
-        DataError: The file is missing, truncated or of another kind.
-    """
+    """Tensors (on the CPU) and metadata of a safetensors file; a `DataError` says that it is not complete."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -299,16 +271,11 @@ def digest(value: Any) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line of an exception's text, for use inside a one-line message."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def demand_new(folder: Path, option: str = "--out") -> None:
-    """Refuse to write among other files.
-
-    Raises:
-        ConfigError: The folder holds something.
-    """
+    """Refuse to write among other files, with a `ConfigError`."""
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(
             f"{option} {folder}: is not empty; name a new folder, so that nothing is mixed or lost"
@@ -316,11 +283,7 @@ def demand_new(folder: Path, option: str = "--out") -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Fail before the work rather than after it if `folder` cannot be written.
-
-    Raises:
-        PelapError: The folder cannot be made or written.
-    """
+    """Fail before the work rather than after it, with a `PelapError`, if `folder` cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"

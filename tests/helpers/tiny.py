@@ -1,6 +1,8 @@
 """A model and a data set small enough for tests, from the real constructors."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,14 @@ UNET: dict[str, Any] = {
 """Prompts, and the UNet that takes them."""
 
 
+@cache
+def _default_run() -> dict[str, Any]:
+    return read_yaml(ROOT / "params.yaml")
+
+
 def raw_params(**overrides: Any) -> dict[str, Any]:
     """The default parameters as plain data, with dotted keys (``a__b``) overridden."""
-    raw = read_yaml(ROOT / "params.yaml")
+    raw = deepcopy(_default_run())
     for key, value in overrides.items():
         *sections, last = key.split("__")
         target = raw
