@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,13 @@ from pelap.core import files
 from pelap.core.device import environment
 from pelap.core.errors import DataError
 from pelap.data.dataset import all_equal
-from pelap.data.entries import Entry, Remarks, entries, kind_of, passed_over, reading
+from pelap.data.entries import Remarks, entries, kind_of, passed_over, reading
 from pelap.data.pictures import read_picture
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.image_quality import pair_metrics
 from pelap.evaluation.reference import Reference
 
-SPREADS = ("_se", "_std")
-"""Endings of metrics that say how certain others are: standard errors, deviations over subsets."""
-
+SPREADS = ("_se", "_std")  # of names of metrics: standard errors of others, deviations over subsets
 DRAWN_ONE_BY_ONE = "standard errors: of pictures drawn one by one; put classes of chosen shares into folders"
 DRAWN_BY_CLASS = "standard errors: of folders whose shares of the pictures are chosen, not drawn"
 
@@ -91,7 +89,7 @@ def evaluate_folders(
         extractors: See `make_extractor`.
         out: The JSON file.
         device: Where features are computed.
-        inception_weights: A path or ``download``; see `make_extractor`.
+        inception_weights: See `make_extractor`.
         paired: Compare equally named pictures one by one as well.
 
     Raises:
@@ -128,16 +126,20 @@ def evaluate_folders(
 
 
 def _read(folder: Path) -> Pictures:
-    """All pictures below a folder.
-
-    Raises:
-        DataError: It has none, just one, or several sizes; all are the same, or one is damaged.
-    """
+    """All pictures below a folder that training would read, too."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; correct the path")
     remarks = Remarks()
+    found = {}
     with reading(folder):
-        found = {entry.path: _decode(folder, entry, remarks) for entry in _pictures_in(folder, remarks)}
+        for entry in entries(folder, remarks):
+            reason = passed_over(entry.path)
+            if reason is None and kind_of(entry.path) != "pictures":
+                reason = "sounds passed over"
+            if entry.read is not None and reason is None:
+                found[entry.path] = _decode(folder, entry.path, entry.read(), remarks)
+            elif entry.read is not None:
+                remarks.add(str(reason), entry.path)
     paths, notes = tuple(sorted(found)), tuple(f"{folder}: {line}" for line in remarks.lines())
     if len(paths) < 2:
         for note in notes:  # which may explain why
@@ -157,30 +159,13 @@ def _read(folder: Path) -> Pictures:
     return pictures
 
 
-def _pictures_in(folder: Path, remarks: Remarks) -> Iterator[Entry]:
-    """All PNG and JPEG files below a folder that training would read, too."""
-    for entry in entries(folder, remarks):
-        if entry.read is None:
-            continue
-        reason = passed_over(entry.path)
-        if reason is None and kind_of(entry.path) != "pictures":
-            reason = "sounds passed over"
-        if reason is None:
-            yield entry
-        else:
-            remarks.add(reason, entry.path)
-
-
-def _decode(folder: Path, entry: Entry, remarks: Remarks) -> torch.Tensor:
+def _decode(folder: Path, path: str, content: bytes, remarks: Remarks) -> torch.Tensor:
     """A picture as RGB, upright and whole, (3, H, W) uint8."""
-    assert entry.read is not None
     try:
-        picture = read_picture(entry.read(), remarks.about(entry.path))
+        picture = read_picture(content, remarks.about(path))
     except ValueError as error:
-        raise DataError(
-            f"{folder}: {entry.path} is not a readable PNG or JPEG ({files.one_line(error)}); "
-            "repair or remove it"
-        ) from None
+        said = f"is not a readable PNG or JPEG ({files.one_line(error)}); repair or remove it"
+        raise DataError(f"{folder}: {path} {said}") from None
     return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
 
@@ -190,9 +175,9 @@ def _pairs(ours: Pictures, theirs: Pictures) -> dict[str, float]:
     alone = sorted(mine.keys() ^ others.keys())
     if alone:
         where = ours.folder if alone[0] in mine else theirs.folder
+        many = f"in all {len(alone)} names are in one folder alone"
         raise DataError(
-            f"--paired: {alone[0]} is in {where} alone (in all {len(alone)} names are in one folder alone); "
-            "give equal names to pictures that belong together"
+            f"--paired: {alone[0]} is in {where} alone ({many}); give equal names to what belongs together"
         )
     return pair_metrics(ours.images, torch.stack([others[name] for name in mine]))
 

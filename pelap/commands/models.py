@@ -30,9 +30,9 @@ def sample(
     Args:
         folder: A model folder of this project or of a diffusers pipeline, pruned or not.
         num: How many samples.
-        seed: Names the noise.
+        seed: Of the noise.
         steps: Of DDIM for our models, of its own scheduler for a pipeline.
-        out: New folder for the samples.
+        out: New folder.
         device: As on the command line.
         prompts: For text-to-image: one prompt a line; picture i is of prompt i, again and again. None: a
             model of this project uses its own, a pipeline needs some.
@@ -62,8 +62,8 @@ def remove_channels(folder: Path, data: Path, out: Path, device: str) -> None:
 
     Args:
         folder: Any model folder that is not pruned.
-        data: Folder of the packed data sets; the one that the model was trained on is read.
-        out: New folder for the smaller model.
+        data: Of the packed data sets; the one that the model was trained on is read.
+        out: New folder.
         device: As on the command line.
 
     Raises:
@@ -83,10 +83,8 @@ def remove_channels(folder: Path, data: Path, out: Path, device: str) -> None:
         f"{count_params(smaller):,}; bytes on disk {_bytes(folder):,} -> {_bytes(out):,}"
     )
     if closed and model.info.variant.decoder_input == "unmasked":
-        print(
-            "its decoder was trained on all of z (decoder_input: unmasked): look at its pictures before you "
-            "use it"
-        )
+        trained = "its decoder was trained on all of z (decoder_input: unmasked)"
+        print(f"{trained}: look at its pictures before you use it")
 
 
 def _bytes(folder: Path) -> int:

@@ -8,12 +8,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+from ruamel.yaml import YAML
 
 from pelap.commands.paper_study import Cell, Study, finished_stages, load_study, read_record
 from pelap.commands.studies import study_module
@@ -25,9 +26,9 @@ from pelap.core.paths import packed_dataset
 from pelap.stages import download
 from pelap.stages.shared import Context
 
+# Stages that go on inside from a checkpoint; the others start anew after an interruption.
 RESUMING = ("train", "score", "distill")
-"""Stages that go on inside from a checkpoint; the others start anew after an interruption."""
-PACKAGES = {
+PACKAGES = {  # what stages import only once they need it
     "evaluate": (
         "torch_fidelity",
         "efficientnet_lite_pytorch",
@@ -36,10 +37,9 @@ PACKAGES = {
     ),
     "report": ("jinja2", "matplotlib"),
 }
-"""What stages import only once they need it."""
+# Kept of the time for tables and archive: so many seconds, or this share of it if that is less.
 RESERVED_SECONDS, RESERVED_SHARE = 30.0, 0.1
-"""Kept of the time for tables and archive: so many seconds, or this share of it if that is less."""
-AGAIN_SECONDS = 5.0  # an end by the clock that a callback or a destructor swallowed comes again after so long
+AGAIN_SECONDS = 5.0  # after which an end by the clock comes again that a callback or a destructor swallowed
 MANY_CUTS = 2  # from so many on, a stage that starts anew each time is not getting anywhere
 NUM_LEFT_SHOWN = 4
 
@@ -62,7 +62,7 @@ def paper(
     Args:
         study_file: See `pelap.commands.paper_study`.
         root: Where the runs, tables and archive go.
-        data: Folder of packed data sets; the study's is made first where it is missing.
+        data: Of the packed data sets; the study's is made first where it is missing.
         device_name: As on the command line.
         minutes: End by itself after so long, 0: tables and archive alone; None: run to the end.
         dataset: Instead of the study's.
@@ -82,7 +82,7 @@ def paper(
     failures, in_time = list[str](), True
     with files.exclusive(root / "table.csv"):
         try:
-            with time_limit(_seconds_left(minutes, started)):
+            with time_limit(minutes, started):
                 _run_cells(study, root, data, device, failures)
         except TimeIsUp:
             in_time = False
@@ -105,27 +105,20 @@ def _demand_packages(study: Study) -> None:
             raise ConfigError(f"{stage} needs {missing}, which Python does not find; install PeLAP whole")
 
 
-def _seconds_left(minutes: float | None, started: float) -> float | None:
-    """What the time limit leaves for the stages."""
-    if minutes is None:
-        return None
-    seconds = 60 * minutes
-    return seconds - min(RESERVED_SECONDS, RESERVED_SHARE * seconds) - (time.monotonic() - started)
-
-
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise `TimeIsUp` in the block, which is in the main thread, after so many seconds; None: never.
+def time_limit(minutes: float | None, started: float) -> Iterator[None]:
+    """Raise `TimeIsUp` in the block, which is in the main thread, early enough for the tables; None: never.
 
     Raises:
         ConfigError: This system has no timer for it.
-        TimeIsUp: From anywhere in the block.
     """
-    if seconds is None:
+    if minutes is None:
         yield
         return
     if not hasattr(signal, "setitimer"):
         raise ConfigError("--minutes: this system has no interval timer; leave it out")
+    seconds = 60 * minutes
+    seconds -= min(RESERVED_SECONDS, RESERVED_SHARE * seconds) + time.monotonic() - started
     if seconds <= 0:
         raise TimeIsUp
 
@@ -148,8 +141,9 @@ def _run_cells(study: Study, root: Path, data: Path, device: torch.device, failu
     for cell in study.cells:
         done = finished_stages(cell, root)
         left = [stage for stage in cell.stages if stage not in done]
-        if left:
-            _write_params(cell, cell.paths(root).params)
+        if left:  # the resolved parameters, with which every stage of the run can be run by itself
+            with files.atomic_path(cell.paths(root).params) as partial:
+                YAML().dump(cell.raw, partial)
         for stage in left:
             try:
                 _run_stage(cell, stage, root, Context(cell.params, cell.paths(root), data, device))
@@ -202,13 +196,20 @@ def _run_stage(cell: Cell, stage: str, root: Path, context: Context) -> None:
     noted = files.read_mapping(run.record(stage)) if run.record(stage).is_file() else {}
     if noted.get("digest") != record.digest:  # what other parameters left
         shutil.rmtree(run.stage(stage), ignore_errors=True)
-    record.environment = _environment(context.device) | {"precision": _precision(cell, stage, context.device)}
+    record.environment = {
+        **_environment(context.device),
+        "precision": _precision(cell, stage, context.device),
+    }
     files.write_json(run.record(stage), dataclasses.asdict(record))
     again = "going on" if stage in RESUMING else f"anew after being cut off {record.cut_off} times"
     print(f"{cell.name}: {stage}{f', {again}' if record.cut_off else ''}", flush=True)
     begun = time.monotonic()
     try:
-        context = _without_trained_variants(context, stage)
+        if stage == "train":  # models that are there are whole, and of these parameters: others were removed
+            trained = {name for name in cell.params.variants if run.train(name).model.is_dir()}
+            left = {name: it for name, it in cell.params.variants.items() if name not in trained}
+            params = cell.params.model_copy(update={"variants": left})
+            context = dataclasses.replace(context, params=params)
         if context.params.variants:
             importlib.import_module(f"pelap.stages.{stage}").run(context)
         record.finished, record.code = True, stage_code(stage)
@@ -230,29 +231,6 @@ def _precision(cell: Cell, stage: str, device: torch.device) -> str | None:
     return asked if asked != "auto" else "bf16" if uses_bf16(device, asked) else "fp32"
 
 
-def _write_params(cell: Cell, file: Path) -> None:
-    """The resolved parameters, with which every stage of the run can be run by itself."""
-    from ruamel.yaml import YAML
-
-    with files.atomic_path(file) as partial:
-        YAML().dump(cell.raw, partial)
-
-
-def _without_trained_variants(context: Context, stage: str) -> Context:
-    """The variants that an interrupted `train` has not finished.
-
-    Those it has finished are whole model folders, of these parameters: any others were removed.
-    """
-    if stage != "train":
-        return context
-    left = {
-        name: fields
-        for name, fields in context.params.variants.items()
-        if not context.paths.train(name).model.is_dir()
-    }
-    return dataclasses.replace(context, params=context.params.model_copy(update={"variants": left}))
-
-
 def _say_what_is_left(study: Study, root: Path) -> bool:
     """Print what is finished and what is not; whether all is."""
     left: dict[str, list[str]] = {}
@@ -261,7 +239,11 @@ def _say_what_is_left(study: Study, root: Path) -> bool:
         missing = [stage for stage in cell.stages if stage not in done]
         if missing:
             left[cell.name] = missing
-            _warn_of_loops(cell, missing, root)
+        for stage in missing:  # one that no number of commands of this length would finish
+            cut_off = read_record(cell, root, stage).cut_off
+            if stage not in RESUMING and cut_off >= MANY_CUTS:
+                said = f"was cut off {cut_off} times and starts anew each time; raise --minutes"
+                print(f"{cell.name}: {stage} {said}", file=sys.stderr)
     total = sum(len(cell.stages) for cell in study.cells)
     print(f"{total - sum(map(len, left.values()))} of {total} stages finished; tables in {root / 'table.md'}")
     if left:
@@ -270,15 +252,3 @@ def _say_what_is_left(study: Study, root: Path) -> bool:
         print(f"left: {', '.join(names[:NUM_LEFT_SHOWN])}{f' and {more} more' if more > 0 else ''}")
         print("run the same command again")
     return not left
-
-
-def _warn_of_loops(cell: Cell, missing: Sequence[str], root: Path) -> None:
-    """Name a stage that no number of commands of this length would finish."""
-    for stage in missing:
-        cut_off = read_record(cell, root, stage).cut_off
-        if stage not in RESUMING and cut_off >= MANY_CUTS:
-            print(
-                f"{cell.name}: {stage} was cut off {cut_off} times and starts anew each time; "
-                "raise --minutes",
-                file=sys.stderr,
-            )

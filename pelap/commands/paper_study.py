@@ -22,6 +22,7 @@ from pelap.core.errors import ConfigError, DataError
 from pelap.core.paths import RunPaths
 
 Stage: TypeAlias = Literal["train", "collapse", "score", "prune", "distill", "evaluate", "report"]
+# The stages whose results a stage reads; `evaluate` with `models: variants` reads those of `train` alone.
 NEEDS: dict[str, tuple[str, ...]] = {
     "train": (),
     "collapse": ("train",),
@@ -31,11 +32,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("train", "score", "prune", "distill"),
     "report": ("train", "collapse", "score", "prune", "distill", "evaluate"),
 }
-"""The stages whose results a stage reads; `evaluate` with `models: variants` reads those of `train` alone."""
+# Keys that say how something is computed and change no result: nothing is run again for them.
 HOW_NOT_WHAT = ("execution", "parallel_variants")
-"""Keys that say how something is computed and change no result: nothing is run again for them."""
+# Parameters that all parts have in common, and where the study file gives them.
 SHARED = {"dataset": "dataset", "seed": "seeds"}
-"""Parameters that all parts have in common, and where the study file gives them."""
 
 
 class PartFile(Section):
@@ -71,7 +71,6 @@ class Cell:
         return f"{self.part} seed {self.seed}"
 
     def paths(self, root: Path) -> RunPaths:
-        """Its run folder."""
         return RunPaths(root / self.params.dataset / self.part / f"seed{self.seed}")
 
     def needs(self, stage: str) -> tuple[str, ...]:
@@ -98,8 +97,7 @@ class Study:
 
     source: Path
     budget: str
-    cells: tuple[Cell, ...]
-    """In the order in which they are run: the first seed of every part, the second, ..."""
+    cells: tuple[Cell, ...]  # in the order of running: the first seed of every part, the second, ...
 
     @property
     def dataset(self) -> str:
@@ -112,11 +110,7 @@ class Study:
 
 
 def load_study(path: Path, dataset: str | None = None) -> Study:
-    """Read and check a study file and every run that it asks for.
-
-    Args:
-        path: YAML file; the presets' paths are relative to its folder.
-        dataset: Instead of the file's.
+    """Read and check a study file, whose presets' paths are relative to it, and every run that it asks for.
 
     Raises:
         ConfigError: One line: what is wrong where.
@@ -211,8 +205,7 @@ class Record:
     finished: bool = False
     seconds: float = 0.0  # over all attempts; of one that was killed nothing is known
     cut_off: int = 0  # how often the time limit ended it
-    environment: dict[str, Any] = field(default_factory=dict)
-    """Where it was finished: device, versions, precision."""
+    environment: dict[str, Any] = field(default_factory=dict)  # device, versions, precision
     code: str = ""  # digest of what it was finished with
 
 

@@ -19,7 +19,6 @@ from pelap.core.resume import ResumeState
 from pelap.data.dataset import load_dataset
 from pelap.data.prompts import read_prompts
 from pelap.distillation import pipeline_distillation as distillation
-from pelap.distillation.pipeline_distillation import DistilledPipeline
 from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
 from pelap.pipelines.pipeline_io import load_pipeline, open_pipeline, pipeline_plan, save_pipeline
 from pelap.pruning.pruner import Pruner
@@ -27,7 +26,6 @@ from pelap.report import protocol as protocol_of
 from pelap.report.tables import rich_table
 from pelap.scoring.scorer import Scorer
 from pelap.stages import prune, score
-from pelap.surgery.plan import Plan
 
 CHANGES = "changes.csv"
 RESULT = "result.json"  # names in a pruned pipeline's folder
@@ -141,9 +139,9 @@ def distill_pipeline(
     Args:
         params: `dataset`, `seed` and the section `distill` are read. The weights of the losses are those of
             the first of its `students` that starts pruned; its `quality` is not looked at.
-        pruned: Folder of the pruned pipeline.
-        teacher: Folder of the dense one that it was made from.
-        data: Folder of the packed data sets. The caption of a picture is the name of its class.
+        pruned: The pruned pipeline.
+        teacher: The dense one that it was made from.
+        data: Of the packed data sets. The caption of a picture is the name of its class.
         out: New folder.
         device: Where to compute.
 
@@ -158,7 +156,12 @@ def distill_pipeline(
     weights = _weights(params.distill)
     files.demand_new(out)
     with files.exclusive(out):
-        plan = _demand_plan(pruned, teacher)
+        plan = pipeline_plan(pruned)
+        if plan is None:
+            said = "is not pruned, or lost its plan.json; give a folder that `pelap prune` wrote"
+            raise ModelError(f"{pruned}: {said}")
+        if pipeline_plan(teacher) is not None:
+            raise ModelError(f"{teacher}: is pruned itself; give the dense pipeline as --teacher")
         dense = load_pipeline(teacher, device)
         dataset = load_dataset(packed_dataset(data, params.dataset))
         pipe, resume_at = load_pipeline(pruned, device), out.with_name(f".{out.name}.resume")
@@ -166,12 +169,17 @@ def distill_pipeline(
             pipe, dense, dataset, params.distill, weights, params.seed, resume_at
         )
         for name in ("history", "validation"):
-            rows = pd.DataFrame(getattr(trained.progress, name))
-            files.write_csv(out.with_name(f"{out.name}.{name}.csv"), rows)
+            table = pd.DataFrame(getattr(trained.progress, name))
+            files.write_csv(out.with_name(f"{out.name}.{name}.csv"), table)
         save_pipeline(trained.pipe, out, plan)
         if trained.state is not None:
             trained.state.drop()
-    _show(trained, params.distill.steps, out)
+    rows = {row["step"]: row for row in trained.progress.validation}
+    before, after, steps = rows[0], rows[trained.kept_step], f"{trained.kept_step} of {params.distill.steps}"
+    term, what = ("output", "difference to the teacher") if "output" in before else ("task", "loss")
+    print(
+        f"{what} on test pictures {before[term]:.4g} -> {after[term]:.4g} in {steps} steps; pipeline in {out}"
+    )
 
 
 def _weights(params: DistillParams) -> LossWeights:
@@ -190,28 +198,6 @@ def _weights(params: DistillParams) -> LossWeights:
     if others:
         print(f"not trained for a pipeline, which is one student: {', '.join(others)}")
     return starts_pruned[0]
-
-
-def _show(trained: DistilledPipeline, steps: int, out: Path) -> None:
-    rows = {row["step"]: row for row in trained.progress.validation}
-    before, after = rows[0], rows[trained.kept_step]
-    term, what = ("output", "difference to the teacher") if "output" in before else ("task", "loss")
-    print(
-        f"{what} on test pictures {before[term]:.4g} -> {after[term]:.4g} in {trained.kept_step} of {steps} "
-        f"steps; pipeline in {out}"
-    )
-
-
-def _demand_plan(pruned: Path, teacher: Path) -> Plan:
-    """The plan of the pruned pipeline."""
-    plan = pipeline_plan(pruned)
-    if plan is None:
-        raise ModelError(
-            f"{pruned}: is not pruned, or lost its plan.json; give a folder that `pelap prune` wrote"
-        )
-    if pipeline_plan(teacher) is not None:
-        raise ModelError(f"{teacher}: is pruned itself; give the dense pipeline as --teacher")
-    return plan
 
 
 def evaluate_pipelines(
@@ -246,13 +232,12 @@ def evaluate_pipelines(
 
 
 def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
+    named = {REAL_ROW: Path("the row of real pictures")}
     for folder in folders:
         name = folder.resolve().name
-        if name == REAL_ROW or name in named:
-            other = "the row of real pictures" if name == REAL_ROW else str(named[name])
-            raise ConfigError(
-                f"{folder}: has the name of {other}; rename it, rows are called by folder names"
-            )
+        if name in named:
+            said = f"has the name of {named[name]}; rename it, rows are called by folder names"
+            raise ConfigError(f"{folder}: {said}")
         named[name] = folder
+    del named[REAL_ROW]
     return named

@@ -113,7 +113,7 @@ class PruneParams(Section):
 
     @property
     def plans(self) -> dict[str, "PlanRequest"]:
-        """What each plan is to be, by its name: percent of the time, or the number, after several methods'."""
+        """What each plan is to be, by its name: percent of the time, or number, after several methods'."""
         scale = 100 if self.target == "time_reduction" else 1
         several = len(self.methods) > 1
         return {
