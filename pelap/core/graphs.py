@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pelap.core.device import no_garbage_collection
 
@@ -16,9 +16,7 @@ WARMUP_CALLS = 3  # calls before the recording: libraries choose their kernels, 
 
 def to_device(tree: Tree, device: torch.device) -> Tree:
     """The same tree with its tensors on a device; what is in pinned memory is not waited for."""
-    return tree_map(
-        lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, tree
-    )
+    return tree_map_only(torch.Tensor, lambda leaf: leaf.to(device, non_blocking=True), tree)
 
 
 def can_record(device: torch.device) -> bool:
@@ -62,7 +60,8 @@ class Graphed(Generic[Result]):
             result: Result = self._recorder.run(lambda: self._function(to_device(inputs, self._device)))
             return result
         if self._replay is None:
-            self._inputs = tree_map(_copied, to_device(inputs, self._device))
+            on_device = to_device(inputs, self._device)
+            self._inputs = tree_map_only(torch.Tensor, torch.clone, on_device)
             self._result, self._replay = self._recorder.record(lambda: self._function(self._inputs))
         for kept, given in zip(tree_leaves(self._inputs), tree_leaves(inputs), strict=True):
             if isinstance(kept, torch.Tensor):
@@ -76,10 +75,6 @@ class Graphed(Generic[Result]):
         if self._shapes is None:
             self._shapes = shapes
         return shapes == self._shapes
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 class Recorder:

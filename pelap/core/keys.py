@@ -49,9 +49,8 @@ def key(**parts: Any) -> Key:
     Args:
         parts: By names that a reader of a message understands. Networks count with class, settings and
             weights; diffusers' schedulers with class, settings and noise levels; tokenizers with their
-            vocabulary; tensors, sections of
-            parameters, data sets and other dataclasses with their values; a `Path` with what is in that file
-            or folder; everything else has to be plain JSON.
+            vocabulary; tensors, sections of parameters and dataclasses with their values; a `Path` with what
+            is in that file or folder; everything else has to be plain JSON.
 
     Raises:
         TypeError: A part is of a type whose value is not known here.
@@ -155,7 +154,8 @@ def _sources(module: str) -> dict[str, str]:
             continue
         file = _own_file(name)
         if file is None:
-            found[name] = _version_of(top)
+            packages = sorted(set(_distributions().get(top, [])))
+            found[name] = ", ".join(f"{package} {version(package)}" for package in packages)
             continue
         stamp = file.stat()
         found[name], tree = _parsed(file, stamp.st_mtime_ns, stamp.st_size)
@@ -175,7 +175,7 @@ def _own_file(module: str) -> Path | None:
     if _is_installed(module.partition(".")[0]):
         return None  # without looking inside, which would import it
     spec = _spec(module)
-    origin = spec.origin if spec is not None else getattr(sys.modules.get(module), "__file__", None)
+    origin = spec.origin if spec else getattr(sys.modules.get(module), "__file__", None)
     return Path(origin).resolve() if origin is not None and origin.endswith(".py") else None
 
 
@@ -203,10 +203,6 @@ def _installed() -> tuple[Path, ...]:
     """Where installed packages are."""
     places = [*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), *site.getsitepackages()]
     return tuple({Path(place).resolve() for place in places})
-
-
-def _version_of(package: str) -> str:
-    return ", ".join(f"{name} {version(name)}" for name in sorted(set(_distributions().get(package, []))))
 
 
 _distributions = cache(packages_distributions)

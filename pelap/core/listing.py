@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+# Heading in the terminal, and factor, of what is listed before and after.
 QUANTITIES = {"params": ("params (K)", 1e-3), "macs": ("MACs (M)", 1e-6), "latency_ms": ("ms", 1.0)}
-"""Heading in the terminal, and factor, of what is listed before and after."""
 _NAME, _ACTION = 29, 19  # widths that leave room for the numbers in a terminal of 80 columns
 
 
@@ -19,14 +19,11 @@ def listing(changes: pd.DataFrame) -> Iterator[str]:
     """What changed, in lines of at most 80 ASCII characters; the whole denoiser is first."""
     yield _line("operator", "action", [heading for heading, _ in QUANTITIES.values()])
     for _, row in changed(changes).iterrows():
-        cells = [before_after(row, quantity) for quantity in QUANTITIES]
+        cells = [
+            ">".join(_short(float(row[f"{quantity}_{side}"]) * factor) for side in ("before", "after"))
+            for quantity, (_, factor) in QUANTITIES.items()
+        ]
         yield from named(str(row["operator"]), _NAME, _line("", str(row["action"]), cells)[_NAME:])
-
-
-def before_after(row: "pd.Series[float]", quantity: str) -> str:
-    """One cell: before and after."""
-    factor = QUANTITIES[quantity][1]
-    return ">".join(_short(float(row[f"{quantity}_{side}"]) * factor) for side in ("before", "after"))
 
 
 def _short(number: float) -> str:

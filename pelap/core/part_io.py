@@ -27,18 +27,17 @@ INDEX = "model_index.json"  # of a pipeline
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DENOISERS = ("unet", "transformer")  # what diffusers' pipelines call the part that denoises
 
+# `model.fp16-00001-of-00002.safetensors` (the variant was last once), or a list of such shards.
 WEIGHTS_FILE = re.compile(
     r"(?P<stem>[^.]+?)(\.(?P<variant>[^.]+?))?(-\d{5}-of-(?P<total>\d{5}))?(\.(?P<late>.+))?"
     r"\.(?P<suffix>safetensors|bin|msgpack|h5|flashpack)(?P<list>\..*json)?"
 )
-"""``model.fp16-00001-of-00002.safetensors`` (the variant was last once), or a list of such shards."""
-STEMS = {
+STEMS = {  # how the names of weights begin, by diffusers, transformers and us
     *("diffusion_pytorch_model", "diffusion_flax_model", "pytorch_model", "flax_model", "tf_model", "model"),
     *("pruned", "cut"),
 }
-"""How the names of weights begin, by diffusers, transformers and us."""
+# Networks that are not as their configuration says, and the file that says what they are.
 OURS = {"pruned": "plan.json", "cut": "kept_channels.json"}
-"""Networks that are not as their configuration says, and the file that says what they are."""
 PRECISION = re.compile(r"b?(fp?|float)\d+")  # names of variants that are a network's own weights, rounded
 UNREADABLE = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
 
@@ -88,8 +87,7 @@ def copies(folder: Path) -> list[Copy]:
 def loaded_copy(folder: Path) -> Copy | None:
     """The weights that are loaded from a folder; None where there are none, or pickles alone.
 
-    Raises:
-        ModelError: There are several variants and no plain weights.
+    Several variants without plain weights are a `ModelError`.
     """
     usable = [copy for copy in copies(folder) if copy.suffix == "safetensors"]
     variants = sorted({copy.variant for copy in usable})
@@ -212,11 +210,7 @@ def demand_replaceable(folder: Path, *says: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a part.
-
-    Raises:
-        ModelError: It is missing or unreadable.
-    """
+    """The configuration of a part, or a `ModelError` says that it is missing or unreadable."""
     try:
         return files.read_mapping(folder / CONFIG)
     except DataError as error:
@@ -224,11 +218,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def build_part(kind: type[Part], folder: Path) -> Part:
-    """A part with fresh weights from the configuration in `folder`.
-
-    Raises:
-        ModelError: The configuration does not fit the class.
-    """
+    """A part with fresh weights from the configuration in `folder`, or a `ModelError` says what is wrong."""
     try:
         part: Part = kind.from_config(read_config(folder))
     except (TypeError, ValueError, KeyError) as error:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Row of another draw of real pictures: what no model can be expected to go below, nor take the name of.
 REAL_ROW = "real"
-"""Row of another draw of real pictures: what no model can be expected to go below, nor take the name of."""
 GRID = "grid.png"  # overview of the others in a folder of pictures that `pelap sample` writes
 DOWNLOADS = "downloads"  # folder below the data folder where archives are looked for and put
 
@@ -92,9 +92,7 @@ class RunPaths:
     metrics = At("evaluate/metrics.json")
     latencies = At("evaluate/latencies.csv")  # of every model by batch size, eager and compiled
     budget = At("evaluate/budget.csv")  # quality against time per image, for several numbers of steps
-    differences = At(
-        "evaluate/differences.csv"
-    )  # Frechet distances from the dense models', with their errors
+    differences = At("evaluate/differences.csv")  # Frechet distances from the dense models', with errors
     evaluate_protocol = At("evaluate/protocol.json")  # what the metrics were measured with
 
     report = At("report")

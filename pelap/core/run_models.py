@@ -99,11 +99,7 @@ def run_models(paths: RunPaths, variants: Iterable[str], only_variants: bool = F
 
 
 def read_students(paths: RunPaths, keys: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """What `distill` says of each network that it trained, by name.
-
-    Args:
-        paths: The run's.
-        keys: What each has to say, beside how it started.
+    """What `distill` says of each network that it trained, by name: how it started, and these keys.
 
     Raises:
         DataError: That is missing, or a network comes from a plan that `prune` did not leave.
