@@ -99,7 +99,7 @@ class Recorder:
     def record(self, function: Callable[[], Tree]) -> tuple[Tree, Callable[[], None]]:
         """The tensors that the result will be in, and what computes them; nothing is computed yet."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may pin memory meanwhile (`pelap.training.prefetch`), which a global capture forbids;
+        # Other threads may pin memory meanwhile (`pelap.training.parallel`), which a global capture forbids;
         # an old graph that is given back in the middle of a recording breaks it.
         with (
             no_garbage_collection(),

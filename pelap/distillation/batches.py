@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import register_dataclass, tree_leaves
 
+from pelap.diffusion.loss import noise_error
+
 KEPT_BYTES = 2 * 2**30  # training batches that do not fit into this any more are made anew for every student
 
 
@@ -20,10 +22,8 @@ class NoisyBatch:
     timesteps: torch.Tensor  # (B,)
     target: torch.Tensor  # (B, C, h, w) what a network's first C channels should be
     open_channels: torch.Tensor | None = None  # (B or 1, C, 1, 1) ones for channels that are there; None: all
-    conditions: Mapping[str, Any] = field(default_factory=dict)
-    """What else a network is called with, by keyword."""
-    teacher_prediction: torch.Tensor | None = None
-    """(B, C, h, w) what the teacher predicts, where that is known already."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)  # what else a network is called with, by name
+    teacher_prediction: torch.Tensor | None = None  # (B, C, h, w) of the teacher, where that is known already
 
     def predict(self, network: nn.Module) -> torch.Tensor:
         """What a network makes of the batch, (B, C, h, w).
@@ -32,6 +32,10 @@ class NoisyBatch:
         """
         output: torch.Tensor = network(self.latents, timestep=self.timesteps, **self.conditions).sample
         return output[:, : self.target.shape[1]]
+
+    def task_loss(self, predicted: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of a prediction (B, C, h, w), over the channels that are there."""
+        return noise_error(predicted, self.target, self.open_channels).mean()
 
 
 register_dataclass(NoisyBatch)
@@ -51,12 +55,8 @@ class SharedBatches:
     """Keeps batches from when they are first asked for, so that the next student is given the same objects.
 
     What a student sees does not depend on what is kept, to the last bit. Nobody may write into a batch, save
-    for the teacher's prediction, which is then known to the next student too. Those held out are kept in any
-    case: they are few, and asked for again and again.
-
-    Args:
-        batches: What is kept.
-        limit: How many bytes of training batches to keep at most; 0 keeps none.
+    for the teacher's prediction, which is then known to the next student too. Of training batches `limit`
+    bytes are kept at most; those held out in any case: they are few, and asked for again and again.
     """
 
     def __init__(self, batches: Batches, limit: int = KEPT_BYTES) -> None:
@@ -73,18 +73,15 @@ class SharedBatches:
                 if position != index:  # behind batches that were kept, and not made again
                     made = self._batches(index)
                 batch, position = next(made), index + 1
-                self._keep(index, batch)
+                # With the teacher's prediction, which is as large as the target.
+                leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+                num_bytes = sum(leaf.untyped_storage().nbytes() for leaf in (*leaves, batch.target))
+                if num_bytes <= self._room:
+                    self._kept[index] = batch
+                    self._room -= num_bytes
             yield batch
 
     def held_out(self) -> list[NoisyBatch]:
         if self._held_out is None:
             self._held_out = list(self._batches.held_out())
         return self._held_out
-
-    def _keep(self, index: int, batch: NoisyBatch) -> None:
-        """If there is room for it with the teacher's prediction, which is as large as the target."""
-        tensors = [leaf for leaf in (*tree_leaves(batch), batch.target) if isinstance(leaf, torch.Tensor)]
-        num_bytes = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-        if num_bytes <= self._room:
-            self._kept[index] = batch
-            self._room -= num_bytes

@@ -16,14 +16,13 @@ from pelap.distillation.batches import Batches, NoisyBatch
 from pelap.distillation.objective import Objective
 from pelap.surgery.plan import Plan
 from pelap.training.parallel import train_alone
-from pelap.training.trainer import Losses, Optimisation, Progress, Trainer, cosine, mean_losses
+from pelap.training.trainer import LossFunction, Optimisation, Progress, Trainer, cosine, mean_losses
+
+DISTANCE = "fd_effnet_lite0"  # the metric that `select: distance` goes by, the less the better
+CRITERIA = {"last": None, "loss": "task", "distance": DISTANCE}  # by `select`: what is least at the step kept
 
 Quality: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
 """From a network in evaluation mode to metrics of what it makes, `DISTANCE` among them."""
-
-DISTANCE = "fd_effnet_lite0"  # the metric that `select: distance` goes by, the less the better
-CRITERIA = {"last": None, "loss": "task", "distance": DISTANCE}
-"""What is least at the step to keep, by `select`."""
 
 
 class Distilled(NamedTuple):
@@ -61,8 +60,8 @@ def distill(
         params: The section `distill`; its `students` are not looked at.
         weights: Of the terms of the loss.
         device: Where to compute.
-        checkpoint: Folder of the resume state, read and written; of a training that is done, it holds the
-            end, and calling again gives the same without training. None: nothing is kept.
+        checkpoint: Folder of the resume state, read and written. Of a training that is done it holds the end:
+            calling again gives the same without training. None: nothing is kept.
         quality: Measured with the losses at every validation; `select: distance` needs it.
         label: Names the training in progress and errors.
 
@@ -77,10 +76,11 @@ def distill(
     trainer = Trainer(student.requires_grad_(True).eval(), how, device, checkpoint, label)
     objective = Objective(student, teacher, weights)
 
-    def losses(batch: NoisyBatch) -> Losses:
-        return objective(student, batch)
+    losses: LossFunction = partial(objective, student)
 
-    def validate(step: int) -> None:
+    def after_step(step: int) -> None:
+        if step % params.validate_every and step < params.steps:
+            return
         network = trainer.current
         with autocast(device, params.precision):
             row = held_out_losses(network, objective, batches)
@@ -90,12 +90,8 @@ def distill(
             trainer.demand_finite(row)
         trainer.validated({"step": step, **row})
 
-    def after_step(step: int) -> None:
-        if step % params.validate_every == 0 or step == params.steps:
-            validate(step)
-
     if trainer.progress.step == 0:
-        validate(0)
+        after_step(0)
     inputs = _inputs(batches(trainer.progress.step), objective, device, params.precision)
     train_alone(trainer.steps(inputs, lambda _: losses, after_step))
     trainer.save()
@@ -136,8 +132,8 @@ def _inputs(
     while True:
         with torch.no_grad():
             batch = next(batches)
-            with autocast(device, precision):
-                objective.complete(batch)
+        with autocast(device, precision):
+            objective.complete(batch)
         yield batch
 
 

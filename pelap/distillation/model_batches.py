@@ -12,8 +12,7 @@ from pelap.diffusion.loss import add_noise_to
 from pelap.distillation.batches import NoisyBatch
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.schedule import alphas_cumprod
-from pelap.training.objective import StepNoise, draw_step_noise
-from pelap.training.posteriors import Posteriors, frozen_posteriors
+from pelap.training.objective import Posteriors, StepNoise, draw_step_noise, frozen_posteriors
 from pelap.training.trainer import indices_from
 
 

@@ -26,13 +26,12 @@ from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan
 
 EXTRACTOR = "effnet-lite0"
-
+# Always there; `output` and `feature` are empty for a student without a teacher, `feature` for one that gives
+# it no weight too.
 COLUMNS = {
     "history": ["student", "step", "loss", "task", "output", "feature", "lr", "images_per_s"],
     "validation": ["student", "step", "task", "output", "feature"],
 }
-"""Columns that are always there; `output` and `feature` are empty for a student without a
-teacher, `feature` for one that gives it no weight too."""
 
 
 class ModelDistillation:
@@ -45,7 +44,7 @@ class ModelDistillation:
         seed: Names every random number.
         device: Where to compute.
         num_students: How many will be trained.
-        reference_cache: Folder for the statistics of pictures that quality is measured against.
+        reference_cache: Folder for statistics of the pictures that quality is measured against.
 
     Raises:
         DataError: There are fewer pictures than quality is measured against.
@@ -76,7 +75,7 @@ class ModelDistillation:
     def train(
         self, row: str, student: nn.Module, how: StudentParams, plan: Plan | None, resume: Path
     ) -> tuple[Distilled, ResumeState]:
-        """Train a student of this name in place.
+        """Train a student in place.
 
         Args:
             row: Its name.
@@ -92,24 +91,13 @@ class ModelDistillation:
             TrainingError: The loss is not finite, or there is none.
             DataError: Fewer pictures than one batch.
         """
-        teacher, seed = self.teacher, self.seed
-        given = (student, plan, self.dataset, self.params, how, seed)
-        made_of = training_key(
-            *given, teacher=teacher, diffusion=teacher.info.diffusion, code=code_of(__name__)
-        )
+        given = (student, plan, self.dataset, self.params, how, self.seed)
+        taught_by: dict[str, Any] = {"teacher": self.teacher, "diffusion": self.teacher.info.diffusion}
+        made_of = training_key(*given, **taught_by, code=code_of(__name__))
         state = ResumeState(resume, f"distill-{row}", made_of)
-        trained = distill(
-            student,
-            teacher.unet,
-            self.batches,
-            self.params,
-            how,
-            self.device,
-            state.folder,
-            self.quality,
-            f"distill {row}",
-        )
-        return trained, state
+        kept = state.folder, self.quality, f"distill {row}"
+        dense, params = self.teacher.unet, self.params
+        return distill(student, dense, self.batches, params, how, self.device, *kept), state
 
 
 def reinitialised(dense: nn.Module, plan: Plan, seed: int) -> nn.Module:

@@ -16,7 +16,7 @@ a student that gives zeros has.
 ``task`` is always computed, ``output`` wherever the teacher is run at all, ``feature`` only where it counts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,8 +31,7 @@ from pelap.distillation.batches import NoisyBatch
 from pelap.surgery.operators import forward_hooks
 from pelap.training.trainer import Losses
 
-BLOCK_LISTS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")
-"""Where diffusers' UNets and transformers keep their blocks."""
+BLOCK_LISTS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")  # diffusers' names
 
 
 def matched_blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
@@ -52,7 +51,7 @@ def matched_blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 
 @contextmanager
-def block_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, torch.Tensor]]:
+def block_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """The latest output of each named block, while the block of code lasts."""
     found: dict[str, torch.Tensor] = {}
 
@@ -69,10 +68,7 @@ def relative_distance(
 ) -> torch.Tensor:
     """Mean squared difference over the teacher's mean square: nothing dominates by its scale.
 
-    Args:
-        student: What is compared, of any shape; (B, C, h, w) where there are open channels.
-        teacher: What it should be.
-        open_channels: Which channels are there, and counted; see `NoisyBatch`.
+    Of any shape; (B, C, h, w) where `open_channels` says which channels are counted, as in `NoisyBatch`.
     """
     teacher = teacher.float()
     if open_channels is None:
@@ -84,16 +80,11 @@ def relative_distance(
 
 
 class Objective:
-    """The loss of a student; see the head of this module.
+    """The loss of a student, or of any network of its structure; see the head of this module.
 
     Where neither `output_weight` nor `feature_weight` counts, the teacher is not run, and neither distance is
     among the losses. Without a `feature_weight`, `feature` is not among them, and the teacher is run only for
     batches that do not bring its prediction.
-
-    Args:
-        student: The network to be trained, or any of the same structure.
-        teacher: The dense one.
-        weights: Of the three terms.
 
     Raises:
         TrainingError: Features alone count, and there are none.
@@ -129,12 +120,16 @@ class Objective:
 
     def _terms(self, student: nn.Module, batch: NoisyBatch) -> Losses:
         if self.teacher is None:
-            return {"task": _task(batch.predict(student), batch)}
-        target, wanted = self._ask(self.teacher, batch)
+            return {"task": batch.task_loss(batch.predict(student))}
+        if batch.teacher_prediction is not None and not self.names:
+            target, wanted = batch.teacher_prediction, {}
+        else:
+            with block_outputs(self.teacher, self.names) as wanted, torch.no_grad():
+                target = batch.predict(self.teacher)
         with block_outputs(student, self.names) as learnt:
             predicted = batch.predict(student)
         terms = {
-            "task": _task(predicted, batch),
+            "task": batch.task_loss(predicted),
             "output": relative_distance(predicted, target, batch.open_channels),
         }
         if self.weights.feature_weight:
@@ -142,14 +137,3 @@ class Objective:
             nothing = torch.zeros((), device=predicted.device)
             terms["feature"] = torch.stack(distances).mean() if distances else nothing
         return terms
-
-    def _ask(self, teacher: nn.Module, batch: NoisyBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-        """The teacher's prediction, and its features where they count."""
-        if batch.teacher_prediction is not None and not self.names:
-            return batch.teacher_prediction, {}
-        with block_outputs(teacher, self.names) as features, torch.no_grad():
-            return batch.predict(teacher), features
-
-
-def _task(predicted: torch.Tensor, batch: NoisyBatch) -> torch.Tensor:
-    return noise_error(predicted, batch.target, batch.open_channels).mean()

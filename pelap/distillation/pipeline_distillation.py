@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -72,21 +72,15 @@ def distill_pipeline(
     state = None
     if resume_at is not None:
         networks = {name: part for name, part in teacher.components.items() if isinstance(part, nn.Module)}
-        made_of = training_key(
-            network,
-            plan_kept(network),
-            dataset,
-            params,
-            weights,
-            seed,
-            teacher=networks,
-            scheduler=teacher.scheduler,
-            conditions=batches.conditions,
-            code=code_of(__name__),
-        )
+        taught_by: dict[str, Any] = {"teacher": networks, "scheduler": teacher.scheduler}
+        taught_by["conditions"] = batches.conditions
+        given = network, plan_kept(network), dataset, params, weights, seed
+        made_of = training_key(*given, **taught_by, code=code_of(__name__))
         state = ResumeState(resume_at.parent, resume_at.name, made_of)
     checkpoint = None if state is None else state.folder
-    trained = distill(network, dense, batches, _unrecorded(params), weights, batches.device, checkpoint)
+    if params.execution == "auto":  # a stranger's network may do what a graph of kernels cannot hold
+        params = params.model_copy(update={"execution": "eager"})
+    trained = distill(network, dense, batches, params, weights, batches.device, checkpoint)
     setattr(student, part, trained.network)
     return DistilledPipeline(student, trained.progress, trained.kept_step, state)
 
@@ -94,11 +88,6 @@ def distill_pipeline(
 def _named(pipe: "DiffusionPipeline") -> str:
     """The folder that a pipeline came from, for messages; without one its class."""
     return pipe.config.get("_name_or_path") or type(pipe).__name__
-
-
-def _unrecorded(params: DistillParams) -> DistillParams:
-    """A stranger's network may do what a graph of kernels cannot hold."""
-    return params.model_copy(update={"execution": "eager"}) if params.execution == "auto" else params
 
 
 def _demand_origin(
@@ -118,8 +107,11 @@ def _agree(student: "DiffusionPipeline", teacher: "DiffusionPipeline", batches: 
     """Have a student's pipeline use it for what it is taught here; refuse one that can't."""
     differing = differences_in_training(student, teacher)
     others = [part for part in differing if part not in OF_SCHEDULER]
-    if not others and not _told_the_same(student, batches):
-        others = ["meaning of captions (tokenizer, text encoder or settings)"]
+    captions = batches.pipeline.prompts
+    if not others and captions:
+        told = LatentPipeline(student, batches.pipeline.num_steps, captions)
+        if not mean_the_same(batches.conditions, text_conditions(told, len(captions))):
+            others = ["meaning of captions (tokenizer, text encoder or settings)"]
     if others:
         raise ModelError(
             f"{_named(student)}: has another {', '.join(others)} than {_named(teacher)}; give the pipeline "
@@ -131,11 +123,3 @@ def _agree(student: "DiffusionPipeline", teacher: "DiffusionPipeline", batches: 
             f"warning: {_named(student)} has another {', '.join(differing)} than {_named(teacher)}: it "
             "learns, and will be saved, with the teacher's scheduler"
         )
-
-
-def _told_the_same(student: "DiffusionPipeline", batches: PipelineBatches) -> bool:
-    captions = batches.pipeline.prompts
-    if not captions:
-        return True
-    ours = text_conditions(LatentPipeline(student, batches.pipeline.num_steps, captions), len(captions))
-    return mean_the_same(batches.conditions, ours)

@@ -35,10 +35,10 @@ from pelap.core.errors import ModelError
 from pelap.data.dataset import to_float
 from pelap.masking.observation import Thresholds, hard_mask
 from pelap.models.cut import CutLightUNet, fold_inputs
-from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import ImportanceMask
-from pelap.models.vae import VAE, PretrainedVAE
+from pelap.models.vae import PretrainedVAE
 
 Part = TypeVar("Part", bound=ModelMixin)
 
@@ -50,16 +50,8 @@ class Cut(NamedTuple):
     axes: Mapping[str, int]  # the tensors that hold them, and along which dimension
 
 
-VAE_CUT = Cut(
-    ("latent_channels",),
-    {
-        "mean_head.weight": 0,
-        "mean_head.bias": 0,
-        "logvar_head.weight": 0,
-        "logvar_head.bias": 0,
-        "decoder.0.weight": 1,
-    },
-)
+VAE_HEADS = ("mean_head.weight", "mean_head.bias", "logvar_head.weight", "logvar_head.bias")
+VAE_CUT = Cut(("latent_channels",), dict.fromkeys(VAE_HEADS, 0) | {"decoder.0.weight": 1})
 OUTPUT_AXES = {"conv_out.weight": 0, "conv_out.bias": 0}
 # A diffusers UNet and a light one with stem alike.
 UNET_CUT = Cut(("in_channels", "out_channels"), {"conv_in.weight": 1, **OUTPUT_AXES})
@@ -105,12 +97,11 @@ def describe_cut(closed: Sequence[int], channels: int) -> str:
 def cut_channels(model: LatentDiffusion, closed: Sequence[int]) -> LatentDiffusion:
     """A smaller model without these latent channels; the module's docstring says what it is equal to.
 
+    It is on the same device, and saves, loads, trains and prunes as any other.
+
     Args:
         model: Any but a pruned one; it stays as it is.
         closed: Channels in 0..C-1, for example from `closed_channels`.
-
-    Returns:
-        A model on the same device that saves, loads, trains and prunes as any other.
 
     Raises:
         ModelError: Nothing would be left, or operators of the UNet were pruned.
@@ -123,7 +114,7 @@ def cut_channels(model: LatentDiffusion, closed: Sequence[int]) -> LatentDiffusi
         )
     return LatentDiffusion(
         _cut_info(model.info, kept, model.latent_shape[0]),
-        _cut_vae(model.vae, kept),
+        model.vae.keep(kept) if isinstance(model.vae, PretrainedVAE) else _cut_part(model.vae, VAE_CUT, kept),
         _cut_unet(model.unet, kept),
         None if model.mask is None else _cut_mask(model.mask, kept),
         None if model.normaliser is None else _cut_part(model.normaliser, NORMALISER_CUT, kept),
@@ -144,17 +135,9 @@ def _cut_info(info: ModelInfo, kept: Sequence[int], channels: int) -> ModelInfo:
     )
 
 
-def _cut_vae(vae: Autoencoder, kept: Sequence[int]) -> Autoencoder:
-    if isinstance(vae, PretrainedVAE):
-        return vae.keep(kept)
-    cut: VAE = _cut_part(vae, VAE_CUT, kept)
-    return cut
-
-
 def _cut_mask(mask: ImportanceMask, kept: Sequence[int]) -> ImportanceMask:
-    sizes = {}
-    if mask.config.num_active is not None:
-        sizes["num_active"] = min(mask.config.num_active, len(kept))
+    num_active = mask.config.num_active
+    sizes = {} if num_active is None else {"num_active": min(num_active, len(kept))}
     cut = ADAPTIVE_MASK_CUT if mask.config.adaptive else STATIC_MASK_CUT
     return _rebuild(type(mask), mask, _sizes(cut, kept) | sizes, _slices(mask, cut, kept))
 
@@ -185,19 +168,15 @@ def _demand_whole(unet: nn.Module) -> None:
     other change would be lost just the same.
     """
     fresh = type(unet).from_config(_public(unet))  # type: ignore[attr-defined]
-    if _structure(fresh) != _structure(unet):
+    whole, given = ({name: type(part) for name, part in each.named_modules()} for each in (fresh, unet))
+    if whole != given:
         raise ModelError(
             "the UNet's operators are not those of its configuration: a pruned model cannot be cut; cut the "
             "channels first, then score and prune"
         )
 
 
-def _structure(network: nn.Module) -> dict[str, type[nn.Module]]:
-    return {name: type(module) for name, module in network.named_modules()}
-
-
 def _cut_part(part: Part, cut: Cut, kept: Sequence[int]) -> Part:
-    """The same part with only the kept channels."""
     return _rebuild(type(part), part, _sizes(cut, kept), _slices(part, cut, kept))
 
 
@@ -206,7 +185,6 @@ def _sizes(cut: Cut, kept: Sequence[int]) -> dict[str, int]:
 
 
 def _slices(part: nn.Module, cut: Cut, kept: Sequence[int]) -> dict[str, torch.Tensor]:
-    """The tensors that `cut` names, with only the kept channels."""
     state = part.state_dict()
     index = torch.tensor(kept, device=next(iter(state.values())).device)
     return {name: state[name].index_select(axis, index) for name, axis in cut.axes.items()}

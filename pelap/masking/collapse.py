@@ -60,7 +60,7 @@ def channel_std(inputs: torch.Tensor) -> torch.Tensor:
 def mask_entropy(masks: torch.Tensor) -> float:
     """Mean entropy of masks in 0..1 read as probabilities, in bits: 0 when all are 0 or 1, 1 at 1/2."""
     m = masks.double()
-    entropy = -(torch.special.xlogy(m, m) + torch.special.xlogy(1 - m, 1 - m)).mean() / math.log(2)
+    entropy = (torch.special.entr(m) + torch.special.entr(1 - m)).mean() / math.log(2)
     return abs(float(entropy))  # minus zero is no entropy
 
 
@@ -98,16 +98,12 @@ def summarise(seen: Observations, thresholds: Thresholds) -> dict[str, float]:
 
 
 def verdict(row: dict[str, float], thresholds: Thresholds) -> tuple[str, str]:
-    """What happened, by the first rule that holds, and the numbers that say so.
+    """What happened by a row of `summarise`, by the first rule that holds, and the numbers that say so.
 
     1. No channel is active: mask collapse.
     2. The UNet's input has a standard deviation below the threshold: latent scale collapse.
     3. Some channels are not active: partial mask.
     4. Otherwise: healthy.
-
-    Args:
-        row: From `summarise`.
-        thresholds: Of both rules.
     """
     active, channels = int(row["active_channels"]), int(row["latent_channels"])
     std = row["unet_input_std"]
@@ -118,10 +114,8 @@ def verdict(row: dict[str, float], thresholds: Thresholds) -> tuple[str, str]:
             f"(mean {row['mean_mask']:.3g}, largest value {row['max_mask']:.3g}); {scale}"
         )
     if std < thresholds.scale:
-        return (
-            SCALE_COLLAPSE,
-            f"{scale}, below {thresholds.scale:g}, with {active} of {channels} channels open",
-        )
+        reason = f"{scale}, below {thresholds.scale:g}, with {active} of {channels} channels open"
+        return SCALE_COLLAPSE, reason
     name = PARTIAL_MASK if active < channels else HEALTHY
     return name, f"{active} of {channels} channels are open (mean mask {row['mean_mask']:.3g}); {scale}"
 

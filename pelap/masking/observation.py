@@ -4,7 +4,7 @@ Shapes: N pictures, C latent channels, h and w sides of a latent, T time steps.
 """
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,8 +25,7 @@ class Thresholds(NamedTuple):
     """Where open ends and collapse begins."""
 
     active: float = 0.5  # a channel is active when its mean mask is above (PeLAP-A, section 4)
-    scale: float = 0.5
-    """The UNet's input has collapsed when its standard deviation is below; pure noise has 1."""
+    scale: float = 0.5  # the UNet's input has collapsed when its std is below; pure noise has 1
 
 
 class Observations(NamedTuple):
@@ -45,10 +44,6 @@ class Observations(NamedTuple):
     alphas: torch.Tensor  # (T,) alpha-bar
     num_cut: int  # channels that were cut out of the model
     zero_floor: float  # least error of this UNet where the clean latent is 0
-
-
-Batch: TypeAlias = tuple[torch.Tensor, ...]
-"""Pictures, the posterior's noise, the diffusion's noise, time steps and prompts."""
 
 
 class Observer:
@@ -92,7 +87,7 @@ class Observer:
             model.tokens_for(torch.zeros(num, dtype=torch.int64) if labels is None else labels),
         )
         split = (tensor.split(batch_size) for tensor in to_device(given, device))
-        self._batches: list[Batch] = list(zip(*split, strict=True))
+        self._batches = list(zip(*split, strict=True))
         self._look = Graphed(self._observe, device, record)
 
     @torch.no_grad()
@@ -122,8 +117,8 @@ class Observer:
             zero_floor=zero_latent_floor(model.unet, math.prod(model.latent_shape[1:])),
         )
 
-    def _observe(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Masks, inputs, KL and errors of one batch; nothing waits for the device, so it can be recorded."""
+    def _observe(self, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        # Nothing waits for the device, so it can be recorded.
         model = self._model
         images, posterior, added, steps, tokens = batch
         pictures, conditions = to_float(images), model.conditions(tokens)

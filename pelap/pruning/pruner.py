@@ -143,15 +143,10 @@ class Pruner(Scorer):
         return pruned
 
     def prepare(self, plan: Plan) -> Prepared:
-        """Fill in a plan for this network, and fit its replacements.
-
-        Raises:
-            PlanError: It names what cannot be replaced here.
-        """
-        found = {
-            operator.name: operator for operator in self.find([each.operator for each in plan.operators])
-        }
-        plan = complete_plan(plan, self.denoiser.network, list(found.values()))
+        """Fill in a plan for this network, see `complete_plan`, and fit its replacements."""
+        operators = self.find([each.operator for each in plan.operators])
+        found = {operator.name: operator for operator in operators}
+        plan = complete_plan(plan, self.denoiser.network, operators)
         wanted = [
             dataclasses.replace(found[entry.operator], replacement=entry.replacement)
             for entry in plan.operators
@@ -256,7 +251,7 @@ class Pruner(Scorer):
         return {"num_operators": len(single), "promised_time_reduction": promised, **finite_ones}
 
     def _changes(self, before: pd.DataFrame, network: nn.Module, plan: Plan) -> pd.DataFrame:
-        """`before` are the costs of the untouched network, the whole first."""
+        # `before` are the costs of the untouched network, the whole first.
         actions = {name: _action(name, plan) for name in before.index[1:]}
         there = [name for name, action in actions.items() if not action.startswith("gone")]
         after = self.module_costs(network, there).reindex(before.index, fill_value=0)

@@ -57,26 +57,13 @@ class TimeBudgetPlanner:
         self._start = _State(Plan(()), 0.0, scores)
 
     def plan(self, method: MethodParams, target: str, amount: float) -> Plan:
-        """A plan of a wanted size.
-
-        Args:
-            method: How to choose.
-            target: See `make_plan`.
-            amount: How much of it.
-
-        Raises:
-            PlanError: See `make_plan`.
-        """
+        """A plan that saves so much of a target; see `make_plan`, also for what it raises."""
         if target != "time_reduction":
             return make_plan(self._start.scores, target, amount, method.criterion, method.selection)
-        state = self._before(method, amount)
-        return dataclasses.replace(self._towards(state, method, amount)[0], target={target: amount})
-
-    def _before(self, method: MethodParams, amount: float) -> _State:
-        """Where the last round starts: after as many whole steps as are below the amount."""
-        if method.iterative_step is None:
-            return self._start
-        return self._after(method, int((amount - TOLERANCE) / method.iterative_step))
+        # The last round starts after as many whole steps as are below the amount.
+        num_rounds = int((amount - TOLERANCE) / method.iterative_step) if method.iterative_step else 0
+        plan, _ = self._towards(self._after(method, num_rounds), method, amount)
+        return dataclasses.replace(plan, target={target: amount})
 
     def _after(self, method: MethodParams, num_rounds: int) -> _State:
         """What is there after so many rounds; the way to a larger amount goes through the same states."""
@@ -131,10 +118,7 @@ class TimeBudgetPlanner:
                 ask *= min(2.0, max(0.5, (amount - state.saved) / gained))
             if not low < ask < high:
                 ask = (low + high) / 2 if math.isfinite(high) else 2 * low
-        operators = min(tried, key=lambda operators: _miss(tried[operators], amount))
+        # Of two plans that miss the amount the one that saves enough is better.
+        miss = {plan: (saved < amount - TOLERANCE, abs(saved - amount)) for plan, saved in tried.items()}
+        operators = min(miss, key=lambda plan: miss[plan])
         return Plan(operators), tried[operators]
-
-
-def _miss(saved: float, amount: float) -> tuple[bool, float]:
-    """Of two plans that miss the amount the one that saves enough is better."""
-    return saved < amount - TOLERANCE, abs(saved - amount)

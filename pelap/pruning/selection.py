@@ -23,17 +23,19 @@ from torch import nn
 
 from pelap.config.pruning import TARGETS, Formula, Selection
 from pelap.core.errors import PlanError
+from pelap.profiling.cost import count_params
 from pelap.scoring.statistic import combine
 from pelap.surgery.operators import is_inside
 from pelap.surgery.plan import Plan, PlanEntry, check_disjoint
 from pelap.surgery.replacements import ReplacementSpec, is_replacement
 
+# Columns of a table of scores that a plan is made from; `latency_share` only for a time target.
 NAMES = ("operator", "kind", "replacement")
 NUMBERS = ("score", "params", "latency_share")
-"""Columns of a table of scores that a plan is made from; `latency_share` only for a time target."""
+# Further columns, and what they are taken for where they are missing.
 OPTIONAL = {"replacement_params": 0, "replacement_share": 0.0, "stopped_early": False}
-"""Further columns, and what they are taken for where they are missing."""
 SCORE = "score"  # the criterion that is LD-Pruner's score, and the column that holds it
+FORMULAS = get_args(Formula)
 DISTANCES = ("avg_dist", "std_dist")  # columns that the formulas of the score combine
 _SLACK = 1e-6  # relative error up to which solvers call a constraint met
 _TIE = 1e-6  # how much what is saved counts beside the importance, both as shares of their largest values
@@ -84,18 +86,23 @@ def make_plan(
         raise PlanError(f"prune.{target}: {amount:g}: give a positive amount of {', '.join(TARGETS)}")
     scores = _checked(scores, demand_latency=target == "time_reduction")
     importance = importance_by(scores, criterion)
-    stopped = scores["stopped_early"] & _is_of_score(criterion)
-    taken = scores.assign(importance=importance)[~stopped & np.isfinite(importance)]
-    weights = _weights(taken, target)
+    # Only what is known by the score depends on how far an operator was scored.
+    stopped = scores["stopped_early"] & (criterion == SCORE or criterion in FORMULAS)
+    known = ~stopped & np.isfinite(importance)
     candidates = {
-        name: Candidate(value, weights[name])
-        for name, value in zip(taken["operator"], taken["importance"], strict=True)
+        name: Candidate(value, saves)
+        for name, value, saves in zip(
+            scores["operator"][known], importance[known], _contributions(scores, target)[known], strict=True
+        )
     }
     choice = SELECTIONS[selection](candidates, amount)
     if choice.saves < amount * (1 - _SLACK):
-        never = int((~np.isfinite(importance) & ~stopped).sum())
+        num_stopped, num_never = int(stopped.sum()), int((~known & ~stopped).sum())
+        without = f" without the {num_never} that are infinitely important" if num_never else ""
+        mend = f", or score the {num_stopped} that stopped early to the end (score.early_stop: null)"
         raise PlanError(
-            _out_of_reach(target, amount, len(candidates), choice.saves, int(stopped.sum()), never)
+            f"prune.{target}: {amount:g} is out of reach, the {len(candidates)} operators give at most "
+            f"{choice.saves:.4g}{without}; ask for less{mend if num_stopped else ''}"
         )
     return _plan(scores, choice.operators, {target: amount})
 
@@ -106,7 +113,7 @@ def importance_by(scores: pd.DataFrame, criterion: str) -> "pd.Series[float]":
     Raises:
         PlanError: The table has no such column, or there is something else than numbers in it.
     """
-    columns = DISTANCES if criterion in get_args(Formula) else (criterion,)
+    columns = DISTANCES if criterion in FORMULAS else (criterion,)
     for column in columns:
         if column not in scores:
             raise PlanError(
@@ -119,16 +126,11 @@ def importance_by(scores: pd.DataFrame, criterion: str) -> "pd.Series[float]":
         raise PlanError(
             f"scores: row {row}: {' or '.join(columns)} is no number; make the table again with `pelap score`"
         )
-    if criterion not in get_args(Formula):
+    if criterion not in FORMULAS:
         own: pd.Series[float] = values[criterion].astype(float)
         return own
     parts = (torch.tensor(values[column].to_list(), dtype=torch.float64) for column in DISTANCES)
     return pd.Series(combine(criterion, *parts).numpy(), index=scores.index)  # type: ignore[arg-type]
-
-
-def _is_of_score(criterion: str) -> bool:
-    """Whether what is known of an operator by this criterion depends on how far it was scored."""
-    return criterion == SCORE or criterion in get_args(Formula)
 
 
 def _in_order(candidates: Candidates, amount: float) -> Choice:
@@ -149,14 +151,11 @@ def _first(candidates: Candidates, amount: float, key: Callable[[str], float]) -
             continue
         chosen = [other for other in chosen if not is_inside(other, name)] + [name]
         # A block takes the place of its parts, so what is saved may fall again.
-        nearest = max(nearest, Choice(chosen, sum(candidates[other].saves for other in chosen)), key=_saves)
+        saves = sum(candidates[other].saves for other in chosen)
+        nearest = Choice(chosen, saves) if saves > nearest.saves else nearest
         if nearest.saves >= amount:
             break
     return nearest
-
-
-def _saves(choice: Choice) -> float:
-    return choice.saves
 
 
 def _knapsack(candidates: Candidates, amount: float) -> Choice:
@@ -211,19 +210,6 @@ def _outermost(names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(is_inside(name, other) for other in names)]
 
 
-def _out_of_reach(
-    target: str, amount: float, num: int, furthest: float, num_stopped: int, num_never: int
-) -> str:
-    mend = "ask for less"
-    if num_stopped:
-        mend += f", or score the {num_stopped} that stopped early to the end (score.early_stop: null)"
-    without = f" without the {num_never} that are infinitely important" if num_never else ""
-    return (
-        f"prune.{target}: {amount:g} is out of reach, the {num} operators give at most {furthest:.4g}"
-        f"{without}; {mend}"
-    )
-
-
 def plan_of(scores: pd.DataFrame, plan: Plan) -> Plan:
     """A plan that somebody else chose, with the totals from the scores.
 
@@ -245,14 +231,10 @@ def plan_of(scores: pd.DataFrame, plan: Plan) -> Plan:
 
 
 def single_operator_plans(scores: pd.DataFrame, num: int) -> dict[str, Plan]:
-    """Plans of one operator each, by its name: evenly spread over the ranking by score.
+    """Plans of one operator each, by its name, `num` at most: evenly spread over the ranking by score.
 
     To see what an operator costs by itself. Operators that stopped early, or whose score is infinite, have no
     place in the ranking.
-
-    Args:
-        scores: A table of scores.
-        num: How many plans; fewer where there are fewer operators.
     """
     scores = _checked(scores, demand_latency=False)
     ranked = scores[~scores["stopped_early"] & np.isfinite(scores["score"])].sort_values(
@@ -272,7 +254,7 @@ def check_scores(scores: pd.DataFrame, unet: nn.Module) -> None:
     """
     scores, modules = _checked(scores, demand_latency=False), dict(unet.named_modules())
     for name, params in zip(scores["operator"], scores["params"], strict=True):
-        there = sum(p.numel() for p in modules[name].parameters()) if name in modules else None
+        there = count_params(modules[name]) if name in modules else None
         if there != params:
             what = "is not there" if there is None else f"has {there} parameters"
             raise PlanError(
@@ -312,14 +294,14 @@ def _checked(scores: pd.DataFrame, demand_latency: bool) -> pd.DataFrame:
     return scores.assign(**{column: numbers[column] for column in columns}, stopped_early=stopped)
 
 
-def _weights(scores: pd.DataFrame, target: str) -> dict[str, float]:
+def _contributions(scores: pd.DataFrame, target: str) -> "pd.Series[float]":
     """What each operator contributes to the target."""
     column = {
         "time_reduction": scores["latency_share"] - scores["replacement_share"],
         "num_params": scores["params"] - scores["replacement_params"],
         "num_operators": pd.Series(1, index=scores.index),
     }[target]
-    return dict(zip(scores["operator"], column.astype(float), strict=True))
+    return column.astype(float)
 
 
 def _plan(scores: pd.DataFrame, chosen: list[str], target: dict[str, float]) -> Plan:

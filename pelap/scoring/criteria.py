@@ -21,14 +21,11 @@ from torch import nn
 from pelap.core.calls import Call, capture_calls, copied
 from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
-from pelap.surgery.operators import Operator, beside, replaced_on_slices
+from pelap.surgery.operators import Operator, beside, in_passes, replaced_on_slices
 from pelap.surgery.replacements import Replacement, argument_of, input_of
 
 MEND = "train it longer, mend it, or leave the criterion out"
-
-
-NUM_CALLS = 5
-"""Steps of the denoising run that single-step criteria look at; also the draws of noise for a gradient."""
+NUM_CALLS = 5  # steps of the run that single-step criteria look at; also draws of noise for a gradient
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def criterion(function: Criterion) -> Criterion:
 
 
 def needs(name: str) -> list[str]:
-    """Attributes of `Evidence` that a criterion asks for."""
+    """What a criterion asks for of `Evidence`."""
     return list(inspect.signature(CRITERIA[name]).parameters)
 
 
@@ -99,16 +96,10 @@ def output_of(value: Any) -> torch.Tensor:
 
 
 def record_calls(network: nn.Module, run: Callable[[], object], num_calls: int) -> list[Call]:
-    """What `run` calls the network with, at calls spread evenly over the run.
+    """What `run` calls the network with, at `num_calls` calls spread evenly over the run, in their order.
 
-    Args:
-        network: The denoiser.
-        run: Runs it, several times over, as a sampler does; all calls' arguments are held until it ends.
-        num_calls: How many calls to keep: the first, the last and some between; the middle one if it is 1,
-            all if there are no more.
-
-    Returns:
-        Arguments, with copies of the tensors, in the order of the calls.
+    They are the first, the last and some between; the middle one if one is asked for, all if there are no
+    more. See `pelap.core.calls.capture_calls`.
 
     Raises:
         ModelError: The network is not called.
@@ -207,22 +198,12 @@ def output_error(
         size = float(finite(expected.square().sum(), "output_error: the denoiser's output", MEND))
         if size == 0:
             raise ModelError(f"output_error: the denoiser gives zeros, which no error is relative to; {MEND}")
-        for group in _groups(operators, max(1, rows_per_batch // rows)):
+        for group in in_passes(operators, max(1, rows_per_batch // rows)):
             with replaced_on_slices(network, _of(group, replacements), rows):
                 made = repeat(call, network, len(group)).double()
             for operator, part in zip(group, made.chunk(len(group)), strict=True):
                 totals[operator.name] += float((part - expected).square().sum()) / size
     return {name: _finite(total / len(calls) if calls else math.nan) for name, total in totals.items()}
-
-
-def _groups(operators: Sequence[Operator], size: int) -> Iterator[list[Operator]]:
-    """Operators that share a pass: those whose rows are the batch's, up to `size`, and the others alone."""
-    together = [operator for operator in operators if operator.batched]
-    for start in range(0, len(together), size):
-        yield together[start : start + size]
-    for operator in operators:
-        if not operator.batched:
-            yield [operator]
 
 
 @criterion

@@ -21,7 +21,7 @@ from pelap.core.errors import ModelError, finite
 from pelap.core.rng import generator
 from pelap.scoring.latents import LatentStore
 from pelap.scoring.statistic import Bootstrap, distances, score
-from pelap.surgery.operators import Operator, replaced_on_slices
+from pelap.surgery.operators import Operator, in_passes, replaced_on_slices
 from pelap.surgery.replacements import Replacement
 
 Denoise = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -42,9 +42,9 @@ class Scores:
 
     table: pd.DataFrame  # a row an operator, least score first; see `score_operators`
     original: torch.Tensor  # latents of the untouched model (N, ...) on the CPU
+    # Spearman's, of the scores from one set with those from another, the mean over pairs of sets, of the
+    # operators that were scored to the end.
     rank_correlation: float | None
-    """Spearman's, of the scores from one set with those from another, the mean over pairs of sets, of the
-    operators that were scored to the end."""
     num_rows: int  # rows of noise that were denoised for the operators, N an operator without early stop
     protocol: dict[str, Any] = field(default_factory=dict)  # what they were made with, as JSON
 
@@ -90,16 +90,26 @@ def score_operators(
     """
     store = store or LatentStore()
     order = _order(len(noise), params)
-    noise, denoise = _channels_last(unet, noise[order]), _of_items(denoise, order)
-    _check_denoise(denoise, noise)
-    _denoise_original(denoise, noise, params.batch_size, store)
+    item_at = order.tolist()
+
+    def denoised(noise: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+        return denoise(noise, [item_at[place] for place in places])
+
+    noise = _channels_last(unet, noise[order])
+    _check_denoise(denoised, noise)
+    for items in _chunks(store.count(ORIGINAL), len(noise), params.batch_size):
+        store.append(ORIGINAL, denoised(noise[items.start : items.stop], items))
     original = finite(store.get(ORIGINAL), ORIGINALS, MEND)
     running, num_done = list(operators), sum(store.count(operator.name) for operator in operators)
     num_wanted = math.ceil((params.early_stop or 1.0) * len(operators))
     for end in _rungs(len(noise), params.early_stop):
         for group, items in _work(running, end, params.batch_size, store):
+            rows = torch.cat([noise[items.start : items.stop]] * len(group))
             replaced = {operator.name: replacements[operator.name] for operator in group}
-            _denoise_group(unet, denoise, replaced, noise, items, store)
+            with replaced_on_slices(unet, replaced, len(items)):
+                latents = denoised(rows, [*items] * len(group))
+            for name, part in zip(replaced, latents.chunk(len(group)), strict=True):
+                store.append(name, part)
             num_done += len(group) * len(items)
             report(num_done)
         if end < len(noise):
@@ -121,12 +131,6 @@ def _order(num: int, params: ScoreParams) -> torch.Tensor:
         return items
     place = torch.randperm(num, generator=generator(0, "score order"))
     return place[items // params.num_seeds].argsort(stable=True)
-
-
-def _of_items(denoise: Denoise, order: torch.Tensor) -> Denoise:
-    """The same, called with places in an order instead of items."""
-    items = order.tolist()
-    return lambda noise, places: denoise(noise, [items[place] for place in places])
 
 
 def _channels_last(unet: nn.Module, noise: torch.Tensor) -> torch.Tensor:
@@ -156,11 +160,6 @@ def _check_denoise(denoise: Denoise, noise: torch.Tensor) -> None:
         )
 
 
-def _denoise_original(denoise: Denoise, noise: torch.Tensor, rows: int, store: LatentStore) -> None:
-    for items in _chunks(store.count(ORIGINAL), len(noise), rows):
-        store.append(ORIGINAL, denoise(noise[items.start : items.stop], items))
-
-
 def _rungs(num_latents: int, early_stop: float | None) -> list[int]:
     """After how many latents to look which operators are out, the last being all of them."""
     if early_stop is None:
@@ -181,29 +180,8 @@ def _work(
     for start in starts:
         behind = [operator for operator in operators if store.count(operator.name) == start]
         for items in _chunks(start, end, rows):
-            together = [operator for operator in behind if operator.batched]
-            size = max(1, rows // len(items))
-            for group in _chunks(0, len(together), size):
-                yield together[group.start : group.stop], items
-            for operator in behind:
-                if not operator.batched:
-                    yield [operator], items
-
-
-def _denoise_group(
-    unet: nn.Module,
-    denoise: Denoise,
-    group: Mapping[str, Replacement],
-    noise: torch.Tensor,
-    items: range,
-    store: LatentStore,
-) -> None:
-    """Latents of each operator's absence for these items, into the store."""
-    rows = noise[items.start : items.stop]
-    with replaced_on_slices(unet, group, len(items)):
-        latents = denoise(torch.cat([rows] * len(group)), list(items) * len(group))
-    for name, part in zip(group, latents.chunk(len(group)), strict=True):
-        store.append(name, part)
+            for group in in_passes(behind, max(1, rows // len(items))):
+                yield group, items
 
 
 def _still_running(
@@ -227,7 +205,7 @@ def _scores(
 ) -> Scores:
     """Scores of latents in the order that they were looked at; `place_of` (N,) says where an item is."""
     bootstraps: dict[int, Bootstrap] = {}
-    rows, by_set, num_rows = [], [], 0
+    rows, by_set = [], []
     first, original = original, original[place_of]
     for operator in operators:
         latents = store.get(operator.name)
@@ -236,35 +214,28 @@ def _scores(
         untouched, latents = (original, latents[place_of]) if whole else (first[:num], latents)
         if num not in bootstraps:
             bootstraps[num] = Bootstrap(untouched, params.num_resamples, seed)
-        rows.append(_row(operator, untouched, latents, bootstraps[num], params.formula))
-        rows[-1]["stopped_early"] = not whole
-        num_rows += num
+        avg_dist, std_dist = distances(untouched, latents)
+        low, high = bootstraps[num].interval(params.formula, latents)
+        row = {
+            "operator": operator.name,
+            "kind": operator.kind,
+            "replacement": operator.replacement.name,
+            "parent": operator.parent,
+            "num_calls": operator.num_calls,
+            "avg_dist": avg_dist,
+            "std_dist": std_dist,
+            "score": score(params.formula, untouched, latents),
+            "score_low": low,
+            "score_high": high,
+            "num_latents": num,
+            "stopped_early": not whole,
+        }
+        rows.append(row)
         if whole:
-            sets = range(params.num_seeds)
             step = params.num_seeds
-            by_set.append([score(params.formula, original[i::step], latents[i::step]) for i in sets])
+            by_set.append([score(params.formula, original[i::step], latents[i::step]) for i in range(step)])
     table = pd.DataFrame(rows).sort_values(["score", "operator"], ignore_index=True)
-    return Scores(table, original, _rank_correlation(by_set), num_rows)
-
-
-def _row(
-    operator: Operator, original: torch.Tensor, latents: torch.Tensor, bootstrap: Bootstrap, formula: Formula
-) -> dict[str, Any]:
-    avg_dist, std_dist = distances(original, latents)
-    low, high = bootstrap.interval(formula, latents)
-    return {
-        "operator": operator.name,
-        "kind": operator.kind,
-        "replacement": operator.replacement.name,
-        "parent": operator.parent,
-        "num_calls": operator.num_calls,
-        "avg_dist": avg_dist,
-        "std_dist": std_dist,
-        "score": score(formula, original, latents),
-        "score_low": low,
-        "score_high": high,
-        "num_latents": len(latents),
-    }
+    return Scores(table, original, _rank_correlation(by_set), int(table["num_latents"].sum()))
 
 
 def _rank_correlation(by_set: Sequence[Sequence[float]]) -> float | None:

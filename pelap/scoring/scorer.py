@@ -26,21 +26,18 @@ from pelap.surgery.operators import Operator, find_operators, forward_hooks
 from pelap.surgery.plan import fingerprint
 from pelap.surgery.replacements import Replacement
 
+# Parameters that latents or their order depend on, beside the denoiser's protocol.
 SHAPING = ("num_latents", "num_seeds", "norm_replacement", "replacement_init", "early_stop")
-"""Parameters that latents or their order depend on, beside the denoiser's protocol."""
+# Columns of the table that come first: what an operator is, matters and costs.
 FIRST = ["operator", "kind", "replacement", "avg_dist", "std_dist", "score", "params", "macs", "latency_ms"]
-"""Columns of the table that come first: what an operator is, matters and costs."""
-TRACE_ROWS = 3
-"""Latents in the pass that finds the operators: few, and a number that no other dimension is likely to be."""
+TRACE_ROWS = 3  # in the pass that finds the operators: few, and what no other dimension is likely to be
 
 
 class Scorer:
     """A denoiser with all that its scores are made from, each made once.
 
-    Args:
-        denoiser: The denoiser; it is left as it was, but for the memory layout of its convolutions.
-        params: The section `score`.
-        seed: Names all random numbers.
+    The denoiser is left as it was, but for the memory layout of its convolutions. `params` is the section
+    `score`.
     """
 
     def __init__(self, denoiser: Denoiser, params: ScoreParams, seed: int) -> None:
@@ -108,18 +105,18 @@ class Scorer:
     def score(self, store: LatentStore | None = None) -> Scores:
         """Score every operator; see `pelap.scoring.score.score_operators`.
 
-        Args:
-            store: Where latents are kept, and where those of an interrupted call are found.
-
-        Returns:
-            The table, least important first, also has the columns of `costs` and one for each of
-            `score.criteria`.
+        The table also has the columns of `costs` and one for each of `score.criteria`.
 
         Raises:
             ConfigError: A criterion needs the loss of training, which is not known.
             ModelError: The denoiser cannot be scored.
         """
-        self._demand_criteria()
+        for name in self.params.criteria:
+            if "losses" in needs(name) and self.denoiser.task_loss is None:
+                raise ConfigError(
+                    f"score.criteria: {name} needs the loss of training, which a pipeline "
+                    f"({self.denoiser.name}) does not tell; leave it out"
+                )
         replacements = self.fit(self.operators)
         scores = self.score_these(self.operators, replacements, store or LatentStore())
         evidence = self._evidence(replacements, scores.original)
@@ -199,14 +196,6 @@ class Scorer:
         runs = {name: partial(run, name) for name in calls}
         times = measure_latency(runs, self.denoiser.device, self.params.latency_repeats)
         return dict.fromkeys(replacements, 0.0) | {name: time.median_ms for name, time in times.items()}
-
-    def _demand_criteria(self) -> None:
-        for name in self.params.criteria:
-            if "losses" in needs(name) and self.denoiser.task_loss is None:
-                raise ConfigError(
-                    f"score.criteria: {name} needs the loss of training, which a pipeline "
-                    f"({self.denoiser.name}) does not tell; leave it out"
-                )
 
     def _evidence(self, replacements: Mapping[str, Replacement], latents: torch.Tensor) -> Evidence:
         """Latents that the untouched network made are what a gradient is taken on, for want of data."""

@@ -11,6 +11,7 @@ The class differs from the dense one in nothing else, its name included; but it 
 
 import copy
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,11 +33,8 @@ ABOVE = (PLAN, "changes.csv", "result.json")
 """Where `pelap prune` wrote a pipeline they lie at its top; one that was loaded and saved again has the plan
 beside the weights, and no more."""
 
-_CLASSES: dict[Any, type[nn.Module]] = {}
-GIVE_TUPLES = ("MultiheadAttention", "Transformer2DModel")
-"""Classes of operators whose callers take a part of what they give."""
-UNSPECIFIED = ReplacementSpec("residual")
-"""The residual path where there is one, else nothing: for a plan of bare names."""
+GIVE_TUPLES = ("MultiheadAttention", "Transformer2DModel")  # whose callers take a part of what they give
+UNSPECIFIED = ReplacementSpec("residual")  # for a plan of bare names: the residual path where there is one
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -48,9 +46,9 @@ def apply_plan(unet: Network, plan: Plan, replacements: Mapping[str, Replacement
 
     Args:
         unet: The dense network.
-        plan: What to take out and what to put in its place. An empty plan gives an equal network.
-        replacements: Replacements with their weights, from `fit_replacements`; without them projections have
-            random weights, to be loaded or trained.
+        plan: An empty one gives an equal network.
+        replacements: With their weights, from `fit_replacements`; without them projections have random
+            weights, to be loaded or trained.
 
     Raises:
         PlanError: The plan is for another network, an operator does not exist, is listed twice or inside
@@ -58,13 +56,13 @@ def apply_plan(unet: Network, plan: Plan, replacements: Mapping[str, Replacement
     """
     check_disjoint([entry.operator for entry in plan.operators])
     demand_network(plan, unet)
+    replacements = replacements or {}
     for entry in plan.operators:
-        demand_operator(unet, entry.operator)
-        _demand_specified(unet, entry, replacements or {})
+        _demand_operator(unet, entry, entry.operator in replacements)
     pruned = copy.deepcopy(unet)
     disable_inplace(pruned)
     for entry in plan.operators:
-        part = copy.deepcopy((replacements or {}).get(entry.operator))
+        part = copy.deepcopy(replacements.get(entry.operator))
         if part is None:
             module = pruned.get_submodule(entry.operator)
             part = build_replacement(entry.replacement or UNSPECIFIED, module, entry.operator, unet)
@@ -75,24 +73,20 @@ def apply_plan(unet: Network, plan: Plan, replacements: Mapping[str, Replacement
     return pruned
 
 
-def demand_operator(unet: nn.Module, name: str) -> None:
-    """Raise a `PlanError` if `unet` has no submodule of that name."""
+def _demand_operator(unet: nn.Module, entry: PlanEntry, is_given: bool) -> None:
+    name = entry.operator
     if not name:
         raise PlanError("plan: an operator has an empty name; drop this entry")
     try:
-        unet.get_submodule(name)
+        kind = type(unet.get_submodule(name)).__name__
     except AttributeError:
         raise PlanError(
             f"plan: {type(unet).__name__} has no operator {name!r}; the plan belongs to another model, or "
             "correct this entry"
         ) from None
-
-
-def _demand_specified(unet: nn.Module, entry: PlanEntry, replacements: Mapping[str, Replacement]) -> None:
-    """Refuse a bare name where the operator gives a tuple: a tensor in its place would be taken apart."""
-    kind = type(unet.get_submodule(entry.operator)).__name__
-    if kind in GIVE_TUPLES and entry.replacement is None and entry.operator not in replacements:
-        raise PlanError(f"plan: {entry.operator}: a {kind} needs its replacement; use complete_plan first")
+    # A tensor in the place of a tuple would be taken apart.
+    if kind in GIVE_TUPLES and entry.replacement is None and not is_given:
+        raise PlanError(f"plan: {name}: a {kind} needs its replacement; use complete_plan first")
 
 
 class Pruned:
@@ -119,12 +113,8 @@ class Pruned:
         It is one file of safetensors and has no variants; an option of diffusers that asks for something
         else is named as unused.
         """
-        asked = {
-            "variant": variant,
-            "max_shard_size": max_shard_size,
-            "push_to_hub": push_to_hub,
-            "use_flashpack": use_flashpack,
-        }
+        asked = {"variant": variant, "max_shard_size": max_shard_size}
+        asked |= {"push_to_hub": push_to_hub, "use_flashpack": use_flashpack}
         given = {name: value for name, value in asked.items() if value} | more
         if not safe_serialization:
             given["safe_serialization"] = False
@@ -162,9 +152,17 @@ def keep_plan(network: nn.Module, plan: Plan) -> None:
         PlanError: The plan is not what was done to it.
     """
     network = plain(network)
-    _demand_plan_of(network, plan)
+    removed = removed_operators(network)
+    outermost = {name for name in removed if not any(is_inside(name, other) for other in removed)}
+    wrong = outermost.symmetric_difference(entry.operator for entry in plan.operators)
+    if wrong:
+        raise PlanError(
+            f"plan: {min(wrong)} is not removed in both, the plan and the {type(network).__name__}; give the "
+            "plan that it was pruned with"
+        )
     network.pelap_plan = plan  # type: ignore[assignment]
-    network.__class__ = pruned_class(_dense_class(type(network)))
+    kind: Any = type(network)
+    network.__class__ = pruned_class(kind.__bases__[1] if issubclass(kind, Pruned) else kind)
 
 
 def plan_kept(network: nn.Module) -> Plan | None:
@@ -196,44 +194,24 @@ def removed_operators(unet: nn.Module) -> list[str]:
     return [name for name, module in unet.named_modules() if isinstance(module, Replacement)]
 
 
-def pruned_class(dense: type[nn.Module]) -> type[nn.Module]:
-    """The class of pruned networks of a class; the same at every call."""
-    if dense not in _CLASSES:
-        names = {name: getattr(dense, name) for name in ("__module__", "__qualname__", "__doc__")}
-        _CLASSES[dense] = type(dense.__name__, (Pruned, dense), names)
-    return _CLASSES[dense]
+@cache
+def pruned_class(dense: Any) -> type[nn.Module]:
+    """The class of pruned networks of a class."""
+    names = {name: getattr(dense, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(dense.__name__, (Pruned, dense), names)
 
 
-def _dense_class(kind: type[nn.Module]) -> type[nn.Module]:
-    return kind.__bases__[1] if issubclass(kind, Pruned) else kind
-
-
-def _unfilled(dense: type[nn.Module]) -> nn.Module:
+def _unfilled(dense: Any) -> nn.Module:
     kind = pruned_class(dense)
     network: nn.Module = kind.__new__(kind)
     return network
 
 
-def _demand_plan_of(network: nn.Module, plan: Plan) -> None:
-    removed = removed_operators(network)
-    outermost = {name for name in removed if not any(is_inside(name, other) for other in removed)}
-    wrong = outermost.symmetric_difference(entry.operator for entry in plan.operators)
-    if wrong:
-        raise PlanError(
-            f"plan: {min(wrong)} is not removed in both, the plan and the {type(network).__name__}; give the "
-            "plan that it was pruned with"
-        )
-
-
 def demand_plan(network: nn.Module, plan: Plan | None) -> None:
     """See that a network that is to be saved knows the plan it was pruned by, if it was.
 
-    Args:
-        network: Pruned or not.
-        plan: If given, that plan.
-
     Raises:
-        PlanError: The plan is another one.
+        PlanError: A plan is given, and is another one.
     """
     if plan is not None:
         keep_plan(network, plan)
@@ -250,14 +228,11 @@ def load_pruned(kind: type[ModelMixin], folder: Path, plan: Plan) -> nn.Module:
     """
     demand_one_network(folder)
     network: nn.Module = apply_plan(build_part(kind, folder), plan)
-    load_weights(network, folder / PRUNED_WEIGHTS)
-    _demand_plan_of_weights(folder / PRUNED_WEIGHTS, plan)
-    return network
-
-
-def _demand_plan_of_weights(path: Path, plan: Plan) -> None:
-    """Weights say which plan they came by, since plans may leave tensors of equal names and shapes."""
+    path = folder / PRUNED_WEIGHTS
+    load_weights(network, path)
+    # Weights say which plan they came by, since plans may leave tensors of equal names and shapes.
     with safe_open(path, framework="pt") as file:
         written = (file.metadata() or {}).get("plan")
     if written not in (None, digest(plan), digest(plan, OLD_STEPS)):
         raise PlanError(f"{path}: is of another plan than the {PLAN} there; save the pruned network again")
+    return network

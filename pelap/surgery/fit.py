@@ -36,60 +36,51 @@ def fit_replacements(
         unet: The denoiser.
         operators: From `find_operators` with the same `init`.
         run: Runs the denoiser on what it usually sees; called at most once.
-        init: ``least_squares``, ``random``, or ``parameter_free``: nothing to start.
+        init: How projections and scales start; with ``parameter_free`` there are none.
         seed: Names the random start.
     """
     replacements = {}
     for operator in operators:
         module = unet.get_submodule(operator.name)
         replacements[operator.name] = build_replacement(operator.replacement, module, operator.name, unet)
-    fittable = {
-        name: part
-        for name, part in replacements.items()
-        if any(isinstance(step, Fittable) for step in part.steps)
-    }
+    # The step that has something to start; where there is one, there is no other with parameters.
+    steps = {name: [s for s in part.steps if isinstance(s, Fittable)] for name, part in replacements.items()}
+    fittable = {name: found[0] for name, found in steps.items() if found}
     if init == "random":
-        for name, replacement in fittable.items():
-            _start_at_random(replacement, generator(seed, f"stand-in {name}"))
+        for name, step in fittable.items():
+            _start_at_random(step, generator(seed, f"stand-in {name}"))
     elif fittable:
-        _fit(unet, fittable, run)
+        _fit(unet, {name: _Sums(replacements[name], step) for name, step in fittable.items()}, run)
     return replacements
 
 
-def _fittable(replacement: Replacement) -> Fittable:
-    """The step that has something to start; where there is one, there is no other with parameters."""
-    return next(step for step in replacement.steps if isinstance(step, Fittable))
-
-
-def _start_at_random(replacement: Replacement, stream: torch.Generator) -> None:
+@torch.no_grad()
+def _start_at_random(step: Fittable, stream: torch.Generator) -> None:
     """Normal weights that keep the variance; no bias."""
-    step = _fittable(replacement)
     weight, bias = step.parameters()
-    with torch.no_grad():
-        fan_in = weight[0].numel() if isinstance(step, Projection) else 1
-        weight.copy_(torch.randn(weight.shape, generator=stream) / fan_in**0.5)
-        bias.zero_()
+    fan_in = weight[0].numel() if isinstance(step, Projection) else 1
+    weight.copy_(torch.randn(weight.shape, generator=stream) / fan_in**0.5)
+    bias.zero_()
 
 
-def _fit(unet: nn.Module, replacements: dict[str, Replacement], run: Callable[[], object]) -> None:
-    sums = {name: _Sums(replacement) for name, replacement in replacements.items()}
-
+@torch.no_grad()
+def _fit(unet: nn.Module, sums: dict[str, "_Sums"], run: Callable[[], object]) -> None:
     def record(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        x = input_of(replacements[name].argument, args, kwargs)
+        x = input_of(sums[name].replacement.argument, args, kwargs)
         sums[name].add(x, output[0] if isinstance(output, tuple) else output)
 
-    with forward_hooks({name: unet.get_submodule(name) for name in replacements}, record), torch.no_grad():
+    with forward_hooks({name: unet.get_submodule(name) for name in sums}, record):
         run()
-        for name in replacements:
-            sums[name].solve()
+    for each in sums.values():
+        each.solve()
 
 
 class _Sums:
     """Normal equations of y = W x + b, or of y = w x + b for each channel by itself."""
 
-    def __init__(self, replacement: Replacement) -> None:
+    def __init__(self, replacement: Replacement, step: Fittable) -> None:
         self.replacement = replacement
-        self.step = _fittable(replacement)
+        self.step = step
         self.gram: torch.Tensor | float = 0.0
         self.cross: torch.Tensor | float = 0.0
 

@@ -6,7 +6,7 @@ out: the replacement is put in, the network runs, and all shapes must be as befo
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pelap.core.errors import ModelError
+from pelap.profiling.cost import count_params
 from pelap.surgery.replacements import (
     Replacement,
     ReplacementSpec,
@@ -151,30 +152,27 @@ def find_operators(
         ModelError: There is none.
     """
     disable_inplace(unet)
-    found = {
-        name: kind for name, kind in _candidates(unet, keep, kinds).items() if only is None or name in only
-    }
+    candidates = _candidates(unet, keep, kinds)
+    found = {name: kind for name, kind in candidates.items() if only is None or name in only}
     calls = trace(unet, forward, ["", *found])
     rows = _rows(calls.pop("")[0])
     operators: list[Operator] = []
     for name, kind in found.items():
-        replacement = choose_replacement(kind, unet.get_submodule(name), calls[name], norm, init)
+        replacement = _choose_replacement(kind, unet.get_submodule(name), calls[name], norm, init)
         if replacement is not None and _can_replace(unet, name, replacement, calls[name], forward):
             (given, made, _), *more = calls[name]
             batched = all(_rows(call) == rows for call in calls[name])
             operators.append(Operator(name, kind, replacement, None, 1 + len(more), given, made, batched))
     if not operators and only is None:
         raise ModelError(f"{type(unet).__name__}: has no operator that can be replaced; see KINDS")
-    names = [operator.name for operator in operators]
-    around = {name: [other for other in names if is_inside(name, other)] for name in names}
-    return [
-        dataclasses.replace(operator, parent=max(around[operator.name], key=len, default=None))
-        for operator in operators
-    ]
+    for place, operator in enumerate(operators):
+        around = [other.name for other in operators if is_inside(operator.name, other.name)]
+        operators[place] = dataclasses.replace(operator, parent=max(around, key=len, default=None))
+    return operators
 
 
 def _candidates(unet: nn.Module, keep: Collection[str], kinds: Mapping[str, str]) -> dict[str, str]:
-    """Kind by name of the modules that are operators, offered or not."""
+    """Kind by name of the modules that are operators, whether they can be replaced or not."""
     embeddings = [name for name, module in unet.named_modules() if EMBEDDING in type(module).__name__]
     found = {}
     for name, module in unet.named_modules():
@@ -192,7 +190,7 @@ def _rows(call: CallShapes) -> tuple[int, int]:
     return given, call.output_shape[0] if call.output_shape else given
 
 
-def choose_replacement(
+def _choose_replacement(
     kind: str, module: nn.Module, calls: list[CallShapes], norm: Norm, init: Init
 ) -> ReplacementSpec | None:
     """The cheapest thing that gives the shape of the first call; None if there is none (see the table)."""
@@ -206,7 +204,11 @@ def choose_replacement(
             return affine(module, call.input_shape)
         return ReplacementSpec("identity", num_outputs=call.num_outputs)
     replacement = _reshaping(kind, call, "channel_pool" if init == "parameter_free" else "projection")
-    return replacement if replacement is not None and _is_cheaper(replacement, module) else None
+    if replacement is None:
+        return None
+    # A projection in place of a 1x1 convolution or a linear layer would change nothing but the weights.
+    is_cheaper = count_params(build_replacement(replacement, module)) < max(count_params(module), 1)
+    return replacement if is_cheaper else None
 
 
 def _reshaping(kind: str, call: CallShapes, projection: str) -> ReplacementSpec | None:
@@ -225,15 +227,6 @@ def _reshaping(kind: str, call: CallShapes, projection: str) -> ReplacementSpec 
         return None
     channels = channels if projection in steps else (0, 0)
     return ReplacementSpec("+".join(steps), *channels, factor, not is_map, call.num_outputs)
-
-
-def _is_cheaper(replacement: ReplacementSpec, module: nn.Module) -> bool:
-    """A projection in place of a 1x1 convolution or a linear layer would change nothing but the weights."""
-    return _num_params(build_replacement(replacement, module)) < max(_num_params(module), 1)
-
-
-def _num_params(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _can_replace(
@@ -268,7 +261,7 @@ def beside(
     see: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor | None],
     rows_of: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, x: x,
 ) -> Iterator[None]:
-    """CallShapes ``see(name, y, instead)`` with what each operator and its replacement give.
+    """Calls ``see(name, y, instead)`` with what each operator and its replacement give.
 
     A tensor that `see` returns takes the place of the operator's. `rows_of` says on which rows of its input a
     replacement works.
@@ -326,6 +319,16 @@ def replaced_on_slices(
 
     with beside(network, replacements, put_in, lambda name, x: slice_of(name, x).flatten(0, 1)):
         yield
+
+
+def in_passes(operators: Sequence[Operator], size: int) -> Iterator[list[Operator]]:
+    """Operators that share a pass: those whose rows are the batch's, up to `size`, and the others alone."""
+    together = [operator for operator in operators if operator.batched]
+    for start in range(0, len(together), size):
+        yield together[start : start + size]
+    for operator in operators:
+        if not operator.batched:
+            yield [operator]
 
 
 def put(unet: nn.Module, name: str, module: nn.Module) -> None:

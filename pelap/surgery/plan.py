@@ -24,11 +24,6 @@ class PlanEntry:
     kind: str = ""
     replacement: ReplacementSpec | None = None  # None: what `find_operators` offers for it
 
-    def to_json(self) -> dict[str, Any]:
-        """As an entry of a plan."""
-        entry = {"operator": self.operator, "kind": self.kind}
-        return entry | (self.replacement.to_json() if self.replacement else {})
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,7 +45,11 @@ class Plan:
             "target": self.target,
             "time_reduction": self.time_reduction,
             "num_params": self.num_params,
-            "operators": [entry.to_json() for entry in self.operators],
+            "operators": [
+                {"operator": entry.operator, "kind": entry.kind}
+                | (entry.replacement.to_json() if entry.replacement else {})
+                for entry in self.operators
+            ],
         }
 
 
@@ -106,12 +105,12 @@ def _entry(entry: Any, source: str) -> PlanEntry:
     fields = {"operator": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, Mapping) or "operator" not in fields:
         raise PlanError(f'{source}: operators: {entry!r} has no name; give {{"operator": NAME}}')
-    texts = [fields["operator"], fields.get("kind", ""), fields.get("replacement", "")]
-    if not all(isinstance(text, str) for text in texts):
+    name, kind, wanted = (fields.get(part, "") for part in ("operator", "kind", "replacement"))
+    if not all(isinstance(text, str) for text in (name, kind, wanted)):
         raise PlanError(f"{source}: operators: {entry!r}: names must be texts")
-    where = f"{source}: operators: {fields['operator']!r}"
+    where = f"{source}: operators: {name!r}"
     replacement = replacement_from_json(fields, where) if "replacement" in fields else None
-    return PlanEntry(texts[0], texts[1], replacement)
+    return PlanEntry(name, kind, replacement)
 
 
 def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) -> Plan:
@@ -136,25 +135,25 @@ def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) ->
 
 
 def _completed(wanted: ReplacementSpec | None, operator: Operator, module: nn.Module) -> ReplacementSpec:
-    possible = {operator.replacement.name: operator.replacement}
-    if operator.input_shape == operator.output_shape:
-        for name in ("identity", "residual"):
-            possible[name] = dataclasses.replace(operator.replacement, name=name)
-        if operator.kind == "normalisation":
-            possible["affine"] = affine(module, operator.input_shape)
-    for one, other in (("projection", "channel_pool"), ("channel_pool", "projection")):
-        if one in operator.replacement.steps:
-            swapped = operator.replacement.name.replace(one, other)
-            possible[swapped] = dataclasses.replace(operator.replacement, name=swapped)
+    offered = operator.replacement
     if wanted is None:
-        return operator.replacement
-    if wanted.name not in possible and max(wanted.in_channels, wanted.factor) > 1:
+        return offered
+    names = [offered.name]
+    if operator.input_shape == operator.output_shape:
+        names += ["identity", "residual"]
+    for one, other in (("projection", "channel_pool"), ("channel_pool", "projection")):
+        if one in offered.steps:
+            names.append(offered.name.replace(one, other))
+    possible = {name: dataclasses.replace(offered, name=name) for name in names}
+    if operator.input_shape == operator.output_shape and operator.kind == "normalisation":
+        possible["affine"] = affine(module, operator.input_shape)
+    if wanted.name in possible:
+        return possible[wanted.name]
+    if max(wanted.in_channels, wanted.factor) > 1:
         return wanted  # somebody who gives the numbers knows what fits
-    if wanted.name not in possible:
-        raise PlanError(
-            f"plan: {operator.name}: cannot be replaced by {wanted.name}; use {' or '.join(possible)}"
-        )
-    return possible[wanted.name]
+    raise PlanError(
+        f"plan: {operator.name}: cannot be replaced by {wanted.name}; use {' or '.join(possible)}"
+    )
 
 
 def joined(plan: Plan, more: Plan) -> Plan:

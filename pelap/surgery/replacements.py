@@ -35,7 +35,6 @@ from pelap.config.upgrade import renamed_steps
 from pelap.core.errors import ModelError, PlanError
 
 STEPS = ("identity", "residual", "projection", "channel_pool", "avg_pool", "nearest", "affine")
-"""What a replacement is made of; two of them are joined with ``+``."""
 
 
 @dataclass(frozen=True)
@@ -252,23 +251,20 @@ def build_replacement(
     Raises:
         PlanError: A number is missing.
     """
-    steps: list[nn.Module] = []
-    for name in replacement.steps:
-        steps += _step(name, replacement, module, where)
+    steps = [step for name in replacement.steps for step in _steps(name, replacement, module, where)]
     around = [module] if network is None else [module, network]
     like = next((parameter for part in around for parameter in part.parameters()), torch.empty(0))
     return Replacement(argument_of(module), steps, replacement.num_outputs).to(like.device, like.dtype)
 
 
-def _step(name: str, replacement: ReplacementSpec, module: nn.Module, where: str) -> list[nn.Module]:
+def _steps(name: str, spec: ReplacementSpec, module: nn.Module, where: str) -> list[nn.Module]:
     if name in ("identity", "residual"):
         # A block of somebody else's keeps its shape: what is left of it is its input.
         return (residual_steps(module) or []) if name == "residual" else []
     needs = {"avg_pool": ["factor"], "nearest": ["factor"], "affine": ["in_channels"]}
     for needed in needs.get(name, ["in_channels", "out_channels"]):
-        if getattr(replacement, needed) < (2 if needed == "factor" else 1):
+        if getattr(spec, needed) < (2 if needed == "factor" else 1):
             raise PlanError(f"plan: {where}: {name} needs {needed}; let `pelap prune --plan` fill it in")
-    spec = replacement
     make: dict[str, Callable[[], nn.Module]] = {
         # What is left at the edges is averaged by itself.
         "avg_pool": lambda: nn.AvgPool2d(spec.factor, ceil_mode=True),

@@ -18,18 +18,10 @@ PROGRESS = "progress.json"
 
 
 def save_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> None:
-    """Write atomically.
-
-    Args:
-        folder: Where to.
-        parts: Modules and optimisers by name.
-        progress: A dataclass instance of JSON values.
-    """
-    tensors = {
-        f"{name}/{key}": tensor for name, part in parts.items() for key, tensor in _tensors(part).items()
-    }
+    """Write modules and optimisers by name, and a dataclass instance of JSON values; atomically."""
+    tensors = {f"{name}/{key}": t.cpu() for name, part in parts.items() for key, t in _tensors(part).items()}
     with files.atomic_dir(folder) as partial:
-        files.save_tensors(partial / TENSORS, {key: tensor.cpu() for key, tensor in tensors.items()})
+        files.save_tensors(partial / TENSORS, tensors)
         files.write_json(partial / PROGRESS, vars(progress))
 
 

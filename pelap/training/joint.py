@@ -16,10 +16,16 @@ from pelap.masking.collapse import summarise
 from pelap.masking.observation import Observer, Thresholds
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.schedule import alphas_cumprod
-from pelap.training.objective import Schedule, StepNoise, autoencoder_losses, draw_step_noise, joint_losses
-from pelap.training.parallel import Training
-from pelap.training.posteriors import Posteriors, frozen_posteriors
-from pelap.training.prefetch import prefetch
+from pelap.training.objective import (
+    Posteriors,
+    Schedule,
+    StepNoise,
+    autoencoder_losses,
+    draw_step_noise,
+    frozen_posteriors,
+    joint_losses,
+)
+from pelap.training.parallel import Training, prefetch
 from pelap.training.trainer import (
     Losses,
     LossFunction,
@@ -59,7 +65,7 @@ def joint_training(
         checkpoint: Folder of the resume state, read and written; None: nothing is kept.
 
     Returns:
-        The model to keep (the moving average where there is one), and the logged history.
+        The model to keep (the moving average where there is one), and what was logged.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -143,12 +149,9 @@ class _JointTraining:
 
     def inputs(self, step: int) -> Iterator[StepInputs]:
         """What the steps are given from `step` on, on the CPU."""
-        size, flip, per_epoch = (
-            self.params.batch_size,
-            self.params.horizontal_flip,
-            self.schedule.steps_per_epoch,
-        )
-        indices = indices_from(len(self.images), size, self.seed, "train-order", flip, step, per_epoch)
+        size, flip = self.params.batch_size, self.params.horizontal_flip
+        order = len(self.images), size, self.seed, "train-order", flip, step
+        indices = indices_from(*order, self.schedule.steps_per_epoch)
         for index, chosen in enumerate(indices, start=step):
             stream = generator(self.seed, "train-prompts", index)
             tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
@@ -156,7 +159,6 @@ class _JointTraining:
             yield StepInputs(chosen, random, torch.tensor(self.schedule.at(index).sparsity_weight))
 
     def losses_at(self, step: int) -> LossFunction:
-        """The losses of the phase that a step is in."""
         phase = self.schedule.at(step)
         if self.model.mask is not None:
             self.model.mask.started.fill_(phase.masked)
@@ -184,8 +186,8 @@ class _JointTraining:
                 self.model.vae.load_state_dict(current.vae.state_dict())
             self.model.vae.requires_grad_(False)
         num_draws = (self.schedule.num_steps - self.schedule.vae_steps) * self.params.batch_size
-        flip, precision = self.params.horizontal_flip, self.params.precision
-        return frozen_posteriors(self.model, self.images, flip, num_draws, precision)
+        how = self.params.horizontal_flip, num_draws, self.params.precision
+        return frozen_posteriors(self.model, self.images, *how)
 
     def validate(self, epoch: int) -> None:
         """A row of `validation.csv`: losses and collapse of the model to keep, on test pictures."""
@@ -225,22 +227,17 @@ class _Validation:
         seed, size, record = model.info.seed, params.batch_size, params.execution != "eager"
         self._observer = Observer(model, unseen.images, seed, size, record=record, labels=unseen.labels)
 
-        def noise(index: int, labels: torch.Tensor) -> StepNoise:
-            return draw_step_noise(model, len(labels), seed, "validate", index, model.tokens_for(labels))
-
-        self._batches = [
-            (images, to_device(noise(index, labels), images.device))
-            for index, (images, labels) in enumerate(
-                zip(unseen.images.split(size), unseen.labels.split(size), strict=True)
-            )
-        ]
+        self._batches: list[tuple[torch.Tensor, StepNoise]] = []
+        splits = zip(unseen.images.split(size), unseen.labels.split(size), strict=True)
+        for index, (images, labels) in enumerate(splits):
+            noise = draw_step_noise(model, len(labels), seed, "validate", index, model.tokens_for(labels))
+            self._batches.append((images, to_device(noise, images.device)))
+        weights = params.kl_weight, sparsity_weight
 
         def losses(batch: tuple[torch.Tensor, StepNoise]) -> Losses:
             images, random = batch
             with autocast(images.device, params.precision):
-                return joint_losses(
-                    model, to_float(images), random, params.kl_weight, sparsity_weight, alphas
-                )
+                return joint_losses(model, to_float(images), random, *weights, alphas)
 
         self._losses_of = Graphed(losses, alphas.device, record)
 

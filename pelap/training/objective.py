@@ -1,17 +1,30 @@
-"""What joint training minimises, for every variant (PeLAP-A, section 3), and the phases of a run."""
+"""What joint training minimises, for every variant (PeLAP-A, section 3), and the phases of a run.
+
+An autoencoder that no longer learns is asked about every picture once, where that is less work, and its
+posteriors are looked up afterwards.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch.nn import functional as F
 
 from pelap.config import TrainParams, VariantParams
+from pelap.core.device import autocast
 from pelap.core.rng import generator
+from pelap.data.dataset import BatchIndices, gather_batch, to_float
 from pelap.diffusion.loss import add_noise_to, noise_error
 from pelap.models.latent_diffusion import LatentDiffusion, Posterior
 from pelap.training.trainer import Losses, cosine
+
+TABLE_BYTES = 2**30  # larger tables are not made: batches are encoded as they come
+TABLE_BATCH_SIZE = 256  # pictures that are encoded together for a table
+
+Posteriors: TypeAlias = Callable[[BatchIndices], Posterior]
+"""From picked pictures, mirrored or not, to their posterior."""
 
 
 class StepNoise(NamedTuple):
@@ -66,21 +79,14 @@ def joint_losses(
     alphas: torch.Tensor,
     posterior: Posterior | None = None,
 ) -> Losses:
-    """Loss terms on pictures (B, 3 or 1, H, W) in [-1, 1].
+    """Loss terms on pictures (B, 3 or 1, H, W) in [-1, 1]; `alphas` (T,) is alpha-bar.
 
     ``loss`` = recon + kl_weight * kl + noise + sparsity_weight * sparsity, with recon and noise as mean
     squared errors and sparsity as the mean cost of the gates. ``mean_mask`` is the mean of their values.
     Each term reaches the parts that the variant's `encoder_losses` and `mask_losses` name.
 
-    Args:
-        model: Which.
-        images: The pictures.
-        random: Of the step.
-        kl_weight: See above.
-        sparsity_weight: See above.
-        alphas: Alpha-bar (T,) of the forward process.
-        posterior: The pictures', by an autoencoder that does not learn. Where no mask learns from the
-            reconstruction either, nothing does, and its terms are left out.
+    A `posterior` is the pictures' by an autoencoder that does not learn. Where no mask learns from the
+    reconstruction either, nothing does, and its terms are left out.
     """
     encoded = model.encoded(model.posterior(images) if posterior is None else posterior, random.posterior)
     masked = model.mask is not None and "reconstruction" in model.info.variant.mask_losses
@@ -112,6 +118,42 @@ def denoising_losses(
     gates = model.reached_by("sparsity", latents, uniform)[1]
     loss = noise + sparsity_weight * gates.open_probability.mean()
     return {"loss": loss, "noise": noise, "mean_mask": gates.values.mean()}
+
+
+def frozen_posteriors(
+    model: LatentDiffusion, images: torch.Tensor, flip: bool, num_draws: int, precision: str
+) -> Posteriors:
+    """Posteriors by a model's autoencoder as it is now.
+
+    They are looked up in a table of all pictures, and of their mirror images where these are asked for, if
+    that costs fewer encodings than `num_draws` and fits into `TABLE_BYTES`.
+
+    Args:
+        model: In evaluation or training mode; its autoencoder must not change any more.
+        images: Training pictures (N, 3 or 1, H, W) uint8, on the model's device.
+        flip: Whether pictures are mirrored.
+        num_draws: How many pictures will be picked.
+        precision: Of the encoder, see `pelap.core.device.autocast`.
+    """
+
+    @torch.no_grad()
+    def encode(pictures: torch.Tensor) -> Posterior:
+        with autocast(images.device, precision):
+            return Posterior(*(each.float() for each in model.posterior(pictures)))
+
+    sides = (False, True) if flip else (False,)
+    num_values = 2 * len(sides) * len(images) * torch.Size(model.latent_shape).numel()
+    if num_draws <= len(sides) * len(images) or 4 * num_values > TABLE_BYTES:
+        return lambda indices: encode(gather_batch(images, indices))
+
+    def encode_all(mirrored: bool) -> Posterior:
+        chunks = images.split(TABLE_BATCH_SIZE)
+        encoded = [encode(to_float(chunk.flip(-1) if mirrored else chunk)) for chunk in chunks]
+        return Posterior(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))
+
+    tables = Posterior(*(torch.stack(parts) for parts in zip(*map(encode_all, sides), strict=True)))
+    # (sides, N, C, h, w)
+    return lambda indices: Posterior(*(table[indices.mirrored.long(), indices.indices] for table in tables))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Several trainings side by side in one process."""
+"""What goes on side by side in one process: several trainings, and the making of what steps are given."""
 
 import gc
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from threading import Event, Lock
@@ -9,8 +10,12 @@ from traceback import format_tb
 from typing import TypeAlias, TypeVar
 
 import torch
+from torch.utils._pytree import tree_map
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PREFETCHED = 8  # items that are made ahead
 
 Training: TypeAlias = Generator[None, None, Result]
 """A training that yields before its first step and after every one, and returns its result.
@@ -123,3 +128,33 @@ def _in_threads(works: Sequence[Work[Result]], at_once: int) -> None:
                 stop.set()
     finally:
         torch.set_num_threads(num_threads)
+
+
+def prefetch(items: Iterator[Item], device: torch.device) -> Iterator[Item]:
+    """The same items; for a CUDA device a thread makes them ahead, in memory that the device copies from.
+
+    Args:
+        items: Trees of CPU tensors; making them must not use the device.
+        device: Where they will be used.
+    """
+    return _prefetched(items) if device.type == "cuda" else items
+
+
+def _prefetched(items: Iterator[Item], pin: bool = True) -> Iterator[Item]:
+    def make() -> list[Item]:
+        """The next item, or none behind the last one."""
+        return [_pinned(item) if pin else item for item in islice(items, 1)]
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = deque(pool.submit(make) for _ in range(PREFETCHED))
+        try:
+            while made := ahead.popleft().result():
+                ahead.append(pool.submit(make))
+                yield made[0]
+        finally:  # nobody wants more
+            pool.shutdown(cancel_futures=True)
+
+
+def _pinned(item: Item) -> Item:
+    pinned: Item = tree_map(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, item)
+    return pinned

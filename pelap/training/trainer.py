@@ -35,8 +35,7 @@ class Optimisation:
 
     num_steps: int
     lr_at: Callable[[int], float]
-    params: TrainParams | DistillParams
-    """Batch size, weight decay, clipping, moving average, precision, execution and how often to log."""
+    params: TrainParams | DistillParams  # batch size, weight decay, moving average, execution and so on
     keep: str | None = None
     """Of the weights that were validated, those are kept at which this figure is least; None: the last."""
     keep_after: int = -1  # weights of steps up to this one are not kept
@@ -162,12 +161,7 @@ class Trainer:
     def validated(self, row: dict[str, float]) -> None:
         """Note what the current weights, of the step in the row, give on data that they do not learn from."""
         self.progress.validation.append(row)
-        if self.kept_step == row["step"]:
-            self.keep_current()
-
-    def keep_current(self) -> None:
-        """Note that the current weights are the best so far."""
-        if self.best is not None:
+        if self.best is not None and self.kept_step == row["step"]:
             self.best.load_state_dict(self.current.state_dict())
 
     def state(self) -> dict[str, Any]:
@@ -210,7 +204,9 @@ class Trainer:
                     saved_at = time.monotonic()
                 yield
         self._recorded = None  # with the memory of its graph
-        self._demand_finite_weights()
+        # The losses were computed before the last update, which may have been the one too many.
+        for tensor in self.kept.state_dict().values():
+            self.demand_finite({"weights": float(tensor.float().sum())})
 
     def save(self) -> None:
         """Write the checkpoint that the next `Trainer` of the same configuration goes on from."""
@@ -218,22 +214,10 @@ class Trainer:
             save_checkpoint(self.checkpoint, self.state(), self.progress)
 
     def demand_finite(self, values: Mapping[str, float]) -> None:
-        """Stop a run that has diverged.
-
-        Args:
-            values: Losses and other figures, by name.
-
-        Raises:
-            TrainingError: One of them is not finite.
-        """
+        """Stop a run that has diverged: raise a `TrainingError` if a figure, by its name, is not finite."""
         for name, value in values.items():
             what = f"{self.label}: the loss is not finite near step {self.progress.step}: {name}"
             finite(value, what, "lower lr (or set precision to fp32) and run again", TrainingError)
-
-    def _demand_finite_weights(self) -> None:
-        # The losses were computed before the last update, which may have been the one too many.
-        for tensor in self.kept.state_dict().values():
-            self.demand_finite({"weights": float(tensor.float().sum())})
 
     def _step(self, losses: LossFunction, inputs: Tree) -> Losses:
         """Take a step; its losses stay where they are computed, for reading them waits for the device."""

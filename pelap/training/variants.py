@@ -98,11 +98,10 @@ def train_variant(
 
 
 def _prompts(params: Params) -> list[str] | None:
-    """What the file of prompts says, if one is named."""
     told = params.conditioning
-    return (
-        None if isinstance(told, NoConditioning) or told.prompts is None else read_prompts(Path(told.prompts))
-    )
+    if isinstance(told, NoConditioning) or told.prompts is None:
+        return None
+    return read_prompts(Path(told.prompts))
 
 
 def _conditioner(params: Params, dataset: ImageDataset, prompts: list[str] | None) -> TextConditioner | None:

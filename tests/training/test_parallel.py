@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -18,8 +19,7 @@ from pelap.data.dataset import save_dataset
 from pelap.pipelines.model_io import load_model
 from pelap.stages import train
 from pelap.stages.shared import Context
-from pelap.training.parallel import train_alone, train_parallel
-from pelap.training.prefetch import _prefetched, prefetch
+from pelap.training.parallel import _prefetched, prefetch, train_parallel
 
 CPU = torch.device("cpu")
 
@@ -35,12 +35,6 @@ def counting(
         log.append(f"{name}{step}")
         yield
     return name
-
-
-def test_alone_takes_all_steps() -> None:
-    log: list[str] = []
-    assert train_alone(counting("a", 2, log)) == "a"
-    assert log == ["a starts", "a0", "a1"]
 
 
 @pytest.mark.parametrize("parallel_variants", [1, 2, 5])
@@ -88,12 +82,8 @@ def test_no_more_than_asked_for_run_at_once_each_with_its_share_of_the_threads()
 @pytest.mark.parametrize("parallel_variants", [1, 2, 3])
 def test_the_others_go_on_when_one_fails(parallel_variants: int) -> None:
     log: list[str] = []
-    trainings = [
-        counting("a", 20, log),
-        counting("bad", 5, log, error_at=3),
-        counting("worse", 5, log, error_at=2),
-        counting("c", 9, log),
-    ]
+    lengths = (("a", 20, None), ("bad", 5, 3), ("worse", 5, 2), ("c", 9, None))
+    trainings = [counting(name, num, log, error_at) for name, num, error_at in lengths]
     with pytest.raises(TrainingError, match="bad failed") as raised:
         train_parallel(trainings, CPU, parallel_variants)
     assert {"a19", "bad2", "worse1", "c8"} <= set(log)
@@ -169,20 +159,18 @@ def test_trainings_take_turns_on_a_gpu() -> None:
 # --- ahead ------------------------------------------------------------------------------------------
 
 
-def test_items_made_ahead_are_the_same_in_order() -> None:
+def test_items_made_ahead_are_the_same_in_order_and_so_is_an_error() -> None:
     items = [(torch.tensor(i), {"x": torch.tensor([i, i])}) for i in range(30)]
     assert [int(item[0]) for item in _prefetched(iter(items), pin=False)] == list(range(30))
     plain = iter(items)
     assert prefetch(plain, CPU) is plain
 
-
-def test_an_error_while_making_ahead_comes_where_the_item_would() -> None:
-    def items() -> Iterator[int]:
+    def breaks_off() -> Iterator[int]:
         yield 1
         yield 2
         raise ValueError("third")
 
-    made = _prefetched(items(), pin=False)
+    made = _prefetched(breaks_off(), pin=False)
     assert [next(made), next(made)] == [1, 2]
     with pytest.raises(ValueError, match="third"):
         next(made)
@@ -201,5 +189,5 @@ def test_nothing_is_made_any_more_once_nobody_wants_it() -> None:
     stream.close()
     num = len(made)
     assert num < 20
-    assert threading.active_count() < 50
+    time.sleep(0.05)
     assert len(made) == num
