@@ -9,7 +9,7 @@ from pelap.core.errors import ConfigError
 from pelap.core.keys import working_folder_on_path
 
 STUDIES = {"compare": "seeds", "study": "collapse", "choosing": "choosing", "tasks": "tasks"}
-"""Commands, and the studies that they summarise: ``python -m workflow.studies.NAME`` is the same."""
+"""Commands, and the studies that they summarise: ``python -m workflow.studies NAME`` is the same."""
 
 
 def summarise(command: str, root: Path, asked: Sequence[str] | None) -> None:

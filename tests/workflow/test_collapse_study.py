@@ -5,11 +5,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from refusals import refusal
 from tiny import ROOT
 
-from pelap.cli import main
 from pelap.config.load import resolved
 from pelap.core import files
 from pelap.core.paths import RunPaths
@@ -61,37 +62,28 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def value(summary: pd.DataFrame, control: str, metric: str, dataset: str = "photos") -> "pd.Series[Any]":
-    keys = (summary["control"] == control) & (summary["metric"] == metric)
-    return summary[keys & (summary["dataset"] == dataset)].iloc[0]
-
-
-def test_summary_equals_the_sums_by_hand(root: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_rows_stand_by_data_set_control_and_metric(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summarise(root)
-    summary = files.read_csv(root / "summary.csv")
+    summary, cells = (files.read_csv(root / name) for name in ("summary.csv", "cells.csv"))
     assert list(summary.columns) == ["control", "dataset", "metric", "mean", "std", "n"]
-    row = value(summary, "pelap-1e-2", "unet_input_std")
-    values = [0.004, 0.008, 0.044]
-    assert row["mean"] == pytest.approx(sum(values) / 3)
-    assert row["std"] == pytest.approx(math.sqrt(sum((v - sum(values) / 3) ** 2 for v in values) / 2))
-    assert set(summary["n"]) == {3}
-    assert value(summary, "baseline", "psnr")["std"] == 0
-
-
-def test_rows_stand_by_data_set_control_and_metric(root: Path) -> None:
-    summarise(root)
-    summary = files.read_csv(root / "summary.csv")
     rows = list(summary[["dataset", "control", "metric"]].itertuples(index=False, name=None))
     nothing = ("pelap-1e-2", "floor_ratio")  # no seed has a value
     expected = [(d, c, m) for d in ("cifar10-jpeg", "photos") for c in CONTROLS for m in METRICS]
     assert rows == [row for row in expected if row[1:] != nothing]
-    cells = files.read_csv(root / "cells.csv")
-    assert list(cells.columns) == ["control", "dataset", "seed", "metric", "value"]
-    assert list(dict.fromkeys(cells["seed"])) == [0, 1, 10]
-    assert len(cells) == 2 * 3 * (len(CONTROLS) * len(METRICS) - 1)
-    assert not cells["value"].isna().any()
+    row = summary.query("control == 'pelap-1e-2' and metric == 'unet_input_std' and dataset == 'photos'")
+    values = np.array([0.004, 0.008, 0.044])
+    assert row[["mean", "std", "n"]].to_numpy()[0] == pytest.approx([values.mean(), values.std(ddof=1), 3])
+    assert list(cells.columns) == CELL_COLUMNS
+    assert list(cells["seed"].unique()) == [0, 1, 10]
+    assert len(cells) == 2 * 3 * (len(CONTROLS) * len(METRICS) - 1) == cells["value"].count()
+    lines = capsys.readouterr().out.splitlines()
+    assert "photos pelap-1e-2: mask collapse 3" in lines
+    assert "photos baseline: healthy 2, partial mask 1" in lines
+    assert lines[-1] == f"6 cells summarised in {root / 'summary.csv'}"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_fewer_than_three_seeds_are_left_out_and_named(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,21 +94,10 @@ def test_fewer_than_three_seeds_are_left_out_and_named(
     broken.loc[0, "floor_ratio"] = math.inf
     files.write_csv(run.collapse_table, broken)
     summarise(root)
-    summary = files.read_csv(root / "summary.csv")
-    assert set(summary["n"]) == {3}
-    assert (
-        "left out, fewer than 3 seeds: cifar10-jpeg baseline (floor_ratio), photos unit-variance, svhn\n"
-        in (capsys.readouterr().out)
-    )
-    assert len(files.read_csv(root / "cells.csv").query("dataset == 'svhn'")) > 0
-
-
-def test_verdicts_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summarise(root)
-    lines = capsys.readouterr().out.splitlines()
-    assert "photos pelap-1e-2: mask collapse 3" in lines
-    assert "photos baseline: healthy 2, partial mask 1" in lines
-    assert lines[-1] == f"6 cells summarised in {root / 'summary.csv'}"
+    assert set(files.read_csv(root / "summary.csv")["n"]) == {3}
+    assert "svhn" in set(files.read_csv(root / "cells.csv")["dataset"])
+    few = "cifar10-jpeg baseline (floor_ratio), photos unit-variance, svhn"
+    assert f"left out, fewer than 3 seeds: {few}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -124,31 +105,24 @@ def test_verdicts_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         ("collapse/collapse.csv", "", "not a readable CSV table"),
         ("collapse/collapse.csv", "variant,verdict\na,b\n", "lacks the columns reason, mean_mask"),
-        ("collapse/collapse.csv", None, "no numbers in the columns mean_mask"),
+        ("collapse/collapse.csv", {"mean_mask": "much"}, "no numbers in the columns mean_mask"),
+        ("collapse/collapse.csv", {"variant": "baseline"}, "a variant has no name or two rows"),
         ("evaluate/metrics.json", "{", "not valid JSON"),
         ("evaluate/metrics.json", "{}", "lacks baseline, pelap-1e-2"),
         ("evaluate/metrics.json", '{"baseline": 3}', "expected a mapping of metrics"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(
-    root: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | dict[str, str], message: str
 ) -> None:
-    path = root / "photos" / "seed0" / file
-    if content is None:
-        files.write_csv(path, files.read_csv(path).assign(mean_mask="much"))
-    else:
+    path = write_cell(tmp_path, "photos", 0).root / file
+    if isinstance(content, str):
         path.write_text(content)
-    assert main(["study", "--root", str(root)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"pelap: error: {path}: ")
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_a_control_with_two_rows_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_cell(root, "photos", 0, ("baseline", "baseline"))
-    assert main(["study", "--root", str(root)]) == 2
-    assert "two rows" in capsys.readouterr().err
+    else:
+        files.write_csv(path, files.read_csv(path).assign(**content))
+    said = refusal(capsys, "study", "--root", tmp_path)
+    assert said.startswith(f"{path}: ")
+    assert message in said
 
 
 def test_figure_has_a_row_of_panels_per_data_set(root: Path) -> None:
@@ -156,9 +130,7 @@ def test_figure_has_a_row_of_panels_per_data_set(root: Path) -> None:
     assert (root / "summary.png").read_bytes().startswith(b"\x89PNG")
     cells, summary = files.read_csv(root / "cells.csv"), files.read_csv(root / "summary.csv")
     figure = figures.study_figure(cells, summary, {"photos": 50.0})
-    assert len(figure.axes) == 2 * len(figures.PANELS)
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == list(CONTROLS)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(CONTROLS)
     for axis, panel in zip(figure.axes, 2 * figures.PANELS, strict=True):
         assert axis.get_xscale() == ("log" if panel.log else "linear")
     assert figure.axes[4].get_xlim()[0] == 0
@@ -177,10 +149,6 @@ def test_figure_of_values_that_a_logarithm_has_not(seeds: int) -> None:
     assert bool(len(summary)) == (seeds >= 3)
     assert bool(len(few)) == (seeds < 3)
     to_png(figures.study_figure(cells, summary, {}))
-
-
-def test_names_of_families() -> None:
-    assert [figures.family(name) for name in CONTROLS] == ["baseline", "pelap", "invariant", "unit"]
 
 
 @pytest.mark.parametrize("name", ["collapse_study", "collapse_study_gpu"])

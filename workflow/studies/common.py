@@ -4,8 +4,7 @@ A cell is a run folder ``DATASET/seedN`` below a study's root, of tasks and part
 long table has a value a row: dataset, seed, model, metric, value, and what else tells its rows apart.
 """
 
-import argparse
-import importlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,36 +15,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 from scipy import stats
 
 from pelap.config.load import read_yaml
 from pelap.core import files
-from pelap.core.errors import DataError, PelapError
-from pelap.core.paths import RunPaths
+from pelap.core.errors import DataError
+from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report import tables
-from pelap.report.figures.style import to_png
-from pelap.report.tables import PRUNED, is_distance
+from pelap.report.figures.style import MUTED, legend, literal, panels, to_png
+from pelap.report.tables import MINUS, PRUNED, is_distance
 
 SEED = re.compile(r"seed(\d+)")
-PATTERN, NAMED_PATTERN = "*/seed*", "*/*/seed*"
+CELLS, NAMED_CELLS = "DATASET/seedN", "TASK/DATASET/seedN"  # where the cells are below a study's root
 LONG = ["dataset", "seed", "model", "metric", "value"]
 CONFIDENCE = 0.95
 _OWN = ("dataset", "seed")  # parameters in which the cells of a grid differ
 _ROUNDING = 1e-12  # relative size below which a spread of differences is rounding, not data
-
-
-def command_line(name: str) -> None:
-    """``python -m workflow.studies.NAME --root DIR --cells ...``: summarise a study."""
-    study = importlib.import_module(f"workflow.studies.{name}")
-    parser = argparse.ArgumentParser(prog=f"python -m {study.__name__}", description=study.__doc__)
-    parser.add_argument("--root", type=Path, default=Path(study.ROOT), metavar="DIR", help="[%(default)s]")
-    parser.add_argument("--cells", nargs="+", metavar="CELL", help="these alone [all finished ones]")
-    args = parser.parse_args()
-    try:
-        importlib.import_module(f"{study.__name__}.summarise").summarise(args.root, args.cells)
-    except PelapError as error:
-        parser.exit(2, f"error: {error}\n")
 
 
 def place_of(run: RunPaths) -> tuple[str, int]:
@@ -54,7 +42,7 @@ def place_of(run: RunPaths) -> tuple[str, int]:
 
 
 def finished_cells(
-    root: Path, needs: Iterable[str], target: str, asked: Sequence[str] | None = None, pattern: str = PATTERN
+    root: Path, needs: Iterable[str], target: str, asked: Sequence[str] | None = None, where: str = CELLS
 ) -> list[RunPaths]:
     """The cells that a summary is of, by data set and seed: those asked for, or all that are finished.
 
@@ -66,46 +54,41 @@ def finished_cells(
         needs: Files that a finished cell has, by their names in `RunPaths`.
         target: Of Snakemake, which makes the cells.
         asked: Paths of cells from `root`.
-        pattern: Where cells are without being asked for.
+        where: What such a path looks like.
 
     Raises:
         DataError: There is none, one that was asked for is not finished, or cells of one data set were made
             with different parameters.
     """
-    where = pattern.replace("*/*", "TASK/*").replace("seed*", "seedN").replace("*", "DATASET")
     for name in asked or ():
-        if Path(name).is_absolute() or not _is_cell(Path(name), pattern):
+        if Path(name).is_absolute() or not _is_cell(Path(name), where):
             raise DataError(f"--cells: {name} is no {where} below {root}; correct it")
-    folders = {root / name for name in asked} if asked else set(filter(Path.is_dir, root.glob(pattern)))
-    runs = [RunPaths(folder) for folder in folders if _is_cell(folder.relative_to(root), pattern)]
+    there = filter(Path.is_dir, root.glob("*/" * where.count("/") + "seed*"))
+    folders = {root / name for name in asked} if asked else set(there)
+    runs = [RunPaths(folder) for folder in folders if _is_cell(folder.relative_to(root), where)]
     runs.sort(key=lambda run: (run.root.parent, place_of(run)))
     done = [run for run in runs if all(getattr(run, name).is_file() for name in needs)]
-    unfinished = [str(run.root.relative_to(root)) for run in runs if run not in done]
+    unfinished = ", ".join(str(run.root.relative_to(root)) for run in runs if run not in done)
     if asked and unfinished:
-        raise DataError(f"--cells: not finished in {root}: {', '.join(unfinished)}; make or leave out these")
+        raise DataError(f"--cells: not finished in {root}: {unfinished}; make or leave out these")
     if unfinished:
-        print(f"not finished: {', '.join(unfinished)}")
+        print(f"not finished: {unfinished}")
     if not done:
         raise DataError(f"{root}: no finished {where} here; run `snakemake --cores 4 {target}` first")
-    _demand_same_parameters(root, done)
-    return done
-
-
-def _is_cell(path: Path, pattern: str) -> bool:
-    return len(path.parts) == len(Path(pattern).parts) and SEED.fullmatch(path.name) is not None
-
-
-def _demand_same_parameters(root: Path, runs: Sequence[RunPaths]) -> None:
-    """Refuse to average what was made differently; each data set may have parameters of its own."""
-    others = _differences(root, runs, _parameters)
+    others = _differences(root, done, _parameters)
     if others:
         raise DataError(
             f"{root}: made with other parameters: {others}; name the cells that belong together with "
             "--cells, or make them anew"
         )
-    others = _differences(root, runs, _keys)
+    others = _differences(root, done, _keys)
     if others:
         print(f"made of other code or files, and taken together: {others}")
+    return done
+
+
+def _is_cell(path: Path, where: str) -> bool:
+    return len(path.parts) == where.count("/") + 1 and SEED.fullmatch(path.name) is not None
 
 
 def _differences(
@@ -148,26 +131,16 @@ def _parsed(file: Path) -> Any:
         return read_yaml(file)
 
 
-def demand_alike(runs: Sequence[RunPaths], differing: Callable[[RunPaths, RunPaths], list[str]]) -> None:
-    """Refuse cells whose numbers do not compare.
-
-    Args:
-        runs: The first is what the others are held against.
-        differing: Names of what the first of two has otherwise than the second.
-    """
-    for run in runs[1:]:
-        names = differing(run, runs[0])
+def demand_alike(stated: Mapping[RunPaths, Mapping[str, Any]]) -> None:
+    """Refuse cells whose numbers do not compare: each has to state what the first of them does."""
+    (first, expected), *others = stated.items()
+    for run, own in others:
+        names = [key for key, value in own.items() if value != expected[key]]
         if names:
             raise DataError(
                 f"{run.evaluate_protocol}: another {' and '.join(names)} than in "
-                f"{runs[0].evaluate_protocol}; evaluate both alike"
+                f"{first.evaluate_protocol}; evaluate both alike"
             )
-
-
-def differing(run: RunPaths, other: RunPaths, keys: Iterable[str]) -> list[str]:
-    """The keys that the protocols of two evaluations have otherwise."""
-    ours, theirs = (files.read_mapping(each.evaluate_protocol) for each in (run, other))
-    return [key for key in keys if ours.get(key) != theirs.get(key)]
 
 
 @dataclass(frozen=True)
@@ -190,33 +163,21 @@ class PrunedCell:
 def pruned_cell(
     run: RunPaths, students: Iterable[str], keys: Iterable[str], null: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The fields of `PrunedCell`, checked so far that every model has its distance.
-
-    Args:
-        run: The cell.
-        students: Who has to be evaluated beside the dense model and the pruned ones.
-        keys: What has to be known of each plan.
-        null: The same, where null will do.
+    """The fields of `PrunedCell`, where every model and all these `students` have its distance.
 
     Raises:
-        DataError: One line: what is missing where.
+        DataError: One line: what is missing where; of a plan one of `keys`, or of `null`, where null will do.
     """
-    dense, metrics = (
-        files.read_mapping(run.evaluate_protocol, ["scored_variant"])["scored_variant"],
-        files.read_metrics(run.metrics),
-    )
+    dense = files.read_mapping(run.evaluate_protocol, ["scored_variant"])["scored_variant"]
+    metrics = files.read_metrics(run.metrics)
     if not isinstance(dense, str):
         raise DataError(f"{run.evaluate_protocol}: names no scored variant; evaluate again with models: all")
     metric = next((name for name in metrics.get(dense, {}) if is_distance(name)), None)
     if metric is None:
         raise DataError(f"{run.metrics}: no Frechet distance of {dense}; evaluate again with models: all")
-    plans = files.read_mapping(run.prune_result)
+    plans = files.read_mappings(run.prune_result, (*keys, *null), "prune again")
     for plan, result in plans.items():
-        known = result if isinstance(result, dict) else {}
-        absent = [
-            *(key for key in keys if known.get(key) is None),
-            *(key for key in null if key not in known),
-        ]
+        absent = [key for key in keys if result[key] is None]
         if absent:
             raise DataError(f"{run.prune_result}: {plan}: lacks {', '.join(absent)}; prune again")
     wanted = [dense, *(f"{PRUNED}-{plan}" for plan in plans), *students]
@@ -224,14 +185,7 @@ def pruned_cell(
     if absent:
         raise DataError(f"{run.metrics}: lacks {metric} of {', '.join(absent)}; evaluate again")
     dataset, seed = place_of(run)
-    return {
-        "dataset": dataset,
-        "seed": seed,
-        "metric": metric,
-        "dense": dense,
-        "metrics": metrics,
-        "plans": plans,
-    }
+    return dict(dataset=dataset, seed=seed, metric=metric, dense=dense, metrics=metrics, plans=plans)
 
 
 def long_table(run: RunPaths, values: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -249,30 +203,34 @@ def of_dataset(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table[table["dataset"] == name]
 
 
-def over_seeds(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation (of a sample) and number of seeds.
+def real_distance(cells: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Distance of real pictures by data set, mean over seeds of a long table."""
+    rows = cells[(cells["model"] == REAL_ROW) & (cells["metric"] == metric)]
+    return {str(name): float(own["value"].mean()) for name, own in rows.groupby("dataset")}
 
-    Args:
-        table: A long table; missing and infinite values are not counted.
-        keys: Columns that tell its rows apart, beside the seed.
+
+def over_seeds(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (of a sample) and number of seeds of a long table.
 
     Returns:
-        Columns `keys`, mean, std (NaN of a single seed), n: a row a group, in order of appearance.
+        Columns `keys` (which tell rows apart, beside the seed), mean, std (NaN of a single seed), n: a row a
+        group, in order of appearance. Missing and infinite values are not counted.
     """
     groups = table[np.isfinite(table["value"])].groupby(list(keys), sort=False)["value"]
-    rows = [(*names, own.mean(), own.std(ddof=1), len(own)) for names, own in groups]
+    rows = [(*names, own.mean(), own.std(), len(own)) for names, own in groups]
     return pd.DataFrame(rows, columns=[*keys, "mean", "std", "n"])
 
 
-def wide_over_seeds(table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """The same of several columns: `keys`, then ``<column>_mean`` and ``<column>_std`` of each."""
+def wide_over_seeds(
+    table: pd.DataFrame, keys: Sequence[str], columns: Sequence[str], counted: str
+) -> pd.DataFrame:
+    """The same of several columns: `keys`, n of `counted`, ``<column>_mean`` and ``<column>_std`` of each."""
+    moments = [(name, end) for name in columns for end in ("mean", "std")]
     rows = [
-        [*names, *(moment for name in columns for moment in (own[name].mean(), own[name].std(ddof=1)))]
+        [*names, own[counted].count(), *(getattr(own[name], end)() for name, end in moments)]
         for names, own in table.groupby(list(keys), sort=False)
     ]
-    return pd.DataFrame(
-        rows, columns=[*keys, *(f"{name}_{end}" for name in columns for end in ("mean", "std"))]
-    )
+    return pd.DataFrame(rows, columns=[*keys, "n", *map("_".join, moments)])
 
 
 def p_value(differences: ArrayLike, scale: float) -> float:
@@ -296,18 +254,52 @@ def half_interval(values: "pd.Series[float]") -> float:
 
 
 def verdict(difference: float, bound: float) -> str | None:
-    """A paired difference (positive is worse) in words.
+    """A paired difference (positive is worse) in words, as `pelap.report.tables.verdict`; None for no bound.
 
     Args:
         difference: Its mean over seeds.
         bound: What it has to exceed to be called one; NaN where there is none.
-
-    Returns:
-        As `pelap.report.tables.verdict`; None without a bound.
     """
     if np.isnan(difference) or np.isnan(bound):
         return None
     return tables.verdict(difference, bound)
+
+
+def panel_grid(
+    rows: Iterable[Any], columns: Iterable[Any], size: tuple[float, float], sharey: bool = False
+) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
+    """A figure with a panel for each row and column: its axis, and what it is of."""
+    rows, columns = list(rows), list(columns)
+    figure, axes = panels(len(columns), size, rows=len(rows), sharey=sharey)
+    places = itertools.product(rows, columns)
+    return figure, [(axis, row, column) for axis, (row, column) in zip(axes, places, strict=True)]
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], ncols: int, **look: Any) -> None:
+    """One legend of all panels."""
+    legend(figure, handles=handles, loc="outside lower center", ncols=ncols, **look)
+
+
+def mark(label: str, **look: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], label=literal(label), **({"linestyle": "none", "color": MUTED} | look))
+
+
+def around_zero(axis: Axes, which: str, linear: float, room: float, ticks: Sequence[float]) -> None:
+    """An axis with plain numbers that is logarithmic beyond `linear` to either side of 0.
+
+    Args:
+        axis: Where to draw.
+        which: ``x`` or ``y``.
+        linear: Where the logarithmic parts begin.
+        room: Of each half of the linear part, in decades.
+        ticks: Above 0, rising; they are mirrored.
+    """
+    getattr(axis, f"set_{which}scale")("symlog", linthresh=linear, linscale=room)
+    side = axis.xaxis if which == "x" else axis.yaxis
+    side.set_major_locator(FixedLocator([*(-tick for tick in reversed(ticks)), 0.0, *ticks]))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
 
 
 def seed_dots(
@@ -319,10 +311,10 @@ def seed_dots(
         axis: Its vertical axis runs down, a row a unit.
         place: Of the row.
         values: Of the seeds.
-        mean: NaN: none is drawn.
-        std: Length of the bars, or one of each; what is not finite is not drawn.
+        mean: None is drawn of NaN.
+        std: Length of the bars, or one of each; none are drawn of what is not finite.
         gap: Between the seeds and the mean.
-        look: color, marker and markerfacecolor of the mean, and what else `errorbar` takes.
+        look: Of the mean: color, marker, markerfacecolor, and what else `errorbar` takes.
     """
     look = {"markersize": 7, "markeredgewidth": 1.5, "capsize": 3, "elinewidth": 1.5} | look
     axis.plot(values, [place - gap * 2 / 3] * len(values), "o", color=look["color"], alpha=0.6,

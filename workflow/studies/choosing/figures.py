@@ -8,33 +8,28 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from pelap.report.figures.labels import Label, place
-from pelap.report.figures.style import (
-    INK,
-    MUTED,
-    PAPER,
-    legend,
-    literal,
-    log_scale,
-    nothing,
-    panels,
-    shortened,
-    titles,
-)
+from pelap.report.figures.style import INK, MUTED, PAPER, literal, log_scale, nothing, shortened, titles
 from pelap.report.tables import CACHED, MINUS, column, split_row
 from workflow.studies.choosing.plans import Cell
 from workflow.studies.choosing.tables import several, shared_amount
-from workflow.studies.common import of_dataset, rows_down, seed_dots
+from workflow.studies.common import (
+    around_zero,
+    legend_below,
+    mark,
+    of_dataset,
+    panel_grid,
+    rows_down,
+    seed_dots,
+)
 
-FAMILIES: dict[str, tuple[str, ...]] = {
+FAMILIES: dict[str, tuple[str, ...]] = {  # of the methods of presets/choosing.yaml, by what they go by
     "LD-Pruner's score or its terms": ("ld-pruner", "avg", "std", "product"),
     "its score and the time saved": ("per-ms", "knapsack"),
     "its score, in rounds": ("greedy", "greedy-knapsack"),
     "another criterion": ("random", "magnitude", "taylor", "output-error", "similarity"),
 }
-"""The methods of presets/choosing.yaml by what they go by; a method of another name is in none."""
 OTHERS = "other methods"
 _STYLES = (("#0072b2", "o"), ("#009e73", "D"), ("#d55e00", "s"), ("#aa4499", "^"), ("#997700", "v"))
 _LOOKS = dict(zip((*FAMILIES, OTHERS), _STYLES, strict=True))  # colour and marker of a family
@@ -42,8 +37,7 @@ _DASHED: Any = (0, (4, 2.5))
 _RIVALS = ("s", "D", ">", "P", "X")  # markers of what saves time without pruning
 _FAR = 4  # ratio of the greatest to the least value from which on an axis is logarithmic
 _ROW = 0.28  # height of a method in inches
-_STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
-"""Ticks of an axis that is linear around 0 and logarithmic beyond, to either side."""
+_STEPS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)  # ticks to either side of 0
 _TIMES = {"before": "before fine-tuning", "after": "after fine-tuning"}
 _FIELDS = {"before": "fd_pruned", "after": "fd_tuned"}
 _WHOSE = {"before": "the dense model's", "after": "the control's"}  # whose distance is taken away
@@ -59,20 +53,15 @@ def threshold_figure(
 ) -> Figure:
     """Distance against the time saved, for methods with several amounts, before and after further training.
 
-    Args:
-        methods: From `workflow.studies.choosing.tables.method_table`.
-        rivals: From `rival_table`.
-        cells: For the dense model's and the control's distances.
-        metric: The Frechet distance.
+    By `method_table` and `rival_table`; the cells are for the dense model's and the control's distances.
     """
     datasets = list(dict.fromkeys(cell.dataset for cell in cells))
-    figure, axes = panels(len(datasets), (0.8 + 5.2 * max(2, len(datasets)), 7.6), rows=2)
+    figure, places = panel_grid(_TIMES, datasets, (0.8 + 5.2 * max(2, len(datasets)), 7.6))
     curves = methods[methods.groupby("method")["amount"].transform("nunique") > 1]
     rivals = _beside(rivals, cells[0]).dropna(subset=["time_saved_mean", "fd_mean"])
     kinds = _kinds(rivals, cells[0])
     time, distance = "time saved (%): of a UNet pass; grey: of a picture", column(metric)
-    places = [(when, dataset) for when in _TIMES for dataset in datasets]
-    for axis, (when, dataset) in zip(axes, places, strict=True):
+    for axis, when, dataset in places:
         lines, points = of_dataset(curves, dataset), of_dataset(rivals, dataset)
         _levels(axis, [cell for cell in cells if cell.dataset == dataset], metric)
         for row in points.to_dict(orient="records"):
@@ -82,13 +71,13 @@ def threshold_figure(
         title = f"{literal(dataset)}, {_TIMES[when]}"
         titles(axis, title, time, f"{distance.title} ({distance.unit})")
         log_scale(axis, [*lines[f"{_FIELDS[when]}_mean"], *points["fd_mean"]], least=_FAR)
-    for above, below in zip(axes[: len(datasets)], axes[len(datasets) :], strict=True):
-        reach = [*above.get_xlim(), *below.get_xlim()]
-        for axis in (above, below):
+    for dataset in datasets:
+        column_of_axes = [axis for axis, _, name in places if name == dataset]
+        reach = [end for axis in column_of_axes for end in axis.get_xlim()]
+        for axis in column_of_axes:
             axis.set_xlim(min(reach), max(reach))
-    handles = list(_threshold_handles(curves, cells[0], kinds))
-    legend(figure, handles=handles, loc="outside lower center", ncols=3, fontsize=9.5)
-    for axis, (when, dataset) in zip(axes, places, strict=True):
+    legend_below(figure, list(_threshold_handles(curves, cells[0], kinds)), 3, fontsize=9.5)
+    for axis, when, dataset in places:
         _label(axis, of_dataset(curves, dataset), of_dataset(rivals, dataset), f"{_FIELDS[when]}_mean")
     return figure
 
@@ -146,24 +135,19 @@ def _point(axis: Axes, row: Mapping[Any, Any], x: str, y: str, **look: Any) -> N
     )  # fmt: skip
 
 
-def _mark(label: str, **look: Any) -> Line2D:
-    """An entry of a legend."""
-    return Line2D([], [], label=literal(label), **({"linestyle": "none", "color": MUTED} | look))
-
-
 def _threshold_handles(
     curves: pd.DataFrame, cell: Cell, kinds: Mapping[str, tuple[str, str]]
 ) -> Iterator[Line2D]:
     """Of methods, of the levels, and of what saves time without pruning."""
     for method in dict.fromkeys(curves["method"]):
         colour, marker = _LOOKS[family_of(method)]
-        yield _mark(shortened(str(method)), color=colour, marker=marker, markersize=7, linestyle="-")
-    yield _mark("dense", color=INK, linewidth=1.0, linestyle=_DASHED)
+        yield mark(shortened(str(method)), color=colour, marker=marker, markersize=7, linestyle="-")
+    yield mark("dense", color=INK, linewidth=1.0, linestyle=_DASHED)
     if cell.control is not None:
         text = f"{shortened(cell.control)}: trained as long, mean ± std"
-        yield _mark(text, linewidth=7, alpha=0.4, linestyle="-")
+        yield mark(text, linewidth=7, alpha=0.4, linestyle="-")
     for marker, text in dict.fromkeys(kinds.values()):
-        yield _mark(text, marker=marker, markersize=5.5)
+        yield mark(text, marker=marker, markersize=5.5)
 
 
 def _label(axis: Axes, curves: pd.DataFrame, rivals: pd.DataFrame, field: str) -> None:
@@ -181,18 +165,13 @@ def _label(axis: Axes, curves: pd.DataFrame, rivals: pd.DataFrame, field: str) -
 
 
 def methods_figure(plans: pd.DataFrame, methods: pd.DataFrame, metric: str) -> Figure:
-    """What each method costs at the amount that most have: seeds as dots, mean and standard deviation.
-
-    Args:
-        plans: From `plan_table`.
-        methods: From `method_table`.
-        metric: The Frechet distance.
-    """
+    """What each method costs at the amount that most have, by `plan_table` (dots) and `method_table`."""
     amount = shared_amount(methods)
     means, seeds = (table[table["amount"] == amount] for table in (methods, plans))
     names = _ranked(means)
-    datasets = list(dict.fromkeys(means["dataset"])) or [""]
-    figure, places = _grid(datasets, (10.5, 1.0 + len(datasets) * (1.0 + _ROW * max(3, len(names)))), _TIMES)
+    datasets = list(means["dataset"].unique()) or [""]
+    size = (10.5, 1.0 + len(datasets) * (1.0 + _ROW * max(3, len(names))))
+    figure, places = panel_grid(datasets, _TIMES, size)
     for axis, dataset, when in places:
         if not names:
             nothing(axis, "no plan has a method and an amount")
@@ -204,24 +183,8 @@ def methods_figure(plans: pd.DataFrame, methods: pd.DataFrame, metric: str) -> F
     if names:
         unit = " % of the time" if seeds["target"].eq("time_reduction").all() else ""
         texts = (f"asked for: {amount:g}{unit}", f"mean ± std of {seeds['seed'].nunique()} seeds")
-        words = [_mark(text) for text in texts]
-        legend(
-            figure,
-            handles=[*_family_handles(names), *words],
-            loc="outside lower center",
-            ncols=2,
-            fontsize=9.5,
-        )
+        legend_below(figure, [*_family_handles(names), *map(mark, texts)], 2, fontsize=9.5)
     return figure
-
-
-def _grid(
-    datasets: Sequence[str], size: tuple[float, float], columns: Iterable[str]
-) -> tuple[Figure, list[Any]]:
-    """A row of two panels a data set: each axis with its data set and its column."""
-    figure, axes = panels(2, size, rows=len(datasets))
-    places = [(dataset, name) for dataset in datasets for name in columns]
-    return figure, [(axis, *own) for axis, own in zip(axes, places, strict=True)]
 
 
 def _ranked(means: pd.DataFrame) -> list[str]:
@@ -247,21 +210,16 @@ def _methods(axis: Axes, seeds: pd.DataFrame, means: pd.DataFrame, names: Sequen
                 marker=marker, markerfacecolor=PAPER if when == "before" else colour,
             )  # fmt: skip
     axis.axvline(0, color=MUTED, linewidth=1.1, zorder=1.5)
-    _around_zero(axis, seeds[lost], "x")
+    _far_apart(axis, seeds[lost], "x")
 
 
-def _around_zero(axis: Axes, values: "pd.Series[float]", which: str) -> None:
+def _far_apart(axis: Axes, values: "pd.Series[float]", which: str) -> None:
     """An axis that is logarithmic to either side of 0 where the values are far apart."""
     size = values.abs()[lambda all_: all_ > 0].dropna()
     if not len(size) or size.max() < _FAR * size.median():
         return
     linear = max(1.0, 10 ** np.floor(np.log10(size.median())))
-    getattr(axis, f"set_{which}scale")("symlog", linthresh=linear, linscale=0.6)
-    side = axis.xaxis if which == "x" else axis.yaxis
-    steps = [step for step in _STEPS if step == 0 or step >= linear]
-    side.set_major_locator(FixedLocator([-step for step in steps[:0:-1]] + steps))
-    side.set_minor_locator(NullLocator())
-    side.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
+    around_zero(axis, which, linear, 0.6, [step for step in _STEPS if step >= linear])
     low, high, room = float(values.min()), float(values.max()), 0.4 * linear
     getattr(axis, f"set_{which}lim")(1.6 * low if low < -room else -room, 1.6 * high if high > room else room)
 
@@ -269,15 +227,13 @@ def _around_zero(axis: Axes, values: "pd.Series[float]", which: str) -> None:
 def _family_handles(methods: Iterable[object]) -> list[Line2D]:
     there = {family_of(method) for method in methods}
     looks = {family: look for family, look in _LOOKS.items() if family in there}
-    return [_mark(family, color=colour, marker=marker) for family, (colour, marker) in looks.items()]
+    return [mark(family, color=colour, marker=marker) for family, (colour, marker) in looks.items()]
 
 
 def additivity_figure(plans: pd.DataFrame, additivity: pd.DataFrame) -> Figure:
     """The joint score of plans against the sum of their scores, and the root of the sum of squares.
 
-    Args:
-        plans: From `plan_table`.
-        additivity: From `additivity_table`, for the rank correlations.
+    By `plan_table`; rank correlations by `additivity_table`.
     """
     words = {"sum": "sum of the scores", "norm": "root of the sum of squared scores"}
     overall = additivity[additivity["amount"].isna()]
@@ -293,17 +249,14 @@ def additivity_figure(plans: pd.DataFrame, additivity: pd.DataFrame) -> Figure:
         _rho(axis, of_dataset(overall, dataset), f"rho_{name}")
 
     known = {name: f"joint_score > 0 and {name}_of_scores > 0" for name in words}
-    equal = _mark("equal", linewidth=1.1, linestyle=_DASHED)
+    equal = mark("equal", linewidth=1.1, linestyle=_DASHED)
     return _scatter_figure(plans, known, draw, 3.9, [equal])
 
 
 def prediction_figure(plans: pd.DataFrame, prediction: pd.DataFrame, metric: str) -> Figure:
     """What plans cost against their joint score, before and after further training.
 
-    Args:
-        plans: From `plan_table`.
-        prediction: From `prediction_table`, for the rank correlations.
-        metric: The Frechet distance.
+    By `plan_table`; rank correlations by `prediction_table`.
     """
     of_plans = prediction[(prediction["of"] == "plans") & (prediction["predictor"] == "joint_score")]
 
@@ -312,7 +265,7 @@ def prediction_figure(plans: pd.DataFrame, prediction: pd.DataFrame, metric: str
         _scatter(axis, points, "joint_score", target, hollow=when == "before")
         axis.axhline(0, color=MUTED, linewidth=1.1, zorder=1.5)
         log_scale(axis, points["joint_score"], "x")
-        _around_zero(axis, points[target], "y")
+        _far_apart(axis, points[target], "y")
         titles(axis, f"{literal(dataset)}, {_TIMES[when]}", "joint score of the plan", lost)
         _rho(axis, of_dataset(of_plans[of_plans["target"] == target], dataset), "rho", "rho_std")
 
@@ -329,8 +282,8 @@ def _scatter_figure(
 ) -> Figure:
     """A row of panels a data set, one for each of `known`: its name, and which plans of several operators."""
     chosen = several(plans)
-    datasets = list(dict.fromkeys(chosen["dataset"])) or [""]
-    figure, places = _grid(datasets, (10, 0.8 + height * len(datasets)), known)
+    datasets = list(chosen["dataset"].unique()) or [""]
+    figure, places = panel_grid(datasets, known, (10, 0.8 + height * len(datasets)))
     for axis, dataset, name in places:
         points = chosen[chosen["dataset"] == dataset].query(known[name])
         if points.empty:
@@ -339,7 +292,7 @@ def _scatter_figure(
             draw(axis, points, dataset, name)
     if len(chosen):
         own = [*_family_handles(chosen["method"]), *handles]
-        legend(figure, handles=own, loc="outside lower center", ncols=3 if handles else 4, fontsize=9.5)
+        legend_below(figure, own, 3 if handles else 4, fontsize=9.5)
     return figure
 
 

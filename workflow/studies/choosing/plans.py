@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pelap.core import files
-from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
+from pelap.core.run_models import read_students
 from pelap.report.tables import PRUNED
 from pelap.surgery.plan import Plan, load_plan
 from workflow.studies.common import PrunedCell, pruned_cell
@@ -45,7 +45,10 @@ def read_cell(run: RunPaths) -> Cell:
         DataError: One line: what is wrong in which of them.
         PlanError: A plan cannot be read.
     """
-    control, tuned = _students(run)
+    students = read_students(run)
+    control = next((name for name, how in students.items() if how["start"] == "dense"), None)
+    pruned = [(how["plan"], name) for name, how in students.items() if how["start"] == "pruned"]
+    tuned = dict(reversed(pruned))  # by the first student of each plan
     own = pruned_cell(run, [*tuned.values(), *([control] if control else [])], [_TIME], JUDGED)
     budget = files.read_csv(run.budget, ("model", "steps", own["metric"]))
     if "image_ms" not in budget:  # where no times were measured
@@ -53,24 +56,6 @@ def read_cell(run: RunPaths) -> Cell:
     scores = files.read_csv(run.scores, ("operator", "score"))
     chosen = {name: load_plan(run.plan(name)) for name in own["plans"]}
     return Cell(**own, scores=scores, chosen=chosen, control=control, tuned=tuned, budget=budget)
-
-
-def _students(run: RunPaths) -> tuple[str | None, dict[str, str]]:
-    """The first student that starts dense, and of each plan the first that starts pruned."""
-    control, tuned, plans = None, dict[str, str](), files.read_mapping(run.prune_result)
-    for name, how in files.read_mapping(run.distill_result).items():
-        if not isinstance(how, dict) or how.get("start") is None:
-            raise DataError(f"{run.distill_result}: {name}: does not say how it started; distill again")
-        if how["start"] == "dense":
-            control = control or name
-        elif how["start"] == "pruned":
-            if how.get("plan") not in plans:
-                raise DataError(
-                    f"{run.distill_result}: {name} is of plan {how.get('plan')}, which is not in "
-                    f"{run.prune_result}; distill again"
-                )
-            tuned.setdefault(how["plan"], name)
-    return control, tuned
 
 
 def method_of(plan: str) -> tuple[str, float] | None:
@@ -85,11 +70,7 @@ def shift_of(metric: str) -> str:
 
 
 def plan_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:
-    """Every plan of every cell.
-
-    Args:
-        cells: In the order of the rows.
-        metric: The Frechet distance.
+    """Every plan of every cell, in their order.
 
     Returns:
         dataset, seed, plan; method, target, amount (empty for plans of one operator); operator (of those
@@ -103,12 +84,8 @@ def plan_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:
 
 
 def _row(cell: Cell, name: str, metric: str, criteria: Sequence[str]) -> dict[str, Any]:
-    plan, result, pruned, tuned = (
-        cell.chosen[name],
-        cell.plans[name],
-        f"{PRUNED}-{name}",
-        cell.tuned.get(name),
-    )
+    plan, result = cell.chosen[name], cell.plans[name]
+    pruned, tuned = f"{PRUNED}-{name}", cell.tuned.get(name)
     operators = [entry.operator for entry in plan.operators]
     single = operators[0] if operators == [name.removeprefix("only-")] else None
     method, amount = (None if single else method_of(name)) or (None if single else name, np.nan)
@@ -131,10 +108,5 @@ def _row(cell: Cell, name: str, metric: str, criteria: Sequence[str]) -> dict[st
         row[f"{kind}lost_after"] = cell.value(tuned, key) - cell.value(cell.control, key)
     for when in LOST:
         row[f"spread_{when}"] = row[when] - row[f"shift_{when}"]
-    own = cell.scores[cell.scores["operator"] == single]
-    return row | {key: _number(own[key]) if key in own else np.nan for key in criteria}
-
-
-def _number(values: "pd.Series[Any]") -> float:
-    """The first as a number; NaN where there is none."""
-    return float(pd.to_numeric(values, errors="coerce").iloc[0]) if len(values) else np.nan
+    own = cell.scores[cell.scores["operator"] == single].apply(pd.to_numeric, errors="coerce")
+    return row | {key: next(iter(own.get(key, ())), np.nan) for key in criteria}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pelap.core import files
-from workflow.studies.choosing import FIGURES, NEEDS, TARGET, figures
+from workflow.studies.choosing import FIGURES, NEEDS, TABLES, TARGET, figures
 from workflow.studies.choosing.plans import plan_table, read_cell
 from workflow.studies.choosing.tables import (
     additivity_table,
@@ -18,38 +18,27 @@ from workflow.studies.choosing.tables import (
     shared_amount,
     thresholds,
 )
-from workflow.studies.common import demand_alike, differing, finished_cells, write_figure
+from workflow.studies.common import demand_alike, finished_cells, write_figure
 
-ALIKE = ("num_images", "num_reference", "sampler", "extractors")
-"""What has to be the same in every cell, by their protocols."""
+ALIKE = ("num_images", "num_reference", "sampler", "extractors")  # in the protocols of all cells
 _WIDTH = 80  # characters of a line in the terminal
 
 
 def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
-    """Write tables and figures from the finished cells under `root`.
-
-    Args:
-        root: The grid's folder.
-        asked: The cells; see `finished_cells`.
+    """Write tables and figures from the finished cells under `root`, or those `asked` for.
 
     Raises:
-        DataError: As `finished_cells`, or a file of one cannot be read.
+        DataError: As `finished_cells`, or a file of a cell cannot be read.
         PlanError: A plan of one cannot be read.
     """
     runs = finished_cells(root, NEEDS, TARGET, asked)
-    demand_alike(runs, lambda run, other: differing(run, other, ALIKE))
+    said = {run: files.read_mapping(run.evaluate_protocol) for run in runs}
+    demand_alike({run: {key: own.get(key) for key in ALIKE} for run, own in said.items()})
     cells = [read_cell(run) for run in runs]
     metric = cells[0].metric
     plans, rivals = plan_table(cells, metric), rival_table(cells, metric)
     methods, additivity, prediction = method_table(plans), additivity_table(plans), prediction_table(plans)
-    tables = {
-        "plans": plans,
-        "methods": methods,
-        "additivity": additivity,
-        "prediction": prediction,
-        "rivals": rivals,
-    }
-    for name, table in tables.items():
+    for name, table in zip(TABLES, (plans, methods, additivity, prediction, rivals), strict=True):
         files.write_csv(root / f"{name}.csv", table)
     drawn = (
         figures.threshold_figure(methods, rivals, cells, metric),
@@ -68,9 +57,8 @@ def _print_findings(methods: pd.DataFrame) -> None:
     amount = shared_amount(methods)
     for dataset, rows in methods.groupby("dataset", sort=False):
         best = best_at(rows, amount)
-        said = [] if best is None else [f"least lost at {amount:g}: {best}"]
         reach = [f"{name} {'none' if end is None else f'{end:g}'}" for name, end in thresholds(rows).items()]
-        if reach:
-            said.append(f"no worse than the control up to {', '.join(reach)}")
+        said = [] if best is None else [f"least lost at {amount:g}: {best}"]
+        said += [f"no worse than the control up to {', '.join(reach)}"] if reach else []
         text = f"{dataset}: {'; '.join(said)}"
         print(textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False))

@@ -13,8 +13,7 @@ from workflow.studies.choosing.plans import CRITERIA, JUDGED, LOST, Cell
 from workflow.studies.common import half_interval, p_value, verdict, wide_over_seeds
 
 YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared with, by these names
-_MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *LOST)
-"""Columns of plans whose mean and deviation over seeds are taken."""
+_MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *LOST)  # columns of plans that are averaged over seeds
 _AGAINST = tuple(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_tuned"))
 _SPLIT = dict.fromkeys(("avg_dist", "std_dist"), ("shift_lost_before", "spread_lost_before"))
 """Further targets of a predictor: the distance's two parts, which LD-Pruner's two terms are after."""
@@ -23,10 +22,7 @@ _FEWEST = 3  # points below which a rank correlation says nothing
 
 
 def method_table(plans: pd.DataFrame) -> pd.DataFrame:
-    """Each method and amount over seeds.
-
-    Args:
-        plans: From `plan_table`.
+    """Each method and amount of a `plan_table` over seeds.
 
     Returns:
         dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; the 95 %
@@ -39,11 +35,9 @@ def method_table(plans: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["dataset", "method", "amount"]
     named = _beside_yardsticks(_beside_curve(plans.dropna(subset=["amount"])))
-    table = wide_over_seeds(named, keys, (*_MEANS, *_AGAINST))
+    table = wide_over_seeds(named, keys, (*_MEANS, *_AGAINST), "fd_pruned")
     table.columns = [name.removesuffix("_mean") if name.startswith("vs_") else name for name in table.columns]
-    groups = [own for _, own in named.groupby(keys, sort=False)]
-    table.insert(len(keys), "n", [int(own["fd_pruned"].count()) for own in groups])
-    after = [own["lost_after"].dropna() for own in groups]
+    after = [own.dropna() for _, own in named.groupby(keys, sort=False)["lost_after"]]
     half = np.array([half_interval(values) for values in after], dtype=float)
     mean, last = table["lost_after_mean"], 2 * len(_AGAINST)
     judged = {
@@ -96,10 +90,7 @@ def several(plans: pd.DataFrame) -> pd.DataFrame:
 
 
 def additivity_table(plans: pd.DataFrame) -> pd.DataFrame:
-    """What the joint score of a plan is in units of what the scores of its operators add up to.
-
-    Args:
-        plans: From `plan_table`; those of more than one operator count.
+    """What the joint score of a plan of several operators is in units of what their scores add up to.
 
     Returns:
         A row per dataset and amount, and one of all amounts, whose amount is empty: n; median and quartiles
@@ -138,10 +129,7 @@ PREDICTION_COLUMNS = ["dataset", "of", "predictor", "target", "rho", "rho_std", 
 
 
 def prediction_table(plans: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlations of what is known before with what a removal then costs.
-
-    Args:
-        plans: From `plan_table`.
+    """Rank correlations of what a `plan_table` says before with what a removal then costs.
 
     Returns:
         `PREDICTION_COLUMNS`. ``of`` operators: plans of one operator, all seeds of a data set together, with
@@ -178,20 +166,14 @@ def _by_seed(plans: pd.DataFrame, predictor: str, target: str) -> tuple[float, f
 def rival_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:
     """What saves time without pruning: fewer sampling steps, and deep features that steps share.
 
-    Args:
-        cells: With their budgets.
-        metric: The Frechet distance.
-
     Returns:
         dataset, model, steps, n; mean and std over seeds of time_saved (share of the dense model's time per
         picture at its full steps, with the decoder), fd, fd_less_control (the control at full steps), and
         fd_less_full (the same network at full steps, every one of them computed).
     """
     found = pd.concat([_rivals_of(cell, metric) for cell in cells], ignore_index=True)
-    keys = ["dataset", "model", "steps"]
-    table = wide_over_seeds(found, keys, ("time_saved", "fd", "fd_less_control", "fd_less_full"))
-    table.insert(len(keys), "n", [int(own["fd"].count()) for _, own in found.groupby(keys, sort=False)])
-    return table
+    columns = ("time_saved", "fd", "fd_less_control", "fd_less_full")
+    return wide_over_seeds(found, ["dataset", "model", "steps"], columns, "fd")
 
 
 def _rivals_of(cell: Cell, metric: str) -> pd.DataFrame:
@@ -232,10 +214,8 @@ def thresholds(methods: pd.DataFrame) -> dict[str, float | None]:
     """Up to which amount each method with several is no worse than the control; None: with none of them.
 
     That is, loses no more than one standard deviation over seeds after further training. It is stricter than
-    a verdict: three seeds tell little apart.
-
-    Args:
-        methods: From `method_table`, of one data set. A method stops at its first amount that is not known.
+    a verdict: three seeds tell little apart. A method stops at its first amount that is not known. The
+    `method_table` is that of one data set.
     """
     result: dict[str, float | None] = {}
     for method, rows in methods.groupby("method", sort=False):

@@ -1,7 +1,7 @@
 """The figure of the collapse study: every control over seeds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +13,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
-from pelap.report.figures.style import (
-    GRID,
-    INK,
-    MUTED,
-    PAPER,
-    Look,
-    legend,
-    literal,
-    log_scale,
-    looks,
-    panels,
-    titles,
-)
-from workflow.studies.common import of_dataset, rows_down, seed_dots
+from pelap.report.figures.style import GRID, INK, MUTED, PAPER, Look, literal, log_scale, looks, titles
+from workflow.studies.common import legend_below, mark, of_dataset, panel_grid, rows_down, seed_dots
 
 DISTANCE = "fd_effnet_lite0"
 OPEN, CHANNELS = "active_channels", "latent_channels"
 _ROW = 0.29  # height of a control in inches
-_OFFSETS = {1: (0.0,), 2: (-0.2, 0.2)}  # where the series of a panel lie around a control's line
+_OFFSETS = (-0.2, 0.2)  # where two series of a panel lie around a control's line
 _MARGIN = 1.3  # room at the ends of a logarithmic axis, as a factor
 _ONE_DECADE, _FEW_DECADES = 20, 300
 """Ranges of a logarithmic axis below which there is room for labels at 2, 5, ... and at 3, 30, ..."""
@@ -84,12 +72,10 @@ def study_figure(cells: pd.DataFrame, summary: pd.DataFrame, real: Mapping[str, 
     }
     look = looks(dict.fromkeys(family(name) for names in controls.values() for name in names))
     height = 0.8 + sum(0.9 + _ROW * len(names) for names in controls.values())
-    figure, axes = panels(len(PANELS), (16, height), rows=len(controls))
-    places = [(dataset, panel) for dataset in controls for panel in PANELS]
-    for axis, (dataset, panel) in zip(axes, places, strict=True):
-        seeds, means = of_dataset(cells, dataset), of_dataset(summary, dataset)
-        names = controls[dataset]
-        _panel(axis, panel, seeds, means, names, look)
+    figure, places = panel_grid(controls, PANELS, (16, height))
+    for axis, dataset, panel in places:
+        seeds, names = of_dataset(cells, dataset), controls[dataset]
+        _panel(axis, panel, seeds, of_dataset(summary, dataset), names, look)
         if panel is PANELS[0]:
             _open_channels(axis, seeds, names)
             axis.set_yticks(range(len(names)), [literal(name) for name in names])
@@ -99,7 +85,7 @@ def study_figure(cells: pd.DataFrame, summary: pd.DataFrame, real: Mapping[str, 
             axis.set_xlim(0, axis.get_xlim()[1] * 1.06)
             if math.isfinite(real.get(dataset, math.nan)):
                 axis.axvline(real[dataset], color=INK, linewidth=1.1, linestyle=_DASHED)
-    legend(figure, handles=_legend(look), loc="outside lower center", ncols=6)
+    legend_below(figure, _legend(look), 6)
     return figure
 
 
@@ -118,9 +104,8 @@ def _panel(
         axis.axvline(panel.line, color=MUTED, linewidth=0.9)
     rows_down(axis, [""] * len(controls))
     for place, control in enumerate(controls):
-        for number, (metric, offset) in enumerate(
-            zip(panel.metrics, _OFFSETS[len(panel.metrics)], strict=True)
-        ):
+        offsets = _OFFSETS if len(panel.metrics) > 1 else (0.0,)
+        for number, (metric, offset) in enumerate(zip(panel.metrics, offsets, strict=True)):
             values, each = _values(seeds, control, metric), look[family(control)]
             face = PAPER if number else each.colour
             _row(axis, place + offset, values, (control, metric) in shown, limits,
@@ -203,19 +188,20 @@ def _open_channels(axis: Axes, seeds: pd.DataFrame, controls: Sequence[str]) -> 
             axis.text(1.02, place, f"{there.mean():.2g}/{of.mean():.2g}", color=INK, **beside)
 
 
-def _legend(look: Mapping[str, Look]) -> Iterable[Line2D]:
+def _legend(look: Mapping[str, Look]) -> list[Line2D]:
     """What colours and marks mean."""
-
-    def mark(label: str, marker: Any, colour: str = INK, **more: Any) -> Line2D:
-        return Line2D([], [], linestyle="", marker=marker, color=colour, label=label, **more)
-
+    hollow: Any = {"markerfacecolor": PAPER}
+    floors = [
+        mark(label, marker=marker, color=INK, markersize=size)
+        for marker, _, size, label in _FLOOR_LOOKS.values()
+    ]
     return [
-        *(mark(literal(name), each.marker, each.colour) for name, each in look.items()),
-        mark("a seed (above it mean ± standard deviation)", "o", MUTED, markersize=3.4),
-        mark("decoded from z", "o", MUTED),
-        mark("decoded from z*m", "o", MUTED, markerfacecolor=PAPER),
-        *(mark(label, marker, markersize=size) for marker, _, size, label in _FLOOR_LOOKS.values()),
-        mark("0, which this axis has not", "<", MUTED, markerfacecolor=PAPER),
-        Line2D([], [], color=MUTED, linewidth=0.9, label="scale of the noise"),
-        Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHED, label="real pictures"),
+        *(mark(name, marker=each.marker, color=each.colour) for name, each in look.items()),
+        mark("a seed (above it mean ± standard deviation)", marker="o", markersize=3.4),
+        mark("decoded from z", marker="o"),
+        mark("decoded from z*m", marker="o", **hollow),
+        *floors,
+        mark("0, which this axis has not", marker="<", **hollow),
+        mark("scale of the noise", linestyle="-", linewidth=0.9),
+        mark("real pictures", linestyle=_DASHED, color=INK, linewidth=1.1),
     ]

@@ -2,16 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.paths import REAL_ROW, RunPaths
+from pelap.core.paths import RunPaths
 from workflow.studies.collapse import NEEDS, TARGET
 from workflow.studies.collapse.figures import CHANNELS, DISTANCE, FIGURE_METRICS, OPEN, study_figure
-from workflow.studies.common import finished_cells, long_table, over_seeds, place_of, write_figure
+from workflow.studies.common import (
+    finished_cells,
+    long_table,
+    over_seeds,
+    place_of,
+    real_distance,
+    write_figure,
+)
 
 MIN_SEEDS = 3  # fewer say nothing about a standard deviation
 CELL_COLUMNS = ["control", "dataset", "seed", "metric", "value"]
@@ -25,12 +32,8 @@ DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name
 def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     """Write `summary.csv`, `cells.csv` and `summary.png` from the finished cells under `root`.
 
-    Args:
-        root: The grid's folder.
-        asked: The cells; see `finished_cells`.
-
     Raises:
-        DataError: As `finished_cells`, or a file of one cannot be read.
+        DataError: As `finished_cells`, or a file of a cell cannot be read.
     """
     runs = finished_cells(root, NEEDS, TARGET, asked)
     tables = [_table(run) for run in runs]
@@ -38,7 +41,9 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     summary, few = over_enough_seeds(cells)
     files.write_csv(root / "summary.csv", summary)
     files.write_csv(root / "cells.csv", cells.dropna(subset=["value"]))
-    write_figure(root / "summary.png", study_figure(cells, summary, _real(runs)))
+    measured = pd.concat([long_table(run, files.read_metrics(run.metrics)) for run in runs])
+    real = real_distance(measured, DISTANCE)
+    write_figure(root / "summary.png", study_figure(cells, summary, real))
     _print_verdicts(runs, tables)
     if len(few):
         print(f"left out, fewer than {MIN_SEEDS} seeds: {left_out(few, summary)}")
@@ -46,10 +51,7 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
 
 
 def over_enough_seeds(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Statistics over seeds.
-
-    Args:
-        cells: `CELL_COLUMNS`, one value per row; missing and infinite values are not counted.
+    """Statistics over seeds of a table of `CELL_COLUMNS`; missing and infinite values are not counted.
 
     Returns:
         `SUMMARY_COLUMNS`, one row per dataset, control and metric in order of appearance; and the rows with
@@ -94,22 +96,9 @@ def _cell(run: RunPaths, table: pd.DataFrame) -> pd.DataFrame:
     absent = [name for name in table["variant"] if name not in quality]
     if absent:
         raise DataError(f"{run.metrics}: lacks {', '.join(absent)}; make it again")
-    found = table.set_index("variant").drop(columns=["verdict", "reason"]).to_dict(orient="index")
-    values = {
-        str(name): {str(key): value for key, value in own.items()}
-        | {key: quality[str(name)].get(key) for key in QUALITY}
-        for name, own in found.items()
-    }
+    found: Any = table.set_index("variant").drop(columns=["verdict", "reason"]).to_dict(orient="index")
+    values = {name: own | {key: quality[name].get(key) for key in QUALITY} for name, own in found.items()}
     return long_table(run, values).rename(columns={"model": "control"})[CELL_COLUMNS]
-
-
-def _real(runs: Sequence[RunPaths]) -> dict[str, float]:
-    """Fréchet distance of real pictures by data set, mean over seeds."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        value = files.read_metrics(run.metrics).get(REAL_ROW, {}).get(DISTANCE)
-        found.setdefault(place_of(run)[0], []).append(np.nan if value is None else value)
-    return {dataset: float(np.mean(values)) for dataset, values in found.items()}
 
 
 def _print_verdicts(runs: Sequence[RunPaths], tables: Sequence[pd.DataFrame]) -> None:

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pelap.report.figures.style import INK, MUTED, legend, literal, log_scale, looks, panels, titles
+from pelap.report.figures.style import INK, MUTED, literal, log_scale, looks, panels, titles
+from workflow.studies.common import legend_below
 from workflow.studies.paper.page import PAPER_FIGURES
 
 PAPER_EPOCHS = 100
@@ -43,7 +44,7 @@ def ablation_figure(values: pd.DataFrame, lambdas: Mapping[str, float]) -> Figur
         if axis.get_yscale() == "linear":
             axis.set_ylim(bottom=0)  # what hardly changes has to look so
         titles(axis, title, "lambda", label)
-    legend(figure, handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=4)
+    legend_below(figure, axes[0].get_legend_handles_labels()[0], 4)
     return figure
 
 
@@ -84,5 +85,5 @@ def collapse_figure(epochs: pd.DataFrame, timesteps: pd.DataFrame, collapse: pd.
         Line2D([], [], color=INK, linewidth=1.1, linestyle=_DASHED, label=f"least at z = 0: {floor:.4f}"),
         Line2D([], [], color=MUTED, linestyle=_DASHED, label="decoded from z·m, which the UNet sees"),
     ]
-    legend(figure, handles=marks, loc="outside lower center", ncols=len(marks))
+    legend_below(figure, marks, len(marks))
     return figure

@@ -44,15 +44,11 @@ class Part(NamedTuple):
 
 
 def over_parts(values: pd.DataFrame, parts: Sequence[Part]) -> pd.DataFrame:
-    """Statistics over seeds.
-
-    Args:
-        values: `VALUE_COLUMNS`, one value a row; missing and infinite ones are not counted.
-        parts: For their budgets.
+    """Statistics over seeds of a table of `VALUE_COLUMNS`; missing and infinite values are not counted.
 
     Returns:
         `TABLE_COLUMNS`, in order of appearance: mean, sd (of a sample, NaN of a single seed), n, the paper's
-        own figure as it is printed there (empty where there is none), and the budget.
+        own figure as it is printed there (empty where there is none), and the budget of the part.
     """
     table = over_seeds(values, ["dataset", "part", "model", "metric"]).rename(columns={"std": "sd"})
     keys = zip(table["part"], table["model"], table["metric"], strict=True)
@@ -65,10 +61,7 @@ def over_parts(values: pd.DataFrame, parts: Sequence[Part]) -> pd.DataFrame:
 def page(table: pd.DataFrame, parts: Sequence[Part], figures: Mapping[Part, Sequence[str]]) -> str:
     """The page: the paper's figures beside ours, then every part's main columns, figures and seconds.
 
-    Args:
-        table: From `over_parts`.
-        parts: What is shown, in this order.
-        figures: Paths of each part's figures, relative to the page.
+    By `over_parts`; paths of each part's figures are relative to the page.
     """
     blocks = [
         "# The paper's study\n",

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,18 @@ from matplotlib.figure import Figure
 from pelap.commands.paper_study import Cell, Study, finished_stages, load_study, read_record
 from pelap.core import files
 from pelap.core.errors import ConfigError
-from pelap.core.paths import REAL_ROW, RunPaths
+from pelap.core.paths import RunPaths
 from pelap.report.figures.style import to_png
 from pelap.report.figures.training import epoch_curves
 from workflow.studies.collapse.figures import DISTANCE, study_figure
 from workflow.studies.collapse.summarise import CELL_COLUMNS, over_enough_seeds
+from workflow.studies.common import real_distance
 from workflow.studies.paper.figures import ablation_figure
 from workflow.studies.paper.page import ALL_MODELS, SECONDS, VALUE_COLUMNS, Part, over_parts, page
 from workflow.studies.seeds.figures import sweep_figure
 from workflow.studies.seeds.summarise import compared
 
-KEPT = (".csv", ".json", ".png", ".md", ".yaml")
-"""Files that the archive takes; reports are pages of megabytes."""
+KEPT = (".csv", ".json", ".png", ".md", ".yaml")  # what the archive takes; reports are pages of megabytes
 MODEL_FOLDERS = {"model", "models"}
 MOST_CURVES = 6  # variants that a figure of curves has room for
 
@@ -76,10 +77,8 @@ def _values(run: Run, root: Path) -> Iterator[tuple[str, str, Any]]:
             for name in run.cell.params.variants:
                 yield name, "predictor_params", _num_weights(run.paths.train(name).model / "mask")
         elif stage == "collapse":
-            table = (
-                files.read_csv(run.paths.collapse_table, ["variant"]).set_index("variant").to_dict("index")
-            )
-            for variant, row in table.items():
+            table = files.read_csv(run.paths.collapse_table, ["variant"]).set_index("variant")
+            for variant, row in table.to_dict("index").items():
                 yield from ((str(variant), str(k), v) for k, v in row.items() if not isinstance(v, str))
         elif stage == "score":
             protocol = files.read_mapping(run.paths.score_protocol, ["variant"])
@@ -111,15 +110,14 @@ def _part(study: Study, run: Run) -> Part:
 
 def _protocol(root: Path, study: Study, parts: Sequence[Part], runs: Sequence[Run]) -> dict[str, Any]:
     """What was run where, with what and for how long."""
-    ran, per_seed = [], dict[str, float]()
+    ran, per_seed = [], defaultdict[str, float](float)
     for run in runs:
         (dataset, part), seed = run.part, run.cell.seed
         for stage in run.done:
             record = read_record(run.cell, root, stage)
             place = {"dataset": dataset, "part": part, "seed": seed, "stage": stage}
             ran.append(place | {"seconds": record.seconds, "cut_off": record.cut_off, **record.environment})
-            key = f"{dataset} seed {seed}"
-            per_seed[key] = per_seed.get(key, 0.0) + record.seconds
+            per_seed[f"{dataset} seed {seed}"] += record.seconds
     return {
         "budget": study.budget,
         "parts": [part._asdict() for part in parts],
@@ -175,9 +173,7 @@ def lambdas(cell: Cell) -> dict[str, float]:
 def _controls(values: pd.DataFrame, variants: Sequence[str]) -> Figure:
     """The figure of the collapse study."""
     rows = values[values["model"].isin(variants)].rename(columns={"model": "control"})[CELL_COLUMNS]
-    floors = values[(values["model"] == REAL_ROW) & (values["metric"] == DISTANCE)]
-    real = {str(name): float(own["value"].mean()) for name, own in floors.groupby("dataset")}
-    return study_figure(rows, over_enough_seeds(rows)[0], real)
+    return study_figure(rows, over_enough_seeds(rows)[0], real_distance(values, DISTANCE))
 
 
 def _write_archive(root: Path, runs: Sequence[Run]) -> None:

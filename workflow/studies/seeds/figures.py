@@ -7,28 +7,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelap.core.paths import REAL_ROW
 from pelap.report.figures.budget import draw, finish, key
 from pelap.report.figures.style import INK, literal, looks, nothing, panels, shortened, titles
 from pelap.report.tables import column, is_distance
-from workflow.studies.common import rows_down, seed_dots
+from workflow.studies.common import panel_grid, real_distance, rows_down, seed_dots
 
-MAIN_METRICS = ("psnr", "ssim", "latency_ms", "image_ms")
-"""Shown after the Frechet distances; what a sweep has of them."""
+MAIN_METRICS = ("psnr", "ssim", "latency_ms", "image_ms")  # shown after the distances, where a sweep has them
 
 
 def sweep_figure(summary: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """A panel per dataset (rows) and main metric (columns): seeds as dots, mean and std below."""
-    datasets = list(dict.fromkeys(summary["dataset"])) or [""]
-    metrics = _main_metrics(summary) or [""]
-    models = list(dict.fromkeys(summary["model"]))
+    datasets = list(summary["dataset"].unique()) or [""]
+    metrics, models = _main_metrics(summary) or [""], list(summary["model"].unique())
     size = (2 + 2.7 * len(metrics), (1.2 + 0.34 * max(3, len(models))) * len(datasets))
-    figure, axes = panels(len(metrics), size, rows=len(datasets), sharey=True)
-    places = [(dataset, metric) for dataset in datasets for metric in metrics]
-    for axis, (dataset, metric) in zip(axes, places, strict=True):
-        inside = (summary["dataset"] == dataset) & (summary["metric"] == metric)
-        dots = (cells["dataset"] == dataset) & (cells["metric"] == metric)
-        _panel(axis, summary[inside], cells[dots], models)
+    figure, places = panel_grid(datasets, metrics, size, sharey=True)
+    for axis, dataset, metric in places:
+        means, seeds = (
+            table[(table["dataset"] == dataset) & (table["metric"] == metric)] for table in (summary, cells)
+        )
+        _panel(axis, means, seeds, models)
         titles(axis, dataset if metric == metrics[0] else "", x=column(metric).heading)
     return figure
 
@@ -39,7 +36,7 @@ def budget_figure(budget: pd.DataFrame, dense: Mapping[str, str], cells: pd.Data
     Args:
         budget: Mean, std and n of every dataset, model, steps and metric.
         dense: The model that has a point for each number of steps, by data set.
-        cells: All values of the sweep: for the colours of its models, and the distance of real pictures.
+        cells: The long table of the sweep: for the colours of its models, and the distance of real pictures.
     """
     metric = next((str(name) for name in budget["metric"] if is_distance(name)), None)
     panel = {} if metric is None else _points(budget, metric)
@@ -47,7 +44,7 @@ def budget_figure(budget: pd.DataFrame, dense: Mapping[str, str], cells: pd.Data
     if metric is None or not panel:
         nothing(axes[0], "times were not measured")
         return figure
-    floors = _floors(cells, metric)
+    floors = real_distance(cells, metric)
     look = looks(dict.fromkeys([*cells["model"], *budget["model"]]))
     for axis, (dataset, rows) in zip(axes, panel.items(), strict=True):
         draw(axis, rows, look, dense.get(dataset, ""), column(metric))
@@ -57,12 +54,6 @@ def budget_figure(budget: pd.DataFrame, dense: Mapping[str, str], cells: pd.Data
         title = f"{dataset}: {_over(rows['n'])}"
         axis.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
     return figure
-
-
-def _floors(cells: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Mean distance of real pictures over seeds, by data set."""
-    rows = cells[(cells["model"] == REAL_ROW) & (cells["metric"] == metric)]
-    return {str(name): float(group["value"].mean()) for name, group in rows.groupby("dataset")}
 
 
 def _over(counts: "pd.Series[int]") -> str:

@@ -21,14 +21,10 @@ _BUDGET_KEYS = ["dataset", "model", "steps", "metric"]
 
 
 def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
-    """Write tables and figures from the finished cells under `root`: of all metrics, and of the budget.
-
-    Args:
-        root: The grid's folder.
-        asked: The cells; see `finished_cells`.
+    """Write tables and figures of all metrics, and of the budget, of the finished cells under `root`.
 
     Raises:
-        DataError: As `finished_cells`, or a file of one cannot be read.
+        DataError: As `finished_cells`, or a file of a cell cannot be read.
     """
     runs = finished_cells(root, NEEDS, TARGET, asked)
     cells = pd.concat([long_table(run, files.read_metrics(run.metrics)) for run in runs], ignore_index=True)
@@ -46,17 +42,14 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
 
 
 def compared(cells: pd.DataFrame, control: str | None = None) -> pd.DataFrame:
-    """Statistics over seeds.
-
-    Args:
-        cells: A long table; missing values are left out.
-        control: Another model that every one is compared with, such as the dense one trained on.
+    """A long table over seeds; missing values are left out.
 
     Returns:
         One row per dataset, model and metric, in order of appearance: mean, std (of a sample), n;
         diff_to_baseline and diff_std of the differences to `baseline` at the same seed; p_value of
         the paired t-test, NaN where there is none (no pair, one pair, differences that do not vary). With
-        a control the same of it: diff_to_<control>, diff_to_<control>_std, p_value_to_<control>.
+        a control, such as the dense model trained on, the same of it: diff_to_<control>,
+        diff_to_<control>_std, p_value_to_<control>.
 
     Raises:
         DataError: A value is given twice.

@@ -9,11 +9,12 @@ import pandas as pd
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import REAL_ROW, RunPaths
-from pelap.report.protocol import CLASSIFIER, modality_names, rows_per_latent
+from pelap.report.protocol import modality_names, rows_per_latent
 from pelap.report.tables import PRUNED, split_row
 from workflow.studies.common import PrunedCell, pruned_cell
 
 VALUE_COLUMNS = ["task", "dataset", "seed", "model", "metric", "value"]
+KEYS = ["task", "dataset", "model", "metric"]
 AGREEMENT = "prompt_agreement"
 TIME_SAVED, ITEM_TIME_SAVED = "time_saved", "image_time_saved"
 """Shares of the dense model's time: of one pass of the UNet, and of a whole picture or sound."""
@@ -35,11 +36,6 @@ class TaskCell(PrunedCell):
     @property
     def plan_names(self) -> list[str]:
         return list(self.plans)
-
-    @property
-    def by_classifier(self) -> bool:
-        """Whether the distance is in features of a classifier, which is trained for each seed."""
-        return self.metric.endswith(f"_{CLASSIFIER}")
 
     @property
     def place(self) -> tuple[str, str]:
@@ -95,7 +91,7 @@ def first_cells(cells: Sequence[TaskCell]) -> list[TaskCell]:
 
 
 def cell_values(cell: TaskCell) -> pd.DataFrame:
-    """Every value of a cell, measured and derived: see `VALUE_COLUMNS`.
+    """Every value of a cell, measured and derived: `VALUE_COLUMNS`.
 
     Derived are shares (0..1) of time, parameters and operators that went, and against the dense model and
     the one trained as long the difference of the distance and of the prompt agreement, and the relative

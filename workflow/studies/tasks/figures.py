@@ -7,19 +7,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pelap.core.paths import REAL_ROW
 from pelap.report.figures.labels import Label, place
-from pelap.report.figures.style import Look, legend, literal, looks, panels, plain_number, shortened, titles
-from pelap.report.tables import MINUS, PLUS_MINUS, PRUNED, number, split_row
+from pelap.report.figures.style import Look, literal, looks, panels, plain_number, shortened, titles
+from pelap.report.tables import PLUS_MINUS, PRUNED, number, split_row
+from workflow.studies.common import around_zero, legend_below
 from workflow.studies.tasks.cell import TIME_SAVED, TaskCell, first_cells
 from workflow.studies.tasks.page import PERCENT, Table
 
 _LABEL = 8.5  # size of the labels in the figure
-_APART = 8
-"""From so many times the largest other change on, those of pruning alone are drawn beyond a linear part."""
+_APART = 8  # times the largest other change from which on those of pruning alone are beyond a linear part
 _LINEAR = 1.6  # room of each half of the linear part, in decades of the logarithmic one
 
 
@@ -43,8 +43,7 @@ def tasks_figure(summary: pd.DataFrame, cells: Sequence[TaskCell]) -> Figure:
     handles = {
         text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    legend(figure, handles=list(handles.values()), labels=list(handles), loc="outside lower center",
-           ncols=len(handles))  # fmt: skip
+    legend_below(figure, list(handles.values()), len(handles))
     return figure
 
 
@@ -91,7 +90,11 @@ def _draw(
         level = table[control, f"change_to_{cell.dense}"].mean * PERCENT
         axis.axhline(level, color=look[control].colour, linestyle=(0, (1.5, 2)), linewidth=1.1, zorder=1)
     if linear is not None:
-        _bend(axis, linear)
+        most = max(np.abs(axis.get_ylim()))
+        inside = [tick for tick in MaxNLocator(4).tick_values(-linear, linear) if 0 < tick <= linear]
+        decades = range(math.floor(math.log10(linear)), math.ceil(math.log10(most)) + 1)
+        outside = [lead * 10.0**power for power in decades for lead in (1, 2, 5)]
+        around_zero(axis, "y", linear, _LINEAR, [*inside, *(tick for tick in outside if tick > 1.5 * linear)])
     return labels, linear
 
 
@@ -107,19 +110,6 @@ def _linear(table: Table, cell: TaskCell) -> float | None:
         else:
             least = max(least, largest)
     return float(math.ceil(least)) if most > _APART * least else None
-
-
-def _bend(axis: Axes, linear: float) -> None:
-    """An axis of changes that is logarithmic beyond `linear` on both sides, with plain numbers."""
-    low, high = axis.get_ylim()
-    axis.set_yscale("symlog", linthresh=linear, linscale=_LINEAR)
-    inside = [tick for tick in MaxNLocator(4).tick_values(-linear, linear) if abs(tick) <= linear]
-    decades = range(math.floor(math.log10(linear)), math.ceil(math.log10(max(-low, high))) + 1)
-    outside = [sign * lead * 10.0**power for power in decades for lead in (1, 2, 5) for sign in (-1, 1)]
-    ticks = [*inside, *(tick for tick in outside if abs(tick) > 1.5 * linear)]
-    axis.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axis.yaxis.set_major_formatter(lambda value, _: plain_number(value).replace("-", MINUS))
-    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _points(table: Table, cell: TaskCell, models: Sequence[str], key: str) -> NDArray[np.float64]:

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
 
 from pelap.core.paths import REAL_ROW
-from pelap.report.protocol import SOUNDS, guided, modality_names
-from pelap.report.tables import DASH, MINUS, PLUS_MINUS, SAME, VOCODED, column, markdown, number
-from workflow.studies.common import verdict
+from pelap.report.protocol import guided
+from pelap.report.tables import DASH, MINUS, PLUS_MINUS, SAME, VOCODED, Column, column, markdown
+from workflow.studies.common import over_seeds, verdict
 from workflow.studies.tasks.cell import (
     AGREEMENT,
     ITEM_TIME_SAVED,
+    KEYS,
     OPERATORS,
     PARAMS_REMOVED,
     TIME_SAVED,
@@ -21,7 +23,20 @@ from workflow.studies.tasks.cell import (
 )
 
 PERCENT = 100
-_SOUND = modality_names({"medium": SOUNDS}).one
+LOWER, HIGHER = "↓", "↑"
+LEGEND = f"""\
+Mean {PLUS_MINUS} sample standard deviation over seeds, n where it is of fewer than the heading; `tasks.csv`
+has every metric, `cells.csv` every seed.
+
+- Trained on from: what a network was before further training, of equally many steps for all.
+- Time saved: of one pass of the UNet, by the least of many passes in turns with the dense one; and of a whole
+  item, which is denoising and decoding (of a sound: without Griffin-Lim).
+- Changes and differences are paired, between models of the same seed. `worse` and `better`: the mean exceeds
+  its standard deviation over seeds; `{SAME}` is no proof that the two are alike.
+- A classifier is trained for each seed: the mean of `fd_classifier` mixes feature spaces, and only relative
+  changes compare.
+- `{REAL_ROW}`: another draw of real items.
+"""
 UNKNOWN = "unknown"
 PUBLISHED = (
     ("text-to-image", "Stable Diffusion v1.4", f"{MINUS}34.9 % time", f"FID {MINUS}5.2 %"),
@@ -29,6 +44,10 @@ PUBLISHED = (
     ("unconditional image", UNKNOWN, UNKNOWN, UNKNOWN),
 )
 """Task, model, saved, quality: LD-Pruner (https://arxiv.org/abs/2404.11936), as far as known here."""
+PUBLISHED_NOTE = (
+    "Of other models, other data and other metrics (FID, FAD) than those above, which have distances of "
+    "their own names: no number here can be set against one there; what compares is the direction.\n"
+)
 
 
 class Moments(NamedTuple):
@@ -40,7 +59,7 @@ class Moments(NamedTuple):
 
 
 class Table(dict[tuple[str, str], Moments]):
-    """The summary of one task, by model and metric; NaN of 0 seeds for what was not measured."""
+    """The figures of one task over seeds, by model and metric; NaN of 0 seeds for what was not measured."""
 
     def __init__(self, summary: pd.DataFrame, cell: TaskCell) -> None:
         own = summary[(summary["task"] == cell.task) & (summary["dataset"] == cell.dataset)]
@@ -52,150 +71,59 @@ class Table(dict[tuple[str, str], Moments]):
     def __missing__(self, key: tuple[str, str]) -> Moments:
         return Moments(math.nan, math.nan, 0)
 
-    def has(self, metric: str) -> bool:
-        """Whether any model has it."""
-        return any(name == metric for _, name in self)
 
-
-def page(summary: pd.DataFrame, values: pd.DataFrame, cells: Sequence[TaskCell]) -> str:
-    """The summary in Markdown: of each task a table and what it says, then LD-Pruner's own figures.
-
-    Args:
-        summary: Mean, std and n of every task, data set, model and metric.
-        values: From `cell_values`, of every cell.
-        cells: All of them.
-    """
-    parts = ["# The tasks\n", f"{_intro(cells)}\n"]
+def page(values: pd.DataFrame, cells: Sequence[TaskCell]) -> str:
+    """What the tasks gave in Markdown, a table each by `cell_values`; then LD-Pruner's own figures."""
+    parts, summary = ["# The tasks\n", LEGEND], over_seeds(values, KEYS)
     for first in first_cells(cells):
-        seeds = [cell.seed for cell in cells if cell.place == first.place]
-        table, many = Table(summary, first), "s" * (len(seeds) > 1)
-        parts.append(f"## {first.task}: {first.dataset}, seed{many} {', '.join(map(str, seeds))}\n")
-        parts.append(_table(table, first, len(seeds)))
-        parts += [f"{sentence}\n" for sentence in _cautions(first)]
-        lines = [*_verdicts(table, values, first), *_vocoded(table, first)]
-        parts.append("".join(f"- {line}\n" for line in lines))
-    parts.append(
-        "## LD-Pruner's own figures\n\n"
-        "Of other models, other data and other metrics (FID, FAD) than those above, which have distances of "
-        "their own names: no number here can be set against one there; what compares is the direction.\n\n"
-        + markdown(("task", "model", "saved", "quality"), PUBLISHED)
-    )
-    return "\n".join(part for part in parts if part)
-
-
-def _intro(cells: Sequence[TaskCell]) -> str:
-    """What the tables hold."""
-    heard = any(cell.item == _SOUND for cell in cells)
-    controls = dict.fromkeys(f"`{cell.control}`" for cell in cells if cell.control is not None)
-    trained = (
-        f"{' and '.join(controls)} {'are' if len(controls) > 1 else 'is'} the dense model trained on for as "
-        "many steps as the distilled ones. "
-    )
-    return (
-        f"Mean {PLUS_MINUS} sample standard deviation over seeds, n where it is of fewer than the heading. "
-        "Time saved: of one pass of the UNet, by the least of many passes in turns with the dense one; and "
-        "of a whole item, which is denoising and decoding"
-        f"{', for sounds without Griffin-Lim' if heard else ''}. "
-        "Changes of the distance are paired, between models of the same seed. "
-        f"{trained if controls else ''}`{REAL_ROW}` is another draw of real items. "
-        "Below each table, a change counts as one where its mean over seeds exceeds its standard deviation "
-        'over seeds; "not told apart" is no proof that the two are alike. '
-        "`tasks.csv` has every metric, `cells.csv` every seed."
-    )
-
-
-def _cautions(cell: TaskCell) -> Iterator[str]:
-    """What has to be kept in mind with the table of a task."""
-    if cell.by_classifier:
-        yield (
-            f"{cell.item.capitalize()}s and the classifier trained on them differ from seed to seed: the "
-            f"mean {PLUS_MINUS} deviation of {cell.metric} mixes feature spaces, and only the paired "
-            "relative changes compare."
-        )
-    if cell.rows_per_latent != 1:
-        yield guided({"rows_per_latent": cell.rows_per_latent})
+        seeds = [str(cell.seed) for cell in cells if cell.place == first.place]
+        parts.append(f"## {first.task}: {first.dataset}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}\n")
+        parts.append(_table(Table(summary, first), first, len(seeds)))
+        parts += [f"{text}\n" for text in [guided({"rows_per_latent": first.rows_per_latent})] if text]
+    published = markdown(("task", "model", "saved", "quality"), PUBLISHED)
+    return "\n".join([*parts, "## LD-Pruner's own figures\n", PUBLISHED_NOTE, published])
 
 
 def _table(table: Table, cell: TaskCell, num_seeds: int) -> str:
-    columns: dict[str, tuple[str, tuple[int, float, bool]]] = {
-        "UNet time saved (%)": (TIME_SAVED, (1, PERCENT, False)),
-        f"time of a {cell.item} saved (%)": (ITEM_TIME_SAVED, (1, PERCENT, False)),
-        "operators removed": (OPERATORS, (0, 1, False)),
-        "parameters removed (%)": (PARAMS_REMOVED, (1, PERCENT, False)),
-        f"{cell.metric} ↓": (cell.metric, (column(cell.metric).decimals, 1, False)),
-    }
+    metrics = {metric for _, metric in table}
+    columns = [each for each in _columns(cell, num_seeds) if each.key in metrics]
+    rows = (
+        [model, cell.students.get(model, DASH), *(_shown(table, model, each, num_seeds) for each in columns)]
+        for model in cell.rows
+    )
+    return markdown(["model", "trained on from", *(each.heading for each in columns)], rows, left=(0, 1))
+
+
+def _columns(cell: TaskCell, num_seeds: int) -> Iterator[Column]:
+    """What a task's table may have; of what is signed there is a verdict."""
+    share = Column("", "", "%", decimals=1, scale=PERCENT)
+    change = replace(share, signed=True)
+    yield replace(share, key=TIME_SAVED, title="UNet time saved")
+    yield replace(share, key=ITEM_TIME_SAVED, title=f"time of a {cell.item} saved")
+    yield Column(OPERATORS, "operators removed", decimals=0)
+    yield replace(share, key=PARAMS_REMOVED, title="parameters removed")
+    distance = Column(cell.metric, cell.metric, better=LOWER, decimals=column(cell.metric).decimals)
+    yield distance
+    yield replace(distance, key=f"{cell.metric}{VOCODED}", title=f"{cell.metric} after Griffin-Lim")
     for other in cell.references:
-        columns[f"change to {other} (%)"] = (f"change_to_{other}", (1, PERCENT, True))
-    if table.has(AGREEMENT):
-        columns["prompt agreement (%) ↑"] = (AGREEMENT, (1, PERCENT, False))
-
-    def shown(model: str, key: str, how: tuple[int, float, bool]) -> str:
-        found = table[model, key]
-        return _cell(found, *how) + (f" (n = {found.n})" if 0 < found.n < num_seeds else "")
-
-    rows = [[model, *(shown(model, *each) for each in columns.values())] for model in cell.rows]
-    return markdown(["model", *columns], rows)
-
-
-def _cell(moments: Moments, decimals: int, scale: float, signed: bool) -> str:
-    """`12.3 ± 0.4`; a count has a decimal only where seeds differ in it."""
-    mean, std = moments.mean * scale, moments.std * scale
-    if math.isnan(mean):
-        return DASH
-    if decimals == 0 and std > 0:
-        decimals = 1
-    shown = number(mean, decimals, signed)
-    return shown if math.isnan(std) else f"{shown} {PLUS_MINUS} {number(std, decimals)}"
+        yield replace(change, key=f"change_to_{other}", title=f"change to {other}", better=LOWER)
+        if num_seeds == 1:  # which has no deviation, but an error of its own
+            key, unit = f"difference_to_{other}", f"{PLUS_MINUS} standard error"
+            difference = replace(distance, key=key, title=f"difference to {other}", unit=unit)
+            yield replace(difference, signed=True, error=f"{key}_se")
+    yield replace(share, key=AGREEMENT, title="prompt agreement", better=HIGHER)
+    for other in cell.references:
+        key, title = f"agreement_difference_to_{other}", f"agreement less that of {other}"
+        yield replace(change, key=key, title=title, unit="points", better=HIGHER)
 
 
-def _verdicts(table: Table, values: pd.DataFrame, cell: TaskCell) -> Iterator[str]:
-    """Whether each distilled model is worse than the dense one and the one trained as long.
-
-    Distances are compared by their relative change, as each seed may have features of its own.
-    """
-    kinds = [("change_to", cell.metric, 1.0, " %")]
-    if table.has(AGREEMENT):
-        kinds.append(("agreement_difference_to", "prompt agreement", -1.0, " points"))
-    for model in (name for name in cell.rows if cell.students.get(name) == "pruned"):
-        saved = number(table[model, TIME_SAVED].mean * PERCENT, 1)
-        for kind, name, sign, unit in kinds:
-            parts = []
-            for other in cell.references:
-                found = table[model, f"{kind}_{other}"]
-                if found.n:
-                    error = _error(values, cell, model, other) if found.n == 1 and kind == "change_to" else ""
-                    said = against(sign * found.mean, found.std)
-                    parts.append(f"{said} {other} ({_cell(found, 1, PERCENT, True)}{unit}{error})")
-            if parts:
-                yield f"{model}, {saved} % less UNet time, by {name}: {'; '.join(parts)}."
-
-
-def against(mean: float, std: float) -> str:
-    """A paired difference (positive is worse) in words, at one standard deviation over seeds."""
-    if math.isnan(mean):
-        return "no verdict against"
-    said = verdict(mean, std)
-    if said is None:
-        return "one seed, no verdict against"
-    return f"{said} from" if said == SAME else f"{said} than"
-
-
-def _error(values: pd.DataFrame, cell: TaskCell, model: str, other: str) -> str:
-    """The difference and its standard error within the only seed."""
-    own = values[
-        (values["task"] == cell.task) & (values["dataset"] == cell.dataset) & (values["model"] == model)
-    ]
-    found = own.drop_duplicates("metric").set_index("metric")["value"]
-    name, decimals = f"difference_to_{other}", column(cell.metric).decimals
-    if not {name, f"{name}_se"} <= set(found.index):
-        return ""
-    error = number(found[f"{name}_se"], decimals)
-    return f"; difference {number(found[name], decimals, signed=True)}, standard error {error}"
-
-
-def _vocoded(table: Table, cell: TaskCell) -> Iterator[str]:
-    """What real sounds lose on the way that made ones go."""
-    found = table[REAL_ROW, f"{cell.metric}{VOCODED}"]
-    if found.n:
-        shown = _cell(found, column(cell.metric).decimals, 1.0, False)
-        yield f"{REAL_ROW} after Griffin-Lim, as made sounds are measured: {cell.metric} {shown}."
+def _shown(table: Table, model: str, each: Column, num_seeds: int) -> str:
+    """`+12.3 ± 0.4, worse (n = 2)`; a count has a decimal only where seeds differ in it."""
+    mean, std, n = table[model, each.key]
+    if each.error:
+        std = table[model, each.error].mean
+    if each.decimals == 0 and std > 0:
+        each = replace(each, decimals=1)
+    text, judged = each.cell(mean, std), each.signed and not each.error
+    said = verdict(mean if each.better == LOWER else -mean, std) if judged else None
+    return text + (f", {said}" if said else "") + (f" (n = {n})" if 0 < n < num_seeds else "")

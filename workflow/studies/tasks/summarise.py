@@ -3,32 +3,24 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
-from workflow.studies.common import (
-    NAMED_PATTERN,
-    demand_alike,
-    differing,
-    finished_cells,
-    over_seeds,
-    write_figure,
-)
+from workflow.studies.common import NAMED_CELLS, demand_alike, finished_cells, over_seeds, write_figure
 from workflow.studies.tasks import NEEDS, TARGET
-from workflow.studies.tasks.cell import TaskCell, cell_values, first_cells, read_cell
+from workflow.studies.tasks.cell import KEYS, TaskCell, cell_values, first_cells, read_cell
 from workflow.studies.tasks.figures import tasks_figure
 from workflow.studies.tasks.page import page
 
-ALIKE = ("item", "metric", "dense", "control", "students", "plan_names", "rows_per_latent")
-"""What has to be the same in every seed of a task, by its cell."""
+ALIKE = ("item", "metric", "dense", "control", "students", "plan_names", "rows_per_latent")  # by the cells
 ALIKE_PROTOCOL = ("num_images", "num_reference", "sampler", "prompts", "medium", "sound")
-"""The same by the protocols. The extractor may differ: a classifier is trained for each seed."""
+"""By the protocols. The extractor may differ: a classifier is trained for each seed."""
 ALIKE_CLASSIFIER = ("steps", "width")  # the same by what the protocols say of the classifier: how it was made
-_ERRORS = ("_se", "_std", "_iqr_ms")
-"""Tails of what is the error of another metric: it has no mean over seeds of its own."""
+_ERRORS = ("_se", "_std", "_iqr_ms")  # tails of errors of other metrics, which have no mean of their own
 
 
 def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
@@ -37,29 +29,22 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     Unless they were asked for, cells that have a file that cannot be read are named on the terminal and left
     out.
 
-    Args:
-        root: Folder of all tasks.
-        asked: The cells; see `finished_cells`.
-
     Raises:
         DataError: As `finished_cells`, or the seeds of a task were not measured alike.
     """
-    runs = finished_cells(root, NEEDS, TARGET, asked, NAMED_PATTERN)
+    runs = finished_cells(root, NEEDS, TARGET, asked, NAMED_CELLS)
     found = {run: read_cell(run) for run in runs} if asked else _readable(runs, root)
     cells = list(found.values())
     if not asked:
         _name_missing(cells, root)
     for first in first_cells(cells):
-        same = [run for run, cell in found.items() if cell.place == first.place]
-        demand_alike(
-            same, lambda run, other: [*_otherwise(found[run], found[other]), *_protocols(run, other)]
-        )
+        demand_alike({run: _stated(run, cell) for run, cell in found.items() if cell.place == first.place})
     values = pd.concat(map(cell_values, cells), ignore_index=True)
     measured = values[~values["metric"].str.endswith(_ERRORS)]
-    summary = over_seeds(measured, ["task", "dataset", "model", "metric"])
+    summary = over_seeds(measured, KEYS)
     files.write_csv(root / "cells.csv", values)
     files.write_csv(root / "tasks.csv", summary)
-    files.write_text(root / "tasks.md", page(summary, values, cells))
+    files.write_text(root / "tasks.md", page(values, cells))
     write_figure(root / "tasks.png", tasks_figure(summary, cells))
     print(f"{len(cells)} cells of {len(first_cells(cells))} tasks summarised in {root / 'tasks.md'}")
 
@@ -86,11 +71,12 @@ def _name_missing(cells: Sequence[TaskCell], root: Path) -> None:
             print(f"missing: {folder.relative_to(root)}")
 
 
-def _otherwise(cell: TaskCell, other: TaskCell) -> list[str]:
-    return [key for key in ALIKE if getattr(cell, key) != getattr(other, key)]
-
-
-def _protocols(run: RunPaths, other: RunPaths) -> list[str]:
-    judges = [files.read_mapping(each.evaluate_protocol).get("classifier") or {} for each in (run, other)]
-    made = [f"classifier.{key}" for key in ALIKE_CLASSIFIER if judges[0].get(key) != judges[1].get(key)]
-    return [*differing(run, other, ALIKE_PROTOCOL), *made]
+def _stated(run: RunPaths, cell: TaskCell) -> dict[str, Any]:
+    """What has to be the same in every seed of a task."""
+    protocol = files.read_mapping(run.evaluate_protocol)
+    judge = protocol.get("classifier") or {}
+    return (
+        {key: getattr(cell, key) for key in ALIKE}
+        | {key: protocol.get(key) for key in ALIKE_PROTOCOL}
+        | {f"classifier.{key}": judge.get(key) for key in ALIKE_CLASSIFIER}
+    )

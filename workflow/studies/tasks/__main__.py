@@ -1,5 +1,0 @@
-"""Summarise the study."""
-
-from workflow.studies.common import command_line
-
-command_line("tasks")
