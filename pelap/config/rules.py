@@ -315,4 +315,5 @@ def _asking(params: Params, keys: Iterable[str]) -> list[str]:
             value = value[name] if isinstance(value, Mapping) else getattr(value, name)
         return value
 
-    return [key for key in keys if value_at(key) not in (None, False, ())]
+    values = {key: value_at(key) for key in keys}  # of which 0 is one that counts
+    return [key for key, it in values.items() if it is not None and it is not False and it != ()]

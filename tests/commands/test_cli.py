@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import ROOT
 
 from pelap.cli import STAGES, _respelled, build_parser, main
@@ -121,16 +122,6 @@ def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return error
 
 
-def test_bad_parameters_end_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    params = tmp_path / "p.yaml"
-    params.write_text((ROOT / "params.yaml").read_text().replace("epochs: ", "epochs: many "))
-    error = _fails(capsys, "train", "--params", str(params), "--run", str(tmp_path / "run"))
-    assert "train.epochs" in error
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "download"])
 def test_a_stage_without_its_input_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
@@ -141,49 +132,71 @@ def test_a_stage_without_its_input_says_so(
     assert not [p for p in (tmp_path / "run").rglob("*") if p.is_file() and not p.name.endswith(".lock")]
 
 
-def test_unknown_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["train", "--variant", "best", "--run", str(tmp_path), "--params", str(ROOT / "params.yaml")]
-    assert "use one of baseline, pelap, invariant" in _fails(capsys, *argv)
+REFUSED = [
+    ("train --params bad.yaml", "bad.yaml: train.epochs: input should be a valid integer"),
+    ("train --variant best", "use one of baseline, pelap, invariant"),
+    ("train --device cuda" if not torch.cuda.is_available() else "train --device tpu", "--device"),
+    ("show --run bad.yaml", "bad.yaml/evaluate/metrics.json: Not a directory; check the path"),
+    ("report --run bad.yaml/run", "bad.yaml/run: cannot write here"),
+    ("sample --model m --out o --num 0", "argument --num: 0 is not positive; see pelap sample --help"),
+    ("sample --model m --out o --num -1", "argument --num: "),
+    ("sample --model m --out o --num x", "argument --num: "),
+    ("sample --out o", "are required: --model; see pelap sample --help"),
+    ("paper --minutes -1", "argument --minutes: -1.0 is no number of minutes"),
+    ("paper --minutes inf", "argument --minutes: inf is no number of minutes"),
+    ("evaluate --samples a", "are required: --reference, --out; see pelap evaluate --samples --help"),
+    ("evaluate --samples a --reference b", "are required: --out; see pelap"),
+    ("evaluate --samples a --pipeline p --out f", "give one of them"),
+    ("evaluate --samples a --reference b --out f --prompts p", "--prompts: goes with --pipeline DIR"),
+    ("evaluate --pipeline p --out f --paired", "--paired: goes with --samples DIR"),
+    ("evaluate --reference b --out f", "--reference: goes with --samples DIR; add that, or leave this out"),
+    ("evaluate --out f", "--out: goes with --pipeline DIR"),
+    ("score --out f", "--out: goes with --pipeline DIR"),
+    ("prune --pipeline p", "are required: --scores, --out; see pelap pipeline prune --help"),
+    ("score --plan f", "--plan: unknown; see pelap score --help"),
+    ("report junk", "junk: unknown; see pelap report --help"),
+    ("pipeline", "are required: STAGE; see pelap pipeline --help"),
+    ("", "are required: COMMAND; see pelap --help"),
+]
 
 
-def test_full_disk_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("words", "said"), REFUSED)
+def test_what_is_wrong_is_one_line_before_anything_is_written(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "there")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text("train: {epochs: many}")
+    (tmp_path / "params.yaml").write_text("{}")
+    assert said in _fails(capsys, *words.split())
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"bad.yaml", "params.yaml"}
 
-    monkeypatch.setattr("pelap.stages.download.run", full)
-    argv = ["download", "--run", str(tmp_path), "--params", str(ROOT / "params.yaml")]
-    assert "there: No space left on device; check the path and the space left" in _fails(capsys, *argv)
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "there")
+ENDS: list[tuple[str, BaseException, int, str]] = [
+    ("download", FULL, 2, "there: No space left on device; check the path and the space left"),
+    ("train", RuntimeError("CUDA out of memory."), 2, "out of memory; lower batch_size"),
+    ("download", KeyboardInterrupt(), 130, "starts again"),
+    ("train", KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+]
 
 
-def test_interruption_has_its_own_status(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("stage", "error", "status", "said"), ENDS)
+def test_an_end_that_nobody_wants_is_one_line_too(
+    stage: str,
+    error: BaseException,
+    status: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
+    def fail(*args: object) -> None:
+        raise error
 
-    monkeypatch.setattr("pelap.stages.download.run", interrupt)
-    argv = ["download", "--run", str(tmp_path), "--params", str(ROOT / "params.yaml")]
-    assert main(argv) == 130
-    assert "starts again" in capsys.readouterr().err
-    monkeypatch.setattr("pelap.stages.train.run", interrupt)
-    assert main(["train", *argv[1:]]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
-
-
-def test_sample_does_not_mix_pictures_with_what_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine.png").touch()
-    assert "is not empty" in _fails(capsys, "sample", "--model", "m", "--out", str(tmp_path))
-
-
-def test_path_through_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-    assert "check the path" in _fails(capsys, "show", "--run", str(tmp_path / "file"))
-
-
-@pytest.mark.parametrize("num", ["0", "-1", "x"])
-def test_sample_needs_a_positive_number(num: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "argument --num: " in _fails(capsys, "sample", "--model", "m", "--out", "o", "--num", num)
+    monkeypatch.setattr(f"pelap.stages.{stage}.run", fail)
+    argv = [stage, "--run", str(tmp_path), "--params", str(ROOT / "params.yaml"), "--device", "cpu"]
+    assert main(argv) == status
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1

@@ -19,7 +19,7 @@ from pelap.evaluation.image_quality import psnr, ssim
 from pelap.evaluation.reference import Reference
 
 CPU = torch.device("cpu")
-COARSE = "test_evaluate_folders:Coarse"
+COARSE, BRIGHT = "test_evaluate_folders:Coarse", "test_evaluate_folders:Bright"
 FIGURES = {
     "fd_{}", "fd_{}_se", "shift_{}", "kid_{}", "kid_{}_std",
     "precision_{}", "recall_{}", "density_{}", "coverage_{}",
@@ -31,6 +31,11 @@ class Coarse(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+
+class Bright(Coarse):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, :3]
 
 
 def pictures(num: int, first: int = 0, side: int = 16) -> torch.Tensor:
@@ -70,16 +75,26 @@ def in_order(num: int, first: int = 0) -> torch.Tensor:
     return torch.cat([images[::2], images[1::2]])
 
 
-def test_figures_are_those_of_the_reference(folders: tuple[Path, Path]) -> None:
-    figures = compared(*folders)
+def test_figures_are_those_of_the_reference(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = compared(*folders, BRIGHT)
     protocol = figures.pop("protocol")
-    assert set(figures) == {name.format("coarse") for name in FIGURES} | {"num_images", "num_reference"}
+    expected = {name.format(extractor) for name in FIGURES for extractor in ("coarse", "bright")}
+    assert set(figures) == expected | {"num_images", "num_reference"}
     assert (figures.pop("num_images"), figures.pop("num_reference")) == (30, 40)
-    reference = Reference(in_order(40, 30), [make_extractor(COARSE, CPU)])
+    reference = Reference(in_order(40, 30), [make_extractor(name, CPU) for name in (COARSE, BRIGHT)])
     assert figures == pytest.approx(reference.measure(in_order(30), strata=CLASSES).metrics)
+    assert list(protocol["extractors"]) == ["coarse", "bright"]
     assert protocol["extractors"]["coarse"]["sha256"]
     assert {"versions", "device", "git_revision", "notes", "kid_subsets", "neighbours"} <= set(protocol)
     assert protocol["picture_size"] == "16x16"
+    # In the table errors stand beside what they belong to.
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["fd_coarse", f"{figures['fd_coarse']:.4f}", f"{figures['fd_coarse_se']:.4f}"] in lines
+    assert ["kid_coarse", f"{figures['kid_coarse']:.4f}", f"{figures['kid_coarse_std']:.4f}"] in lines
+    assert ["recall_coarse", f"{figures['recall_coarse']:.4f}"] in lines
+    assert not any(name.endswith(("_se", "_std")) for name, *_ in filter(None, lines))
 
 
 def test_errors_are_of_chosen_shares_where_pictures_lie_in_class_folders(tmp_path: Path) -> None:
@@ -130,28 +145,6 @@ def test_the_packaged_extractor_is_the_default(
     assert all(len(line) <= 80 for line in printed.splitlines() if str(folders[0].parent) not in line)
 
 
-def test_several_extractors(folders: tuple[Path, Path]) -> None:
-    figures = compared(*folders, f"{COARSE[:-6]}Bright")
-    assert {"fd_coarse", "fd_bright"} <= set(figures)
-    assert list(figures["protocol"]["extractors"]) == ["coarse", "bright"]
-
-
-class Bright(Coarse):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return super().forward(images)[:, :3]
-
-
-def test_errors_stand_beside_what_they_belong_to(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    figures = compared(*folders)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["fd_coarse", f"{figures['fd_coarse']:.4f}", f"{figures['fd_coarse_se']:.4f}"] in lines
-    assert ["kid_coarse", f"{figures['kid_coarse']:.4f}", f"{figures['kid_coarse_std']:.4f}"] in lines
-    assert ["recall_coarse", f"{figures['recall_coarse']:.4f}"] in lines
-    assert not any(name.endswith(("_se", "_std")) for name, *_ in filter(None, lines))
-
-
 def test_digests_are_of_the_pixels(folders: tuple[Path, Path], tmp_path: Path) -> None:
     samples, real = folders
     before = compared(samples, real)["protocol"]
@@ -192,24 +185,28 @@ def test_pictures_need_not_be_square_nor_in_colour(tmp_path: Path) -> None:
     assert figures["density_coarse"] == pytest.approx(other.measure(images).metrics["density_coarse"])
 
 
-def test_what_is_no_picture_is_passed_over(folders: tuple[Path, Path]) -> None:
+def test_what_is_no_picture_is_passed_over(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     samples, real = folders
     before = compared(samples, real)
-    (samples / "notes.txt").write_text("mine")
-    (samples / ".hidden.png").write_text("no picture")
-    (samples / ".folder").mkdir()
-    (samples / ".folder" / "a.png").write_text("no picture")
-    (samples / "sound.wav").write_text("no picture")
+    for name in ("notes.txt", ".hidden.png", ".folder/a.png", "sound.wav"):
+        (samples / name).parent.mkdir(exist_ok=True)
+        (samples / name).write_text("no picture")
+    save_png(torch.zeros(3, 50, 90, dtype=torch.uint8), samples / "grid.png")  # of `pelap sample`
+    capsys.readouterr()
     after = compared(samples, real)
     notes = after["protocol"].pop("notes")
-    said = notes[len(before["protocol"].pop("notes")) :]
+    hidden, file, overview, *said = notes[len(before["protocol"].pop("notes")) :]
     assert after == before
-    assert said == [
+    assert [hidden, file, *said] == [
         f"{samples}: hidden folders passed over: 1, first .folder",
         f"{samples}: hidden files passed over: 1, first .hidden.png",
         f"{samples}: files named .txt passed over: 1, first notes.txt",
         f"{samples}: sounds passed over: 1, first sound.wav",
     ]
+    assert "grid.png left out" in overview
+    assert "grid.png left out" in " ".join(capsys.readouterr().out.split())
 
 
 def test_linked_folders_are_measured_as_they_are_trained_on(
@@ -251,22 +248,6 @@ def test_pairs_are_found_however_accents_are_written(folders: tuple[Path, Path])
     assert compared(*folders, "--paired")["psnr"] > 75
 
 
-def test_overviews_of_sample_are_left_out(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    samples, real = folders
-    before = compared(samples, real)
-    save_png(torch.zeros(3, 50, 90, dtype=torch.uint8), samples / "grid.png")
-    after = compared(samples, real)
-    assert {key: value for key, value in after.items() if key != "protocol"} == {
-        key: value for key, value in before.items() if key != "protocol"
-    }
-    *_, note = after["protocol"]["notes"]
-    assert "grid.png left out" in note
-    assert not any("grid.png" in other for other in before["protocol"]["notes"])
-    assert "grid.png left out" in " ".join(capsys.readouterr().out.split())
-
-
 def replace(folder: Path, images: torch.Tensor) -> None:
     for file in folder.rglob("*.png"):
         file.unlink()
@@ -277,100 +258,44 @@ def broken(folder: Path, content: bytes) -> None:
     (folder / "0" / "000.png").write_bytes(content)
 
 
+def rename(folder: Path) -> None:
+    for file in folder.rglob("*.png"):
+        file.rename(file.with_suffix(".webp"))
+
+
+INCEPTION = ("--extractor", "inception-2015")
 BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
-    "none": (lambda f: replace(f, pictures(1)[:0]), (), "samples: no pictures"),
-    "one": (lambda f: replace(f, pictures(1)), (), "samples: just one picture"),
-    "equal": (
-        lambda f: replace(f, pictures(1).repeat(5, 1, 1, 1)),
-        (),
-        "samples: all 5 pictures are the same",
-    ),
-    "mixed": (lambda f: save_png(pictures(1, side=20)[0], f / "z.png"), (), "z.png 20x20"),
-    "size": (lambda f: replace(f, pictures(9, side=20)), (), "samples: pictures of 20x20"),
-    "text": (lambda f: broken(f, b"text"), (), "0/000.png is not a readable PNG"),
-    "cut": (lambda f: broken(f, (f / "0" / "002.png").read_bytes()[:200]), (), "0/000.png is not a readable"),
-    "names": (lambda f: None, ("--paired",), "0/030 is in"),
-    "twice": (lambda f: save_png(pictures(1)[0], f / "0" / "000.jpg"), ("--paired",), "by their endings"),
-    "prompts": (lambda f: None, ("--prompts", "p.txt"), "--prompts"),
+    "none": (lambda at: replace(at, pictures(1)[:0]), (), "samples: no pictures"),
+    "one": (lambda at: replace(at, pictures(1)), (), "samples: just one picture"),
+    "equal": (lambda at: replace(at, pictures(1).repeat(5, 1, 1, 1)), (), "samples: all 5 pictures are the"),
+    "mixed": (lambda at: save_png(pictures(1, side=20)[0], at / "z.png"), (), "z.png 20x20"),
+    "size": (lambda at: replace(at, pictures(9, side=20)), (), "samples: pictures of 20x20"),
+    "text": (lambda at: broken(at, b"text"), (), "0/000.png is not a readable PNG"),
+    "cut": (lambda at: broken(at, (at / "0/002.png").read_bytes()[:200]), (), "0/000.png is not a readable"),
+    "twice": (lambda at: save_png(pictures(1)[0], at / "0/000.jpg"), ("--paired",), "by their endings"),
+    "names": (lambda at: None, ("--paired",), "0/030 is in"),
+    "prompts": (lambda at: None, ("--prompts", "p.txt"), "--prompts"),
+    "extractor": (lambda at: None, ("--extractor", "vgg"), "vgg"),
+    "no weights": (lambda at: None, INCEPTION, "inception"),
+    "weights": (lambda at: None, (*INCEPTION, "--inception-weights", "none.pth"), "none.pth"),
+    "nowhere": (lambda at: (at.parent / "real").rename(at / "0" / "a"), (), "real: no such folder"),
+    "unknown": (lambda at: rename(at.parent / "real"), (), "real: no pictures"),
+    "reference": (lambda at: replace(at.parent / "real", pictures(1).repeat(3, 1, 1, 1)), (), "real: all 3"),
+    "out": (lambda at: (at.parent / "figures.json").mkdir(), (), "is a folder; name a file"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_cannot_be_compared_is_one_line(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], what: str
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
+    monkeypatch.delenv("PELAP_INCEPTION_WEIGHTS", raising=False)
     change, options, words = BROKEN[what]
     change(folders[0])
     assert main(argv(*folders, *options)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("pelap: error: ")
-    assert error.count("\n") == 1
-    assert words in error
-    assert not (folders[0].parent / "figures.json").exists()
-
-
-def test_the_reference_is_looked_at_too(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    samples, real = folders
-    assert main(argv(samples, real / "no")) == 2
-    assert "real/no: no such folder" in capsys.readouterr().err
-    for file in real.rglob("*.png"):
-        file.rename(file.with_suffix(".webp"))
-    assert main(argv(samples, real)) == 2
     said = capsys.readouterr()
-    assert "real: no pictures" in said.err
-    assert "files named .webp passed over: 40" in said.out
-    replace(real, pictures(1).repeat(3, 1, 1, 1))
-    assert main(argv(samples, real)) == 2
-    assert "real: all 3 pictures are the same" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--samples", "a"], "are required: --reference, --out; see pelap"),
-        (["--samples", "a", "--out", "f"], "are required: --reference; see pelap"),
-        (["--samples", "a", "--reference", "b"], "are required: --out; see pelap"),
-        (["--samples", "a", "--pipeline", "p", "--out", "f"], "give one of them"),
-        (["--pipeline", "p", "--out", "f", "--paired"], "--paired: goes with --samples DIR"),
-        (["--pipeline", "p", "--out", "f", "--extractor", "x"], "--extractor: goes with --samples DIR"),
-        (["--reference", "b"], "--reference: goes with --samples DIR"),
-        (["--reference", "b", "--out", "f"], "--reference: goes with --samples DIR"),
-        (["--paired"], "--paired: goes with --samples DIR"),
-        (["--inception-weights", "w"], "--inception-weights: goes with --samples DIR"),
-        (["--out", "f"], "--out: goes with --pipeline DIR"),
-    ],
-)
-def test_options_that_do_not_go_together(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    words: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", *options]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_out_must_be_a_file(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    (folders[0].parent / "figures.json").mkdir()
-    assert main(argv(*folders)) == 2
-    assert "is a folder; name a file" in capsys.readouterr().err
-
-
-def test_unknown_extractors_and_missing_weights(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PELAP_INCEPTION_WEIGHTS", raising=False)
-    assert main(argv(*folders, extractor="vgg")) == 2
-    assert "vgg" in capsys.readouterr().err
-    assert main(argv(*folders, extractor="inception-2015")) == 2
-    capsys.readouterr()
-    weights = folders[0].parent / "none.pth"
-    assert main(argv(*folders, "--inception-weights", str(weights), extractor="inception-2015")) == 2
-    assert "none.pth" in capsys.readouterr().err
+    assert said.err.startswith("pelap: error: ")
+    assert said.err.count("\n") == 1
+    assert words in said.err
+    assert not (folders[0].parent / "figures.json").is_file()
+    assert what != "unknown" or "files named .webp passed over: 40" in said.out

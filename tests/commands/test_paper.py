@@ -1,5 +1,6 @@
 """The paper at full scale, at a size for tests: order, resumption, the clock, tables and the archive."""
 
+import itertools
 import json
 import math
 import signal
@@ -22,9 +23,9 @@ from pelap.cli import EXIT_UNFINISHED, main
 from pelap.commands import paper as runner
 from pelap.commands.paper import TimeIsUp, time_limit
 from pelap.commands.paper_study import finished_stages, load_study, read_record
-from pelap.config.load import load_params, read_yaml, resolved, select_keys
+from pelap.config.load import load_params, resolved, select_keys
 from pelap.core import files
-from pelap.core.errors import ConfigError, TrainingError
+from pelap.core.errors import TrainingError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.evaluation.evaluator import Evaluator
 from pelap.pipelines.model_io import load_model
@@ -121,34 +122,25 @@ def quick_stages(patch: pytest.MonkeyPatch) -> list[str]:
     return watch(patch)
 
 
+PELAP_A = PARTS["pelap-a"]
 EVERY_STAGE = [
-    "pelap-a seed0 train baseline,pelap",
-    "pelap-a seed0 collapse",
-    "pelap-a seed0 evaluate",
-    "ablation seed0 train pelap-1,pelap-5",
-    "ablation seed0 collapse",
-    "pelap-a seed1 train baseline,pelap",
-    "pelap-a seed1 collapse",
-    "pelap-a seed1 evaluate",
-    "ablation seed1 train pelap-1,pelap-5",
-    "ablation seed1 collapse",
+    call
+    for seed in (0, 1)
+    for call in (
+        f"pelap-a seed{seed} train baseline,pelap",
+        f"pelap-a seed{seed} collapse",
+        f"pelap-a seed{seed} evaluate",
+        f"ablation seed{seed} train pelap-1,pelap-5",
+        f"ablation seed{seed} collapse",
+    )
 ]
 
 
-def test_the_first_seed_of_every_part_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = quick_stages(monkeypatch)
-    assert run(write_study(tmp_path), tmp_path / "root") == 0
-    assert calls == EVERY_STAGE
-
-
 def test_other_pictures_are_another_study(tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    before = load_study(write_study(folder)).cells[0]
-    raw = read_yaml(folder / "tiny.yaml")
-    raw["download"]["photos"]["min_crop"] += 1
-    write_yaml(folder / "tiny.yaml", raw)
-    write_yaml(folder / "lambdas.yaml", {**read_yaml(folder / "lambdas.yaml"), "download": raw["download"]})
-    after = load_study(folder / "study.yaml").cells[0]
+    before = load_study(write_study(tmp_path)).cells[0]
+    changes = {part: PARTS[part] | {"set": {"download.photos.min_crop": 50}} for part in PARTS}
+    changes["pelap-a"]["set"] |= PELAP_A["set"]
+    after = load_study(write_study(tmp_path, parts=changes)).cells[0]
     assert all(before.digest(stage) != after.digest(stage) for stage in before.stages)
 
 
@@ -166,21 +158,21 @@ def test_other_pictures_in_the_same_place_are_trained_on(
         assert calls == expected
 
 
-def test_finished_stages_are_not_run_again_those_of_other_code_are_named(
+def test_parts_take_turns_and_what_is_finished_is_not_run_again_but_named_where_its_code_was_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = quick_stages(monkeypatch)
     study, root = write_study(tmp_path), tmp_path / "root"
-    assert run(study, root) == 0
-    assert run(study, root) == 0
+    for _ in range(2):
+        assert run(study, root) == 0
+        assert calls == EVERY_STAGE
     assert "other code" not in capsys.readouterr().out
     code = runner.stage_code
     monkeypatch.setattr(runner, "stage_code", lambda stage: code(stage) + "0" * (stage == "train"))
-    calls.clear()
     assert run(study, root) == 0
     said = capsys.readouterr().out
     assert "pelap-a seed 0: train; ablation seed 0: train; pelap-a seed 1: train" in said
-    assert calls == []
+    assert calls == EVERY_STAGE
 
 
 def test_changed_parameters_run_again_what_reads_them_and_what_follows(
@@ -188,19 +180,14 @@ def test_changed_parameters_run_again_what_reads_them_and_what_follows(
 ) -> None:
     calls = quick_stages(monkeypatch)
     run(write_study(tmp_path), tmp_path / "root")
-    calls.clear()
     stale = cell_paths(tmp_path / "root", "pelap-a", 0).train("baseline").model
     stale.mkdir(parents=True)
-    part = PARTS["pelap-a"]
-    changed = PARTS | {"pelap-a": part | {"set": part["set"] | {"evaluate.batch_size": 3}}}
-    assert run(write_study(tmp_path, parts=changed), tmp_path / "root") == 0
-    assert calls == ["pelap-a seed0 evaluate", "pelap-a seed1 evaluate"]
-    assert stale.is_dir()
-    calls.clear()
-    changed = PARTS | {"pelap-a": part | {"set": part["set"] | {"train.lr": 0.5}}}
-    assert run(write_study(tmp_path, parts=changed), tmp_path / "root") == 0
-    assert calls == [call for call in EVERY_STAGE if call.startswith("pelap-a")]
-    assert not stale.exists()
+    for key, stages, is_kept in (("evaluate.batch_size", "evaluate", True), ("train.lr", "", False)):
+        calls.clear()
+        changed = PARTS | {"pelap-a": PELAP_A | {"set": PELAP_A["set"] | {key: 3}}}
+        assert run(write_study(tmp_path, parts=changed), tmp_path / "root") == 0
+        assert calls == [call for call in EVERY_STAGE if call.startswith("pelap-a") and stages in call]
+        assert stale.is_dir() == is_kept
 
 
 def test_a_killed_stage_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,30 +318,35 @@ def test_a_swallowed_end_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert swallowed == 1
 
 
-def test_no_minutes_are_for_the_tables_alone(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = watch(monkeypatch)
-    (whole / "table.csv").unlink()
-    assert run(whole.parent / "study.yaml", whole, "--minutes", "0") == 0
-    assert calls == []
-    assert (whole / "table.csv").is_file()
-
-
 def test_table_has_mean_deviation_and_number_of_the_runs(whole: Path) -> None:
     table = files.read_csv(whole / "table.csv")
     assert list(table.columns) == report.TABLE_COLUMNS
+    assert set(table["dataset"]) == {"photos"}
+    assert table["budget"].str.startswith("tiny, 1 epochs of 4 batches of 32, ").all()
     runs = [cell_paths(whole, "pelap-a", seed) for seed in (0, 1)]
-    found = [files.read_csv(run.collapse_table).set_index("variant")["recon_mse"]["pelap"] for run in runs]
-    row = row_of(table, "pelap-a", "pelap", "recon_mse")
-    assert row["mean"] == pytest.approx(statistics.mean(found))
-    assert row["sd"] == pytest.approx(statistics.stdev(found))
-    assert (row["n"], row["dataset"]) == (2, "photos")
-    samples = [files.read_metrics(run.metrics)["baseline"]["fd_effnet_lite0"] for run in runs]
-    row = row_of(table, "pelap-a", "baseline", "fd_effnet_lite0")
-    assert row["mean"] == pytest.approx(statistics.mean(value for value in samples if value is not None))
-    seconds = [files.read_json(run.record("train"))["seconds"] for run in runs]
-    row = row_of(table, "pelap-a", report.ALL_MODELS, "seconds_train")
-    assert row["mean"] == pytest.approx(statistics.mean(seconds))
-    assert min(seconds) > 0
+    for model, metric, found in (
+        ("pelap", "recon_mse", [files.read_json(run.collapse_metrics)["pelap"]["recon_mse"] for run in runs]),
+        ("baseline", "fd_effnet_lite0", [of_baseline(run)["fd_effnet_lite0"] for run in runs]),
+        (
+            report.ALL_MODELS,
+            "seconds_train",
+            [files.read_json(run.record("train"))["seconds"] for run in runs],
+        ),
+    ):
+        row = row_of(table, "pelap-a", model, metric)
+        assert row["mean"] == pytest.approx(statistics.mean(found))
+        assert row["sd"] == pytest.approx(statistics.stdev(found))
+        assert row["n"] == 2
+        assert min(found) > 0
+
+
+def of_baseline(run: RunPaths) -> dict[str, Any]:
+    return files.read_metrics(run.metrics)["baseline"]
+
+
+def read_seconds(run: RunPaths) -> float:
+    seconds: float = files.read_json(run.record("train"))["seconds"]
+    return seconds
 
 
 def row_of(table: pd.DataFrame, part: str, model: str, metric: str) -> Any:
@@ -377,10 +369,7 @@ def test_the_papers_figures_stand_beside_their_part_alone(whole: Path) -> None:
     assert row_of(table, "pelap-a", "pelap", "predictor_params")["mean"] == 292  # 4 latent channels
 
 
-def test_every_number_says_its_budget_and_data_set(whole: Path) -> None:
-    table = files.read_csv(whole / "table.csv")
-    assert set(table["dataset"]) == {"photos"}
-    assert table["budget"].str.startswith("tiny, 1 epochs of 4 batches of 32, ").all()
+def test_the_page_and_its_protocol_say_what_the_numbers_are(whole: Path) -> None:
     page = (whole / "table.md").read_text()
     assert "## ablation on photos\n\nBudget: tiny, 1 epochs of 4 batches of 32, " in page
     assert "## Beside the paper's own figures" in page
@@ -420,11 +409,11 @@ def test_archive_has_small_files_and_no_model(whole: Path) -> None:
     assert "paper/figures/photos-pelap-a-controls.png" in names
 
 
-def test_tables_of_an_unfinished_study_have_what_is_finished(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_no_minutes_are_for_the_tables_of_what_is_finished(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = write_study(tmp_path)
-    assert run(study, tmp_path / "root", "--minutes", "0") == EXIT_UNFINISHED
+    calls = watch(monkeypatch)
+    assert run(write_study(tmp_path), tmp_path / "root", "--minutes", "0") == EXIT_UNFINISHED
     assert "0 of 10 stages finished" in capsys.readouterr().out
     assert len(files.read_csv(tmp_path / "root" / "table.csv")) == 0
     # A seed more than there are runs of: what was there before still counts.
@@ -432,6 +421,8 @@ def test_tables_of_an_unfinished_study_have_what_is_finished(
     assert run(more, whole, "--minutes", "0") == EXIT_UNFINISHED
     assert "10 of 15 stages finished" in capsys.readouterr().out
     assert set(files.read_csv(whole / "table.csv")["n"]) == {2}
+    assert run(whole.parent / "study.yaml", whole, "--minutes", "0") == 0
+    assert calls == []
 
 
 def test_what_snakemake_ran_with_these_parameters_is_finished(tmp_path: Path) -> None:
@@ -457,7 +448,9 @@ def test_another_data_set_has_runs_of_its_own(tmp_path: Path, monkeypatch: pytes
     assert set(records) == {"svhn"}
 
 
-PELAP_A = PARTS["pelap-a"]
+def part_a(**fields: Any) -> dict[str, Any]:
+    """A study with one part, `a`, which is that of PeLAP-A with other fields."""
+    return {"parts": {"a": PELAP_A | fields}}
 
 
 @pytest.mark.parametrize(
@@ -468,23 +461,20 @@ PELAP_A = PARTS["pelap-a"]
         ({"seed": 1}, "seed: unknown key"),
         ({"dataset": "nope"}, "'nope' is unknown"),
         ({"parts": {"a": {"stages": ["train"]}}}, "parts.a.preset: missing"),
-        ({"parts": {"a": PELAP_A | {"preset": "no.yaml"}}}, "parts.a.preset: no file"),
-        ({"parts": {"a": PELAP_A | {"epochs": 3}}}, "parts.a.epochs: unknown key"),
-        ({"parts": {"a": PELAP_A | {"variants": ["best"]}}}, "the preset has no best; use some of baseline"),
-        ({"parts": {"a": PELAP_A | {"set": {"train.epoch": 3}}}}, "set.train.epoch: no stage"),
-        ({"parts": {"a": PELAP_A | {"set": {"score.formula": "avg"}}}}, "set.score.formula: no stage"),
-        ({"parts": {"a": PELAP_A | {"set": {"train.epochs": 0}}}}, "parts.a: train.epochs: "),
-        ({"parts": {"a": PELAP_A | {"set": {"seed": 3}}}}, "set.seed: all parts share it"),
-        ({"parts": {"a": PELAP_A | {"stages": ["download"]}}}, "parts.a.stages"),
-        ({"parts": {"a": PELAP_A | {"stages": ["collapse", "train"], "set": {}}}}, "order train, collapse"),
+        (part_a(preset="no.yaml"), "parts.a.preset: no file"),
+        (part_a(epochs=3), "parts.a.epochs: unknown key"),
+        (part_a(variants=["best"]), "the preset has no best; use some of baseline"),
+        (part_a(set={"train.epoch": 3}), "set.train.epoch: no stage"),
+        (part_a(set={"score.formula": "avg"}), "set.score.formula: no stage"),
+        (part_a(set={"train.epochs": 0}), "parts.a: train.epochs: "),
+        (part_a(set={"seed": 3}), "set.seed: all parts share it"),
+        (part_a(set={}), "evaluate needs score, prune, distill too"),
+        (part_a(stages=["download"]), "parts.a.stages"),
+        (part_a(stages=["collapse", "train"], set={}), "order train, collapse"),
+        (part_a(stages=["train", "report"], set={}), "report needs collapse, score"),
         (
-            {"parts": {"a": PELAP_A | {"stages": ["train", "report"], "set": {}}}},
-            "report needs collapse, score",
-        ),
-        ({"parts": {"a": PELAP_A | {"set": {}}}}, "evaluate needs score, prune, distill too"),
-        (
-            {"parts": PARTS | {"b": PELAP_A | {"set": PELAP_A["set"] | {"download.image_size": 32}}}},
-            "parts.b: its section download makes other pictures",
+            {"parts": PARTS | part_a(set=PELAP_A["set"] | {"download.image_size": 32})["parts"]},
+            "parts.a: its section download makes other pictures",
         ),
     ],
 )
@@ -510,16 +500,16 @@ def test_a_data_set_that_cannot_be_had_is_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("minutes", ["-1", "x", "inf", "nan"])
-def test_minutes_must_be_a_number(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["paper", "--minutes", minutes]) == 2
-    assert "argument --minutes: " in capsys.readouterr().err
-
-
-def test_cell_texts() -> None:
-    assert report.cell(0.02361, 0.00012, 5) == "0.02361 ± 0.00012 (5)"
-    assert report.cell(22.59, math.nan, 1) == "22.59 (1)"
-    assert report.cell(820748.0, 0.0, 2) == "820,748 ± 0 (2)"
+@pytest.mark.parametrize(
+    ("moments", "text"),
+    [
+        ((0.02361, 0.00012, 5), "0.02361 ± 0.00012 (5)"),
+        ((22.59, math.nan, 1), "22.59 (1)"),
+        ((820748.0, 0.0, 2), "820,748 ± 0 (2)"),
+    ],
+)
+def test_cell_texts(moments: tuple[float, float, int], text: str) -> None:
+    assert report.cell(*moments) == text
 
 
 def test_ablation_is_told_by_variants_that_differ_in_the_penalty_alone(tmp_path: Path) -> None:
@@ -528,20 +518,14 @@ def test_ablation_is_told_by_variants_that_differ_in_the_penalty_alone(tmp_path:
     assert lambdas(study.parts["pelap-a"]) == {}
 
 
-def test_ablation_figure_of_one_run_and_of_several() -> None:
-    def values(seeds: int) -> pd.DataFrame:
-        rows = [
-            ("photos", "ablation", seed, model, metric, 0.1 + seed)
-            for seed in range(seeds)
-            for model in ("a", "b")
-            for _, _, metric in ABLATION_PANELS
-        ]
-        return pd.DataFrame(rows, columns=report.VALUE_COLUMNS)
-
-    for seeds in (1, 3):
-        figure = ablation_figure(values(seeds), {"a": 0.001, "b": 0.1})
-        assert [axis.get_xscale() for axis in figure.axes] == ["log"] * 4
-        to_png(figure)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_ablation_figure(seeds: int) -> None:
+    metrics = [metric for _, _, metric in ABLATION_PANELS]
+    entries = itertools.product(["photos"], ["ablation"], range(seeds), "ab", metrics)
+    values = pd.DataFrame([(*entry, 0.1 + entry[2]) for entry in entries], columns=report.VALUE_COLUMNS)
+    figure = ablation_figure(values, {"a": 0.001, "b": 0.1})
+    assert [axis.get_xscale() for axis in figure.axes] == ["log"] * 4
+    to_png(figure)
 
 
 @pytest.mark.parametrize("name", ["paper", "paper-cpu"])
@@ -595,11 +579,3 @@ def test_all_stages_of_a_part(tmp_path: Path) -> None:
     distance = row_of(table, "pruning", "distilled-500", "fd_effnet_lite0")["mean"]
     assert distance == metrics["distilled-500"]["fd_effnet_lite0"]
     assert row_of(table, "pruning", "invariant", "rank_correlation")["n"] == 1
-
-
-def test_study_errors_are_config_errors(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        load_study(tmp_path / "none.yaml")
-    (tmp_path / "list.yaml").write_text("[1]")
-    with pytest.raises(ConfigError, match="expected a mapping"):
-        load_study(tmp_path / "list.yaml")

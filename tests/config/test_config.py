@@ -1,13 +1,12 @@
 """Parameters are checked before anything else, and every offending key is named at once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import ROOT, raw_params, tiny_raw
 
-from pelap.config import LightUNetParams, PelapVAEParams, VariantParams
+from pelap.config import DiffusionParams, LightUNetParams, PelapVAEParams, VariantParams
 from pelap.config.load import STAGE_KEYS, load_params, parse_params, read_yaml, select_keys
 from pelap.config.rules import NUM_PHOTOGRAPHS, NUM_RECIPES, STAGES, latent_problem
 from pelap.core.errors import ConfigError
@@ -24,47 +23,78 @@ def _message(**overrides: Any) -> str:
     return str(caught.value)
 
 
+def _pruned(**prune: Any) -> dict[str, Any]:
+    """The section `prune` with one method, of which `method` gives fields, unless there are `methods`."""
+    targets = {"time_reduction": None, "num_params": None, "num_operators": None}
+    methods = {"a": {"criterion": "score", "selection": "lowest_first"} | prune.pop("method", {})}
+    return {"prune": targets | {"methods": methods} | (prune or {"time_reduction": 0.3})}
+
+
+STUDENT = raw_params()["distill"]["students"]["distilled"]
+DENSE = raw_params()["distill"]["students"]["dense-finetuned"]
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"trian": 3}, "trian: unknown key"),
+    ({"lambda_": 0.1}, "lambda_: unknown key"),
+    ({"train__lrr": 3}, "train.lrr: unknown key"),
+    ({"train__lr": "fast"}, "train.lr: "),
+    ({"train__lr": -1.0}, "train.lr: input should be greater than 0 (it is -1.0)"),
+    ({"train__lr": float("inf")}, "train.lr: "),
+    ({"train__lr": float("nan")}, "train.lr: "),
+    ({"train__epochs": 2.5}, "train.epochs: "),
+    ({"train__epochs": True}, "train.epochs: "),
+    ({"train__lr_min": 1.0}, "lr_min must not exceed lr"),
+    ({"train__steps_per_epoch": 0}, "train.steps_per_epoch: "),
+    ({"train__vae_epochs": 0}, "train.vae_epochs: "),
+    ({"seed": -1}, "seed: "),
+    ({"seed": 10**30}, "seed: "),
+    ({"lambda": -0.1}, "lambda: "),
+    ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of photos, sounds, cifar10"),
+    ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
+    ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
+    ({"download__image_size": 20}, "halves latents 2 times, but those of 20 pixels have a side of 5"),
+    ({"vae": {"kind": "autoencoder_kl"}}, "vae.autoencoder_kl.source: missing"),
+    ({"vae": {"kind": "autoencoder_kl", "source": ""}}, "vae.autoencoder_kl.source: "),
+    ({"unet": {"kind": "dit"}}, "unet: "),
+    ({"unet": {"kind": ["light"]}}, "unet: "),
+    ({"unet__channels": [30, 60, 60]}, "not a multiple of norm_num_groups"),
+    ({"variants": {}}, "variants: "),
+    ({"variants__pelap__mask": "none"}, "variants.pelap.mask: unknown key"),
+    ({"variants__pelap__gate": "soft"}, "variants.pelap.gate: input should be 'none', 'sigmoid'"),
+    ({"variants__pelap__encoder_losses": ["kl"]}, "variants.pelap.encoder_losses.0: input should be"),
+    ({"collapse__scale_threshold": 1.0}, "collapse.scale_threshold: "),
+    ({"score__variant": "best"}, "score.variant: 'best' is not a variant; use one of baseline"),
+    (_pruned(time_reduction=[]), "prune.time_reduction"),
+    (_pruned(time_reduction=[0.25, 1.5]), "prune.time_reduction.1"),
+    (_pruned(time_reduction=[0.25, 0.25]), "names an amount twice"),
+    (_pruned(time_reduction=None), "prune: give exactly one of"),
+    (_pruned(time_reduction=0.3, num_params=5), "prune: give exactly one of"),
+    (_pruned(method={"amounts": [0.5, 1.5]}), "shares of the time are at most 1"),
+    (_pruned(method={"amounts": [0.5, 0.5]}), "a names an amount twice"),
+    (_pruned(num_params=3, method={"amounts": [2.5]}), "num_params are whole numbers"),
+    (_pruned(num_params=3, method={"iterative_step": 0.1}), "a.iterative_step is a share of the time"),
+    (_pruned(method={"criterion": "random", "iterative_step": 0.1}), "goes with criterion: score"),
+    (_pruned(method={"criterion": "avg", "iterative_step": 0.1}), "goes with criterion: score"),
+    (_pruned(method={"criterion": "luck"}), "prune.methods.a.criterion"),
+    (_pruned(method={"criterion": "taylor"}), "methods.a.criterion: taylor is not among score.criteria"),
+    (_pruned(method={"selection": "luck"}), "prune.methods.a.selection"),
+    (_pruned(time_reduction=0.3, methods={}), "prune.methods"),
+    (_pruned(time_reduction=0.3, max_measurements=-1), "prune.max_measurements"),
+    ({"distill__validate_every": 241}, "validate_every must not exceed steps"),
+    ({"distill__select": "distance"}, "select distance needs quality"),
+    ({"distill__students": {}}, "distill.students"),
+    ({"distill__students": {"dense-finetuned": DENSE}}, "none starts from the pruned"),
+    ({"distill__students": {"b": DENSE | {"task_weight": 0.0}}}, "students.b: all three weights are zero"),
+    ({"distill__students": {"real": STUDENT}}, "distill.students.real: is the name of another row"),
+    ({"distill__students": {"pruned": STUDENT}}, "distill.students.pruned: is the name of another row"),
+    ({"evaluate__num_reference": 8000}, "num_reference + num_images is 9500"),
+    ({"evaluate__sampler": {"kind": "ddim", "steps": 7}}, "evaluate.sampler.steps: 7 does not divide"),
+    ({"evaluate__step_counts": [7]}, "evaluate.step_counts.0: 7 does not divide"),
+    ({"evaluate__step_counts": [10, 10]}, "step_counts names something twice"),
+]
+
+
 @pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ({"trian": 3}, "trian: unknown key"),
-        ({"train__lrr": 3}, "train.lrr: unknown key"),
-        ({"train__lr": "fast"}, "train.lr: "),
-        ({"train__lr": -1.0}, "train.lr: input should be greater than 0 (it is -1.0)"),
-        ({"train__lr": float("inf")}, "train.lr: "),
-        ({"train__lr": float("nan")}, "train.lr: "),
-        ({"train__epochs": 2.5}, "train.epochs: "),
-        ({"train__epochs": True}, "train.epochs: "),
-        ({"seed": -1}, "seed: "),
-        ({"lambda": -0.1}, "lambda: "),
-        ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of photos, sounds, cifar10"),
-        ({"score__variant": "best"}, "score.variant: 'best' is not a variant; use one of baseline"),
-        ({"evaluate__sampler": {"kind": "ddim", "steps": 7}}, "evaluate.sampler.steps: 7 does not divide"),
-        ({"prune__num_params": 5}, "prune: give exactly one of"),
-        ({"prune__time_reduction": None}, "prune: give exactly one of"),
-        ({"unet": {"kind": "dit"}}, "unet: "),
-        ({"unet__channels": [30, 60, 60]}, "not a multiple of norm_num_groups"),
-        ({"variants__pelap__mask": "none"}, "variants.pelap.mask: unknown key"),
-        ({"variants__pelap__gate": "soft"}, "variants.pelap.gate: input should be 'none', 'sigmoid'"),
-        ({"variants__pelap__encoder_losses": ["kl"]}, "variants.pelap.encoder_losses.0: input should be"),
-        ({"variants": {}}, "variants: "),
-        ({"seed": 10**30}, "seed: "),
-        ({"lambda_": 0.1}, "lambda_: unknown key"),
-        ({"train__lr_min": 1.0}, "lr_min must not exceed lr"),
-        ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
-        (
-            {"download__image_size": 20},
-            "the UNet halves latents 2 times, but those of 20 pixels have a side of 5",
-        ),
-        ({"vae": {"kind": "autoencoder_kl"}}, "vae.autoencoder_kl.source: missing"),
-        ({"unet": {"kind": ["light"]}}, "unet: "),
-        ({"vae": {"kind": "autoencoder_kl", "source": ""}}, "vae.autoencoder_kl.source: "),
-        ({"train__steps_per_epoch": 0}, "train.steps_per_epoch: "),
-        ({"train__vae_epochs": 0}, "train.vae_epochs: "),
-        ({"collapse__scale_threshold": 1.0}, "collapse.scale_threshold: "),
-        ({"evaluate__num_reference": 8000}, "num_reference + num_images is 9500"),
-        ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
-    ],
+    ("overrides", "expected"), BAD, ids=[f"{i} {text}" for i, (_, text) in enumerate(BAD)]
 )
 def test_bad_value_is_named(overrides: dict[str, Any], expected: str) -> None:
     assert expected in _message(**overrides)
@@ -189,26 +219,11 @@ def test_the_weight_of_the_penalty() -> None:
 
 def test_what_a_variant_leaves_out_is_as_in_the_paper() -> None:
     everything = ("diffusion", "reconstruction", "sparsity")
-    paper = {
-        "gate": "sigmoid",
-        "adaptive": True,
-        "schedule": "constant",
-        "start_epoch": 0,
-        "normalise": "none",
-        "decoder_input": "unmasked",
-        "encoder_losses": everything,
-        "mask_losses": everything,
-        "vae_training": "joint",
-        "cut": False,
-    }
-    assert VariantParams(sparsity_key="lambda") == VariantParams(sparsity_key="lambda", **paper)
-
-
-def test_every_variant_survives_json() -> None:
-    for path in (ROOT / "params.yaml", *(ROOT / "presets").rglob("*.yaml")):
-        for name, variant in load_params(path).variants.items():
-            plain = json.loads(json.dumps(variant.model_dump(mode="json")))
-            assert VariantParams(**plain) == variant, name
+    mask = {"gate": "sigmoid", "adaptive": True, "schedule": "constant", "start_epoch": 0, "cut": False}
+    coupling = {"normalise": "none", "decoder_input": "unmasked", "vae_training": "joint"}
+    losses = {"encoder_losses": everything, "mask_losses": everything}
+    paper = VariantParams(sparsity_key="lambda", **mask, **coupling, **losses)
+    assert VariantParams(sparsity_key="lambda") == paper
 
 
 @pytest.mark.parametrize(
@@ -246,138 +261,44 @@ def test_variant_may_not_take_the_name_of_a_row(name: str) -> None:
     assert "pruned-4" in parse_params(free, "p").variants
 
 
-@pytest.mark.parametrize("name", ["real", "pruned"])
-def test_student_may_not_take_the_name_of_a_row(name: str) -> None:
-    students = raw_params()["distill"]["students"]
-    assert f"distill.students.{name}" in _message(distill__students=students | {name: students["distilled"]})
-
-
-NO_TARGET = {"time_reduction": None, "num_params": None, "num_operators": None}
-
-
 def _amounts(**prune: Any) -> dict[str, float]:
     """How much each plan removes, by its name."""
-    plans = parse_params(raw_params(prune=NO_TARGET | prune), "p").prune.plans
+    plans = parse_params(raw_params(**_pruned(**prune)), "p").prune.plans
     return {name: wanted.amount for name, wanted in plans.items()}
 
 
-def test_one_amount_needs_no_list_and_plans_are_called_by_percent_or_number() -> None:
+def test_plans_are_called_by_percent_or_number_and_of_several_methods_by_these() -> None:
     assert _amounts(time_reduction=0.35) == _amounts(time_reduction=[0.35]) == {"35": 0.35}
     assert _amounts(time_reduction=[0.07, 0.125]) == {"7": 0.07, "12.5": 0.125}
     assert _amounts(num_params=[100000]) == {"100000": 100000}
-
-
-def test_of_several_methods_the_plans_have_their_names_and_a_method_may_have_amounts_of_its_own() -> None:
     methods = {
         "avg": {"criterion": "avg", "selection": "lowest_first"},
         "greedy": {"criterion": "score", "selection": "per_ms", "iterative_step": 0.1, "amounts": [0.2, 0.5]},
     }
-    raw = raw_params(prune=NO_TARGET | {"time_reduction": 0.35, "methods": methods})
-    plans = parse_params(raw, "p").prune.plans
-    expected = {"avg-35": ("avg", 0.35), "greedy-20": ("greedy", 0.2), "greedy-50": ("greedy", 0.5)}
-    assert {name: (wanted.name, wanted.amount) for name, wanted in plans.items()} == expected
-    assert plans["greedy-20"].method.iterative_step == 0.1
-    alone = {"greedy": methods["greedy"]}
-    assert _amounts(time_reduction=0.35, methods=alone) == {"20": 0.2, "50": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("prune", "message"),
-    [
-        (
-            {"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 1.5]}}},
-            "shares of the time are at most 1",
-        ),
-        ({"time_reduction": 0.3, "methods": {"a": {"amounts": [0.5, 0.5]}}}, "a names an amount twice"),
-        ({"num_params": 3, "methods": {"a": {"amounts": [2.5]}}}, "num_params are whole numbers"),
-        (
-            {"num_params": 3, "methods": {"a": {"iterative_step": 0.1}}},
-            "methods.a.iterative_step is a share of the time",
-        ),
-        *(
-            (
-                {"time_reduction": 0.3, "methods": {"a": {"criterion": name, "iterative_step": 0.1}}},
-                "methods.a.iterative_step goes with criterion: score",
-            )
-            for name in ("random", "avg")
-        ),
-        ({"time_reduction": 0.3, "methods": {"a": {"criterion": "luck"}}}, "prune.methods.a.criterion"),
-        ({"time_reduction": 0.3, "methods": {"a": {"selection": "luck"}}}, "prune.methods.a.selection"),
-        ({"time_reduction": 0.3, "methods": {}}, "prune.methods"),
-        ({"time_reduction": 0.3, "max_measurements": -1}, "prune.max_measurements"),
-    ],
-)
-def test_methods_are_checked(prune: dict[str, Any], message: str) -> None:
-    methods = {
-        name: {"criterion": "score", "selection": "lowest_first"} | fields
-        for name, fields in prune.get("methods", {"a": {}}).items()
-    }
-    assert message in _message(prune=NO_TARGET | prune | {"methods": methods})
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"prune__time_reduction": []}, "prune.time_reduction"),
-        ({"prune__time_reduction": [0.25, 1.5]}, "prune.time_reduction.1"),
-        ({"prune__time_reduction": [0.25, 0.25]}, "names an amount twice"),
-        ({"distill__validate_every": 241}, "validate_every must not exceed steps"),
-        ({"distill__select": "distance"}, "select distance needs quality"),
-        ({"distill__students": {}}, "distill.students"),
-        ({"evaluate__step_counts": [7]}, "evaluate.step_counts.0: 7 does not divide"),
-        ({"evaluate__step_counts": [10, 10]}, "step_counts names something twice"),
-    ],
-)
-def test_amounts_students_and_steps_are_checked(overrides: dict[str, Any], message: str) -> None:
-    assert message in _message(**overrides)
+    expected = {"avg-35": 0.35, "greedy-20": 0.2, "greedy-50": 0.5}
+    assert _amounts(time_reduction=0.35, methods=methods) == expected
+    del methods["avg"]
+    assert _amounts(time_reduction=0.35, methods=methods) == {"20": 0.2, "50": 0.5}
 
 
 def test_no_two_rows_have_one_name() -> None:
-    students = raw_params()["distill"]["students"]
-    same = {"x": students["distilled"], "x-b": students["distilled"]}
     method = {"criterion": "score", "selection": "lowest_first"}
-    message = _message(distill__students=same, prune__methods={"a": method, "b-a": method})
-    assert "rows: two would be called x-b-a-25" in message
-    taken = {"pruned-ld": students["distilled"]}
-    message = _message(distill__students=taken, prune__methods={"ld-pruner": method, "pruner": method})
-    assert "rows: two would be called pruned-ld-pruner-25" in message
+    for students, methods, row in (
+        (("x", "x-b"), ("a", "b-a"), "x-b-a-25"),
+        (("pruned-ld",), ("ld-pruner", "pruner"), "pruned-ld-pruner-25"),
+    ):
+        given = {"distill__students": dict.fromkeys(students, STUDENT)}
+        message = _message(**given, prune__methods=dict.fromkeys(methods, method))
+        assert f"rows: two would be called {row}" in message
 
 
-def test_a_criterion_of_a_method_has_to_be_scored() -> None:
-    method = {"similar": {"criterion": "block_similarity", "selection": "lowest_first"}}
-    assert "prune.methods.similar.criterion: block_similarity is not among" in _message(prune__methods=method)
-    there = raw_params(prune__methods=method, score__criteria=["block_similarity"])
-    assert parse_params(there, "p").prune.methods["similar"].criterion == "block_similarity"
-
-
-def test_a_student_learns_something_and_one_of_them_is_pruned() -> None:
-    longer = raw_params()["distill"]["students"]["dense-finetuned"]
-    assert "none starts from the pruned" in _message(distill__students={"dense-finetuned": longer})
-    idle = longer | {"task_weight": 0.0}
-    message = _message(distill__students={"a": longer, "b": idle})
-    assert "distill.students.b: all three weights are zero" in message
-
-
-def test_every_student_but_the_dense_is_trained_for_every_plan() -> None:
-    params = parse_params(raw_params(prune__time_reduction=[0.25, 0.35]), "p")
-    rows = params.distill.rows(params.prune.plans)
-    students = ("distilled", "output-only", "scratch")
-    expected = {f"{name}-{plan}": plan for plan in ("25", "35") for name in students}
-    assert {name: plan for name, (_, plan) in rows.items()} == expected | {"dense-finetuned": None}
-
-
-def test_a_student_skips_the_plans_of_its_patterns() -> None:
-    students = raw_params()["distill"]["students"]
-    one = {
-        "distilled": students["distilled"] | {"skip": ["avg-*", "only-?"]},
-        "dense-finetuned": students["dense-finetuned"],
-    }
-    params = parse_params(raw_params(distill__students=one | {"scratch": students["scratch"]}), "p")
-    rows = params.distill.rows(["avg-35", "score-35", "my-avg-35", "only-a", "only-ab"])
-    trained = {plan for student, plan in rows.values() if student.skip}
-    assert trained == {"score-35", "my-avg-35", "only-ab"}
-    assert sum(name.startswith("scratch-") for name in rows) == 5
-    assert rows["dense-finetuned"][1] is None
+def test_every_student_but_the_dense_is_trained_for_every_plan_that_it_does_not_skip() -> None:
+    students = {"all": STUDENT, "some": STUDENT | {"skip": ["avg-*", "only-?"]}, "dense": DENSE}
+    params = parse_params(raw_params(distill__students=students), "p")
+    plans = ["avg-35", "score-35", "my-avg-35", "only-a", "only-ab"]
+    rows = {name: plan for name, (_, plan) in params.distill.rows(plans).items()}
+    skipping = {f"some-{plan}": plan for plan in ("score-35", "my-avg-35", "only-ab")}
+    assert rows == {f"all-{plan}": plan for plan in plans} | skipping | {"dense": None}
 
 
 def test_scientific_notation_is_a_number_and_a_key_given_twice_is_refused(tmp_path: Path) -> None:
@@ -421,23 +342,16 @@ def test_lambda_is_kept_from_variants_that_do_not_use_it() -> None:
 
 def test_paper_preset_is_the_paper() -> None:
     params = load_params(ROOT / "presets" / "pelap-a.yaml")
-    assert params.dataset == "cifar10"
-    assert params.seed == 42
-    assert params.vae == PelapVAEParams(kind="pelap", width=64, latent_channels=4)
-    assert params.unet == LightUNetParams(kind="light", width=64, stem=False)
+    assert (params.dataset, params.seed, params.lambda_) == ("cifar10", 42, 0.01)
+    assert params.vae == PelapVAEParams(width=64, latent_channels=4)
+    assert params.unet == LightUNetParams(width=64, stem=False)
     assert params.variants["pelap"] == VariantParams(sparsity_key="lambda")
+    assert params.diffusion == DiffusionParams(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)
     train = params.train
     assert (train.epochs, train.batch_size, train.lr, train.lr_min) == (100, 128, 2e-4, 1e-5)
     assert (train.weight_decay, train.grad_clip, train.kl_weight) == (1e-4, 1.0, 0.001)
-    assert (train.lr_update, train.select, train.ema_decay, train.horizontal_flip) == (
-        "epoch",
-        "best",
-        0,
-        True,
-    )
-    diffusion = params.diffusion
-    assert (diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end) == (1000, 1e-4, 0.02)
-    assert params.lambda_ == 0.01
+    assert (train.lr_update, train.select, train.ema_decay) == ("epoch", "best", 0)
+    assert train.horizontal_flip
 
 
 def test_an_autoencoder_that_cannot_be_trained_as_told_is_refused_with_the_keys_of_train_alone() -> None:
@@ -450,15 +364,12 @@ def test_an_autoencoder_that_cannot_be_trained_as_told_is_refused_with_the_keys_
 
 @pytest.mark.parametrize("section", ["train", "distill", "evaluate.classifier"])
 def test_sounds_are_not_mirrored(section: str) -> None:
-    classifier = {"steps": 1, "batch_size": 8, "lr": 0.1, "width": 8, "horizontal_flip": False}
-    raw = tiny_raw(
-        dataset="sounds", evaluate__classifier=classifier, train__horizontal_flip=False,
-        distill__horizontal_flip=False,
-    )  # fmt: skip
-    parse_params(raw, "tiny")
-    place = raw
-    for name in section.split("."):
-        place = place[name]
-    place["horizontal_flip"] = True
-    with pytest.raises(ConfigError, match=f"{section}.horizontal_flip: would turn sounds backwards"):
+    sections = ("train", "distill", "evaluate__classifier")
+    flips = {f"{name}__horizontal_flip": name.replace("__", ".") == section for name in sections}
+    classifier = {"steps": 1, "batch_size": 8, "lr": 0.1, "width": 8}
+    raw = tiny_raw(dataset="sounds", evaluate__classifier=classifier, **flips)
+    with pytest.raises(ConfigError) as caught:
         parse_params(raw, "tiny")
+    assert (
+        str(caught.value) == f"tiny: {section}.horizontal_flip: would turn sounds backwards; set it to false"
+    )

@@ -64,6 +64,10 @@ def test_a_file_may_be_partial_and_each_layer_has_the_last_word_on_its_keys(tmp_
     assert params.distill.quality is not None
     assert (params.distill.quality.num_images, params.distill.quality.num_reference) == (7, 4000)
     assert values(path)["train"] == DEFAULTS["train"] | {"lr": 0.02, "epochs": 3}
+    dotted = overlay(tmp_path, a={"variants.pelap.mask_lr": 0.5, "train": {"epochs": 2}})
+    variants = load_params(dotted, "train").variants
+    assert list(variants) == ["baseline", "pelap", "invariant"]
+    assert variants["pelap"].mask_lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -162,13 +166,6 @@ def test_a_file_that_extends_wrongly_is_refused(files: dict[str, Any], message: 
     assert message in str(caught.value)
 
 
-def test_a_dotted_key_of_a_file_changes_one_entry_of_a_table(tmp_path: Path) -> None:
-    path = overlay(tmp_path, a={"variants.pelap.mask_lr": 0.5, "train": {"epochs": 2}})
-    variants = load_params(path, "train").variants
-    assert list(variants) == ["baseline", "pelap", "invariant"]
-    assert variants["pelap"].mask_lr == 0.5
-
-
 def test_params_prints_a_file_whole_with_the_comments_of_the_default_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,18 +190,6 @@ def test_params_prints_a_file_whole_with_the_comments_of_the_default_run(
     assert "params.yaml: train.lr: input should be greater than 0" in capsys.readouterr().err
     assert main(["params", "params.yaml", "--upgrade", "--set", "train.lr=0.1"]) == 2
     assert "--set: does not go with --upgrade" in capsys.readouterr().err
-
-
-def test_what_a_stage_does_not_read_of_the_command_line_is_said(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    seen = []
-    monkeypatch.setattr("pelap.stages.report.run", lambda context: seen.append(context.params))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text("{}")
-    assert main(["report", "--set", "seed=3", "train.lr=0.1"]) == 0
-    assert capsys.readouterr().out == "not used by report: --set train.lr\n"
-    assert seen[0].seed == 3
 
 
 if __name__ == "__main__":

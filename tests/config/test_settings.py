@@ -135,15 +135,11 @@ def prune(folder: Path, params: Params, scores: str, plan: Path | None, out: str
 
 COMMANDS: dict[str, tuple[str, Callable[[Path, Params], None], dict[str, bool]]] = {
     "score": ("score", lambda at, params: score_pipeline(params, at / "dense", at / "again.csv", CPU), {}),
-    "prune": ("prune", lambda at, params: prune(at, params, "bare.csv", None, "small"), {}),
-    "prune scored": (
+    "prune": ("prune", lambda at, params: prune(at, params, "bare.csv", None, "a"), {}),
+    "scored": ("prune", lambda at, params: prune(at, params, "scores.csv", None, "b"), {"scored": True}),
+    "planned": (
         "prune",
-        lambda at, params: prune(at, params, "scores.csv", None, "smaller"),
-        {"scored": True},
-    ),
-    "prune planned": (
-        "prune",
-        lambda at, params: prune(at, params, "bare.csv", at / "plan.json", "planned"),
+        lambda at, params: prune(at, params, "bare.csv", at / "plan.json", "c"),
         {"planned": True},
     ),
     "distill": (
@@ -153,9 +149,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Path, Params], None], dict[str, bool]]]
     ),
     "evaluate": (
         "evaluate",
-        lambda at, params: evaluate_pipelines(
-            params, [at / "dense", at / "pruned"], at, at / "figures.json", CPU, None
-        ),
+        lambda at, params: evaluate_pipelines(params, [at / "dense"], at, at / "figures.json", CPU, None),
         {},
     ),
 }
@@ -209,15 +203,10 @@ def said_by(stage: str, variant: str | None = None, planned: bool = False, **ove
 def test_what_depends_on_other_keys_is_said_where_it_is_idle() -> None:
     first = {"first": {"sparsity_key": "seed", "vae_training": "two_stage"}}
     assert said_by("train", variants=first, train__parallel_variants=1) == ["lambda"]
-    assert said_by("train", variants=first, train__parallel_variants=2) == [
-        "lambda",
-        "train.parallel_variants",
-    ]
-    assert said_by("train", variant="baseline", train__parallel_variants=2) == [
-        "lambda",
-        "train.vae_epochs",
-        "train.parallel_variants",
-    ]
+    idle = ["lambda", "train.parallel_variants"]
+    assert said_by("train", variants=first, train__parallel_variants=2) == idle
+    idle.insert(1, "train.vae_epochs")
+    assert said_by("train", variant="baseline", train__parallel_variants=2) == idle
     assert said_by("prune") == ["prune.max_measurements"]  # the tiny target is a number of parameters
     share = {"time_reduction": 0.3, "num_params": None, "num_operators": None}
     assert said_by("prune", prune=share) == []
@@ -226,11 +215,8 @@ def test_what_depends_on_other_keys_is_said_where_it_is_idle() -> None:
     alone = said_by("evaluate", evaluate__models="variants", evaluate__lpips_weights="a.pth")
     assert alone == ["evaluate.step_counts", "evaluate.lpips_weights"]
     untimed = said_by("evaluate", evaluate__latency_repeats=None, evaluate__inception_weights="a.pth")
-    assert untimed == [
-        "evaluate.inception_weights",
-        "evaluate.latency_batch_sizes",
-        "evaluate.sampler_repeats",
-    ]
+    timing = ["evaluate.latency_batch_sizes", "evaluate.sampler_repeats"]
+    assert untimed == ["evaluate.inception_weights", *timing]
     params = asked("evaluate", evaluate__extractors=["classifier"])
     assert "evaluate.classifier" not in unused_by_pipeline("evaluate", params)
 
@@ -251,6 +237,7 @@ def test_what_is_not_used_is_printed_with_the_options(
         return capsys.readouterr().out
 
     assert printed("report", "--run", "run") == ""
+    assert printed("report", "--set", "seed=3", "train.lr=0.1") == "not used by report: --set train.lr\n"
     assert printed("report", "--data", "there", "--device", "cpu") == "not used by report: --data, --device\n"
     assert printed("prune", "--plan", "mine.json") == "not used by prune: prune\n"
     on_pipeline = ("--pipeline", "dense", "--out", "out", "--device", "cpu")

@@ -110,12 +110,6 @@ def test_scores_of_a_pipeline_are_pruned_by(here: Path) -> None:
     torch.testing.assert_close(output, EXPECTED["pruned"])
 
 
-def test_a_model_makes_pictures(here: Path) -> None:
-    argv = ["sample", "--model", str(MODELS["pruned_model"]), "--num", "2", "--steps", "2", "--out", "made"]
-    assert main([*argv, "--device", "cpu"]) == 0
-    assert len(list((here / "made").glob("0*.png"))) == 2
-
-
 OLD_KEYS: list[tuple[dict[str, Any], str]] = [
     ({"train__at_once": 2}, "train.at_once is parallel_variants"),
     ({"variants__pelap": {"strength": "lambda"}}, "variants.pelap.strength is sparsity_key"),

@@ -16,7 +16,7 @@ from pelap.core.errors import BusyError, DataError, PelapError
 
 
 def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
+    path, folder = tmp_path / "a.json", tmp_path / "out"
     files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(path, {"a": float("nan")})
@@ -24,21 +24,16 @@ def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         partial.write_text("half")
         raise RuntimeError
     assert files.read_json(path) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_failed_folder_leaves_what_was_there(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
     with files.atomic_dir(folder) as partial:
         (partial / "one").touch()
     with pytest.raises(RuntimeError), files.atomic_dir(folder) as partial:
         (partial / "two").touch()
         raise RuntimeError
-    assert [p.name for p in folder.iterdir()] == ["one"]
-    with files.atomic_dir(folder) as partial:
-        (partial / "two").touch()
-    assert [p.name for p in folder.iterdir()] == ["two"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")) == [
+        "a.json",
+        "out",
+        "out/one",
+    ]
 
 
 HOLD = "import sys; from pathlib import Path; from pelap.core import files\n"
@@ -106,10 +101,6 @@ def test_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PelapError, match="cannot write here"):
         files.check_writable(tmp_path / "file" / "below")
-
-
-def test_digest_tells_values_apart_and_ignores_their_order() -> None:
-    assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 2, "b": 1})
 
 
 def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:

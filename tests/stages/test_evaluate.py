@@ -16,7 +16,7 @@ from pelap.config import SamplerParams
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.core.paths import RunPaths, packed_dataset
-from pelap.core.run_models import RunModels, run_models
+from pelap.core.run_models import run_models
 from pelap.data.dataset import save_dataset
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.evaluator import LATENCY_COLUMNS
@@ -54,16 +54,8 @@ class Coarse(nn.Module):
 
 def params_of(**overrides: Any) -> Any:
     variants = {name: tiny_params().variants[name].model_dump() for name in ("baseline", SCORED)}
-    own = {
-        "variants": variants,
-        "evaluate__extractors": ["test_evaluate:Coarse"],
-        "evaluate__deepcache_intervals": [2],
-    }
-    return tiny_params(**(own | overrides))
-
-
-def with_unet(model: LatentDiffusion, unet: nn.Module, name: str) -> LatentDiffusion:
-    return model.with_unet(unet, name, 0.9)
+    measured = {"evaluate__extractors": ["test_evaluate:Coarse"], "evaluate__deepcache_intervals": [2]}
+    return tiny_params(**({"variants": variants} | measured | overrides))
 
 
 def pruned_unet(model: LatentDiffusion, seed: int | None = None) -> nn.Module:
@@ -76,17 +68,17 @@ def pruned_unet(model: LatentDiffusion, seed: int | None = None) -> nn.Module:
     return unet
 
 
-def write_run(root: Path, num_train: int = 100) -> Context:
+def write_run(root: Path) -> Context:
     """What the stages before leave; the dense student is the scored variant once more."""
     paths, data = RunPaths(root / "run"), root / "data"
-    save_dataset(tiny_dataset(num_train), packed_dataset(data, "photos"))
+    save_dataset(tiny_dataset(100), packed_dataset(data, "photos"))
     scored, plan = tiny_model(SCORED, seed=1), plan_from_json(PLAN, "test")
     save_model(tiny_model("baseline"), paths.train("baseline").model)
     save_model(scored, paths.train(SCORED).model)
-    save_model(with_unet(scored, pruned_unet(scored), "pruned"), paths.pruned_model("9"), plan)
+    save_model(scored.with_unet(pruned_unet(scored), "pruned", 0.9), paths.pruned_model("9"), plan)
     for seed, name in enumerate((TUNED, SCRATCH)):
-        save_model(with_unet(scored, pruned_unet(scored, seed), name), paths.distilled_model(name), plan)
-    save_model(with_unet(scored, scored.unet, TWIN), paths.distilled_model(TWIN))
+        save_model(scored.with_unet(pruned_unet(scored, seed), name, 0.9), paths.distilled_model(name), plan)
+    save_model(scored.with_unet(scored.unet, TWIN, 0.9), paths.distilled_model(TWIN))
     files.write_json(paths.score_protocol, {"variant": SCORED})
     files.write_json(paths.prune_result, {"9": {"num_operators": 2}})
     students = {
@@ -96,11 +88,6 @@ def write_run(root: Path, num_train: int = 100) -> Context:
     }
     files.write_json(paths.distill_result, students)
     return Context(params_of(), paths, data, CPU)
-
-
-def again(context: Context, **overrides: Any) -> Context:
-    """The same run with other parameters."""
-    return Context(params_of(**overrides), context.paths, context.data, context.device)
 
 
 def elsewhere(context: Context, root: Path, **overrides: Any) -> Context:
@@ -121,10 +108,6 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 @pytest.fixture(scope="module")
 def metrics(context: Context) -> Mapping[str, Any]:
     return files.read_metrics(context.paths.metrics)
-
-
-def known(context: Context) -> RunModels:
-    return run_models(context.paths, context.params.variants)
 
 
 def folder_of(context: Context, name: str) -> Path:
@@ -173,9 +156,8 @@ def test_samples_of_all_rows_come_from_the_same_noise(context: Context, metrics:
 def test_the_same_network_has_the_same_figures(context: Context, metrics: Mapping[str, Any]) -> None:
     for key in QUALITY | {"psnr", "ssim", "params", "macs", "disk_mib"}:
         assert metrics[TWIN][key] == metrics[SCORED][key], key
-    assert metrics[TWIN]["psnr_to_dense"] > 75
+    assert metrics[TWIN]["psnr_to_dense"] > 75 > 60 > metrics[PRUNED]["psnr_to_dense"]
     assert metrics[TWIN]["ssim_to_dense"] == pytest.approx(1)
-    assert metrics[PRUNED]["psnr_to_dense"] < 60
     table = files.read_csv(context.paths.differences).set_index(["model", "against"])
     assert tuple(table.loc[(TWIN, SCORED), ["difference", "se"]]) == (0, 0)
 
@@ -216,7 +198,8 @@ def test_recovered_is_of_the_plans_own_pruned_row(context: Context) -> None:
     def at(value: float) -> ImageMetrics:
         return ImageMetrics({METRIC: value}, {METRIC: (value, value)})
 
-    figures, models = {name: at(2) for name in ROWS} | {SCORED: at(1), PRUNED: at(5)}, known(context)
+    figures = {name: at(2) for name in ROWS} | {SCORED: at(1), PRUNED: at(5)}
+    models = run_models(context.paths, context.params.variants)
     assert models.tuned_from == {TUNED: PRUNED}
     assert shares_recovered(figures, models.tuned_from, SCORED) == {TUNED: {"recovered": 0.75}}
 
@@ -245,11 +228,11 @@ def test_budget_is_quality_against_time(context: Context, metrics: Mapping[str, 
 
 
 def test_budget_has_the_dense_model_with_shared_features(
-    context: Context, metrics: Mapping[str, Any], tmp_path: Path
+    context: Context, metrics: Mapping[str, Any]
 ) -> None:
     row = files.read_csv(context.paths.budget).set_index("model").loc[CACHED]
     model = load_model(folder_of(context, SCORED))
-    cached = with_unet(model, DeepCache(model.unet, 2), CACHED)
+    cached = model.with_unet(DeepCache(model.unet, 2), CACHED, 0.9)
     images = sample_images(cached, SamplerParams(kind="ddim", steps=STEPS), 24, 0, batch_size=24)
     assert row[METRIC] == pytest.approx(reference_of(context).measure(images).metrics[METRIC], rel=1e-2)
     assert row[METRIC] != metrics[SCORED][METRIC]
@@ -260,15 +243,12 @@ def test_budget_has_the_dense_model_with_shared_features(
 def test_latencies_at_all_batch_sizes(context: Context, metrics: Mapping[str, Any]) -> None:
     table = files.read_csv(context.paths.latencies)
     assert list(table.columns) == ["model", "batch_size", "mode", "median_ms", "iqr_ms", "repeats"]
-    assert set(zip(table["model"], table["batch_size"], strict=True)) == {
-        (m, b) for m in MODELS for b in (4, 1)
-    }
-    assert len(table) == 2 * len(MODELS)
+    pairs = [*zip(table["model"], table["batch_size"], strict=True)]
+    assert sorted(pairs) == sorted((model, size) for model in MODELS for size in (4, 1))
     assert (set(table["mode"]), set(table["repeats"])) == ({"eager"}, {3})
     for row in table[table["batch_size"] == 4].itertuples():
-        assert (row.median_ms, row.iqr_ms) == tuple(
-            metrics[row.model][f"latency_{k}ms"] for k in ("", "iqr_")
-        )
+        own = metrics[row.model]
+        assert (row.median_ms, row.iqr_ms) == (own["latency_ms"], own["latency_iqr_ms"])
 
 
 def test_counts_are_of_one_latent_and_of_the_saved_file(context: Context, metrics: Mapping[str, Any]) -> None:
@@ -319,7 +299,7 @@ def test_protocol_says_what_figures_are(context: Context) -> None:
     assert {"seed", "device", "git_revision", "latency_batch_sizes", "dataset"} <= set(protocol)
 
 
-def test_the_reference_is_computed_once(
+def test_variants_alone_and_the_reference_computed_once(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -330,16 +310,11 @@ def test_the_reference_is_computed_once(
         return forward(self, images)
 
     monkeypatch.setattr(Coarse, "forward", count)
-    options = {"evaluate__models": "variants", "evaluate__latency_repeats": None}
-    evaluate.run(elsewhere(context, tmp_path, **options))
-    assert sum(seen) == 3 * 24  # two variants and the floor
-
-
-def test_variants_alone(context: Context, tmp_path: Path) -> None:
     other = elsewhere(context, tmp_path, evaluate__models="variants")
     for stage in ("score", "prune", "distill"):
         (tmp_path / stage).unlink()  # none of which is needed
     evaluate.run(other)
+    assert sum(seen) == 3 * 24  # two variants and the floor
     paths = other.paths
     metrics = files.read_metrics(paths.metrics)
     assert list(metrics) == ["baseline", SCORED, "real"]

@@ -64,30 +64,25 @@ def test_every_amount_has_a_plan_a_model_and_its_listing(scored: Path) -> None:
     assert result["2"]["params_before"] == result["5"]["params_before"]
 
 
-def test_a_file_s_plan_is_called_like_the_file(scored: Path) -> None:
+def test_a_file_s_plan_is_called_like_the_file_and_what_cannot_be_done_leaves_the_last_result(
+    scored: Path,
+) -> None:
     run = context(scored, num_operators=[2])
     prune.run(run)
-    mine = scored / "mine.json"
-    mine.write_text(run.paths.plan("2").read_text())
     before = load_model(run.paths.pruned_model("2")).unet.state_dict()
+    mine, spaced = scored / "mine.json", scored / "my plan.json"
+    for file in (mine, spaced):
+        file.write_text(run.paths.plan("2").read_text())
     prune.run(run, mine)
-    assert [path.name for path in run.paths.pruned_models.iterdir()] == ["mine"]
-    after = load_model(run.paths.pruned_model("mine")).unet.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_what_cannot_be_done_is_told_and_leaves_the_last_result(scored: Path) -> None:
-    run = context(scored, num_operators=[2])
-    prune.run(run)
     there = run.paths.prune_result.read_text()
     with pytest.raises(PlanError, match="out of reach"):
         prune.run(context(scored, num_operators=[2, 10_000]))
-    spaced = scored / "my plan.json"
-    spaced.write_text(run.paths.plan("2").read_text())
     with pytest.raises(ConfigError, match="called like its file"):
         prune.run(run, spaced)
     assert run.paths.prune_result.read_text() == there
-    assert run.paths.pruned_model("2").is_dir()
+    assert [path.name for path in run.paths.pruned_models.iterdir()] == ["mine"]
+    after = load_model(run.paths.pruned_model("mine")).unet.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 # Ways to choose
@@ -167,25 +162,17 @@ def least(scores: pd.DataFrame, num: int) -> Plan:
 def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(
     pruner: Pruner, scores: pd.DataFrame
 ) -> None:
-    prepared = pruner.prepare(least(scores, 3))
-    network = pruner.cut(prepared)
-    start = pruner.noise
-    dense = load_again(pruner)
-    denoiser = model_denoiser(
-        dense.with_unet(network, "cut", 0.0), pruner.params.sampler, pruner.seed, pruner.params.num_seeds
-    )
+    prepared, start, params = pruner.prepare(least(scores, 3)), pruner.noise, pruner.params
+    (dense,) = pruner.denoiser.networks
+    cut = dense.with_unet(pruner.cut(prepared), "cut", 0.0)  # type: ignore[operator]
+    denoiser = model_denoiser(cut, params.sampler, pruner.seed, params.num_seeds)
     with torch.no_grad():
         without = denoiser.denoise(start, range(len(start)))
         original = pruner.denoiser.denoise(start, range(len(start)))
-    expected = statistic.score(pruner.params.formula, original, without)
+    expected = statistic.score(params.formula, original, without)
     assert expected > 0
     assert pruner.joint_score(prepared) == pytest.approx(expected, rel=1e-3)
     assert pruner.joint_score(pruner.prepare(Plan(()))) == pytest.approx(0, abs=1e-5)
-
-
-def load_again(pruner: Pruner) -> Any:
-    (model,) = pruner.denoiser.networks
-    return model
 
 
 def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(
@@ -211,10 +198,8 @@ def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(
 def states(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """All of a network that a visitor could change."""
     for name, module in network.named_modules():
-        yield (
-            name,
-            (type(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks)),
-        )
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        yield name, (type(module), module.training, *hooks)
     for name, tensor in network.state_dict().items():
         yield name, tensor.double().sum().item()
 
