@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from pelap.core.errors import ModelError
-from pelap.profiling.cost import count_params
 from pelap.surgery.replacements import (
     Replacement,
     ReplacementSpec,
@@ -206,9 +205,10 @@ def _choose_replacement(
     replacement = _reshaping(kind, call, "channel_pool" if init == "parameter_free" else "projection")
     if replacement is None:
         return None
+    stand_in = build_replacement(replacement, module)
     # A projection in place of a 1x1 convolution or a linear layer would change nothing but the weights.
-    is_cheaper = count_params(build_replacement(replacement, module)) < max(count_params(module), 1)
-    return replacement if is_cheaper else None
+    sizes = [sum(weight.numel() for weight in each.parameters()) for each in (stand_in, module)]
+    return replacement if sizes[0] < max(sizes[1], 1) else None
 
 
 def _reshaping(kind: str, call: CallShapes, projection: str) -> ReplacementSpec | None:

@@ -76,28 +76,23 @@ def test_choice_holds_every_replacement_that_there_is() -> None:
 
 @torch.no_grad()
 def test_pruned_network_equals_the_dense_one_with_its_operators_skipped(pruning: Cut) -> None:
-    case = pruning.case
-    pruned = apply_plan(case.network, pruning.plan, pruning.replacements)
-    dense = case.forward(4)()
-    with skipped(case.network, pruning.replacements):
-        expected = case.forward(4)()
-    made = case.forward(4, pruned)()
-    torch.testing.assert_close(made, expected, atol=1e-6 * float(expected.std()), rtol=1e-6)
-    assert not torch.allclose(made, dense, atol=0.1)
-
-
-@torch.no_grad()
-def test_each_operator_alone(pruning: Cut) -> None:
-    case = pruning.case
-    for removal in pruning.plan.operators:
-        name = removal.operator
-        pruned = apply_plan(case.network, Plan((removal,)), pruning.replacements)
-        with skipped(case.network, {name: pruning.replacements[name]}):
+    """With all at once, with each alone, and with none."""
+    case, entries = pruning.case, pruning.plan.operators
+    dense = case.forward(2)()
+    for plan in (pruning.plan, *(Plan((entry,)) for entry in entries)):
+        names = [entry.operator for entry in plan.operators]
+        pruned = apply_plan(case.network, plan, pruning.replacements)
+        with skipped(case.network, {name: pruning.replacements[name] for name in names}):
             expected = case.forward(2)()
         made = case.forward(2, pruned)()
         torch.testing.assert_close(made, expected, atol=1e-6 * float(expected.std()), rtol=1e-6)
-        pools = name.endswith(".downsample")  # without weights, as its replacement does
-        assert torch.allclose(made, case.forward(2)(), atol=1e-4) == pools, name
+        pools = len(names) == 1 and names[0].endswith(
+            ".downsample"
+        )  # without weights, as its replacement does
+        assert torch.allclose(made, dense, atol=1e-4) == pools, names
+    same = apply_plan(case.network, Plan(()))
+    assert same is not case.network
+    assert torch.equal(case.forward(2, same)(), dense)
 
 
 def test_nothing_of_a_removed_operator_is_left(pruning: Cut) -> None:
@@ -121,17 +116,14 @@ def test_nothing_of_a_removed_operator_is_left(pruning: Cut) -> None:
 def test_dense_network_and_stand_ins_are_left_alone(pruning: Cut) -> None:
     network = pruning.case.network
     modules = {name: id(module) for name, module in network.named_modules()}
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fitted = copy.deepcopy(pruning.replacements)
+    owned = nn.ModuleList([network, *pruning.replacements.values()])
+    before = copy.deepcopy(owned.state_dict())
     pruned = apply_plan(network, pruning.plan, pruning.replacements)
     with torch.no_grad():
         for parameter in pruned.parameters():
             parameter.add_(1)
     assert {name: id(module) for name, module in network.named_modules()} == modules
-    assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
-    for name, replacement in fitted.items():
-        for key, tensor in replacement.state_dict().items():
-            assert torch.equal(tensor, pruning.replacements[name].state_dict()[key])
+    assert all(torch.equal(before[name], tensor) for name, tensor in owned.state_dict().items())
 
 
 @torch.no_grad()
@@ -149,33 +141,13 @@ def test_weights_load_into_a_fresh_network_cut_by_the_same_plan(pruning: Cut) ->
     assert torch.equal(case.forward(2, again)(), case.forward(2, pruned)())
 
 
-@torch.no_grad()
-def test_empty_plan_gives_an_equal_network(pruning: Cut) -> None:
-    case = pruning.case
-    same = apply_plan(case.network, Plan(()))
-    assert same is not case.network
-    assert torch.equal(case.forward(2, same)(), case.forward(2)())
-
-
-def test_pruned_network_can_be_trained(pruning: Cut) -> None:
-    case = pruning.case
-    pruned = apply_plan(case.network, pruning.plan, pruning.replacements)
-    case.forward(2, pruned)().square().mean().backward()
-    for name in pruning.names:
-        for parameter in pruned.get_submodule(name).parameters():
-            assert parameter.grad is not None
-            assert parameter.grad.isfinite().all()
-
-
 def test_kept_shortcut_has_its_weights_without_being_given_them() -> None:
     case = CASES["unet2d"]()
     name = "down_blocks.1.resnets.0"
     pruned = apply_plan(case.network, complete_plan(plan(name), case.network, case.find(only=[name])))
     before = case.network.get_submodule(f"{name}.conv_shortcut").state_dict()
     after = pruned.get_submodule(name).state_dict()
-    assert len(after) == len(before) == 2
-    for given, kept in zip(before.values(), after.values(), strict=True):
-        assert torch.equal(given, kept)
+    assert all(torch.equal(*pair) for pair in zip(before.values(), after.values(), strict=True))
 
 
 def plan(*names: Any) -> Plan:
@@ -206,9 +178,8 @@ def test_bare_names_without_more_go_as_far_as_they_can() -> None:
 )
 def test_plan_that_does_not_fit(operators: list[Any], message: str) -> None:
     network = CASES["unet2d"]().network
-    with pytest.raises(PlanError, match=message) as caught:
+    with pytest.raises(PlanError, match=message):
         apply_plan(network, plan(*operators))
-    assert "\n" not in str(caught.value)
     assert removed_operators(network) == []
 
 

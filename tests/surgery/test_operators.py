@@ -98,11 +98,6 @@ def test_every_operator_offered_can_be_put_in(searched: Searched) -> None:
     assert torch.equal(case.forward(2)(), expected)
 
 
-def test_start_at_random_offers_what_a_fitted_one_does() -> None:
-    case = search("light").case
-    assert case.find("affine", "random") == list(offered("light", "affine").values())
-
-
 def test_operators_come_in_the_order_of_the_network_with_the_smallest_around_them_as_parent() -> None:
     operators = offered("conditional")
     modules = [name for name, _ in search("conditional").case.network.named_modules()]
@@ -148,20 +143,10 @@ def test_rows_of_the_batch_are_known(searched: Searched) -> None:
         assert apart == ({"columns", "flat"} if searched.name == "plain" else set())
 
 
-class Flattens(nn.Module):
-    """Calls its layer once with the rows of the batch, once with all places as rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(self.layer(x).flatten(0, 1)).view_as(x)
-
-
 def test_one_call_with_other_rows_is_enough() -> None:
-    net = Flattens()
-    (operator,) = find_operators(net, lambda: net(torch.randn(2, 3, 4)))
+    layer = nn.Sequential(nn.Linear(4, 4))
+    x = torch.randn(2, 3, 4)
+    (operator,) = find_operators(layer, lambda: layer(layer(x).flatten(0, 1)))
     assert (operator.num_calls, operator.input_shape, operator.batched) == (2, (2, 3, 4), False)
 
 
@@ -258,10 +243,9 @@ def test_only_those_asked_for() -> None:
     assert case.find(only=[]) == []
 
 
-def test_network_without_operators_is_refused_in_one_line() -> None:
-    with pytest.raises(ModelError, match="Sequential: has no operator that can be replaced") as caught:
+def test_network_without_operators_is_refused() -> None:
+    with pytest.raises(ModelError, match="Sequential: has no operator that can be replaced"):
         names_of(nn.Sequential(nn.Flatten()), 2, 4)
-    assert "\n" not in str(caught.value)
 
 
 def test_search_leaves_the_network_as_it_was() -> None:

@@ -1,5 +1,6 @@
 """What stands where an operator was, one test for each row of the table, and how it starts."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ from pelap.surgery.replacements import (
     replacement_from_json,
 )
 
-OWN = {"OwnBlock": "block", "ResnetBlock": "block", "ConvTranspose2d": "convolution", "Cells": "block"}
+OWN = {"OwnBlock": "block", "ResnetBlock": "block", "ConvTranspose2d": "convolution"}
 
 
 class Narrow(nn.GroupNorm):
@@ -68,11 +69,6 @@ class Alone(nn.Module):
     def replaced(self, norm: Norm = "identity", init: Init = "least_squares") -> Any:
         """What the replacement gives for the same arguments."""
         return self.replacement(norm, init)(*self.args, **self.kwargs)
-
-    @torch.no_grad()
-    def error(self, replacement: Replacement) -> float:
-        """Sum of squares of what the stand-in gives away from the operator."""
-        return float((replacement(*self.args, **self.kwargs) - self()).double().square().sum())
 
 
 def steps(replacement: Replacement, kind: type[nn.Module]) -> list[Any]:
@@ -218,26 +214,10 @@ def test_residual_is_the_block_without_its_body(
     assert len(replacement.state_dict()) == num_tensors
 
 
-def test_shortcut_convolution_stays_with_its_trained_weights_as_a_copy() -> None:
+def test_shortcut_convolution_stays_as_a_copy() -> None:
     module, _, inputs = resnet(out_channels=6)
-    net = Alone(module, **inputs)
-    replacement = net.replacement()
-    (kept,) = steps(replacement, nn.Conv2d)
-    assert torch.equal(kept.weight, module.conv_shortcut.weight)
-    torch.testing.assert_close(
-        replacement(inputs["input_tensor"]), module.conv_shortcut(inputs["input_tensor"])
-    )
-    zero(kept)
+    zero(*steps(Alone(module, **inputs).replacement(), nn.Conv2d))
     assert module.conv_shortcut.weight.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [({"down": True, "out_channels": 6}, "avg_pool+projection"), ({"up": True}, "nearest")],
-)
-def test_residual_path_that_is_no_module_is_replaced_by_shape(options: dict[str, Any], name: str) -> None:
-    module, _, inputs = resnet(kernel="fir", **options)
-    assert Alone(module, **inputs).find().replacement.name == name
 
 
 class ResnetBlock(nn.Module):
@@ -248,11 +228,25 @@ class ResnetBlock(nn.Module):
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)
+        return self.conv(x).relu()
 
 
-def test_block_of_a_like_name_is_not_taken_for_one_with_a_residual() -> None:
-    assert Alone(ResnetBlock(), torch.randn(2, 4, 3, 3)).find().replacement.name == "projection"
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: Alone(ResnetBlock(), torch.randn(2, 4, 3, 3)), "projection"),
+        # The path around these is no module.
+        (lambda: fir(down=True, out_channels=6), "avg_pool+projection"),
+        (lambda: fir(up=True), "nearest"),
+    ],
+)
+def test_block_without_a_known_residual_is_replaced_by_shape(build: Callable[[], Alone], name: str) -> None:
+    assert build().find().replacement.name == name
+
+
+def fir(**options: Any) -> Alone:
+    module, _, inputs = resnet(kernel="fir", **options)
+    return Alone(module, **inputs)
 
 
 # projection: other channels
@@ -285,22 +279,10 @@ def test_projection_changes_channels(build: Callable[[], Alone]) -> None:
     assert changed.sum() == 1
     assert changed.flatten()[0]
     assert isinstance(step.linear, nn.Conv2d if is_map else nn.Linear)
-
-
-@pytest.mark.parametrize("build", PROJECTED.values(), ids=PROJECTED)
-def test_without_parameters_channels_are_regrouped(build: Callable[[], Alone]) -> None:
-    net = build()
-    fitted, free = net.find().replacement, net.find(init="parameter_free").replacement
-    assert free.to_json() == fitted.to_json() | {"replacement": "channel_pool"}
-    replacement = net.replacement(init="parameter_free")
-    assert not list(replacement.parameters())
-    assert replacement(*net.args).shape == net.find().output_shape
-
-
-def test_linear_layer_on_a_grid_changes_its_last_dimension() -> None:
-    net = Alone(nn.Linear(4, 6), torch.randn(2, 4, 3, 4))
-    expected = ReplacementSpec("channel_pool", 4, 6, channels_last=True)
-    assert net.find(init="parameter_free").replacement == expected
+    # Without parameters channels are regrouped.
+    free = net.find(init="parameter_free").replacement
+    assert free == dataclasses.replace(operator.replacement, name="channel_pool")
+    assert net.replacement(init="parameter_free")(*net.args).shape == operator.output_shape
 
 
 def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
@@ -326,11 +308,6 @@ def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
         (lambda: Downsample2D(4, use_conv=True, padding=0), (5, 5), ReplacementSpec("avg_pool", factor=3)),
         (
             lambda: Downsample2D(4, use_conv=True, out_channels=6),
-            (8, 6),
-            ReplacementSpec("avg_pool+projection", 4, 6, 2),
-        ),
-        (
-            lambda: Downsample2D(4, use_conv=True, out_channels=6),
             (7, 5),
             ReplacementSpec("avg_pool+projection", 4, 6, 2),
         ),
@@ -340,7 +317,7 @@ def test_regrouped_channels_are_means_of_neighbours_or_repeated() -> None:
             ReplacementSpec("avg_pool+projection", 4, 2, 4),
         ),
     ],
-    ids=["even", "odd", "no_weights", "padded_one_side", "channels", "odd_channels", "by_four"],
+    ids=["even", "odd", "no_weights", "padded_one_side", "odd_channels", "by_four"],
 )
 def test_lower_resolution_is_pooled(
     operator: Callable[[], nn.Module], sides: tuple[int, int], spec: ReplacementSpec
@@ -388,10 +365,22 @@ def test_higher_resolution_is_repeated(told: dict[str, Any], out_channels: int) 
     assert replacement(x, *told.values()).shape == made.shape  # by position, as diffusers' blocks do
 
 
-def test_transposed_convolution_repeats_by_its_stride() -> None:
-    net = Alone(nn.ConvTranspose2d(4, 2, 4, stride=4), torch.randn(2, 4, 2, 2))
-    assert net.find().replacement == ReplacementSpec("projection+nearest", 4, 2, 4)
-    assert net.find(init="parameter_free").replacement.name == "channel_pool+nearest"
+@pytest.mark.parametrize(
+    ("operator", "shape", "expected"),
+    [
+        (
+            nn.ConvTranspose2d(4, 2, 4, stride=4),
+            (2, 4, 2, 2),
+            ReplacementSpec("channel_pool+nearest", 4, 2, 4),
+        ),
+        # Of a grid it is the last dimension that a linear layer changes.
+        (nn.Linear(4, 6), (2, 4, 3, 4), ReplacementSpec("channel_pool", 4, 6, channels_last=True)),
+    ],
+)
+def test_axes_and_factor_are_the_layers_own(
+    operator: nn.Module, shape: tuple[int, ...], expected: ReplacementSpec
+) -> None:
+    assert Alone(operator, torch.randn(shape)).find(init="parameter_free").replacement == expected
 
 
 @pytest.mark.parametrize(
@@ -411,26 +400,7 @@ def test_what_nothing_cheaper_can_replace(operator: nn.Module, shape: tuple[int,
     assert find_operators(net, net, only=["operator"]) == []
 
 
-# As data
-
-
-@pytest.mark.parametrize(
-    "replacement",
-    [
-        ReplacementSpec(),
-        ReplacementSpec("residual", num_outputs=1),
-        ReplacementSpec("affine", 4, channels_last=True),
-        ReplacementSpec("projection+nearest", 4, 6, 2),
-    ],
-)
-def test_replacement_survives_json(replacement: ReplacementSpec) -> None:
-    value = replacement.to_json()
-    assert next(iter(value)) == "replacement"
-    assert replacement_from_json(value, "plan") == replacement
-    assert replacement_from_json({}, "plan") == ReplacementSpec("identity")
-    assert set(value) - {"replacement"} == {
-        field for field, default in vars(ReplacementSpec()).items() if vars(replacement)[field] != default
-    } - {"name"}
+# As data; that it survives JSON is seen with plans
 
 
 @pytest.mark.parametrize(
@@ -450,7 +420,6 @@ def test_replacement_that_is_none(value: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message) as caught:
         replacement_from_json(value, "plan: 'a'")
     assert str(caught.value).startswith("plan: 'a'")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -484,12 +453,6 @@ def look_at_the_centre(conv: Any) -> None:
     conv.weight *= F.pad(torch.ones(1, 1), (1, 1, 1, 1))
 
 
-def centred() -> Alone:
-    net = Alone(nn.Conv2d(4, 6, 3, padding=1), torch.randn(4, 4, 5, 5))
-    look_at_the_centre(net.operator)
-    return net
-
-
 def linear_block() -> Alone:
     """Two layers with nothing between them."""
     net = Alone(OwnBlock(3), torch.randn(9, 4, 3))
@@ -518,10 +481,6 @@ def group_norm() -> Alone:
     return Alone(nn.GroupNorm(2, 4), torch.stack(shuffled).view(3, 4, 5, 5))
 
 
-def sequence_norm() -> Alone:
-    return Alone(nn.GroupNorm(2, 4), group_norm().given.flatten(2))
-
-
 def layer_norm() -> Alone:
     """Tokens of one mean and spread."""
     tokens = torch.randn(3, 9, 4)
@@ -530,14 +489,12 @@ def layer_norm() -> Alone:
 
 
 EXACT: dict[str, Callable[[], Alone]] = {
-    "centred": centred,
     "linear_block": linear_block,
     "pooling": pooling_conv,
     "repeating": repeating,
-    "repeating_odd": lambda: repeating(output_size=(7, 7)),
     "repeating_by_three": lambda: repeating(output_size=(9, 10)),
     "group_norm": group_norm,
-    "sequence_norm": sequence_norm,
+    "sequence_norm": lambda: Alone(nn.GroupNorm(2, 4), group_norm().given.flatten(2)),
     "layer_norm": layer_norm,
 }
 
@@ -593,23 +550,12 @@ def test_fit_is_what_numpy_finds(build: Callable[[], Alone]) -> None:
             np.testing.assert_allclose([weight[channel], bias[channel]], expected, atol=1e-5)
 
 
-class Cells(nn.Module):
-    """A block of one convolution, to be called on maps of several sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 6, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x).relu()
-
-
 class Pyramid(nn.Module):
     """Calls one block on maps of two sizes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operator = Cells()
+        self.operator = ResnetBlock()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = self.operator(F.avg_pool2d(x, 2))
@@ -626,20 +572,16 @@ def test_calls_and_batches_add_up_to_one_fit() -> None:
         for part in x.split([1, 2, 3]):
             net(part)
 
-    whole = fit_replacements(net, [operator], lambda: net(x))["operator"]
-    parts = fit_replacements(net, [operator], in_batches)["operator"]
-    for one, other in zip(trained(whole), trained(parts), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    fitted = fit_replacements(net, [operator], in_batches)["operator"]
     pixels = [t.movedim(1, -1).flatten(0, -2) for t in (x, F.avg_pool2d(x, 2))]
     with torch.no_grad():
         made = [net.operator(t).movedim(1, -1).flatten(0, -2) for t in (x, F.avg_pool2d(x, 2))]
     design = np.hstack([torch.cat(pixels).double().numpy(), np.ones((6 * 20, 1))])
     expected = np.linalg.lstsq(design, torch.cat(made).double().numpy(), rcond=None)[0]
-    np.testing.assert_allclose(trained(whole)[0].detach().flatten(1).numpy(), expected[:-1].T, atol=1e-5)
+    np.testing.assert_allclose(trained(fitted)[0].detach().flatten(1).numpy(), expected[:-1].T, atol=1e-5)
 
 
 DEFICIENT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "repeated_channel": lambda x: x[:, [0, 1, 1, 0]],
     "sum_of_others": lambda x: torch.cat([x[:, :3], x[:, :3].sum(1, keepdim=True)], 1),
     "dead_channels": lambda x: x * torch.tensor([1.0, 0.0, 1.0, 0.0]).view(1, 4, 1, 1),
     "constant_channel": lambda x: torch.cat([x[:, :3], torch.full_like(x[:, :1], 3.0)], 1),
@@ -660,10 +602,9 @@ def test_activations_that_do_not_fill_the_space_do_not_blow_up(
         assert tensor.isfinite().all()
         assert tensor.abs().max() < 10
     with torch.no_grad():
-        assert (
-            net.error(replacement)
-            <= float((net() - net().mean((0, 2, 3), keepdim=True)).square().sum()) + 1e-6
-        )
+        y = net()
+        error, spread = replacement(x) - y, y - y.mean((0, 2, 3), keepdim=True)
+    assert error.square().sum() <= spread.square().sum() + 1e-6
 
 
 def test_activations_that_are_not_finite_leave_the_stand_in_as_it_is() -> None:
@@ -690,17 +631,12 @@ def test_fit_runs_the_model_once_and_only_where_something_is_to_be_fitted() -> N
     fit_replacements(case.network, same_shape, run)
     assert len(calls) == 1
 
-
-def test_nothing_is_left_in_the_network_where_a_fit_fails() -> None:
-    case = light()
-    operators = case.find()
-
-    def run() -> None:
+    def broken_off() -> None:
         case.forward()()
         raise RuntimeError("broken off")
 
     with pytest.raises(RuntimeError, match="broken off"):
-        fit_replacements(case.network, operators, run)
+        fit_replacements(case.network, operators, broken_off)
     assert not any(module._forward_hooks for module in case.network.modules())
 
 
@@ -729,13 +665,11 @@ def test_random_start_is_named_by_seed_and_operator() -> None:
 def test_random_start_keeps_the_variance() -> None:
     net = Alone(nn.Conv2d(64, 48, 3, padding=1), torch.randn(4, 64, 6, 6))
     replacement = net.replacement(init="random")
-    weight, bias = trained(replacement)
     assert replacement(net.given).std().item() == pytest.approx(1, rel=0.1)
-    assert weight.std().item() == pytest.approx(1 / 8, rel=0.1)
-    assert bias.abs().max() == 0
+    assert trained(replacement)[1].abs().max() == 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["unet2d", "plain"])
 def test_parameter_free_has_no_parameters_but_those_of_kept_shortcuts(name: str) -> None:
     case = CASES[name]()
     operators = case.find("affine", "parameter_free")
