@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,16 +139,10 @@ class Scripted:
         return {DISTANCE: next(self.values), f"{DISTANCE}_se": 0.5}
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize(
-    ("values", "kept"),
-    [
-        ((4.0, 3.0, 1.0, 2.0), 2),
-        ((1.0, 2.0, 3.0, 4.0), 0),
-        ((4.0, 3.0, 2.0, 1.0), 3),
-        ((2.0, 1.0, 1.0, 1.0), 1),
-    ],
-    ids=["between", "no training", "last", "first of equals"],
+    ("values", "kept", "ema_decay"),
+    [((1.0, 2.0, 3.0, 4.0), 0, 0.0), ((4.0, 3.0, 2.0, 1.0), 3, 0.9), ((2.0, 1.0, 1.0, 1.0), 1, 0.9)],
+    ids=["no training", "last", "first of equals"],
 )
 @pytest.mark.parametrize("select", ["loss", "distance", "last"])
 def test_the_step_to_keep(
@@ -158,12 +153,10 @@ def test_the_step_to_keep(
     kept: int,
     ema_decay: float,
 ) -> None:
-    script = Scripted(*values) if select != "loss" else Scripted(*(9.0 for _ in values))
-    if select == "loss":
-        losses = iter(values)
-        monkeypatch.setattr(
-            distillation, "held_out_losses", lambda *args: {"task": next(losses), "output": 0.0}
-        )
+    by_loss = select == "loss"
+    script, losses = Scripted(*([9.0] * 4 if by_loss else values)), iter(values)
+    if by_loss:
+        monkeypatch.setattr(distillation, "held_out_losses", lambda *args: {"task": next(losses)})
     options = {"select": select, "ema_decay": ema_decay, "validate_every": 2}
     student, teacher = tiny_model(seed=1).unet, tiny_model()
     trained = train(student, teacher, tmp_path, measure=script, quality=QUALITY, **options)
@@ -171,9 +164,8 @@ def test_the_step_to_keep(
     assert trained.kept_step == [0, 2, 4, 6][expected]
     assert same(state_of(trained.network), script.seen[expected])
     assert not same(script.seen[0], script.seen[1])
-    assert [row[DISTANCE] for row in trained.progress.validation] == (
-        [*values] if select != "loss" else [9.0] * 4
-    )
+    figures = [row["task" if by_loss else DISTANCE] for row in trained.progress.validation]
+    assert figures == [*values]
 
 
 def test_an_interrupted_student_ends_as_if_it_had_not_been(
@@ -205,18 +197,16 @@ def test_an_interrupted_student_ends_as_if_it_had_not_been(
         assert losses[0] == losses[1]
 
 
-def test_a_loss_that_is_not_finite_is_told_with_the_student(tmp_path: Path) -> None:
-    student = tiny_model(seed=1).unet
-    with torch.no_grad():
-        student.conv_out.bias.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="distill: the loss is not finite near step 0"):
-        train(student, tiny_model(), tmp_path)
-
-
-@pytest.mark.parametrize("quality", [{"fd_effnet_lite0": float("nan")}, {"fd_effnet_lite0": float("inf")}])
-def test_a_step_is_not_chosen_by_a_distance_that_is_no_number(
-    tmp_path: Path, quality: dict[str, float]
+@pytest.mark.parametrize(
+    ("bias", "distance", "what"),
+    [(float("nan"), 1.0, "task"), (0.0, float("nan"), DISTANCE), (0.0, float("inf"), DISTANCE)],
+)
+def test_what_is_not_finite_is_told_with_the_student(
+    tmp_path: Path, bias: float, distance: float, what: str
 ) -> None:
-    options = {"select": "distance", "quality": QUALITY}
-    with pytest.raises(TrainingError, match="not finite near step 0: fd_effnet_lite0"):
-        train(tiny_model(seed=1).unet, tiny_model(), tmp_path, measure=lambda _: quality, **options)
+    student: Any = tiny_model(seed=1).unet
+    with torch.no_grad():
+        student.conv_out.bias.fill_(bias)
+    options = {"select": "distance", "quality": QUALITY, "measure": lambda _: {DISTANCE: distance}}
+    with pytest.raises(TrainingError, match=f"distill: the loss is not finite near step 0: {what}"):
+        train(student, tiny_model(), tmp_path, **options)

@@ -119,9 +119,8 @@ def test_matched_blocks_cover_the_network(options: dict[str, Any], num: int) -> 
 def test_features_alone_need_a_block() -> None:
     unet = tiny_model().unet
     bare = apply_plan(unet, plan_from_json({"operators": matched_blocks(unet, unet)}, "test"))
-    with pytest.raises(TrainingError, match="feature_weight") as caught:
+    with pytest.raises(TrainingError, match="feature_weight alone counts"):
         Objective(bare, unet, weights(feature=1.0))
-    assert "\n" not in str(caught.value)
     Objective(bare, unet, weights(task=1.0, feature=1.0))
 
 

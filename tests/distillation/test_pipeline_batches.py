@@ -229,17 +229,9 @@ def test_held_out_batches_are_of_test_pictures_and_the_same_at_every_call(build:
         assert torch.equal(first.target, again.target)
         assert torch.equal(first.target, elsewhere.target)
         assert not torch.equal(first.latents, elsewhere.latents)
-        assert first.predict(denoiser(pipe)).shape == first.target.shape
+        assert first.predict(denoiser(pipe)).shape == first.target.shape  # a variance is left out
     assert not torch.equal(calls[0][0].target, calls[0][1].target)
     assert not torch.equal(calls[0][0].target, next(one(0)).target)
-
-
-def test_variance_channels_do_not_count() -> None:
-    pipe = dit_of_two_classes()
-    batch = next(batches_of(pipe)(0))
-    whole = pipe.transformer(batch.latents, timestep=batch.timesteps, **batch.conditions).sample
-    assert whole.shape[1] == 8
-    torch.testing.assert_close(batch.predict(pipe.transformer), whole[:, :4])
 
 
 def test_blocks_that_are_gone_are_not_compared() -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from distillation import QUALITY
 from interruption import cut_training, record_steps
 from pipeline_pairs import (
     CPU,
@@ -37,8 +38,7 @@ from pelap.distillation.pipeline_distillation import distill_pipeline
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_io import load_pipeline, pipeline_plan, save_pipeline
 from pelap.surgery.apply import apply_plan, plan_kept, removed_operators
-from pelap.surgery.operators import find_operators
-from pelap.surgery.plan import complete_plan, plan_from_json
+from pelap.surgery.plan import fingerprint, plan_from_json
 
 # diffusers' Euler schedulers with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
@@ -154,20 +154,6 @@ def test_interrupted_distillation_ends_where_uninterrupted_does(
     assert not list(tmp_path.glob(".cut.resume-*"))
 
 
-def test_the_moving_average_is_what_is_saved(distilled: Distill, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def note(*arguments: Any, **options: Any) -> Any:
-        seen.extend([arguments[0], trained := distill(*arguments, **options)])
-        return trained
-
-    monkeypatch.setattr(pipeline_distillation, "distill", note)
-    saved = load_pipeline(distilled(steps=4, ema_decay=0.9)).unet
-    last, trained = seen
-    assert torch.equal(saved.conv_in.weight, trained.network.conv_in.weight)
-    assert not torch.equal(saved.conv_in.weight, last.conv_in.weight)
-
-
 def test_the_first_student_that_starts_pruned_says_what_counts(
     distilled: Distill, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,9 +213,8 @@ def test_distillation_refuses_what_does_not_fit(tmp_path: Path) -> None:
     changed.unet = unet2d(3, block_out_channels=(8, 24))
     save_pipeline(changed, other)
     named = tiny_ddim()
-    operators = find_operators(named.unet, lambda: named.unet(torch.randn(3, 3, 8, 8), 3))
     bare = plan_from_json({"operators": ["mid_block.resnets.0"]}, "test")
-    plan = complete_plan(bare, named.unet, operators)
+    plan = replace(bare, network=fingerprint(named.unet))
     named.unet = apply_plan(named.unet, plan)
     save_pipeline(named, named_by, plan)
     strange = tiny_stable_diffusion()
@@ -241,8 +226,7 @@ def test_distillation_refuses_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").touch()
     dit = save_pair(tmp_path / "dit", "dit")
     scratch = {"distill__students": {"one": student_of(task_weight=1.0)["one"] | {"start": "scratch"}}}
-    quality = {"num_images": 4, "num_reference": 8, "sampler": {"kind": "ddim", "steps": 2}}
-    distance = {"distill__select": "distance", "distill__quality": quality}
+    distance = {"distill__select": "distance", "distill__quality": QUALITY}
     cases: list[tuple[Path, Path, Path, str, type[PelapError], str, dict[str, Any]]] = [
         (dense, dense, small, "out", ModelError, "dense: is not pruned", {}),
         (pruned, pruned, small, "out", ModelError, "is pruned itself", {}),

@@ -18,7 +18,6 @@ from pelap.masking.collapse import (
     MASK_COLLAPSE,
     PARTIAL_MASK,
     SCALE_COLLAPSE,
-    channel_std,
     channel_table,
     collapse_row,
     full_gaussian_floor,
@@ -51,12 +50,6 @@ def test_floor_is_the_error_of_the_best_affine_predictor() -> None:
     slope = (x * e).mean() / (x * x).mean()
     error = float((slope * x - e).square().mean())
     assert gaussian_floor(torch.tensor([variance]), torch.tensor([alpha])) == pytest.approx(error, rel=0.01)
-
-
-def test_floor_falls_with_the_scale_of_the_latents_to_zero() -> None:
-    floors = [gaussian_floor(torch.full((4,), v), ALPHAS) for v in (0.0, 1e-4, 0.01, 1.0)]
-    assert floors[0] == 0
-    assert floors == sorted(floors)
 
 
 def test_full_floor_is_the_error_of_the_best_affine_predictor_of_all_coordinates() -> None:
@@ -103,24 +96,16 @@ def test_zero_latent_floor_of_the_papers_latent_and_of_other_unets() -> None:
 # --- numbers of a mask ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("values", "bits"), [([0.0, 1.0], 0), ([0.5, 0.5], 1), ([0.5, 1.0], 0.5)])
+@pytest.mark.parametrize(
+    ("values", "bits"), [([0.0, 1.0], 0), ([0.5, 0.5], 1), ([0.5, 1.0], 0.5), ([0.1, 0.9], 0.468996)]
+)
 def test_mask_entropy_in_bits(values: list[float], bits: float) -> None:
     assert mask_entropy(torch.tensor(values).expand(3, 2)) == pytest.approx(bits)
-
-
-def test_mask_entropy_is_that_of_a_coin() -> None:
-    expected = -(0.9 * math.log2(0.9) + 0.1 * math.log2(0.1))
-    assert mask_entropy(torch.tensor([[0.1, 0.9]])) == pytest.approx(expected)
 
 
 def test_a_hard_mask_keeps_what_is_above_the_threshold_as_it_is() -> None:
     values = torch.tensor([[0.9, 0.5, 0.1, 0.51]])
     torch.testing.assert_close(hard_mask(values, THRESHOLDS), torch.tensor([[0.9, 0.0, 0.0, 0.51]]))
-
-
-def test_channel_std_is_over_pictures_and_positions() -> None:
-    x = torch.randn(50, 3, 8, 8) * torch.tensor([1.0, 2.0, 0.5])[None, :, None, None] + 7
-    torch.testing.assert_close(channel_std(x), torch.tensor([1.0, 2.0, 0.5]), rtol=0.05, atol=0)
 
 
 def _seen(masks: torch.Tensor, inputs: torch.Tensor, **fields: Any) -> Observations:
@@ -190,7 +175,8 @@ def test_a_row_for_each_channel() -> None:
     assert table["max_mask"].tolist() == pytest.approx([0.9, 0.5, 0.4])
     assert table["mask_std_images"].tolist() == pytest.approx([0.02**0.5, 0, 0.02**0.5], abs=1e-6)
     assert table["active"].tolist() == [True, False, False]
-    assert table["unet_input_std"].tolist() == pytest.approx(channel_std(inputs).tolist())
+    stds = [float(inputs[:, channel].std()) for channel in range(3)]
+    assert table["unet_input_std"].tolist() == pytest.approx(stds)
     assert table["kl"].tolist() == [2, 3, 4]
 
 

@@ -19,15 +19,7 @@ from pelap.pruning.selection import check_scores, make_plan, plan_of
 from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator
-from pelap.surgery.plan import (
-    Plan,
-    PlanEntry,
-    check_disjoint,
-    complete_plan,
-    demand_network,
-    fingerprint,
-    plan_from_json,
-)
+from pelap.surgery.plan import Plan, PlanEntry, complete_plan, fingerprint, plan_from_json
 from pelap.surgery.replacements import Replacement, ReplacementSpec
 
 SCORES = pd.DataFrame(
@@ -70,53 +62,19 @@ def test_plan_takes_the_lowest_scores_until_the_target_and_lists_no_nested_opera
     assert plan.operators[0] == PlanEntry("b", "block", ReplacementSpec("identity"))
 
 
-def test_names_that_begin_alike_are_not_nested() -> None:
-    scores = SCORES.assign(operator=["a", "ab", "a.b", "ab.c", "b"])
-    assert chosen(scores, "num_operators", 3) == ["a", "ab", "b"]
-
-
 def test_equal_scores_are_taken_by_name() -> None:
     scores = SCORES.assign(score=0.5, operator=["e", "d", "c", "b", "a"])
     assert chosen(scores, "num_operators", 2) == ["a", "b"]
 
 
-def test_plan_out_of_reach_says_how_far_it_gets() -> None:
-    with pytest.raises(PlanError, match=r"prune\.time_reduction: 0\.6 is out of reach.*0\.55") as caught:
-        make_plan(SCORES, "time_reduction", 0.6)
-    assert one_line(caught)
-    assert "stopped early" not in str(caught.value)
-
-
-def test_parameters_of_replacements_are_not_saved() -> None:
-    scores = SCORES.assign(replacement_params=[0, 450, 20, 0, 0])
+def test_what_replacements_cost_is_not_saved() -> None:
+    scores = SCORES.assign(replacement_params=[0, 450, 20, 0, 0], replacement_share=[0, 0.06, 0.05, 0, 0])
     plan = make_plan(scores, "num_params", 130)
     assert [removal.operator for removal in plan.operators] == ["b", "a"]  # 50 + 80
-    assert plan.num_params == 130
+    assert (plan.num_params, plan.time_reduction) == (130, pytest.approx(0.04 + 0.25))
     assert plan_of(scores, bare("b", "c")).num_params == 350
     with pytest.raises(PlanError, match="at most 430"):
         make_plan(scores, "num_params", 431)
-
-
-def test_time_of_replacements_is_not_saved() -> None:
-    scores = SCORES.assign(replacement_share=[0, 0.06, 0.05, 0, 0])
-    plan = make_plan(scores, "time_reduction", 0.29)
-    assert [removal.operator for removal in plan.operators] == ["b", "a"]  # 0.04 + 0.25
-    assert plan.time_reduction == pytest.approx(0.29)
-
-
-def test_operators_that_stopped_early_are_never_taken() -> None:
-    scores = SCORES.assign(stopped_early=[False, True, False, True, False])
-    assert chosen(scores, "num_operators", 2) == ["a", "c"]
-    with pytest.raises(PlanError, match="score the 2 that stopped early to the end") as caught:
-        make_plan(scores, "num_operators", 3)
-    assert one_line(caught)
-
-
-def test_operators_without_which_nothing_finite_comes_out_are_not_taken() -> None:
-    scores = SCORES.assign(score=[0.1, math.inf, 0.3, 0.4, math.inf])
-    assert chosen(scores, "num_operators", 1) == ["a.norm"]
-    with pytest.raises(PlanError, match="the 3 operators give at most 1"):
-        make_plan(scores, "num_operators", 2)
 
 
 def test_parameters_can_be_the_target_without_times() -> None:
@@ -172,14 +130,9 @@ def test_plan_of_somebody_else_gets_its_totals_from_the_scores() -> None:
     plan = plan_of(SCORES, dataclasses.replace(bare("b", "c"), num_params=7, time_reduction=0.9))
     assert (plan.num_params, plan.time_reduction) == (800, pytest.approx(0.25))
     assert [removal.operator for removal in plan.operators] == ["b", "c"]
+    assert plan_of(SCORES, bare()) == bare()
     without_times = plan_of(SCORES.drop(columns="latency_share"), bare("b"))
     assert (without_times.num_params, without_times.time_reduction) == (500, 0)
-
-
-def test_empty_plan_is_a_plan() -> None:
-    plan = plan_of(SCORES, bare())
-    assert (plan.operators, plan.num_params, plan.time_reduction) == ((), 0, 0)
-    assert plan_from_json(plan.to_json(), "file") == plan
 
 
 @pytest.mark.parametrize(
@@ -195,10 +148,6 @@ def test_plan_that_does_not_fit_the_scores(names: list[str], message: str) -> No
     with pytest.raises(PlanError, match=message) as caught:
         plan_of(SCORES, bare(*names))
     assert one_line(caught)
-
-
-def test_names_that_begin_alike_can_go_together() -> None:
-    check_disjoint(["a", "ab", "b.a", "b.ab"])
 
 
 # As a file
@@ -349,22 +298,6 @@ def test_numbers_are_this_networks_where_a_plan_was_made_for_another(replacement
     assert removal.replacement == ReplacementSpec("identity")
 
 
-def test_replacement_that_does_not_fit_is_refused_in_one_line() -> None:
-    case, operators = found("light")
-    entry = {"operator": "block_mid", "replacement": "projection"}
-    with pytest.raises(PlanError, match="cannot be replaced by projection; use identity or res") as caught:
-        completed(case, operators, entry)
-    assert one_line(caught)
-
-
-def test_the_furthest_is_not_where_parts_gave_way_to_their_block() -> None:
-    scores = SCORES.assign(
-        score=[0.1, 0.2, 0.9, 0.3, 0.4]
-    )  # a comes last and takes the place of its two parts
-    with pytest.raises(PlanError, match="at most 4"):
-        make_plan(scores, "num_operators", 5)
-
-
 @pytest.mark.parametrize(("target", "amount"), [("speed", 1), ("num_params", 0), ("num_params", -1)])
 def test_targets_that_are_none(target: str, amount: float) -> None:
     with pytest.raises(PlanError, match="give a positive amount of time_reduction"):
@@ -380,11 +313,20 @@ def test_tables_as_spreadsheets_leave_them() -> None:
         make_plan(changed(replacement="banana"), "num_operators", 1)
 
 
-@pytest.mark.parametrize("name", ["conv_in", "nowhere", "mid_block", ""])
-def test_operator_that_is_not_offered_here(name: str) -> None:
-    case, operators = found("unet2d")
-    with pytest.raises(PlanError, match=f"UNet2DModel has no operator '{name}' that can be rep") as caught:
-        completed(case, operators, name)
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("conv_in", "UNet2DModel has no operator 'conv_in' that can be replaced"),
+        ("", "UNet2DModel has no operator '' that can be replaced"),
+        (
+            {"operator": "mid_block.resnets.0", "replacement": "projection"},
+            "cannot be replaced by projection; use residual or identity",
+        ),
+    ],
+)
+def test_entry_that_does_not_fit_the_network(entry: Any, message: str) -> None:
+    with pytest.raises(PlanError, match=message) as caught:
+        completed(*found("unet2d"), entry)
     assert one_line(caught)
 
 
@@ -393,16 +335,11 @@ def test_plan_for_another_network_is_refused_unless_its_network_is_dropped() -> 
     name = "mid_block.resnets.0"
     plan = completed(case, operators, name)
     other, others = found("conditional")
-    for refuse in (
-        lambda: complete_plan(plan, other.network, others),
-        lambda: apply_plan(other.network, plan),
-        lambda: demand_network(plan, other.network),
-    ):
-        with pytest.raises(
-            PlanError, match=r'was made for the network UNet2DModel-.*drop its "network"'
-        ) as c:
-            refuse()
-        assert one_line(c)
+    refusal = r'was made for the network UNet2DModel-.*drop its "network"'
+    with pytest.raises(PlanError, match=refusal):
+        complete_plan(plan, other.network, others)
+    with pytest.raises(PlanError, match=refusal):
+        apply_plan(other.network, plan)
     free = plan_from_json({key: v for key, v in plan.to_json().items() if key != "network"}, "file")
     taken = complete_plan(free, other.network, others)
     assert taken.network == fingerprint(other.network) != plan.network

@@ -83,26 +83,15 @@ def test_no_selection_takes_an_operator_and_its_part_or_falls_short(seed: int, s
         assert saves(scores)[chosen].sum() >= amount - TOLERANCE
 
 
-def test_a_knapsack_costs_no_more_than_the_other_selections() -> None:
-    for seed in range(5):
-        scores = table(seed)
-        importance = scores.set_index("operator")["score"]
-        best, *others = (
-            importance[names(scores, 0.2, it)].sum() for it in ("knapsack", "lowest_first", "per_ms")
-        )
-        assert best <= min(others) + TOLERANCE
+def rows(**cells: tuple[float, float]) -> pd.DataFrame:
+    """Operators by score and share of the time; `_` in a name stands for a dot."""
+    operators = [name.replace("_", ".") for name in cells]
+    scores, shares = zip(*cells.values(), strict=True)
+    made = pd.DataFrame({"operator": operators, "score": scores, "latency_share": shares})
+    return made.assign(kind="block", replacement="identity", params=1)
 
 
-FLAT = pd.DataFrame(
-    [
-        ("small", 0.1, 0.01),
-        ("cheap", 0.2, 0.20),
-        ("dear", 0.4, 0.21),
-        ("idle", 0.0, 0.0),
-        ("slower", 0.05, -0.1),
-    ],
-    columns=["operator", "score", "latency_share"],
-).assign(kind="block", replacement="identity", params=1)
+FLAT = rows(small=(0.1, 0.01), cheap=(0.2, 0.20), dear=(0.4, 0.21), idle=(0.0, 0.0), slower=(0.05, -0.1))
 
 
 def test_ratio_takes_what_saves_most_for_its_importance_and_nothing_that_saves_nothing() -> None:
@@ -110,11 +99,6 @@ def test_ratio_takes_what_saves_most_for_its_importance_and_nothing_that_saves_n
     assert names(FLAT, 0.25, "per_ms") == ["cheap", "dear"]
     assert names(FLAT, 0.42, "per_ms") == ["cheap", "dear", "small"]
     assert names(FLAT, 0.2, "lowest_first")[:3] == ["idle", "slower", "small"]
-
-
-def test_a_knapsack_takes_what_lowers_the_sum() -> None:
-    scores = FLAT.assign(score=[-0.1, 0.2, 0.4, 0.3, 0.3])
-    assert names(scores, 0.2, "knapsack") == ["small", "cheap"]
 
 
 @pytest.mark.parametrize("selection", get_args(Selection))
@@ -210,19 +194,14 @@ def test_what_breaks_the_latents_is_never_taken(selection: Selection, criterion:
 
 
 @pytest.mark.parametrize("criterion", ["score", "avg", "avg*std"])
-def test_an_unfinished_score_is_not_ranked_by(criterion: str) -> None:
+def test_an_unfinished_score_is_not_ranked_by_but_other_criteria_do_not_care(criterion: str) -> None:
     scores = ranked(taylor=[1.0, 2.0, 3.0]).assign(stopped_early=[True, False, True])
     assert names(scores, 0.1, "lowest_first", criterion) == ["cheap"]
     with pytest.raises(PlanError, match="score the 2 that stopped early to the end"):
         make_plan(scores, "time_reduction", 0.2, criterion)
-
-
-def test_other_criteria_do_not_care_how_far_the_score_went() -> None:
-    scores = ranked(taylor=[1.0, 2.0, 3.0]).assign(stopped_early=[True, False, True])
     assert names(scores, 0.3, "lowest_first", "taylor") == ["small", "cheap", "dear"]
-    with pytest.raises(PlanError, match="ask for less") as caught:
+    with pytest.raises(PlanError, match=r"ask for less$"):
         make_plan(scores, "time_reduction", 0.4, "taylor")
-    assert "stopped" not in str(caught.value)
 
 
 def test_parameters_name_the_criteria_and_selections_that_there_are() -> None:
@@ -245,11 +224,8 @@ def test_a_spread_goes_from_one_end_of_the_ranking_to_the_other() -> None:
     for name, plan in plans.items():
         assert [removal.operator for removal in plan.operators] == [name]
         assert (plan.num_params, plan.time_reduction) == (5, pytest.approx(0.01))
-    assert (
-        [*single_operator_plans(scores, 20)]
-        == [*single_operator_plans(scores, 1000)]
-        == scores["operator"].to_list()
-    )
+    for num in (20, 1000):
+        assert [*single_operator_plans(scores, num)] == scores["operator"].to_list()
     assert single_operator_plans(scores, 0) == {}
 
 
@@ -258,14 +234,6 @@ def test_a_spread_leaves_out_what_has_no_place() -> None:
         score=[0.1, math.inf, 0.3, 0.4, 0.5], stopped_early=[False, False, True, False, False]
     )
     assert [*single_operator_plans(scores, 9)] == ["small", "idle", "slower"]
-
-
-def rows(**cells: tuple[float, float]) -> pd.DataFrame:
-    """Operators by score and share of the time; `_` in a name stands for a dot."""
-    operators = [name.replace("_", ".") for name in cells]
-    scores, shares = zip(*cells.values(), strict=True)
-    made = pd.DataFrame({"operator": operators, "score": scores, "latency_share": shares})
-    return made.assign(kind="block", replacement="identity", params=1)
 
 
 def test_a_knapsack_takes_no_more_than_it_needs_of_what_costs_nothing() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny import tiny_model
-from tiny_networks import CASES, Case, awake, light, plain
+from tiny_networks import CASES, Case, awake
 from torch import nn
 
 from pelap.config import SamplerParams, ScoreParams
@@ -138,43 +138,6 @@ def test_operators_share_a_batch_but_not_those_whose_rows_are_not_its_rows() -> 
     assert recorder.items[4] == [0, 1, 2, 3, 4] * 3
 
 
-def test_large_sets_take_several_passes() -> None:
-    denoiser = ready("plain")
-    recorder = Recorder(denoiser)
-    denoiser.score(recorder, batch_size=2, operators=denoiser.operators[:1])
-    assert recorder.items[3:] == [[0, 1], [2, 3], [4]] * 2
-
-
-class Passes(nn.LayerNorm):
-    """A norm that gives what it was given."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-
-class Around(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = Passes(4)
-        self.conv = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm(x)
-        return self.conv(x) + y
-
-
-def test_what_an_operator_was_given_is_not_written_over() -> None:
-    network = awake(Around())
-    case = Case(network, lambda net, x, t, items: net(x), (4, 4, 4))
-    operators = case.find("affine", keep=())
-    replacements = fit_replacements(network, operators, lambda: None, "random")
-    denoiser = Ready(case, operators, replacements, case.noise(3))
-    together = denoiser.score().table
-    alone = denoiser.score(batch_size=1).table
-    pd.testing.assert_frame_equal(together, alone, rtol=1e-5)
-    assert together["score"].min() > 0.1
-
-
 def test_table_says_what_was_scored() -> None:
     denoiser = ready("light")
     scores = denoiser.score(batch_size=64)
@@ -208,18 +171,6 @@ def test_formula_is_the_definition(formula: Formula) -> None:
     original, modified = torch.randn(6, 4, 2, 2), 2 * torch.randn(6, 4, 2, 2) + 1
     expected = by_hand(formula, original.double().numpy(), modified.double().numpy())
     assert score(formula, original, modified) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("formula", FORMULAS)
-def test_table_is_scored_and_sorted_by_the_formula(formula: Formula) -> None:
-    denoiser = ready("light")
-    table = denoiser.score(batch_size=64, formula=formula, operators=denoiser.operators[:8]).table
-    parts = {"avg": table["avg_dist"], "std": table["std_dist"]}
-    expected = {"avg+std": parts["avg"] + parts["std"], "avg*std": parts["avg"] * parts["std"], **parts}[
-        formula
-    ]
-    np.testing.assert_allclose(table["score"], expected, rtol=1e-12)
-    assert list(table["score"]) == sorted(table["score"])
 
 
 def with_stand_in(denoiser: Ready, name: str, scale: float) -> Ready:
@@ -272,8 +223,9 @@ def test_rank_correlation_is_the_mean_over_pairs_of_sets() -> None:
         [[score("avg", original[i::3], latents[i::3]) for i in range(3)] for latents in sets]
     )
     pairs = values.corr("spearman").to_numpy()[np.triu_indices(3, 1)]
-    found = given(sets, original, num_seeds=3, formula="avg").rank_correlation
-    assert found == pytest.approx(pairs.mean())
+    scores = given(sets, original, num_seeds=3, formula="avg")
+    assert scores.rank_correlation == pytest.approx(pairs.mean())
+    np.testing.assert_allclose(scores.table["score"], scores.table["avg_dist"], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("num_sets", "num_operators"), [(1, 9), (2, 2)])
@@ -358,8 +310,8 @@ def in_full() -> Scores:
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_early_stop_finds_the_lowest_share_and_says_what_was_stopped(share: float) -> None:
     denoiser, full = spread(), in_full()
-    done: list[int] = []
-    scores = denoiser.score(batch_size=64, early_stop=share, report=done.append)
+    done, store = list[int](), LatentStore()
+    scores = denoiser.score(batch_size=64, early_stop=share, report=done.append, store=store)
     wanted = math.ceil(share * len(denoiser.operators))
     columns = ["operator", "score", "score_low", "score_high"]
     pd.testing.assert_frame_equal(
@@ -375,6 +327,10 @@ def test_early_stop_finds_the_lowest_share_and_says_what_was_stopped(share: floa
     assert scores.num_rows == scores.table["num_latents"].sum() < full.num_rows
     assert done == sorted(done)
     assert done[-1] == 32 * len(denoiser.operators)
+    row = stopped.iloc[0]  # its score is that of the latents that there are
+    latents = store.get(row["operator"])
+    assert len(latents) == row["num_latents"]
+    assert row["score"] == score("avg+std", store.get(ORIGINAL)[: len(latents)], latents)
 
 
 @pytest.mark.parametrize("num_sets", [1, 2, 4])
@@ -388,22 +344,11 @@ def test_operators_are_compared_on_items_that_were_drawn(num_sets: int) -> None:
     assert torch.equal(score_module._order(64, settings(64, num_sets)), torch.arange(64))
 
 
-def test_stopped_score_is_that_of_the_latents_that_there_are() -> None:
-    denoiser = spread()
-    store = LatentStore()
-    table = denoiser.score(batch_size=64, early_stop=0.1, store=store).table
-    row = table[table["stopped_early"]].iloc[0]
-    latents = store.get(row["operator"])
-    assert len(latents) == row["num_latents"]
-    expected = score("avg+std", store.get(ORIGINAL)[: len(latents)], latents)
-    assert row["score"] == expected
-
-
 # Work that is taken up again
 
 
 @pytest.mark.parametrize("early_stop", [None, 0.2])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("share", [0.1, 0.95])
 @pytest.mark.parametrize("rows_per_batch", [12, 64])
 def test_interrupted_scoring_goes_on_where_it_was(
     tmp_path: Path, early_stop: float | None, share: float, rows_per_batch: int
@@ -501,16 +446,9 @@ def test_denoising_that_is_no_function_of_noise_and_item_is_refused(
     layer: nn.Module, train: bool, change: Callable[[torch.Tensor], torch.Tensor], message: str
 ) -> None:
     denoiser = chancy(layer, train, change)
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(ModelError, match=message):
         denoiser.score()
-    assert "\n" not in str(caught.value)
     assert is_clean(denoiser.case.network)
-
-
-@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm2d(4)])
-def test_the_same_in_evaluation_is_accepted(layer: nn.Module) -> None:
-    denoiser = chancy(layer, False, lambda x: x)
-    assert len(denoiser.score().table) == len(denoiser.operators)
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 5, 7])
@@ -525,34 +463,6 @@ def test_nothing_is_left_in_the_network_where_scoring_fails(fail_at: int) -> Non
     assert is_clean(denoiser.case.network)
     assert {name: id(module) for name, module in denoiser.case.network.named_modules()} == modules
     assert all(torch.equal(weights[n], t) for n, t in denoiser.case.network.state_dict().items())
-
-
-def test_an_operator_that_does_nothing_scores_zero() -> None:
-    case = plain()
-    attention: Any = case.network.get_submodule("attention")
-    with torch.no_grad():
-        for weight in attention.out_proj.parameters():
-            weight.zero_()
-    # What is left out of the sum around it is its output, not its input.
-    zero = Replacement("query", [ScaleShift(8, True)], 2)
-    nn.init.zeros_(next(zero.parameters()))
-    operators = [operator for operator in case.find() if operator.name in ("attention", "twice")]
-    denoiser = Ready(case, operators, fit_replacements(case.network, operators, lambda: None), case.noise(4))
-    table = denoiser._replace(replacements=denoiser.replacements | {"attention": zero}).score().table
-    assert table["operator"].tolist() == ["attention", "twice"]
-    assert table["score"][0] == pytest.approx(0, abs=1e-5)
-    assert table["score"][1] > 0.1
-
-
-def test_fitted_stand_ins_score_no_worse_than_random_ones() -> None:
-    """In the median over the operators that have something to fit."""
-    case = light()
-    operators = [o for o in case.find("affine") if o.replacement.name in ("projection", "affine")]
-    medians = {}
-    for start in ("least_squares", "random"):
-        replacements = fit_replacements(case.network, operators, case.run(), start)
-        medians[start] = Ready(case, operators, replacements, case.noise(8)).score().table["score"].median()
-    assert medians["least_squares"] < medians["random"]
 
 
 @pytest.mark.gpu
