@@ -37,8 +37,8 @@ from pelap.data.dataset import ImageDataset
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.sampler import BATCH_SIZE, ModelGenerator, sample_from
+from pelap.distillation.batches import ModelBatches
 from pelap.distillation.distill import distill as train_student
-from pelap.distillation.model_batches import ModelBatches
 from pelap.distillation.pipeline_distillation import distill_pipeline
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator

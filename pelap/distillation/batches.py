@@ -1,4 +1,7 @@
-"""What the networks of a distillation are given, made once for all students."""
+"""What the networks of a distillation are given: latents of a model masked and noised as in training.
+
+Batches are made once for all students; those of a pipeline are in `pelap.distillation.pipeline_distillation`.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +12,15 @@ import torch
 from torch import nn
 from torch.utils._pytree import register_dataclass, tree_leaves
 
-from pelap.diffusion.loss import noise_error
+from pelap.config import DistillParams
+from pelap.core.graphs import to_device
+from pelap.core.rng import generator
+from pelap.data.dataset import BatchIndices, ImageDataset
+from pelap.diffusion.loss import add_noise_to, noise_error
+from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.schedule import alphas_cumprod
+from pelap.training.objective import Posteriors, StepNoise, draw_step_noise, frozen_posteriors
+from pelap.training.trainer import indices_from
 
 KEPT_BYTES = 2 * 2**30  # training batches that do not fit into this any more are made anew for every student
 
@@ -85,3 +96,77 @@ class SharedBatches:
         if self._held_out is None:
             self._held_out = list(self._batches.held_out())
         return self._held_out
+
+
+class ModelBatches:
+    """The `Batches` of a model; its autoencoder and mask stay as they are.
+
+    They do not depend on the number of students, but for the rounding of pictures encoded together.
+
+    Args:
+        model: The teacher.
+        dataset: Its train split is learnt from, the first pictures of its test split are held out.
+        params: The section `distill`.
+        seed: Names every random number.
+        device: Where to compute.
+        num_students: How many are trained on these batches; pictures are encoded once where that is less.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        dataset: ImageDataset,
+        params: DistillParams,
+        seed: int,
+        device: torch.device,
+        num_students: int = 1,
+    ) -> None:
+        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.eval()
+        self.params = params
+        self.seed = seed
+        self.device = device
+        self.alphas = alphas_cumprod(model.info.diffusion).to(device)
+        images, flip = dataset.train.images.to(device), params.horizontal_flip
+        num_draws = params.steps * params.batch_size * num_students
+        self.num_images = len(images)
+        self.posteriors = frozen_posteriors(self.model, images, flip, num_draws, params.precision)
+        self.labels = dataset.train.labels.cpu()
+        self.held_out_labels = dataset.test.labels[: params.num_validation]
+        unseen = dataset.test.images[: params.num_validation].to(device)
+        self.num_held_out = len(unseen)
+        # Looked at before the first step and after the last one at least.
+        self.held_out_posteriors = frozen_posteriors(
+            self.model, unseen, flip=False, num_draws=2 * len(unseen), precision=params.precision
+        )
+
+    def __call__(self, step: int) -> Iterator[NoisyBatch]:
+        """The batches from `step` on."""
+        size, flip = self.params.batch_size, self.params.horizontal_flip
+        indices = indices_from(self.num_images, size, self.seed, "distill-order", flip, step)
+        for index, chosen in enumerate(indices, start=step):
+            stream = generator(self.seed, "distill-prompts", index)
+            tokens = self.model.tokens_for(self.labels[chosen.indices], stream)
+            random = draw_step_noise(self.model, size, self.seed, "distill-step", index, tokens)
+            yield self._noisy(self.posteriors, chosen, random)
+
+    def held_out(self) -> Iterator[NoisyBatch]:
+        """Test pictures; the noise of each is its own, whatever the size of a batch."""
+        for items in torch.arange(self.num_held_out).split(self.params.batch_size):
+            tokens = self.model.tokens_for(self.held_out_labels[items])
+            draws = [
+                draw_step_noise(self.model, 1, self.seed, "distill-validate", i, prompt[None])
+                for i, prompt in zip(items.tolist(), tokens, strict=True)
+            ]
+            random = StepNoise(*(torch.cat(column) for column in zip(*draws, strict=True)))
+            indices = BatchIndices(items, torch.zeros_like(items, dtype=torch.bool))
+            yield self._noisy(self.held_out_posteriors, indices, random)
+
+    @torch.no_grad()
+    def _noisy(self, posteriors: Posteriors, indices: BatchIndices, random: StepNoise) -> NoisyBatch:
+        indices, random = to_device((indices, random), self.device)
+        latents = self.model.encoded(posteriors(indices), random.posterior).latents
+        gates = self.model.gates(latents)
+        noisy = add_noise_to(self.model, latents, gates, random.noise, random.timesteps, self.alphas)
+        conditions = self.model.conditions(random.tokens)
+        return NoisyBatch(noisy.latents, random.timesteps, random.noise, noisy.open_channels, conditions)

@@ -16,9 +16,8 @@ from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset
 from pelap.data.modality import modality_of
 from pelap.diffusion.sampler import ModelGenerator, in_turn, said_if_alike, sample_from
-from pelap.distillation.batches import KEPT_BYTES, SharedBatches
+from pelap.distillation.batches import KEPT_BYTES, ModelBatches, SharedBatches
 from pelap.distillation.distill import Distilled, Quality, distill, training_key
-from pelap.distillation.model_batches import ModelBatches
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
 from pelap.models.latent_diffusion import LatentDiffusion

@@ -21,8 +21,7 @@ from pelap.profiling.cost import count_params
 from pelap.profiling.latency import Latency, measure_latency
 from pelap.pruning.rounds import TimeBudgetPlanner
 from pelap.pruning.selection import check_scores, plan_of, single_operator_plans
-from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import MEND, ORIGINAL, ORIGINALS
+from pelap.scoring.score import MEND, ORIGINAL, ORIGINALS, LatentStore
 from pelap.scoring.scorer import Scorer
 from pelap.scoring.statistic import score
 from pelap.surgery.apply import apply_plan

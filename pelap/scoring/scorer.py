@@ -19,8 +19,7 @@ from pelap.diffusion.denoiser import Denoiser
 from pelap.profiling.cost import count_macs, count_params
 from pelap.profiling.latency import measure_latency, measure_module_latencies
 from pelap.scoring.criteria import Evidence, importances, needs
-from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import Scores, score_operators
+from pelap.scoring.score import LatentStore, Scores, score_operators
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, find_operators, forward_hooks
 from pelap.surgery.plan import fingerprint

@@ -11,8 +11,7 @@ from pelap.core.resume import ResumeState
 from pelap.diffusion.denoiser import said_if_some_are_left
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.models.model_io import load_model
-from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import Scores
+from pelap.scoring.score import LatentStore, Scores
 from pelap.scoring.scorer import Scorer
 from pelap.stages.shared import Context
 

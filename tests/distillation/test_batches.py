@@ -23,9 +23,8 @@ from tiny import set_logits, tiny_dataset, tiny_model
 
 from pelap.config import VariantParams
 from pelap.data.dataset import ImageDataset, Split
-from pelap.distillation.batches import Batches, NoisyBatch, SharedBatches
+from pelap.distillation.batches import Batches, ModelBatches, NoisyBatch, SharedBatches
 from pelap.distillation.distill import Distilled, distill
-from pelap.distillation.model_batches import ModelBatches
 
 OUTPUT = weights(task=1.0, output=2.0)
 

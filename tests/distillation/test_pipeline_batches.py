@@ -27,9 +27,9 @@ from tiny_pipelines import (
 
 from pelap.core import rng
 from pelap.data.dataset import to_float
-from pelap.distillation import pipeline_batches
+from pelap.distillation import pipeline_distillation
 from pelap.distillation.objective import matched_blocks
-from pelap.distillation.pipeline_batches import PipelineBatches, encode
+from pelap.distillation.pipeline_distillation import PipelineBatches, encode
 from pelap.pipelines import LatentPipeline
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import plan_from_json
@@ -89,7 +89,7 @@ def test_schedulers_that_scale_give_what_their_denoiser_sees() -> None:
 def test_target_is_what_the_denoiser_predicts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tiny_ddpm(prediction_type=kind)
     clean = torch.randn(16, 3, 8, 8)
-    monkeypatch.setattr(pipeline_batches, "encode", lambda *_: clean)
+    monkeypatch.setattr(pipeline_distillation, "encode", lambda *_: clean)
     batch = next(batches_of(pipe, tiny_dataset(side=8))(0))
     stream = rng.generator(0, "distill-step", 0)
     _, noise = (torch.randn(16, 3, 8, 8, generator=stream) for _ in range(2))

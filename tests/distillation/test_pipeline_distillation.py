@@ -33,8 +33,7 @@ from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.core.progress import hidden
 from pelap.distillation import pipeline_distillation
 from pelap.distillation.distill import distill
-from pelap.distillation.pipeline_batches import PipelineBatches
-from pelap.distillation.pipeline_distillation import distill_pipeline
+from pelap.distillation.pipeline_distillation import PipelineBatches, distill_pipeline
 from pelap.pipelines import LatentPipeline
 from pelap.pipelines.pipeline_io import load_pipeline, pipeline_plan, save_pipeline
 from pelap.surgery.apply import apply_plan, plan_kept, removed_operators

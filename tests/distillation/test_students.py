@@ -20,8 +20,8 @@ from pelap.core.paths import RunPaths, reference_cache
 from pelap.data.dataset import save_dataset
 from pelap.diffusion.sampler import ImageGenerator, sample_from
 from pelap.distillation import model_distillation
+from pelap.distillation.batches import ModelBatches
 from pelap.distillation.distill import DISTANCE, Distilled, distill
-from pelap.distillation.model_batches import ModelBatches
 from pelap.models.cut import CutLightUNet
 from pelap.pipelines.model_io import load_model, model_plan, save_model
 from pelap.report.figures.training import distillation_curves

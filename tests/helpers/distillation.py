@@ -8,8 +8,8 @@ from tiny import tiny_dataset, tiny_params
 from torch import nn
 
 from pelap.config import DistillParams, LossWeights, VariantParams
+from pelap.distillation.batches import ModelBatches
 from pelap.distillation.distill import Distilled, Quality, distill
-from pelap.distillation.model_batches import ModelBatches
 from pelap.models.latent_diffusion import LatentDiffusion
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from tiny_pipelines import awake, tiny_ddim, tiny_dit, tiny_ldm, tiny_stable_dif
 
 from pelap.config import Params
 from pelap.data.dataset import ImageDataset, save_dataset
-from pelap.distillation.pipeline_batches import PipelineBatches
+from pelap.distillation.pipeline_distillation import PipelineBatches
 from pelap.pipelines.pipeline_io import save_pipeline
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import plan_from_json

@@ -18,12 +18,12 @@ from pelap.diffusion.loss import denoise
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.diffusion.reverse import sample_latents
 from pelap.diffusion.sampler import ModelGenerator, sample_images
-from pelap.distillation.model_batches import ModelBatches
+from pelap.distillation.batches import ModelBatches
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.models.model_io import demand_trained_on
 from pelap.models.text_conditioner import PADDING, UNKNOWN, Guidance, TextConditioner, build_conditioner
 from pelap.pipelines.model_io import load_model, save_model
-from pelap.scoring.latents import LatentStore
+from pelap.scoring.score import LatentStore
 from pelap.scoring.scorer import Scorer
 from pelap.training import joint, objective
 from pelap.training.objective import denoising_losses, draw_step_noise

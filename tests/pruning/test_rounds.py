@@ -196,3 +196,8 @@ def test_out_of_reach_where_nothing_is_left() -> None:
     planner = Network(table(a=0.3, b=0.1)).planner(max_measurements=5)
     with pytest.raises(PlanError, match=r"out of reach, nothing is left after 0\.4"):
         planner.plan(MethodParams(iterative_step=0.4), "time_reduction", 0.5)
+
+
+def test_believed_rounds_count_what_a_plan_promises() -> None:
+    network = Network(table(a=0.3, b=0.3))
+    assert gone(network.planner(max_measurements=0).plan(GREEDY, "time_reduction", 0.55)) == ["a", "b"]

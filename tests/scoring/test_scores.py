@@ -20,8 +20,7 @@ from pelap.core.device import full_precision
 from pelap.core.errors import ModelError
 from pelap.diffusion.model_denoiser import model_denoiser
 from pelap.scoring import score as score_module
-from pelap.scoring.latents import LatentStore
-from pelap.scoring.score import ORIGINAL, Denoise, Scores, score_operators
+from pelap.scoring.score import ORIGINAL, Denoise, LatentStore, Scores, score_operators
 from pelap.scoring.statistic import Bootstrap, distances, score
 from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.fit import fit_replacements
