@@ -12,7 +12,7 @@ from harness import ROOT
 from pelap.config.load import load_params
 from pelap.config.rules import parts_of
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
-from pelap.pipelines.model_io import load_model
+from pelap.pipelines.pipeline_io import load_model
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import load_plan
 

@@ -16,8 +16,8 @@ from pelap.config import SamplerParams, ScoreParams
 from pelap.core.device import choose_device
 from pelap.core.progress import progress
 from pelap.diffusion.denoiser import Denoiser
-from pelap.diffusion.model_denoiser import model_denoiser
-from pelap.pipelines.model_io import load_model
+from pelap.diffusion.reverse import model_denoiser
+from pelap.pipelines.pipeline_io import load_model
 from pelap.scoring.score import score_operators
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Init, Norm, find_operators

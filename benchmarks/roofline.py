@@ -38,7 +38,7 @@ from pelap.core import graphs
 from pelap.core.device import describe, full_precision, has_fast_bf16, keep_freed_memory
 from pelap.core.files import write_json
 from pelap.core.rng import noise
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import PURPOSE, ModelGenerator
 from pelap.evaluation.features import EffNetLite0
 from pelap.scoring.score import Scores, score_operators

@@ -26,8 +26,7 @@ from pelap.config import SamplerParams
 from pelap.core.device import has_fast_bf16
 from pelap.core.rng import noise
 from pelap.diffusion.sampler import PURPOSE, ModelGenerator
-from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.models.schedule import make_scheduler
+from pelap.models.latent_diffusion import LatentDiffusion, make_scheduler
 
 KINDS = ("dense", "pruned", "distilled")
 REFERENCE = "diffusers"

@@ -20,7 +20,7 @@ from harness import Entry, argument_parser, compare, finish, in_turns
 from pelap.config import SamplerParams, ScoreParams
 from pelap.core.device import full_precision
 from pelap.diffusion.denoiser import Denoiser
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.scoring.score import Scores, score_operators
 from pelap.scoring.statistic import distances
 from pelap.surgery.apply import apply_plan

@@ -40,8 +40,8 @@ from pelap.config.load import load_params
 from pelap.config.rules import parts_of
 from pelap.core.device import has_fast_bf16, keep_freed_memory, synchronise
 from pelap.data.dataset import ImageDataset, Split, to_float
+from pelap.diffusion.loss import alphas_cumprod
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
-from pelap.models.schedule import alphas_cumprod
 from pelap.training.joint import joint_training
 from pelap.training.objective import StepNoise, draw_step_noise, joint_losses
 from pelap.training.parallel import Training, train_parallel

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from pelap.config import DiffusionParams
 from pelap.core.rng import generator
+from pelap.diffusion.loss import add_noise, alphas_cumprod
 from pelap.masking.observation import zero_latent_floor
 from pelap.models.light_unet import LightUNet
-from pelap.models.schedule import add_noise, alphas_cumprod
 from pelap.training.trainer import cosine
 
 DIFFUSION = DiffusionParams(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02)

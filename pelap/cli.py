@@ -111,7 +111,7 @@ def _model(args: argparse.Namespace) -> None:
 
 def _parameters(args: argparse.Namespace) -> None:
     if args.command == "inputs":
-        from pelap.datasets.inputs import inputs
+        from pelap.datasets.sources import inputs
 
         inputs(args.params, args.data, args.overrides)
     else:

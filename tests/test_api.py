@@ -24,7 +24,7 @@ from pelap.api import PruningPlan, Result, Scores
 from pelap.cli import main
 from pelap.core.errors import ConfigError, DataError, ModelError, PlanError
 from pelap.data.dataset import save_dataset
-from pelap.pipelines.model_io import save_model
+from pelap.pipelines.pipeline_io import save_model
 from pelap.surgery.apply import removed_operators
 
 BENCH: dict[str, Any] = {"num_latents": 4, "steps": 4, "latency_batch_size": 2, "latency_repeats": 3}

@@ -15,7 +15,7 @@ from pelap.core import files
 from pelap.core.errors import ConfigError
 from pelap.core.keys import key
 from pelap.core.paths import RunPaths, packed_dataset
-from pelap.datasets.inputs import inputs_of, seen_last
+from pelap.datasets.sources import inputs_of, seen_last
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DATA = Path("results"), Path("data")

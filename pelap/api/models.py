@@ -22,13 +22,13 @@ from pelap.core.progress import hidden
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.datasets.folder import build_folder
 from pelap.diffusion.denoiser import Denoiser
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.pipelines import LatentPipeline, model_io, pipeline_io
+from pelap.pipelines import pipeline_io
 from pelap.pipelines.agreement import class_numbers, demand_pictures_of, differences_in_training
 from pelap.pipelines.kinds import denoiser_of
-from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.pipelines.latent import LatentPipeline, pipeline_denoiser
 from pelap.surgery.apply import plan_kept
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
     """
     folder = Path(folder)
     if (folder / CONFIG).is_file() and (folder / "vae").is_dir() and not pipeline_io.is_pipeline(folder):
-        return model_io.load_model(folder, torch.device(device or "cpu"))
+        return pipeline_io.load_model(folder, torch.device(device or "cpu"))
     return pipeline_io.load_pipeline(folder, device)
 
 
@@ -68,7 +68,8 @@ def save(model: Any, folder: str | Path) -> None:
     """
     folder = Path(folder)
     files.demand_new(folder, "out")
-    (model_io.save_model if isinstance(model, LatentDiffusion) else pipeline_io.save_pipeline)(model, folder)
+    write: Any = pipeline_io.save_model if isinstance(model, LatentDiffusion) else pipeline_io.save_pipeline
+    write(model, folder)
 
 
 def opened(model: Any, device: torch.device | None = None) -> Any:

@@ -35,7 +35,7 @@ from pelap.core.errors import ConfigError
 from pelap.core.paths import REAL_ROW
 from pelap.data.dataset import ImageDataset
 from pelap.diffusion.denoiser import Denoiser
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import BATCH_SIZE, ModelGenerator, sample_from
 from pelap.distillation.batches import ModelBatches
 from pelap.distillation.distill import distill as train_student
@@ -44,8 +44,7 @@ from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.features import CLASSIFIER
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.pipelines import LatentPipeline
-from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.pipelines.latent import LatentPipeline, pipeline_denoiser
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,13 +8,13 @@ from pelap.core import files
 from pelap.core.device import choose_device
 from pelap.core.paths import GRID, packed_dataset
 from pelap.data.dataset import load_dataset
+from pelap.data.entries import read_prompts
 from pelap.data.modality import modality_of
-from pelap.data.prompts import read_prompts
 from pelap.diffusion.sampler import said_if_alike
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.model_io import demand_trained_on
-from pelap.pipelines.model_io import load_model, save_model
+from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.profiling.cost import count_params
 
 BATCH_SIZE = 128

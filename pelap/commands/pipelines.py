@@ -17,9 +17,9 @@ from pelap.core.keys import code_of, key
 from pelap.core.paths import REAL_ROW, packed_dataset, reference_cache
 from pelap.core.resume import ResumeState
 from pelap.data.dataset import load_dataset
-from pelap.data.prompts import read_prompts
+from pelap.data.entries import read_prompts
 from pelap.distillation import pipeline_distillation as distillation
-from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.pipelines.latent import pipeline_denoiser
 from pelap.pipelines.pipeline_io import load_pipeline, open_pipeline, pipeline_plan, save_pipeline
 from pelap.pruning.pruner import Pruner
 from pelap.report import protocol as protocol_of

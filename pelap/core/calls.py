@@ -1,6 +1,7 @@
-"""What a network is called with: recorded while something else runs it."""
+"""What a network is called with: recorded while something else runs it, or answered by something else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,19 @@ def capture_calls(network: nn.Module, run: Callable[[], object], first_only: boo
     finally:
         handle.remove()
     return calls
+
+
+@contextmanager
+def in_place(of: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
+    """For the block, an object has another function in the place of a method; it gets its own back."""
+    before = vars(of).get(method)
+    setattr(of, method, function)
+    try:
+        yield
+    finally:
+        delattr(of, method)  # uncovers that of its class
+        if before is not None:
+            setattr(of, method, before)
 
 
 def copied(value: Any, num_rows: int = 0, copies: int = 1) -> Any:

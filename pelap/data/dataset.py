@@ -29,29 +29,19 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Train and test pictures with their provenance.
+    """Train and test pictures with their provenance."""
 
-    Attributes:
-        name: As in `params.yaml`.
-        train: Pictures to learn from.
-        test: Pictures never learnt from.
-        class_names: Name of label 0, 1, ...
-        source: Where the pictures come from, in words.
-        checksum: Hexadecimal SHA-256 of the source archive (of all its files one after the other,
-            where there are several). Photographs, and a folder that is no archive, have none: theirs
-            is `pixel_checksum`.
-        sound: How its spectrograms came from sounds; None for pictures.
-        made_by: Digests of the parameters that it was made by, by name; empty: not known.
-    """
-
-    name: str
+    name: str  # as in `params.yaml`
     train: Split
-    test: Split
-    class_names: tuple[str, ...]
-    source: str
+    test: Split  # never learnt from
+    class_names: tuple[str, ...]  # of label 0, 1, ...
+    source: str  # where the pictures come from, in words
     checksum: str
-    sound: SoundParams | None = None
+    """Hexadecimal SHA-256 of the source archive (of all its files one after the other); of photographs, and
+    of a folder that is no archive, `pixel_checksum`."""
+    sound: SoundParams | None = None  # how its spectrograms came from sounds; None for pictures
     made_by: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the parameters that it was made by, by name; empty: not known."""
 
     @cached_property
     def key(self) -> Key:
@@ -89,11 +79,8 @@ def make_split(
     Every prefix then holds the classes in the proportions of the whole, so that "the first 1,000
     pictures" stand for all.
 
-    Args:
-        images: One after the other, or as one tensor.
-        labels: Of each.
-        drawn: Draws the order within classes, and that of classes within a round. None leaves it as it is:
-            for pictures that were drawn at random themselves, which sorted paths are not.
+    `drawn` draws the order within classes, and that of classes within a round. None leaves it as it is: for
+    pictures that were drawn at random themselves, which sorted paths are not.
     """
     given = list(range(len(labels)))
     if drawn is not None:
@@ -144,50 +131,40 @@ def load_dataset(path: Path) -> ImageDataset:
         raise DataError(f"{path}: no such file; run `pelap download` with the same --params and --data")
     tensors, metadata = files.load_tensors(path)
     try:
-        class_names = tuple(json.loads(metadata["class_names"]))
+        class_names, sound = json.loads(metadata["class_names"]), json.loads(metadata.get("sound", "null"))
         dataset = ImageDataset(
             name=metadata["name"],
             train=Split(tensors["train_images"], tensors["train_labels"]),
             test=Split(tensors["test_images"], tensors["test_labels"]),
-            class_names=class_names,
+            class_names=tuple(class_names),
             source=metadata["source"],
             checksum=metadata["checksum"],
-            sound=_sound(metadata.get("sound")),
+            sound=sound and SoundParams.written(sound),
             made_by=dict(json.loads(metadata.get("made_by", "{}"))),
         )
+        problem = _problem(dataset)
     except (KeyError, TypeError, ValueError) as error:
-        raise _not_packed(path, f"no usable {files.one_line(error)}") from None
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        problem = _problem(split, len(class_names), _shape(dataset))
-        if problem:
-            raise _not_packed(path, f"{name} {problem}")
+        problem = f"no usable {files.one_line(error)}"
+    if problem:
+        raise DataError(
+            f"{path}: not a packed data set ({problem}); delete it and run `pelap download` again"
+        )
     return dataset
 
 
-def _not_packed(path: Path, problem: str) -> DataError:
-    return DataError(f"{path}: not a packed data set ({problem}); delete it and run `pelap download` again")
-
-
-def _sound(text: str | None) -> SoundParams | None:
-    return None if text is None else SoundParams.written(json.loads(text))
-
-
-def _shape(dataset: ImageDataset) -> tuple[int, int, int]:
-    """What its pictures have to be: those of sounds have no colours."""
-    side = dataset.train.images.shape[-1]
-    return (3 if dataset.sound is None else 1, side, side)
-
-
-def _problem(split: Split, num_classes: int, shape: tuple[int, int, int]) -> str | None:
-    """What keeps a split from being used, in words."""
-    images, labels = split.images, split.labels
-    if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
-        wanted = ", ".join(map(str, shape))
-        return f"images are {images.dtype} {tuple(images.shape)}, not torch.uint8 (N, {wanted})"
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
-        return f"labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images"
-    if labels.min() < 0 or labels.max() >= num_classes:
-        return f"labels go from {labels.min()} to {labels.max()} for {num_classes} classes"
+def _problem(dataset: ImageDataset) -> str | None:
+    """What keeps a data set from being used, in words."""
+    side, num_classes = dataset.train.images.shape[-1], len(dataset.class_names)
+    shape = (3 if dataset.sound is None else 1, side, side)  # sounds have no colours
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        images, labels = split.images, split.labels
+        if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
+            wanted = ", ".join(map(str, shape))
+            return f"{name} images are {images.dtype} {tuple(images.shape)}, not torch.uint8 (N, {wanted})"
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
+            return f"{name} labels are {labels.dtype} {tuple(labels.shape)} for {len(images)} images"
+        if labels.min() < 0 or labels.max() >= num_classes:
+            return f"{name} labels go from {labels.min()} to {labels.max()} for {num_classes} classes"
     return None
 
 
@@ -218,11 +195,8 @@ def epoch_indices(
 ) -> Iterator[BatchIndices]:
     """One epoch in random order, on the CPU; pictures beyond the last whole batch are dropped.
 
-    Args:
-        num_images: How many there are.
-        batch_size: Pictures in a batch.
-        generator: On the CPU, so that every device sees the same order and flips.
-        flip: Mirror each picture, left to right, with probability 1/2.
+    With `flip`, each picture is mirrored, left to right, with probability 1/2. The generator is on the CPU,
+    so that every device sees the same order and flips.
 
     Raises:
         DataError: There are fewer pictures than a batch holds (raised by the call itself).

@@ -1,9 +1,10 @@
-"""The files in a folder or archive, the same for everything that reads one."""
+"""What a user brings: files in a folder or archive, the same for everything that reads one; prompts."""
 
 import lzma
 import os
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -47,10 +48,8 @@ def unsaid(what: str) -> None:
     """The remark that nobody hears."""
 
 
-KINDS = {**dict.fromkeys((".png", ".jpg", ".jpeg"), "pictures"), ".wav": "sounds"}
-"""What a file holds, by the end of its name in small letters."""
-UTF8_NAME = 0x800
-"""Flag of a zip's entry: its name is UTF-8; without it old tools mean code page 437, newer ones anything."""
+KINDS = {".png": "pictures", ".jpg": "pictures", ".jpeg": "pictures", ".wav": "sounds"}
+UTF8_NAME = 0x800  # of a zip's entry; without it old tools mean code page 437, newer ones anything
 LINKED = "links in the archive not followed (pack it with `tar --dereference`, or with `zip` without -y)"
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
@@ -66,9 +65,7 @@ class Entry:
 def entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
     """Everything in a folder or archive, at all depths; links in a folder are followed.
 
-    Args:
-        source: The folder or archive.
-        remarks: Told what cannot be followed or read as it is written.
+    The remarks are told what cannot be followed or read as it is written.
 
     Raises:
         OSError: Something may not be read, or, as others of `UNREADABLE`, an archive is damaged.
@@ -90,7 +87,8 @@ def _folder_entries(
         return
     for name in sorted(item.name for item in (source / inside).iterdir()):
         path = f"{inside}/{name}" if inside else name
-        if _is_dead(source / path) and kind_of(path) is None and not is_hidden(path):
+        leads_nowhere = (source / path).is_symlink() and not (source / path).exists()
+        if leads_nowhere and kind_of(path) is None and not is_hidden(path):
             remarks.add("links that lead nowhere passed over (a class folder may be one)", path)
         elif not (source / path).is_dir():
             yield Entry(path, partial(_file_bytes, source, path))
@@ -99,10 +97,6 @@ def _folder_entries(
         else:
             yield Entry(path, None)
             yield from _folder_entries(source, remarks, path, (*around, real))
-
-
-def _is_dead(path: Path) -> bool:
-    return path.is_symlink() and not path.exists()
 
 
 def _file_bytes(source: Path, path: str) -> bytes:
@@ -192,11 +186,7 @@ def passed_over(path: str) -> str | None:
 
 @contextmanager
 def reading(source: Path) -> Iterator[None]:
-    """Say in one line that `source`, or something in it, could not be read.
-
-    Raises:
-        DataError: In the place of what Python raises.
-    """
+    """Raise a one-line `DataError` where `source`, or something in it, cannot be read."""
     try:
         yield
     except PermissionError as error:
@@ -211,3 +201,25 @@ def reading(source: Path) -> Iterator[None]:
 def parts_of(path: str) -> list[str]:
     """The names in a path inside a source."""
     return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts from a UTF-8 file, one a line; blank lines do not count.
+
+    Accents take the form NFC, so that a file from a Mac has the prompts of one from elsewhere.
+
+    Raises:
+        DataError: It is missing, unreadable, no text, or holds no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of prompts; correct the path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); give one prompt a line") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of prompts") from None
+    prompts = [unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()]
+    if not prompts:
+        raise DataError(f"{path}: holds no prompt; give one a line")
+    return prompts

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
@@ -15,45 +15,28 @@ GAP_S = 0.15  # seconds of silence between two of them
 PLAYED_PEAK = 0.9  # largest absolute value in a WAV file: some players clip what is near 1
 
 
-class Modality(Protocol):
-    """How the pictures of a data set, uint8 (N, C, S, S), are seen or heard."""
+class Modality:
+    """How the pictures of a data set, uint8 (N, C, S, S), are seen or heard: colour pictures as they are."""
 
-    noun: ClassVar[str]  # of several of them
-    num_channels: ClassVar[int]  # C
-    lossless: ClassVar[bool]  # whether they are perceived as they are
+    noun: ClassVar[str] = "pictures"  # of several of them
+    num_channels: ClassVar[int] = 3  # C
+    lossless: ClassVar[bool] = True  # whether they are perceived as they are
 
     def rendered(self, images: torch.Tensor) -> torch.Tensor:
         """The pictures as they reach a viewer or listener, shape, type and device as before."""
-        ...
-
-    def save_grid(self, images: torch.Tensor, path: Path) -> None:
-        """Write them as one PNG, row by row, atomically; one alone gets no border."""
-        ...
-
-    def save(self, images: torch.Tensor, stem: Path) -> None:
-        """Write what can be looked at and listened to, under `stem` and a suffix for each, atomically."""
-        ...
-
-
-class Pictures:
-    """Colour pictures: seen as they are, saved as a PNG."""
-
-    noun: ClassVar[str] = "pictures"
-    num_channels: ClassVar[int] = 3
-    lossless: ClassVar[bool] = True
-
-    def rendered(self, images: torch.Tensor) -> torch.Tensor:
         return images
 
     def save_grid(self, images: torch.Tensor, path: Path) -> None:
+        """Write them as one PNG, row by row, atomically; one alone gets no border."""
         save_grid(images, path)
 
     def save(self, images: torch.Tensor, stem: Path) -> None:
+        """Write what can be looked at and listened to, under `stem` and a suffix for each, atomically."""
         self.save_grid(images, _with_suffix(stem, ".png"))
 
 
 @dataclass(frozen=True)
-class Sounds:
+class Sounds(Modality):
     """Spectrograms: heard through Griffin and Lim's algorithm, saved as a PNG in colour and as a WAV."""
 
     params: SoundParams
@@ -69,14 +52,14 @@ class Sounds:
         save_grid(coloured(images), path)
 
     def save(self, images: torch.Tensor, stem: Path) -> None:
-        self.save_grid(images, _with_suffix(stem, ".png"))
+        super().save(images, stem)
         played = one_after_the_other(to_sounds(images[:NUM_PLAYED], self.params), self.params.sample_rate)
         write_wav(_with_suffix(stem, ".wav"), played, self.params.sample_rate)
 
 
 def modality_of(sound: SoundParams | None) -> Modality:
     """The medium of a data set or model by how its pictures came from sounds; None where they did not."""
-    return Pictures() if sound is None else Sounds(sound)
+    return Modality() if sound is None else Sounds(sound)
 
 
 def coloured(images: torch.Tensor) -> torch.Tensor:

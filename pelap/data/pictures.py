@@ -3,54 +3,39 @@
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pelap.core import files
 from pelap.data.entries import Remark, unsaid
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-ON_WHITE = "transparent pictures laid on white"
-ORIENTATION, TURNED = 0x0112, range(2, 9)
-"""The entry of EXIF, and its values for pictures that are not upright."""
+ORIENTATION, TURNED = 0x0112, range(2, 9)  # the entry of EXIF, and its values for what is not upright
 PNG_BIT_DEPTH = 24  # where a PNG has its bits a colour: the header is the first chunk, always
 
 
 def decode(data: bytes, image_size: int, remark: Remark = unsaid) -> torch.Tensor:
-    """A PNG or JPEG as `read_picture` reads it, its central square resized.
-
-    Returns:
-        (3, image_size, image_size) uint8.
-
-    Raises:
-        ValueError: The bytes are not a complete picture.
-    """
+    """A PNG or JPEG as `read_picture` reads it, its central square resized: (3, size, size) uint8."""
     image = read_picture(data, remark)
     if image.width != image.height:
         remark("pictures that are not square cut to their central squares")
     if min(image.size) < image_size:
         remark(f"pictures of fewer than {image_size}x{image_size} pixels enlarged")
-    return from_pillow(_central_square(image), image_size)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return from_pillow(image.crop((left, top, left + side, top + side)), image_size)
 
 
-def read_picture(data: bytes, remark: Remark = unsaid) -> "Image.Image":
+def read_picture(data: bytes, remark: Remark = unsaid) -> Image.Image:
     """A PNG or JPEG as RGB, whole and upright, what is transparent in it laid on white.
 
-    Args:
-        data: Content of the file.
-        remark: Called with everything that the picture loses or gains in this.
+    The remark is called with everything that the picture loses or gains in this.
 
     Raises:
         ValueError: The bytes are not a complete picture, or its transparency cannot be told.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
             bits = data[PNG_BIT_DEPTH] if image.format == "PNG" else 8
@@ -63,7 +48,7 @@ def read_picture(data: bytes, remark: Remark = unsaid) -> "Image.Image":
         raise ValueError(str(error)) from None
 
 
-def _changes(image: "Image.Image", bits: int) -> Iterator[str]:
+def _changes(image: Image.Image, bits: int) -> Iterator[str]:
     """What becoming upright RGB of 8 bits changes in a picture, transparency aside."""
     profile = image.info.get("icc_profile", b"")
     if bits > 8:
@@ -80,10 +65,8 @@ def _changes(image: "Image.Image", bits: int) -> Iterator[str]:
         yield "grey pictures read as RGB"
 
 
-def from_pillow(image: "Image.Image", image_size: int) -> torch.Tensor:
+def from_pillow(image: Image.Image, image_size: int) -> torch.Tensor:
     """A square RGB picture, resized with antialiasing (bicubic), as (3, image_size, image_size) uint8."""
-    from PIL import Image
-
     if image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # (H, W, 3)
@@ -92,29 +75,23 @@ def from_pillow(image: "Image.Image", image_size: int) -> torch.Tensor:
 
 def resize_all(pixels: npt.NDArray[np.uint8], image_size: int) -> torch.Tensor:
     """Square pictures (N, H, W, 3) as (N, 3, image_size, image_size) uint8."""
-    from PIL import Image
-
     if pixels.shape[1] == image_size:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return torch.stack([from_pillow(Image.fromarray(picture), image_size) for picture in pixels])
 
 
-def _on_white(image: "Image.Image", bits: int, remark: Remark) -> "Image.Image":
+def _on_white(image: Image.Image, bits: int, remark: Remark) -> Image.Image:
     """RGB; the hidden colours of transparent pixels do not count."""
-    from PIL import Image
-
     if not image.has_transparency_data:
         return _to_8_bits(image).convert("RGB")
     rgba = _with_alpha(image, bits)
     if rgba.getchannel("A").getextrema()[0] != 255:
-        remark(ON_WHITE)
+        remark("transparent pictures laid on white")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def _with_alpha(image: "Image.Image", bits: int) -> "Image.Image":
+def _with_alpha(image: Image.Image, bits: int) -> Image.Image:
     """RGBA. Pillow compares a transparent grey of 2, 4 or 16 bits with pixels of 8 bits."""
-    from PIL import Image
-
     key = image.info.get("transparency")
     if key is not None and image.mode == "RGB" and bits > 8:
         raise ValueError("16 bits a colour, one of them transparent: save it with 8 bits")
@@ -127,27 +104,18 @@ def _with_alpha(image: "Image.Image", bits: int) -> "Image.Image":
     return rgba
 
 
-def _to_8_bits(image: "Image.Image") -> "Image.Image":
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """16-bit grey keeps its range: Pillow would clip it at 255."""
     if not image.mode.startswith("I"):
         return image
     return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
 
 
-def _central_square(image: "Image.Image") -> "Image.Image":
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-PADDING = 2  # pixels between the pictures of a grid
-
-
-def save_grid(images: torch.Tensor, path: Path, columns: int = 8) -> None:
+def save_grid(images: torch.Tensor, path: Path) -> None:
     """Write pictures (N, 3, H, W) uint8 as one PNG, row by row on white, atomically."""
     from torchvision.utils import make_grid
 
-    save_png(make_grid(images, nrow=columns, padding=PADDING, pad_value=255), path)
+    save_png(make_grid(images, nrow=8, padding=2, pad_value=255), path)
 
 
 def save_png(image: torch.Tensor, path: Path) -> None:

@@ -27,14 +27,8 @@ def read_wav(
 ) -> torch.Tensor:
     """The windows of a WAV file that sound, one after the other from its start.
 
-    Channels are averaged and the mean is taken away; what is left after the last whole window is dropped.
-
-    Args:
-        data: Content of the file: PCM of any width, or floats.
-        name: Names it in errors.
-        params: With the sample rate that it must have.
-        image_size: Frames of a window.
-        remark: Called with what is left out of the sound.
+    Channels are averaged and the mean is taken away; what is left after the last whole window is dropped,
+    and what is left out is told to `remark`. `name` is that of the file, of PCM of any width or floats.
 
     Returns:
         float32 (N, image_size * hop_length), full scale is 1; N at least 1.
@@ -106,12 +100,10 @@ def _of_full_scale_1(samples: npt.NDArray[Any]) -> Samples:
     return (np.asarray(samples, dtype=np.float64) - middle) / full_scale
 
 
-TOP_DB = -5.0
-"""Level of white, where a full-scale sine of one frequency is 0: about what it reaches in a narrow band."""
+TOP_DB = -5.0  # of white, a full-scale sine of one frequency being 0: about what it reaches in a narrow band
 ITERATIONS = 16  # of Griffin and Lim's algorithm
 UNMIXING_STEPS = 20  # of the way from bands to frequencies
-PHASE_SEED = 0
-"""Of the phases that it starts from; the same ones for every sound, whatever else is made with it."""
+PHASE_SEED = 0  # of the phases that it starts from, for every sound, whatever else is made with it
 TINY = 1e-10  # of full scale: far below every level told apart, and not zero
 BATCH_SIZE = 32  # sounds at a time; bounds memory
 
@@ -121,9 +113,7 @@ Floats = npt.NDArray[np.float32]
 def to_spectrograms(sounds: torch.Tensor, params: SoundParams) -> torch.Tensor:
     """Log-mel spectrograms of sounds, each scaled to peak 1 first: loudness is no feature.
 
-    Args:
-        sounds: float32 (N, S * hop_length) of any scale; silence stays silent.
-        params: How to analyse.
+    The sounds are float32 (N, S * hop_length) of any scale; silence stays silent.
 
     Returns:
         uint8 (N, 1, S, S): bands, highest at the top, by frames; 0 to 255 is evenly `TOP_DB` - `range_db`
@@ -141,11 +131,7 @@ def to_spectrograms(sounds: torch.Tensor, params: SoundParams) -> torch.Tensor:
 def to_sounds(images: torch.Tensor, params: SoundParams) -> torch.Tensor:
     """Sounds that have these spectrograms, as nearly as `ITERATIONS` rounds of Griffin and Lim's get.
 
-    A sound depends on its own spectrogram alone, not on what else is in the batch.
-
-    Args:
-        images: uint8 (N, 1, S, S) as from `to_spectrograms`.
-        params: How they were made.
+    A sound depends on its own spectrogram alone, not on what else is in the batch (N, 1, S, S).
 
     Returns:
         float32 (N, S * hop_length) on the CPU, of peak 1; a black picture is silence.
@@ -203,7 +189,6 @@ def _unmixed(mel: Floats, bank: Floats) -> Floats:
 
 
 def _margins(params: SoundParams) -> tuple[int, int]:
-    """Samples of silence before and after a sound."""
     both = params.num_fft - params.hop_length
     return both // 2, both - both // 2
 
@@ -214,7 +199,6 @@ def _full_scale(params: SoundParams) -> float:
 
 
 def _of_peak_1(sounds: Floats) -> Floats:
-    """Silence stays silent."""
     scaled: Floats = sounds / np.maximum(np.abs(sounds).max(axis=-1, keepdims=True), TINY)
     return scaled
 

@@ -1,10 +1,9 @@
 """A user's own pictures or sounds: a folder or archive with ``train/<class>/*`` and ``test/<class>/*``."""
 
-import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,22 +14,21 @@ from pelap.core.files import one_line, sha256
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.entries import (
-    KINDS,
     Entry,
     Remark,
     Remarks,
     entries,
     is_hidden,
+    kind_of,
     parts_of,
     passed_over,
     reading,
 )
 from pelap.data.pictures import decode
 from pelap.data.sounds import read_wav, to_spectrograms
-from pelap.datasets.locate import locate
+from pelap.datasets.sources import locate
 
 SPLITS = ("train", "test")
-NUMBER = re.compile(r"[0-9]+")
 LAYOUT = "lay it out as train/<class>/* and test/<class>/*, with PNG or JPEG pictures, or WAV sounds"
 OUTSIDE = "pictures and sounds outside train/<class>/ and test/<class>/ passed over"
 
@@ -65,8 +63,8 @@ def build_folder(
 
     Args:
         name: Of the data set.
-        location: Path from `params.yaml`. A bare name, or a path in the downloads, is looked for in the data
-            folder's downloads and in the folder of `PELAP_DATA_DIR` as well; any other has to be there.
+        location: A bare name, or a path in the downloads, is looked for in the data folder's downloads and in
+            the folder of `PELAP_DATA_DIR` as well; any other has to be there.
         image_size: Side in pixels, for sounds bands and frames.
         sounds: How sounds are analysed.
         data_dir: The data folder.
@@ -127,7 +125,7 @@ class _Reader:
         if place is None or reason is not None:
             self.remarks.add(reason or OUTSIDE, entry.path)
             return
-        kind = KINDS[PurePosixPath(entry.path.lower()).suffix]
+        kind = str(kind_of(entry.path))
         self.examples.setdefault(kind, entry.path)
         if len(self.examples) > 1:  # as soon as there are both: what follows may be hours long
             files = " and ".join(sorted(self.examples.values()))
@@ -194,14 +192,13 @@ class _Reader:
 
 def _in_order(source: Path, names: Iterable[str]) -> tuple[str, ...]:
     """Numbers by size, other names as text."""
-    names = sorted(names)
-    if not all(NUMBER.fullmatch(name) for name in names):
-        return tuple(names)
-    by_size = sorted(names, key=int)
-    for one, other in pairwise(by_size):
-        if int(one) == int(other):
-            raise DataError(f"{source}: classes {one} and {other} are the same number; rename one")
-    return tuple(by_size)
+    in_order = sorted(names)
+    if all(name.isascii() and name.isdecimal() for name in in_order):
+        in_order.sort(key=int)
+        for one, other in pairwise(in_order):
+            if int(one) == int(other):
+                raise DataError(f"{source}: classes {one} and {other} are the same number; rename one")
+    return tuple(in_order)
 
 
 def _nfc(text: str) -> str:

@@ -1,10 +1,10 @@
 """Pictures without a network: random crops of photographs that ship inside scikit-image."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
+from PIL import Image
 
 from pelap.config import DownloadParams, PhotoCrops
 from pelap.core.errors import DataError
@@ -13,26 +13,16 @@ from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.pictures import from_pillow
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 PHOTOGRAPHS = (
-    "astronaut",
-    "chelsea",
-    "coffee",
-    "hubble_deep_field",
-    "immunohistochemistry",
-    "retina",
-    "rocket",
-    "stereo_motorcycle",
+    *("astronaut", "chelsea", "coffee", "hubble_deep_field"),
+    *("immunohistochemistry", "retina", "rocket", "stereo_motorcycle"),
 )
 TEST_SHARE = 0.25
 """Share of each photograph that only test crops come from: a strip across its middle, because margins
 (black around the retina, sky above the rocket) look like nothing in the rest."""
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """A rectangle of a photograph, in pixels; right and bottom lie just outside."""
 
     left: int
@@ -97,7 +87,7 @@ def draw_crop(areas: tuple[Region, ...], params: PhotoCrops, random: torch.Gener
 
 
 def _crops(
-    photos: list["Image.Image"], split: str, count: int, params: PhotoCrops, image_size: int, seed: int
+    photos: list[Image.Image], split: str, count: int, params: PhotoCrops, image_size: int, seed: int
 ) -> Split:
     """`count` crops of each photograph."""
     images, labels = [], []
@@ -105,14 +95,12 @@ def _crops(
         areas = regions(photo.width, photo.height, params.min_crop)[split]
         for i in range(count):
             crop = draw_crop(areas, params, generator(seed, f"photos/{split}/{name}", i))
-            square = photo.crop((crop.left, crop.top, crop.right, crop.bottom))
-            images.append(from_pillow(square, image_size))
+            images.append(from_pillow(photo.crop(crop), image_size))
             labels.append(label)
     return make_split(images, labels)
 
 
-def _photograph(name: str) -> "Image.Image":
-    from PIL import Image
+def _photograph(name: str) -> Image.Image:
     from skimage import data
 
     try:

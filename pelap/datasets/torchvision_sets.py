@@ -17,7 +17,7 @@ from pelap.core.paths import DOWNLOADS
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split
 from pelap.data.pictures import resize_all
-from pelap.datasets.locate import find_file, where_to_put
+from pelap.datasets.sources import find_file, where_to_put
 
 
 class Remote(NamedTuple):

@@ -43,11 +43,9 @@ class Denoiser:
         return key(networks=self.networks).parts["networks"]
 
     def forward(self, batch_size: int, network: nn.Module | None = None) -> Callable[[], object]:
-        """The first call of the denoising of a batch, to be repeated without gradient.
+        """The first call of the denoising of so many latents, to be repeated without gradient.
 
-        Args:
-            batch_size: Latents; with guidance the network gets twice as many rows.
-            network: Called instead, with the same arguments.
+        With guidance the network gets twice as many rows. Another network is called with the same arguments.
         """
         start = noise(self.latent_shape, 0, "cost", range(batch_size)).to(self.device)
         ((args, kwargs),) = capture_calls(

@@ -1,15 +1,12 @@
-"""What a model's UNet sees in training, how its prediction is judged, and the way from noise to latents."""
+"""The forward process, what a model's UNet sees in training, and how its prediction is judged."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from pelap.config import SamplerParams
-from pelap.diffusion.reverse import sample_latents
-from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.config import DiffusionParams
+from pelap.models.latent_diffusion import LatentDiffusion, make_scheduler
 from pelap.models.mask import Gates
-from pelap.models.schedule import add_noise
 
 
 class Noisy(NamedTuple):
@@ -18,6 +15,27 @@ class Noisy(NamedTuple):
     clean: torch.Tensor  # (B, C, h, w) z*m, normalised where the variant says so
     latents: torch.Tensor  # (B, C, h, w) with noise, zero in channels that are gone
     open_channels: torch.Tensor | None  # (B or 1, C, 1, 1) ones for channels that are there; None: all
+
+
+def alphas_cumprod(diffusion: DiffusionParams) -> torch.Tensor:
+    """alpha-bar of every training step, (T,) float32 in 0..1."""
+    alphas: torch.Tensor = make_scheduler(diffusion).alphas_cumprod
+    return alphas
+
+
+def add_noise(
+    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas: torch.Tensor
+) -> torch.Tensor:
+    """Noisy latents sqrt(a) z + sqrt(1-a) e at each item's time step (DDPM, equation 4).
+
+    Args:
+        latents: (B, C, h, w).
+        noise: Standard normal, same shape.
+        timesteps: (B,) in 0..T-1.
+        alphas: alpha-bar, (T,), on the same device.
+    """
+    a = alphas[timesteps][:, None, None, None]  # (B, 1, 1, 1)
+    return a.sqrt() * latents + (1 - a).sqrt() * noise
 
 
 def add_noise_to(
@@ -44,24 +62,3 @@ def noise_error(
         return errors.mean(dim=(1, 2, 3))
     there = open_channels.expand(len(errors), *open_channels.shape[1:])
     return (errors * there).mean(dim=(2, 3)).sum(dim=1) / there.sum(dim=(1, 2, 3)).clamp_min(1)
-
-
-def denoise(
-    model: LatentDiffusion,
-    sampler: SamplerParams,
-    noise: torch.Tensor,
-    generators: Sequence[torch.Generator] | None = None,
-    items: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """Latents (B, C, h, w) from noise, zero in channels that are gone; see `sample_latents`.
-
-    Args:
-        model: Its conditioner has a prompt for each of the `items`, by default 0, 1, ...
-        sampler: As in `sample_latents`, like `noise` and `generators`.
-        noise: Where to start.
-        generators: Of the noise of the steps.
-        items: Which sample each row is.
-    """
-    guidance = model.guidance(range(len(noise)) if items is None else items)
-    unet, diffusion = model.unet, model.info.diffusion
-    return sample_latents(unet, diffusion, sampler, noise, generators, model.open_channels(), guidance)

@@ -1,4 +1,4 @@
-"""The reverse process: from noise to latents, by diffusers' schedulers."""
+"""The reverse process: from noise to latents, by diffusers' schedulers; models as denoisers with that way."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,12 @@ import torch
 from torch import nn
 
 from pelap.config import DiffusionParams, SamplerParams
+from pelap.core.device import normalise_in_fp32, uses_bf16
 from pelap.core.errors import ConfigError
-from pelap.models.schedule import make_scheduler
+from pelap.core.rng import generator
+from pelap.diffusion.denoiser import Denoiser
+from pelap.diffusion.loss import add_noise, alphas_cumprod, noise_error
+from pelap.models.latent_diffusion import SPACING, LatentDiffusion, make_scheduler
 from pelap.models.text_conditioner import Guidance
 
 
@@ -81,20 +85,61 @@ def _predicted(
     return predicted
 
 
-def sample_latents(
-    unet: nn.Module,
-    diffusion: DiffusionParams,
+def denoise(
+    model: LatentDiffusion,
     sampler: SamplerParams,
     noise: torch.Tensor,
     generators: Sequence[torch.Generator] | None = None,
-    open_channels: torch.Tensor | None = None,
-    guidance: Guidance | None = None,
+    items: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """One batch of latents by a `ReverseProcess`, whose arguments these are.
+    """Latents (B, C, h, w) from noise, zero in channels that are gone; see `ReverseProcess`.
 
-    Raises:
-        ConfigError: The number of steps does not divide that of the forward process.
+    The model's conditioner has a prompt for each of the `items`, which the rows are, by default 0, 1, ...
     """
-    return ReverseProcess(diffusion, sampler, noise.device).run(
-        unet, noise, generators, open_channels, guidance
+    guidance = model.guidance(range(len(noise)) if items is None else items)
+    process = ReverseProcess(model.info.diffusion, sampler, noise.device)
+    return process.run(model.unet, noise, generators, model.open_channels(), guidance)
+
+
+def model_denoiser(
+    model: LatentDiffusion, sampler: SamplerParams, seed: int, num_seeds: int = 1, precision: str = "fp32"
+) -> Denoiser:
+    """A model of this project; the seeds name the noise of a stochastic sampler's steps, as in `noise`."""
+    device = next(model.unet.parameters()).device
+    if device.type == "cpu" and uses_bf16(device, precision):
+        normalise_in_fp32(model.unet)  # as in sampling
+
+    def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
+        streams = [generator(seed + i % num_seeds, "score-step", i // num_seeds) for i in items]
+        # Every seed goes through the prompts from the first, so that seeds can be compared.
+        return denoise(model, sampler, start, streams, [i // num_seeds for i in items])
+
+    alphas = alphas_cumprod(model.info.diffusion)
+
+    def task_loss(latents: torch.Tensor, items: Sequence[int], stream: torch.Generator) -> torch.Tensor:
+        place, open_channels = latents.device, model.open_channels()
+        timesteps = torch.randint(len(alphas), (len(latents),), generator=stream).to(place)
+        error = torch.randn(latents.shape, generator=stream).to(place)
+        noisy = add_noise(latents, error, timesteps, alphas.to(place))
+        prompts = model.tokens_of([i // num_seeds for i in items])
+        seen = noisy if open_channels is None else noisy * open_channels
+        predicted = model.unet(seen, timesteps, **model.conditions(prompts.to(place))).sample
+        return noise_error(predicted, error, open_channels).mean()
+
+    return Denoiser(
+        name=model.info.name,
+        network=model.unet,
+        latent_shape=model.latent_shape,
+        device=device,
+        denoise=to_latents,
+        networks=(model,),
+        protocol={
+            "dataset": model.info.dataset,
+            "sampler": sampler.model_dump(),
+            "prompts": None if model.conditioner is None else model.conditioner.describe(),
+        },
+        spacing=SPACING,
+        task_loss=task_loss,
+        precision=precision,
+        num_asked=1 if model.conditioner is None else len(model.conditioner.prompts),
     )

@@ -20,11 +20,8 @@ from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.text_conditioner import UNKNOWN, Guidance
 
-PURPOSE = "sample"
-"""The stream of the starting noise: all models make picture i of a seed from the same noise."""
-
+PURPOSE = "sample"  # stream of the starting noise: all models make picture i of a seed from the same
 BATCH_SIZE = 128
-
 REMEDY = "mend its weights, remove less of it, or use other steps or another scheduler"
 
 
@@ -83,7 +80,6 @@ class ModelGenerator:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return next(self.model.parameters()).device
 
     @property
@@ -103,23 +99,18 @@ class ModelGenerator:
         return None if conditioner is None else conditioner.labels_of_prompts(range(num))
 
     def denoise(self, noise: torch.Tensor, indices: Sequence[int], seed: int) -> torch.Tensor:
-        conditions = self._conditions(indices)
+        with torch.no_grad():
+            told = self.model.guidance(indices)
+        conditions = {} if told is None else told.conditions
         if not self._process.draws:
             # A replay overwrites what the one before it gave.
-            return self._denoise((_pinned(noise, self.device), conditions)).clone()
+            on_host = self.device.type == "cuda" and not noise.is_cuda
+            # From pinned memory a copy to the device need not be waited for.
+            return self._denoise((noise.pin_memory() if on_host else noise, conditions)).clone()
         step_noise = [generator(seed, "sample-step", i) for i in indices]
         with autocast(self.device, self.precision):
-            start, guidance = noise.to(self.device), self._guidance(conditions)
-            return self._process.run(self.model.unet, start, step_noise, self._support, guidance)
-
-    def _conditions(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
-            guidance = self.model.guidance(indices)
-        return {} if guidance is None else guidance.conditions
-
-    def _guidance(self, conditions: dict[str, torch.Tensor]) -> Guidance | None:
-        conditioner = self.model.conditioner
-        return None if conditioner is None else Guidance(conditions, conditioner.guidance_scale)
+            start = noise.to(self.device)
+            return self._process.run(self.model.unet, start, step_noise, self._support, told)
 
     def paint(self, latents: torch.Tensor) -> torch.Tensor:
         return self.model.decode_sample(latents)
@@ -142,10 +133,11 @@ class ModelGenerator:
     @cached_property
     def _denoise(self) -> Graphed[torch.Tensor]:
         process, open_channels = self._process, self._support  # made before anything is recorded
+        conditioner = self.model.conditioner
 
         def denoise(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
             noise, conditions = given
-            guidance = self._guidance(conditions)
+            guidance = None if conditioner is None else Guidance(conditions, conditioner.guidance_scale)
             # Entered anew by every call: what autocast keeps of the weights belongs to the recording.
             with autocast(self.device, self.precision):
                 return process.run(self.model.unet, noise, open_channels=open_channels, guidance=guidance)
@@ -155,23 +147,11 @@ class ModelGenerator:
         return Graphed(denoise, self.device, record)
 
 
-def _pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor in memory from which a copy to a CUDA device need not be waited for."""
-    return tensor.pin_memory() if device.type == "cuda" and not tensor.is_cuda else tensor
-
-
 @torch.no_grad()
 def sample_from(source: ImageGenerator, num: int, seed: int, batch_size: int = BATCH_SIZE) -> torch.Tensor:
-    """Generate pictures.
+    """Generate pictures, uint8 (num, 3 or 1, H, W) on the CPU.
 
-    Args:
-        source: What makes them.
-        num: How many pictures, at least 1; picture i depends on (seed, i) alone.
-        seed: Names the noise.
-        batch_size: Pictures at a time; changes nothing but speed and memory.
-
-    Returns:
-        uint8 (num, 3 or 1, H, W) on the CPU.
+    Picture i depends on (seed, i) alone; the batch size changes nothing but speed and memory.
 
     Raises:
         ModelError: Latents or pictures are not finite; they would be black.
@@ -232,15 +212,16 @@ def cached_models(
 
     Args:
         dense: The model.
-        intervals: The section `evaluate`'s `deepcache_intervals`, see `DeepCache`.
+        intervals: Of `DeepCache`.
         taken: Names that other models have.
 
     Raises:
         ConfigError: Its UNet cannot be cached, or a name is taken.
     """
     result: dict[str, LatentDiffusion] = {}
-    for interval in intervals if dense is not None else ():
-        assert dense is not None
+    if dense is None:
+        return result
+    for interval in intervals:
         name = cached_name(interval)
         if name in taken:
             raise ConfigError(

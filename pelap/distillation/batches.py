@@ -16,9 +16,8 @@ from pelap.config import DistillParams
 from pelap.core.graphs import to_device
 from pelap.core.rng import generator
 from pelap.data.dataset import BatchIndices, ImageDataset
-from pelap.diffusion.loss import add_noise_to, noise_error
+from pelap.diffusion.loss import add_noise_to, alphas_cumprod, noise_error
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.models.schedule import alphas_cumprod
 from pelap.training.objective import Posteriors, StepNoise, draw_step_noise, frozen_posteriors
 from pelap.training.trainer import indices_from
 

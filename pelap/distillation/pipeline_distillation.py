@@ -22,10 +22,9 @@ from pelap.core.keys import code_of
 from pelap.core.resume import ResumeState
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, gather_batch, to_float
+from pelap.diffusion.loss import add_noise
 from pelap.distillation.batches import NoisyBatch
 from pelap.distillation.distill import distill, training_key
-from pelap.models.schedule import add_noise
-from pelap.pipelines import LatentPipeline, refuse
 from pelap.pipelines.agreement import (
     OF_SCHEDULER,
     class_numbers,
@@ -33,6 +32,8 @@ from pelap.pipelines.agreement import (
     differences_in_training,
     mean_the_same,
 )
+from pelap.pipelines.kinds import refuse
+from pelap.pipelines.latent import LatentPipeline
 from pelap.surgery.apply import plan_kept
 from pelap.surgery.plan import fingerprint
 from pelap.training.trainer import Progress, indices_from

@@ -19,7 +19,7 @@ It follows that
   rounded to 0 on the others;
 - a decoder that was trained on z (`decoder_input: unmasked`) loses what Z told it.
 
-A channel of zeros is not everywhere the same as no channel; see `pelap.models.cut`.
+A channel of zeros is not everywhere the same as no channel; see `pelap.models.light_unet`.
 """
 
 import dataclasses
@@ -34,9 +34,8 @@ from torch.nn import functional as F
 from pelap.core.errors import ModelError
 from pelap.data.dataset import to_float
 from pelap.masking.observation import Thresholds, hard_mask
-from pelap.models.cut import CutLightUNet, fold_inputs
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo
-from pelap.models.light_unet import LightUNet
+from pelap.models.light_unet import CutLightUNet, LightUNet, fold_inputs
 from pelap.models.mask import ImportanceMask
 from pelap.models.vae import PretrainedVAE
 

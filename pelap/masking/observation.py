@@ -13,10 +13,9 @@ from pelap.core.errors import finite
 from pelap.core.graphs import Graphed, to_device
 from pelap.core.rng import generator, noise
 from pelap.data.dataset import to_float
-from pelap.diffusion.loss import add_noise_to, noise_error
+from pelap.diffusion.loss import add_noise, add_noise_to, alphas_cumprod, noise_error
 from pelap.models.latent_diffusion import LatentDiffusion, apply_mask
 from pelap.models.light_unet import LightUNet
-from pelap.models.schedule import add_noise, alphas_cumprod
 
 MEND = "train it again with a lower lr, or in fp32"
 

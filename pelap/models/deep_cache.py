@@ -3,14 +3,15 @@
 Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from pelap.core.calls import in_place
 from pelap.core.errors import ModelError
 
 
@@ -55,23 +56,19 @@ class DeepCache(nn.Module):
         self._last: tuple[float, torch.Size] | None = None
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float, *args: Any, **kwargs: Any) -> Any:
-        """What the UNet returns for these arguments, exactly in whole steps and about so in those between.
+        """What the UNet returns for noisy latents (B, C, h, w), exactly in whole steps, else about so.
 
-        Args:
-            sample: Noisy latents (B, C, h, w).
-            timestep: One time step for all rows, or (B,) of them.
-            *args: Further arguments of the UNet.
-            **kwargs: The same.
+        The time step is one for all rows, or (B,); further arguments are the UNet's.
         """
         now = float(torch.as_tensor(timestep).max())
         if self._last is None or now >= self._last[0] or sample.shape != self._last[1]:
             self.reset()
         whole = self._num_calls % self.interval == 0
-        replacement = self._keeping if whole else self._giving
         try:
             with ExitStack() as stack:
                 for place, module in enumerate(self._deep):
-                    stack.enter_context(_forward_of(module, replacement(place, module.forward)))
+                    forward = self._keeping(place, module.forward) if whole else self._giving(place)
+                    stack.enter_context(in_place(module, "forward", forward))
                 result = self.unet(sample, timestep, *args, **kwargs)
         except BaseException:
             self.reset()  # what is kept may be of two steps
@@ -87,7 +84,7 @@ class DeepCache(nn.Module):
 
         return keep
 
-    def _giving(self, place: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _giving(self, place: int) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._kept[place]
 
 
@@ -108,17 +105,3 @@ def _deep_modules(unet: nn.Module) -> tuple[nn.Module, ...]:
     way = getattr(down[0], "downsamplers", None) or ()
     middle = [] if unet.mid_block is None else [unet.mid_block]
     return (*way, *down[1:], *middle, *up[:-1])
-
-
-@contextmanager
-def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` for a module inside this context; whoever had set one before has it back."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before

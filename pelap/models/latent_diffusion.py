@@ -6,15 +6,14 @@ Shapes: B batch, C latent channels, h and w sides of a latent, L tokens of a pro
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from pydantic import ConfigDict
 from torch import nn
 
 from pelap.config import (
-    BlockUNetParams,
     DiffusionParams,
     LightUNetParams,
     Loss,
@@ -28,9 +27,14 @@ from pelap.config import (
 from pelap.models.light_unet import LightUNet
 from pelap.models.mask import Gates, ImportanceMask, LatentNorm
 from pelap.models.text_conditioner import Guidance, TextConditioner
-from pelap.models.vae import VAE, PretrainedVAE, load_pretrained_vae
+from pelap.models.vae import VAE, Autoencoder, load_pretrained_vae
 
-Autoencoder: TypeAlias = VAE | PretrainedVAE
+CLIP_RANGE = 4.0
+"""Predicted clean latents are clipped to [-4, 4]. diffusers' default of 1 cuts 31 % of the values of
+unit-variance latents (samples of standard deviation 0.60); without clipping they run off to 1.3..2.0."""
+SPACING = "trailing"
+"""Starts at t = T-1, pure noise; diffusers' default ``leading`` starts 20 steps of 1000 at t = 950."""
+SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,9 @@ class LatentDiffusion(nn.Module):
         return LatentDiffusion(info, self.vae, unet, self.mask, self.normaliser, self.conditioner).eval()
 
     def encode(self, images: torch.Tensor, posterior_noise: torch.Tensor | None = None) -> Encoded:
-        """Latents of images (B, 3 or 1, H, W) in [-1, 1]; of sounds (B, 1, H, W).
+        """Latents of images (B, 3, or of sounds 1, H, W) in [-1, 1].
 
-        Args:
-            images: Pictures.
-            posterior_noise: Standard normal (B, C, h, w); None takes the posterior's mean.
+        The noise is standard normal (B, C, h, w); None takes the posterior's mean.
         """
         return self.encoded(self.posterior(images), posterior_noise)
 
@@ -132,15 +134,10 @@ class LatentDiffusion(nn.Module):
     def reached_by(
         self, loss: Loss, latents: torch.Tensor, uniform: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, Gates]:
-        """Latents and gates for one loss, detached from the parts that it must not train.
+        """Latents (B, C, h, w) and gates for one loss, detached from the parts that it must not train.
 
         Gates are sampled only for the losses that train the mask: the others see the mask as it will be
         used.
-
-        Args:
-            loss: Which.
-            latents: (B, C, h, w) from `encode`.
-            uniform: As in `gates`.
         """
         variant = self.info.variant
         source = latents if loss in variant.encoder_losses else latents.detach()
@@ -163,9 +160,7 @@ class LatentDiffusion(nn.Module):
     def tokens_for(self, labels: torch.Tensor, stream: torch.Generator | None = None) -> torch.Tensor:
         """Prompts (B, L) for pictures with these labels (B,), on the CPU; L is 0 without a conditioner.
 
-        Args:
-            labels: Of the pictures.
-            stream: Draws templates, and who is given no prompt, as in training; None: the first template.
+        The stream draws templates, and who is given no prompt, as in training; None: the first template.
         """
         told = self.conditioner
         if told is None:
@@ -198,10 +193,8 @@ class LatentDiffusion(nn.Module):
         """Which channels are part of the latent: (B or 1, C, 1, 1) of zeros and ones; None if all.
 
         A channel that a static hard gate closed is gone: it gets no noise, and none is predicted for it.
-        A channel that an adaptive mask closed may be open in the next picture, so it stays.
-
-        Args:
-            gates: The ones in force; None takes the mask without sampling.
+        A channel that an adaptive mask closed may be open in the next picture, so it stays. Without gates,
+        those of the mask without sampling are taken.
         """
         if self.mask is None or not self.mask.selects:
             return None
@@ -231,6 +224,19 @@ def apply_mask(latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return latents * mask[:, :, None, None]
 
 
+def make_scheduler(diffusion: DiffusionParams, kind: str = "ddpm") -> Any:
+    """A diffusers scheduler with a linear schedule, ``epsilon`` prediction and the settings above."""
+    return SCHEDULERS[kind](
+        num_train_timesteps=diffusion.num_train_timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        beta_schedule="linear",
+        clip_sample=True,
+        clip_sample_range=CLIP_RANGE,
+        timestep_spacing=SPACING,
+    )
+
+
 def build_vae(params: VAEParams, image_channels: int = 3) -> Autoencoder:
     """An autoencoder: with fresh weights for pictures of so many channels, or pretrained and frozen.
 
@@ -248,7 +254,11 @@ def build_unet(
     """A denoising UNet with fresh weights; `prompt_width` is that of the conditioner, where there is one."""
     if isinstance(params, LightUNetParams):
         return LightUNet(in_channels=latent_channels, width=params.width, stem=params.stem)
+    attention = "Attn" if isinstance(params, UNet2DParams) else "CrossAttn"
+    prefixes = [attention if here else "" for here in params.attention]
     shape = {
+        "down_block_types": tuple(f"{prefix}DownBlock2D" for prefix in prefixes),
+        "up_block_types": tuple(f"{prefix}UpBlock2D" for prefix in reversed(prefixes)),
         "sample_size": latent_side,
         "in_channels": latent_channels,
         "out_channels": latent_channels,
@@ -257,21 +267,10 @@ def build_unet(
         "norm_num_groups": params.norm_num_groups,
     }
     if isinstance(params, UNet2DParams):
-        blocks = _block_types(params, "Attn")
-        return UNet2DModel(**shape, **blocks, attention_head_dim=params.attention_head_dim)
-    blocks = _block_types(params, "CrossAttn")
+        return UNet2DModel(**shape, attention_head_dim=params.attention_head_dim)
     # What this class calls the dimension of a head is the number of heads.
     heads = tuple(channels // params.attention_head_dim for channels in params.channels)
-    return UNet2DConditionModel(**shape, **blocks, attention_head_dim=heads, cross_attention_dim=prompt_width)
-
-
-def _block_types(params: BlockUNetParams, attention: str) -> dict[str, tuple[str, ...]]:
-    """What diffusers calls the blocks on the way down and up."""
-    prefixes = [attention if here else "" for here in params.attention]
-    return {
-        "down_block_types": tuple(f"{prefix}DownBlock2D" for prefix in prefixes),
-        "up_block_types": tuple(f"{prefix}UpBlock2D" for prefix in reversed(prefixes)),
-    }
+    return UNet2DConditionModel(**shape, attention_head_dim=heads, cross_attention_dim=prompt_width)
 
 
 def build_model(

@@ -1,4 +1,13 @@
-"""The denoising UNet of PeLAP-A: four convolution blocks around one average pooling."""
+"""The denoising UNet of PeLAP-A: four convolution blocks around one average pooling.
+
+`ConvWithOnes` is for networks that inputs of a convolution were cut off from that were constant, but not
+zero. A closed latent channel is zero in the latent, yet not always where a convolution reads it: the light
+UNet without stem norms it first, which leaves SiLU of the norm's bias, and some pretrained autoencoders shift
+it. Zero padding makes a constant's share of the result different at the border, so no bias can stand in for
+it. One channel of ones can, for any number of constants.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,9 +23,7 @@ MAX_GROUPS = 8
 class LightBlock(nn.Module):
     """conv3(SiLU(GN(x))) + Linear(SiLU(t)), then conv3(SiLU(GN(h))); no skip inside."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, time_channels: int, in_groups: int = MAX_GROUPS
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, in_groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(in_groups, in_channels)
         self.act1 = nn.SiLU()
@@ -43,19 +50,14 @@ class LightUNet(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, in_channels: int = 4, width: int = 64, stem: bool = False) -> None:
         super().__init__()
-        self.time_channels = 2 * width
-        self.time_embedding = nn.Sequential(
-            nn.Linear(self.time_channels, 4 * width), nn.SiLU(), nn.Linear(4 * width, self.time_channels)
-        )
+        time = self.time_channels = 2 * width
+        self.time_embedding = nn.Sequential(nn.Linear(time, 4 * width), nn.SiLU(), nn.Linear(4 * width, time))
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1) if stem else nn.Identity()
-        self.block_in = (
-            LightBlock(width, width, self.time_channels)
-            if stem
-            else LightBlock(in_channels, width, self.time_channels, in_groups=in_channels)
-        )
-        self.block_down = LightBlock(width, 2 * width, self.time_channels)
-        self.block_mid = LightBlock(2 * width, 2 * width, self.time_channels)
-        self.block_up = LightBlock(3 * width, width, self.time_channels)
+        channels, groups = (width, MAX_GROUPS) if stem else (in_channels, in_channels)
+        self.block_in = LightBlock(channels, width, time, groups)
+        self.block_down = LightBlock(width, 2 * width, time, MAX_GROUPS)
+        self.block_mid = LightBlock(2 * width, 2 * width, time, MAX_GROUPS)
+        self.block_up = LightBlock(3 * width, width, time, MAX_GROUPS)
         self.conv_out = nn.Conv2d(width, in_channels, 1)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor | int) -> UNet2DOutput:
@@ -74,3 +76,39 @@ class LightUNet(ModelMixin, ConfigMixin):
         h = F.interpolate(h, scale_factor=2.0, mode="nearest")  # (B, 2w, H, W)
         h = self.block_up(torch.cat([h, skip], dim=1), time)  # (B, w, H, W)
         return UNet2DOutput(sample=self.conv_out(h))
+
+
+class ConvWithOnes(nn.Conv2d):
+    """A convolution that appends a channel of ones to its input; `in_channels` counts it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+
+
+class CutLightUNet(LightUNet):
+    """A light UNet without stem that closed channels were cut from; see `ConvWithOnes`."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 4, width: int = 64, stem: bool = False) -> None:
+        assert not stem, "with a stem nothing constant is left of a closed channel"
+        super().__init__(in_channels, width, stem)
+        self.block_in.conv1 = ConvWithOnes(in_channels + 1, width, 3, padding=1)
+
+
+def fold_inputs(weight: torch.Tensor, kept: Sequence[int], constants: torch.Tensor) -> torch.Tensor:
+    """Weights for `ConvWithOnes` that read the kept inputs and know the value of the others.
+
+    Args:
+        weight: (O, C, kh, kw), or (O, C + 1, kh, kw) of a `ConvWithOnes`.
+        kept: Which of the C inputs stay.
+        constants: (C,) what the others always hold.
+
+    Returns:
+        (O, len(kept) + 1, kh, kw).
+    """
+    channels, kept = len(constants), list(kept)
+    constants = constants.clone()
+    constants[kept] = 0.0
+    ones = (weight[:, :channels] * constants[:, None, None]).sum(dim=1, keepdim=True)
+    ones = ones + weight[:, channels:].sum(dim=1, keepdim=True)
+    return torch.cat([weight[:, kept], ones], dim=1)

@@ -1,7 +1,7 @@
 """The importance mask over latent channels, and the normalisation that takes scale out of play."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -10,13 +10,9 @@ from torch import nn
 
 INITIAL_LOGIT = 3.0  # where every logit starts: a sigmoid mask starts at 0.95 (PeLAP-A)
 
-STRETCH_LOW, STRETCH_HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
-"""The hard concrete distribution as Louizos et al. use it (arXiv 1712.01312, section 4)."""
-
+STRETCH_LOW, STRETCH_HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # of hard concrete (arXiv 1712.01312, section 4)
 HARD_GATES = ("topk", "hard_concrete")  # gates that give exact zeros
-
-VARIANCE_FLOOR = 1e-8
-"""Added to variances before division: an input scaled by 1e-3 still comes out at unit variance."""
+VARIANCE_FLOOR = 1e-8  # before division: an input scaled by 1e-3 still comes out at unit variance
 
 
 class Gates(NamedTuple):
@@ -56,11 +52,8 @@ class ImportanceMask(ModelMixin, ConfigMixin):
         if not adaptive:
             self.logits = nn.Parameter(torch.full((latent_channels,), INITIAL_LOGIT))
             return
-        self.layers = nn.Sequential(
-            nn.Linear(latent_channels, hidden), nn.ReLU(), nn.Linear(hidden, latent_channels)
-        )
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
+        first, last = nn.Linear(latent_channels, hidden), nn.Linear(hidden, latent_channels)
+        self.layers = nn.Sequential(first, nn.ReLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, INITIAL_LOGIT)
 
@@ -74,21 +67,15 @@ class ImportanceMask(ModelMixin, ConfigMixin):
 
         Args:
             latents: Only their number is used by a static mask.
-            uniform: (B, C) in 0..1 to sample hard concrete gates with, for training; None takes the
-                gates without noise.
+            uniform: (B, C) in 0..1 to sample hard concrete gates with, in training; None: without noise.
         """
         # Outside autocast: bf16 cannot tell a mask of 0.997 from 1.
         with torch.autocast(latents.device.type, enabled=False):
-            values, open_probability = self._gates(self._logits(latents.float()), uniform)
-            return Gates(
-                torch.where(self.started, values, torch.ones_like(values)),
-                torch.where(self.started, open_probability, torch.ones_like(open_probability).detach()),
-            )
-
-    def _logits(self, latents: torch.Tensor) -> torch.Tensor:
-        if not self.config.adaptive:
-            return self.logits.expand(len(latents), -1)
-        return self.layers(latents.mean(dim=(2, 3)))
+            if self.config.adaptive:
+                logits = self.layers(latents.float().mean(dim=(2, 3)))
+            else:
+                logits = self.logits.expand(len(latents), -1)
+            return Gates(*(torch.where(self.started, each, 1.0) for each in self._gates(logits, uniform)))
 
     def _gates(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         soft = torch.sigmoid(logits)
@@ -125,8 +112,6 @@ class LatentNorm(ModelMixin, ConfigMixin):
 
     def restore(self, normalised: torch.Tensor) -> torch.Tensor:
         """The inverse by the stored statistics, same shape (B, C, H, W)."""
-        mean, variance = self.statistics.running_mean, self.statistics.running_var
-        assert mean is not None
-        assert variance is not None
-        std = (variance + VARIANCE_FLOOR).sqrt()
-        return normalised * std[:, None, None] + mean[:, None, None]
+        statistics: Any = self.statistics
+        std = (statistics.running_var + VARIANCE_FLOOR).sqrt()
+        return normalised * std[:, None, None] + statistics.running_mean[:, None, None]

@@ -37,13 +37,11 @@ from pelap.core.part_io import (
     save_part,
 )
 from pelap.data.dataset import ImageDataset
-from pelap.models.cut import CutLightUNet
-from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo
-from pelap.models.light_unet import LightUNet
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, make_scheduler
+from pelap.models.light_unet import CutLightUNet, LightUNet
 from pelap.models.mask import ImportanceMask, LatentNorm
-from pelap.models.schedule import make_scheduler
 from pelap.models.text_conditioner import TextConditioner
-from pelap.models.vae import VAE, PretrainedVAE
+from pelap.models.vae import VAE, Autoencoder, PretrainedVAE
 
 FORMAT = 3
 READABLE = (2, FORMAT)  # 2 is that of version 0.1, with other names inside
@@ -56,11 +54,7 @@ OPTIONAL_PARTS = {"mask": ImportanceMask, "normaliser": LatentNorm, "conditioner
 
 
 def save_model(model: LatentDiffusion, folder: Path) -> None:
-    """Write a model folder atomically.
-
-    Args:
-        model: What to save.
-        folder: Replaced if it is a model's or a pipeline's.
+    """Write a model folder atomically; one that was a model's or a pipeline's is replaced.
 
     Raises:
         ModelError: The folder holds files, and no model or pipeline.
@@ -68,30 +62,18 @@ def save_model(model: LatentDiffusion, folder: Path) -> None:
     demand_replaceable(folder, CONFIG, INDEX)
     with files.atomic_dir(folder) as partial:
         _save_vae(model.vae, partial / "vae")
-        for name in OPTIONAL_PARTS:
-            part = getattr(model, name)
-            if part is not None:
-                save_part(part, partial / name)
-        save_part(model.unet, partial / "unet")
+        optional = [name for name in OPTIONAL_PARTS if getattr(model, name) is not None]
+        for name in (*optional, "unet"):
+            save_part(getattr(model, name), partial / name)
         make_scheduler(model.info.diffusion).save_pretrained(partial / "scheduler")
-        files.write_json(partial / CONFIG, _info_to_json(model))
-
-
-def load_dense_unet(kind: type[ModelMixin], folder: Path) -> nn.Module:
-    """A UNet of which nothing was pruned, from its folder."""
-    unet: nn.Module = load_part(kind, folder)
-    return unet
+        parts, info = ["vae", "unet", "scheduler", *optional], INFO.dump_python(model.info, mode="json")
+        files.write_json(partial / CONFIG, {"pelap_format": FORMAT, "parts": parts, "info": info})
 
 
 def load_model(
-    folder: Path, device: torch.device | None = None, load_unet: UNetLoader = load_dense_unet
+    folder: Path, device: torch.device | None = None, load_unet: UNetLoader = load_part
 ) -> LatentDiffusion:
-    """Rebuild a model, in evaluation mode.
-
-    Args:
-        folder: That `save_model` wrote.
-        device: Where to.
-        load_unet: Of a class, from a folder.
+    """Rebuild a model that `save_model` wrote, in evaluation mode; `load_unet` is of a class, from a folder.
 
     Raises:
         ModelError: Not a model folder, or a file is missing or of another shape.
@@ -109,10 +91,8 @@ def load_model(
         name: load_part(kind, folder / name) if name in config["parts"] else None
         for name, kind in OPTIONAL_PARTS.items()
     }
-    model = LatentDiffusion(
-        info, _load_vae(folder / "vae"), load_unet(_unet_class(folder / "unet"), folder / "unet"), **optional
-    )
-    return model.to(device).eval()
+    vae, unet = _load_vae(folder / "vae"), folder / "unet"
+    return LatentDiffusion(info, vae, load_unet(_unet_class(unet), unet), **optional).to(device).eval()
 
 
 def trained_model(
@@ -121,16 +101,10 @@ def trained_model(
     device: torch.device,
     load: Callable[[Path, torch.device], LatentDiffusion] = load_model,
 ) -> LatentDiffusion:
-    """A model that was trained on pictures like these.
-
-    Args:
-        folder: The model's.
-        dataset: The pictures.
-        device: Where to.
-        load: From the folder; unless given, of models that are not pruned.
+    """A model that was trained on pictures like these; unless `load` is given, one that is not pruned.
 
     Raises:
-        ModelError: It was trained on another data set or at another size, or cannot be loaded.
+        ModelError: It cannot be loaded, or as in `demand_trained_on`.
     """
     model = load(folder, device)
     demand_trained_on(model, folder, dataset)
@@ -145,23 +119,23 @@ def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDatase
     Raises:
         ModelError: It was trained on another data set, at another size, or with prompts of other classes.
     """
-    trained_on = (model.info.dataset, model.info.image_size)
-    given = (dataset.name, dataset.train.images.shape[-1])
-    if trained_on != given:
+    name, side = dataset.name, dataset.train.images.shape[-1]
+    if (model.info.dataset, model.info.image_size) != (name, side):
         raise ModelError(
-            f"{folder}: was trained on {trained_on[0]} at {trained_on[1]} pixels, the data "
-            f"are {given[0]} at {given[1]}; train again, or give another --data or --run"
+            f"{folder}: was trained on {model.info.dataset} at {model.info.image_size} pixels, the data "
+            f"are {name} at {side}; train again, or give another --data or --run"
         )
-    if _analysis(model.info.sound) != _analysis(dataset.sound):
+    learnt, heard = (_analysis(sound) for sound in (model.info.sound, dataset.sound))
+    if learnt != heard:
         raise ModelError(
-            f"{folder}: was trained on sounds analysed by {_analysis(model.info.sound)}, the data by "
-            f"{_analysis(dataset.sound)}; train again, or download with the former download.sounds"
+            f"{folder}: was trained on sounds analysed by {learnt}, the data by {heard}; train again, or "
+            "download with the former download.sounds"
         )
-    conditioner = model.conditioner
-    if conditioner is not None and tuple(conditioner.config.class_names) != dataset.class_names:
+    told = dataset.class_names if model.conditioner is None else tuple(model.conditioner.config.class_names)
+    if told != dataset.class_names:
         raise ModelError(
-            f"{folder}: was trained with prompts of the classes {', '.join(conditioner.config.class_names)}, "
-            f"the data have {', '.join(dataset.class_names)}; train again"
+            f"{folder}: was trained with prompts of the classes {', '.join(told)}, the data have "
+            f"{', '.join(dataset.class_names)}; train again"
         )
     if model.info.data not in ("", dataset.key.name):
         print(
@@ -211,12 +185,6 @@ def _unet_class(folder: Path) -> type[ModelMixin]:
     if name not in UNETS:
         raise ModelError(f"{folder / CONFIG}: unknown UNet {name!r}; use one of {', '.join(UNETS)}")
     return UNETS[name]
-
-
-def _info_to_json(model: LatentDiffusion) -> dict[str, Any]:
-    optional = [name for name in OPTIONAL_PARTS if getattr(model, name) is not None]
-    info = INFO.dump_python(model.info, mode="json")
-    return {"pelap_format": FORMAT, "parts": ["vae", "unet", "scheduler", *optional], "info": info}
 
 
 def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:

@@ -40,15 +40,15 @@ class TextConditioner(ModelMixin, ConfigMixin):
     pictures is given none.
 
     Args:
-        class_names: What label 0, 1, ... is called; an underscore is a space.
+        class_names: Of label 0, 1, ...; an underscore is a space.
         templates: Each with one ``{}``.
         prompts: What samples are made of: sample i gets prompt i, from the first again after the last. None:
             every template of every class, classes taking turns.
-        num_tokens: L; longer prompts are refused.
+        num_tokens: L, at most.
         width: D.
         layers: Of the transformer.
         heads: Of its attention.
-        dropout: Share of training pictures that are given no prompt.
+        dropout: Share of training pictures without prompt.
         guidance_scale: How far a prediction goes from the one without a prompt through the one with it; 1
             is the latter.
 
@@ -89,11 +89,7 @@ class TextConditioner(ModelMixin, ConfigMixin):
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def set_prompts(self, prompts: Sequence[str]) -> None:
-        """Make samples of these prompts from now on.
-
-        Raises:
-            DataError: See above.
-        """
+        """Make samples of these prompts from now on; a `DataError` as in `tokens`."""
         self._ask(prompts, [self._label_in(prompt) for prompt in prompts])
 
     def _ask(self, prompts: Sequence[str], labels: list[int]) -> None:
@@ -181,15 +177,6 @@ def _words(text: str) -> list[str]:
 def build_conditioner(
     params: TextConditioning, class_names: Sequence[str], prompts: Sequence[str] | None
 ) -> TextConditioner:
-    """A text encoder with fresh weights from torch's global generator.
-
-    Args:
-        params: The section `conditioning`.
-        class_names: Of the data set.
-        prompts: What is in its file of prompts, if it names one.
-
-    Raises:
-        DataError: See `TextConditioner`.
-    """
+    """A `TextConditioner` with fresh weights from torch's global generator, for the prompts of a file."""
     numbers = params.model_dump(exclude={"kind", "prompts", "templates"})
     return TextConditioner(list(class_names), list(params.templates), prompts and list(prompts), **numbers)

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
@@ -26,7 +26,7 @@ from pelap.core.part_io import (
     read_config,
     variant_of,
 )
-from pelap.models.cut import ConvWithOnes, fold_inputs
+from pelap.models.light_unet import ConvWithOnes, fold_inputs
 
 GROUPS = 8
 
@@ -46,23 +46,19 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
-def _halve(channels: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, 4, stride=2, padding=1)
+def _halve(channels: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, outputs, 4, stride=2, padding=1)
 
 
-def _double(channels: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
+def _double(channels: int, outputs: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels, outputs, 4, stride=2, padding=1)
 
 
 class VAE(ModelMixin, ConfigMixin):
     """Variational autoencoder with a diagonal Gaussian posterior (PeLAP-A, section 3).
 
-    Args:
-        width: Channels at full resolution, w.
-        latent_channels: c.
-        image_channels: Of a picture; 1 for the spectrogram of a sound.
-        downsampling: Side of a picture over that of its latents, a power of two; the paper has 4. Every
-            halving beyond that is one more strided convolution and residual block of 2w channels.
+    The downsampling is a picture's side over that of its latents, a power of two; the paper has 4. Every
+    halving beyond that is one more strided convolution and residual block of 2w channels.
     """
 
     @register_to_config
@@ -75,10 +71,10 @@ class VAE(ModelMixin, ConfigMixin):
         self.encoder = nn.Sequential(
             nn.Conv2d(image_channels, width, 3, padding=1),  # (B, w, H, W)
             ResidualBlock(width),
-            nn.Conv2d(width, wide, 4, stride=2, padding=1),  # (B, 2w, H/2, W/2)
+            _halve(width, wide),  # (B, 2w, H/2, W/2)
             ResidualBlock(wide),
-            *(layer for _ in halvings for layer in (_halve(wide), ResidualBlock(wide))),  # (B, 2w, h, w)
-            nn.GroupNorm(GROUPS, wide),
+            *(layer for _ in halvings for layer in (_halve(wide, wide), ResidualBlock(wide))),
+            nn.GroupNorm(GROUPS, wide),  # (B, 2w, h, w)
             nn.SiLU(),
         )
         self.mean_head = nn.Conv2d(wide, latent_channels, 1)
@@ -86,8 +82,8 @@ class VAE(ModelMixin, ConfigMixin):
         self.decoder = nn.Sequential(
             nn.Conv2d(latent_channels, wide, 3, padding=1),  # (B, 2w, h, w)
             ResidualBlock(wide),
-            *(layer for _ in halvings for layer in (_double(wide), ResidualBlock(wide))),  # (B, 2w, H/2, W/2)
-            nn.ConvTranspose2d(wide, width, 4, stride=2, padding=1),  # (B, w, H, W)
+            *(layer for _ in halvings for layer in (_double(wide, wide), ResidualBlock(wide))),
+            _double(wide, width),  # (B, w, H, W)
             ResidualBlock(width),
             nn.GroupNorm(GROUPS, width),
             nn.SiLU(),
@@ -105,7 +101,6 @@ class VAE(ModelMixin, ConfigMixin):
 
     @property
     def downsampling(self) -> int:
-        """A picture's side divided by its latent's side."""
         return self.config.downsampling
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,12 +139,10 @@ class PretrainedVAE(nn.Module):
 
     @property
     def is_cut(self) -> bool:
-        """Whether it has fewer channels than its configuration says."""
         return self.latent_channels < self.vae.config.latent_channels
 
     @property
     def downsampling(self) -> int:
-        """A picture's side divided by its latent's side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,38 +159,28 @@ class PretrainedVAE(nn.Module):
         """A copy with only these of the present latent channels; the others are zero when it decodes."""
         vae, count = copy.deepcopy(self.vae), self.latent_channels
         rows = [*channels, *(count + channel for channel in channels)]  # means, then log variances
-        constants = torch.full((count,), self.shift, device=vae.device, dtype=vae.dtype)
-        if vae.quant_conv is None:
-            vae.encoder.conv_out = _keep_outputs(vae.encoder.conv_out, rows)
+        of, name = (vae.encoder, "conv_out") if vae.quant_conv is None else (vae, "quant_conv")
+        last = getattr(of, name)
+        setattr(of, name, _conv(nn.Conv2d, last.weight[rows], last.bias[rows]))
+        of, name = (vae.decoder, "conv_in") if vae.post_quant_conv is None else (vae, "post_quant_conv")
+        first = getattr(of, name)
+        if self.shift:
+            weight = fold_inputs(first.weight, channels, torch.full((count,), self.shift).to(first.weight))
+            setattr(of, name, _conv(ConvWithOnes, weight, first.bias))
         else:
-            vae.quant_conv = _keep_outputs(vae.quant_conv, rows)
-        if vae.post_quant_conv is None:
-            vae.decoder.conv_in = _keep_inputs(vae.decoder.conv_in, channels, constants)
-        else:
-            vae.post_quant_conv = _keep_inputs(vae.post_quant_conv, channels, constants)
+            setattr(of, name, _conv(nn.Conv2d, first.weight[:, list(channels)], first.bias))
         return PretrainedVAE(vae, [self.kept[channel] for channel in channels]).train(self.training)
 
 
-def _keep_outputs(conv: nn.Conv2d, kept: Sequence[int]) -> nn.Conv2d:
-    """A convolution that computes only these of its outputs."""
-    assert conv.bias is not None
-    return _conv_like(conv, nn.Conv2d, conv.weight[list(kept)], conv.bias[list(kept)])
-
-
-def _keep_inputs(conv: nn.Conv2d, kept: Sequence[int], constants: torch.Tensor) -> nn.Conv2d:
-    """A convolution of only these of its inputs, the others being `constants` (C,)."""
-    assert conv.bias is not None
-    if constants.any():
-        return _conv_like(conv, ConvWithOnes, fold_inputs(conv.weight, kept, constants), conv.bias)
-    return _conv_like(conv, nn.Conv2d, conv.weight[:, list(kept)], conv.bias)
-
-
-def _conv_like(conv: nn.Conv2d, kind: type[nn.Conv2d], weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
-    """A convolution as `conv`, same padding and no stride, with another weight (O, I, k, k) and bias (O,)."""
+def _conv(kind: type[nn.Conv2d], weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
+    """A convolution with this weight (O, I, k, k) and bias (O,) that keeps the size of its input."""
     outputs, inputs, size, _ = weight.shape
     new = kind(inputs, outputs, size, padding=size // 2).to(weight)
     new.load_state_dict({"weight": weight, "bias": bias})
     return new
+
+
+Autoencoder: TypeAlias = VAE | PretrainedVAE
 
 
 def load_pretrained_vae(source: str) -> PretrainedVAE:
@@ -210,15 +193,17 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
     Raises:
         ModelError: It cannot be read, is no `AutoencoderKL`, or its weights are not finite numbers.
     """
-    folder = Path(source)
+    folder, name = Path(source), f"vae.source {source}"
     if folder.is_dir():
         folder = folder / "vae" if (folder / "vae" / CONFIG).is_file() else folder
-        _demand_autoencoder(folder)
+        # Of another class, diffusers itself would take fresh random weights.
+        if (kind := read_config(folder).get("_class_name")) != AutoencoderKL.__name__:
+            raise ModelError(f"{folder / CONFIG}: is a {kind}, not an AutoencoderKL; give another vae.source")
         where = str(folder)
         demand_one_network(folder)
         options: dict[str, Any] = {"local_files_only": True, "variant": variant_of(folder)}
     elif source[0] in "./~":
-        raise ModelError(f"vae.source {source}: no such folder; correct the path, or give a name on the hub")
+        raise ModelError(f"{name}: no such folder; correct the path, or give a name on the hub")
     else:
         where, subfolder = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
         options = {"subfolder": subfolder} if subfolder else {}
@@ -228,26 +213,15 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"vae.source {source}: cannot be loaded as AutoencoderKL ({files.one_line(error)}); give a "
+            f"{name}: cannot be loaded as AutoencoderKL ({files.one_line(error)}); give a "
             "diffusers folder, or a hub name with the network at hand"
         ) from None
-    # diffusers itself fills what is missing with fresh random weights.
+    # diffusers fills what is missing with fresh random weights as well.
     if found["missing_keys"]:
-        raise ModelError(
-            f"vae.source {source}: lacks tensor {min(found['missing_keys'])}; give a whole AutoencoderKL"
-        )
+        raise ModelError(f"{name}: lacks tensor {min(found['missing_keys'])}; give a whole AutoencoderKL")
     if (vae.config.in_channels, vae.config.out_channels) != (3, 3):
-        raise ModelError(
-            f"vae.source {source}: is not for pictures of three colours; give another AutoencoderKL"
-        )
+        raise ModelError(f"{name}: is not for pictures of three colours; give another AutoencoderKL")
     demand_numbers(vae, Path(where))
     if folder.is_dir():
         demand_kinds(vae, folder)
     return PretrainedVAE(vae)
-
-
-def _demand_autoencoder(folder: Path) -> None:
-    # diffusers itself fills a folder of another class with fresh random weights.
-    name = read_config(folder).get("_class_name")
-    if name != AutoencoderKL.__name__:
-        raise ModelError(f"{folder / CONFIG}: is a {name}, not an AutoencoderKL; give another vae.source")

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,10 @@ if TYPE_CHECKING:
 
     from pelap.pipelines.latent import LatentPipeline
 
-OF_SCHEDULER = ("prediction type", "number of noise levels", "noise levels")
-"""Parts of a training that are its scheduler's."""
+OF_SCHEDULER = ("prediction type", "number of noise levels", "noise levels")  # parts of a training
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 DECODING = ("decoder.", "post_quant_conv.")  # what training does not use of an autoencoder
-COMPUTED = 1e-4
-"""Relative difference of noise levels that schedulers of one training compute in other orders, at most."""
+COMPUTED = 1e-4  # relative difference, at most, of noise levels that were computed in other orders
 ROUNDED = 1e-2  # the same of weights that were rounded to 16 bits
 ENCODED = 0.05  # the same, of its length, of what text encoders with such weights say to a text
 
@@ -36,8 +35,11 @@ def differences_in_training(pipe: "DiffusionPipeline", other: "DiffusionPipeline
     training differ in their steps.
     """
     names, others = names_of_classes(pipe), names_of_classes(other)
-    theirs = _training(other)
-    differing = [part for part, mine in _training(pipe).items() if not _same_in(part, mine, theirs[part])]
+    theirs, differing = _training(other), []
+    for part, mine in _training(pipe).items():
+        near = ROUNDED if part == "latents" else COMPUTED
+        if not _alike(mine, theirs[part], partial(torch.allclose, rtol=near, atol=near * 1e-4)):
+            differing.append(part)
     return differing + (["class names"] if names and others and names != others else [])
 
 
@@ -55,11 +57,6 @@ def _training(pipe: "DiffusionPipeline") -> dict[str, Any]:
     }
 
 
-def _same_in(part: str, one: Any, other: Any) -> bool:
-    rounding = ROUNDED if part == "latents" else COMPUTED
-    return _alike(one, other, lambda a, b: torch.allclose(a, b, rtol=rounding, atol=rounding * 1e-4))
-
-
 def mean_the_same(conditions: Any, others: Any) -> bool:
     """Whether two denoisers are told the same: trees of tensors, whose encoders may be rounded."""
     return _alike(conditions, others, lambda a, b: float((a - b).norm()) <= ENCODED * float(a.norm()))
@@ -75,17 +72,6 @@ def _alike(one: Any, other: Any, near: Callable[[torch.Tensor, torch.Tensor], bo
     )
 
 
-def options_of_call(pipe: "DiffusionPipeline") -> dict[str, Any]:
-    """What a pipeline's own call depends on beside its networks and scheduler: settings and tokenizers."""
-    settings = {
-        name: setting
-        for name, setting in pipe.config.items()
-        if not name.startswith("_") and name != "id2label" and not isinstance(setting, list | tuple)
-    }
-    tokenizers = {name: part for name, part in pipe.components.items() if hasattr(part, "get_vocab")}
-    return settings | tokenizers
-
-
 def names_of_classes(pipe: "DiffusionPipeline") -> dict[int, list[str]]:
     """The names that a class-conditional pipeline has for each class, by its number, as they are compared."""
     labels = labels_of_classes(pipe)
@@ -93,16 +79,11 @@ def names_of_classes(pipe: "DiffusionPipeline") -> dict[int, list[str]]:
 
 
 def class_numbers(pipe: "DiffusionPipeline", denoiser: nn.Module, class_names: Sequence[str]) -> list[int]:
-    """The number that a class-conditional pipeline has for each class of a data set.
+    """The number that a class-conditional pipeline has for each class of a data set, label 0, 1, ...
 
     Names decide, where the pipeline has names. Where it has none, classes that are called by numbers are
     those numbers; all others are taken in their order, if there are as many as the pipeline has, and that is
     said.
-
-    Args:
-        pipe: The pipeline.
-        denoiser: Its denoiser.
-        class_names: Of label 0, 1, ... of the data.
 
     Raises:
         ModelError: The pipeline has no such class, or the data's classes have no certain number there.

@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 MORE_THAN_NOISE = frozenset({"image", "mask_image", "control_image", "video", "num_frames", "pag_scale"})
 """Arguments of a call that say that it does not begin from noise, makes no single picture, or changes
 the denoiser while it runs."""
-
 SUPPORTED = (
     "unconditional ones with a UNet2DModel (DDPMPipeline, DDIMPipeline, LDMPipeline), text-to-image ones "
     "whose call takes latents (StableDiffusionPipeline, -XL and -3), and DiTPipeline"
 )
-
 LONGEST = 40  # letters of a scheduler's option in a message
 
 Predict: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,8 +33,7 @@ Predict: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Kind:
     """Pipelines that are run in the same way."""
 
-    fits: Callable[["DiffusionPipeline", nn.Module], bool]
-    """Whether a pipeline with this denoiser, which starts from noise, is of the kind."""
+    fits: Callable[["DiffusionPipeline", nn.Module], bool]  # a pipeline with this denoiser, from noise
     predict: Callable[["DiffusionPipeline", nn.Module, Sequence[int]], Predict] | None = None
     """For the pipeline, its denoiser and the class (if any) of each row; None: its own call takes noise and
     prompts, and gives latents."""
@@ -45,8 +42,7 @@ class Kind:
 
 
 def _is_text(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
-    known = inspect.signature(type(pipe).__call__).parameters.keys()
-    return {"prompt", "latents", "output_type"} <= known and hasattr(pipe, "encode_prompt")
+    return {"prompt", "latents", "output_type"} <= _defaults(pipe).keys() and hasattr(pipe, "encode_prompt")
 
 
 def _is_class(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
@@ -55,13 +51,20 @@ def _is_class(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
 
 def _is_unconditional(pipe: "DiffusionPipeline", denoiser: nn.Module) -> bool:
     plain = isinstance(denoiser, UNet2DModel) and denoiser.class_embedding is None
-    return plain and not _demanded(pipe) and "prompt" not in inspect.signature(type(pipe).__call__).parameters
+    return plain and not _demanded(pipe) and "prompt" not in _defaults(pipe)
+
+
+def _defaults(pipe: "DiffusionPipeline") -> dict[str, Any]:
+    """The arguments of a pipeline's call with their defaults, `Parameter.empty` where there is none."""
+    return {
+        name: each.default
+        for name, each in inspect.signature(type(pipe).__call__).parameters.items()
+        if name not in ("self", "args", "kwargs")
+    }
 
 
 def _demanded(pipe: "DiffusionPipeline") -> set[str]:
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    demanded = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
-    return demanded - {"self", "kwargs", "args"}
+    return {name for name, default in _defaults(pipe).items() if default is inspect.Parameter.empty}
 
 
 def _predict(pipe: "DiffusionPipeline", denoiser: nn.Module, labels: Sequence[int]) -> Predict:
@@ -98,7 +101,7 @@ KINDS = {
 
 def kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
     """How a pipeline is run; a `ModelError` for one that is not supported."""
-    if not inspect.signature(type(pipe).__call__).parameters.keys() & MORE_THAN_NOISE:
+    if not _defaults(pipe).keys() & MORE_THAN_NOISE:
         for kind in KINDS.values():
             if kind.fits(pipe, denoiser):
                 return kind
@@ -106,10 +109,14 @@ def kind_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> Kind:
 
 
 def refuse(pipe: "DiffusionPipeline", problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
-    """Say what is wrong with a pipeline, with its folder where it came from one."""
+    """Say what is wrong with a pipeline."""
+    raise ModelError(f"{named(pipe)}: {problem}; {remedy}") from cause
+
+
+def named(pipe: "DiffusionPipeline") -> str:
+    """The class of a pipeline, with its folder where it came from one."""
     folder = pipe.config.get("_name_or_path")
-    where = f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
-    raise ModelError(f"{where}: {problem}; {remedy}") from cause
+    return f"{folder}: {type(pipe).__name__}" if folder else type(pipe).__name__
 
 
 def denoiser_of(pipe: "DiffusionPipeline") -> str:
@@ -168,15 +175,11 @@ def options_of(scheduler: Any) -> str:
     """A scheduler with those of its options that are not its class's defaults, as one would write it."""
     defaults = {name: each.default for name, each in inspect.signature(type(scheduler)).parameters.items()}
     options = (
-        f"{name}={_short(str(value))}"
+        f"{name}={text if len(text := str(value)) <= LONGEST else f'{text[:LONGEST]}...'}"
         for name, value in scheduler.config.items()
         if isinstance(value, str | int | float | list) and name in defaults and value != defaults[name]
     )
     return f"{type(scheduler).__name__}({', '.join(options)})"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def config_of(network: nn.Module) -> Any:
@@ -189,7 +192,15 @@ def autoencoder_of(pipe: "DiffusionPipeline") -> Any:
     return getattr(pipe, "vae", None) or getattr(pipe, "vqvae", None)
 
 
+def unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """Latents (B, C, h, w) of a denoiser as the decoder with this configuration wants them."""
+    scaled = latents / float(config.get("scaling_factor", 1.0))
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        return scaled * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
+    return scaled + float(config.get("shift_factor") or 0.0)
+
+
 def default_of(pipe: "DiffusionPipeline", name: str) -> Any:
     """Default of an argument of the pipeline's call; None: it has no such argument."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
-    return None if parameter is None else parameter.default
+    return _defaults(pipe).get(name)

@@ -11,8 +11,7 @@ does neither; schedulers that scale (`EulerDiscreteScheduler`) need both.
 
 import inspect
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -20,26 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pelap.core.calls import capture_calls
+from pelap.core.calls import capture_calls, in_place
 from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
 from pelap.core.errors import ConfigError, ModelError, finite, is_out_of_memory
 from pelap.core.files import digest, one_line
 from pelap.core.keys import key
 from pelap.core.rng import generator
 from pelap.data.dataset import to_uint8
-from pelap.pipelines.agreement import options_of_call
-from pelap.pipelines.kinds import (
-    SUPPORTED,
-    Predict,
-    autoencoder_of,
-    check_scheduler,
-    default_of,
-    denoiser_of,
-    kind_of,
-    latent_shape_of,
-    options_of,
-    refuse,
-)
+from pelap.diffusion.denoiser import Denoiser
+from pelap.pipelines import kinds
+from pelap.pipelines.kinds import Predict, autoencoder_of, default_of, refuse
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -48,7 +37,7 @@ STEP_NOISE = "step"  # the stream of the noise that stochastic schedulers add in
 
 
 class LatentPipeline:
-    """A diffusers pipeline as a function from noise to latents, and from latents to pictures.
+    """Makes latents from noise, and pictures from latents.
 
     Args:
         pipe: Its modules are set to float32 and evaluation mode, its progress bar is turned off.
@@ -79,13 +68,16 @@ class LatentPipeline:
         self.num_steps = num_steps
         self.precision = precision
         self.prompts = tuple(prompts or ())
-        self.part = denoiser_of(pipe)
-        self.latent_shape = latent_shape_of(pipe, self.denoiser)
-        self._kind = kind_of(pipe, self.denoiser)
-        self.classes: Sequence[int] = range(self._kind.num_classes(self.denoiser))
-        self._check_prompts()
-        check_scheduler(pipe, self._kind, num_steps)
         self._encodings: dict[tuple[str, str], Any] = {}
+        self.part = kinds.denoiser_of(pipe)
+        self.latent_shape = kinds.latent_shape_of(pipe, self.denoiser)
+        self._kind = kinds.kind_of(pipe, self.denoiser)
+        self.classes: Sequence[int] = range(self._kind.num_classes(self.denoiser))
+        if self._kind.takes_text and not self.prompts:
+            raise ConfigError(f"prompts: {type(pipe).__name__} makes pictures from text; give --prompts FILE")
+        if self.prompts and not self._kind.takes_text:
+            raise ConfigError(f"prompts: {type(pipe).__name__} takes no text; leave --prompts out")
+        kinds.check_scheduler(pipe, self._kind, num_steps)
         pipe.set_progress_bar_config(disable=True)
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
@@ -118,8 +110,7 @@ class LatentPipeline:
 
         Args:
             noise: (B, *latent_shape), standard normal.
-            indices: Which item each row is: its prompt is ``prompts[i % len(prompts)]``, its class
-                ``classes[i % len(classes)]``.
+            indices: Which item each row is: its prompt or class is number i modulo theirs.
             seed: With an item's number it names the noise of its steps; one for all, or one each.
 
         Returns:
@@ -144,8 +135,7 @@ class LatentPipeline:
         """Pictures, uint8 (B, 3, H, W) on the CPU, of latents (B, *latent_shape).
 
         Raises:
-            ModelError: The decoder fails, or the pictures have neither one colour nor three, or are not
-                finite.
+            ModelError: The decoder fails, or the pictures are not of one colour or three, or not finite.
         """
         images = self.paint(latents)
         finite(images, f"{self.name}: pictures", "mend the weights of its decoder, or use other latents")
@@ -157,7 +147,7 @@ class LatentPipeline:
         decoder, images = autoencoder_of(self.pipe), latents
         if decoder is not None:
             with self._said_of(f"its {type(decoder).__name__} fails"):
-                images = decoder.decode(_unscaled(latents.to(self.device), decoder.config)).sample
+                images = decoder.decode(kinds.unscaled(latents.to(self.device), decoder.config)).sample
         if images.shape[1] not in (1, 3):
             refuse(self.pipe, f"makes pictures of {images.shape[1]} channels", "use one for 1 or 3 colours")
         return images.expand(-1, 3, -1, -1)
@@ -171,12 +161,11 @@ class LatentPipeline:
     @property
     def name(self) -> str:
         """What it is and where it came from, with its scheduler and steps, for messages."""
-        kind, folder = type(self.pipe).__name__, self.pipe.config.get("_name_or_path")
-        return f"{folder}: {kind} with {self._way}" if folder else f"{kind} with {self._way}"
+        return f"{kinds.named(self.pipe)} with {self._way}"
 
     @property
     def _way(self) -> str:
-        return f"{options_of(self.pipe.scheduler)} at {self.num_steps} steps"
+        return f"{kinds.options_of(self.pipe.scheduler)} at {self.num_steps} steps"
 
     @contextmanager
     def _said_of(self, what: str) -> Iterator[None]:
@@ -192,10 +181,18 @@ class LatentPipeline:
 
     def describe(self) -> dict[str, Any]:
         """How latents are made, as a JSON object."""
-        scheduler = self.pipe.scheduler
-        config = _plain(json.loads(scheduler.to_json_string()))
+        pipe, scheduler = self.pipe, self.pipe.scheduler
+        # Schedulers have infinities among their settings, which are no JSON.
+        config = json.loads(scheduler.to_json_string(), parse_constant=lambda text: str(float(text)))
+        # Of the call itself; networks and scheduler have their own.
+        options = {
+            name: setting
+            for name, setting in pipe.config.items()
+            if not name.startswith("_") and name != "id2label" and not isinstance(setting, list | tuple)
+        }
+        options |= {name: part for name, part in pipe.components.items() if hasattr(part, "get_vocab")}
         return {
-            "pipeline": type(self.pipe).__name__,
+            "pipeline": type(pipe).__name__,
             "denoiser": type(self.denoiser).__name__,
             "scheduler": type(scheduler).__name__,
             "scheduler_config": config,
@@ -203,43 +200,33 @@ class LatentPipeline:
             "timestep_spacing": config.get("timestep_spacing"),
             "first_timestep": self._timesteps[0],
             "last_timestep": self._timesteps[-1],
-            "guidance_scale": default_of(self.pipe, "guidance_scale"),
+            "guidance_scale": default_of(pipe, "guidance_scale"),
             "num_prompts": len(self.prompts),
             "prompts_digest": digest(self.prompts) if self.prompts else None,
             "classes_digest": digest(list(self.classes)) if self.classes else None,
-            "options_digest": key(options=options_of_call(self.pipe)).name,
+            "options_digest": key(options=options).name,
         }
-
-    def _check_prompts(self) -> None:
-        name = type(self.pipe).__name__
-        if self._kind.takes_text and not self.prompts:
-            raise ConfigError(f"prompts: {name} makes pictures from text; give --prompts FILE")
-        if self.prompts and not self._kind.takes_text:
-            raise ConfigError(f"prompts: {name} takes no text; leave --prompts out")
 
     def _try_out(self) -> int:
         """Run the pipeline to the first call of its denoiser; give the rows of that for one latent."""
         start = torch.zeros(1, *self.latent_shape)
         for args, kwargs in capture_calls(self.denoiser, lambda: self.denoise(start, [0], seed=0), True):
             return len(args[0] if args else next(iter(kwargs.values())))
-        return refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {SUPPORTED}")
+        return refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {kinds.SUPPORTED}")
 
     def _loop(self, noise: torch.Tensor, predict: Predict, generators: list[torch.Generator]) -> torch.Tensor:
         """Step by step through the scheduler, from noise (B, C, H, W) to latents of the same shape."""
         scheduler = self.pipe.scheduler
         scheduler.set_timesteps(self.num_steps)
-        options = self._step_options(generators)
+        # What this scheduler's step takes beyond the prediction; eta as the pipeline's call has it.
+        known, eta = inspect.signature(scheduler.step).parameters, default_of(self.pipe, "eta")
+        offered = {"generator": generators} | ({} if eta is None else {"eta": eta})
+        options = {name: value for name, value in offered.items() if name in known}
         latents: torch.Tensor = noise * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             predicted = predict(scheduler.scale_model_input(latents, t), t.to(noise.device))
             latents = scheduler.step(predicted, t, latents, **options).prev_sample
         return latents
-
-    def _step_options(self, generators: list[torch.Generator]) -> dict[str, Any]:
-        """What this scheduler's step takes beyond the prediction; eta as the pipeline's call has it."""
-        known = inspect.signature(self.pipe.scheduler.step).parameters
-        options = {"generator": generators, "eta": default_of(self.pipe, "eta")}
-        return {name: value for name, value in options.items() if name in known and value is not None}
 
     def _call(
         self, noise: torch.Tensor, indices: Sequence[int], generators: list[torch.Generator]
@@ -255,7 +242,7 @@ class LatentPipeline:
                 return_dict=False,
             )[0]
         if not isinstance(latents, torch.Tensor) or latents.shape != noise.shape:
-            refuse(self.pipe, "its call gives no latents of the shape of its noise", f"use {SUPPORTED}")
+            refuse(self.pipe, "its call gives no latents of the shape of its noise", f"use {kinds.SUPPORTED}")
         return latents
 
     @contextmanager
@@ -278,7 +265,7 @@ class LatentPipeline:
                 rows.append(self._encodings[prompt, way])
             return stack(rows)
 
-        with _in_place(self.pipe, "encode_prompt", encode_once):
+        with in_place(self.pipe, "encode_prompt", encode_once):
             yield
 
     @contextmanager
@@ -298,7 +285,7 @@ class LatentPipeline:
                 call.arguments["generator"] = generators
             return step(*call.args, **call.kwargs)
 
-        with _in_place(scheduler, "step", drawing if "generator" in signature.parameters else step):
+        with in_place(scheduler, "step", drawing if "generator" in signature.parameters else step):
             yield
 
     @contextmanager
@@ -321,21 +308,35 @@ class LatentPipeline:
             output.sample = output.sample.float()
             return output
 
-        with _in_place(network, "forward", mixed):
+        with in_place(network, "forward", mixed):
             yield
 
 
-@contextmanager
-def _in_place(of: Any, method: str, function: Callable[..., Any]) -> Iterator[None]:
-    """For the block, an object has another function in the place of a method."""
-    before = vars(of).get(method)
-    setattr(of, method, function)
-    try:
-        yield
-    finally:
-        delattr(of, method)  # uncovers that of its class
-        if before is not None:
-            setattr(of, method, before)
+def pipeline_denoiser(
+    pipeline: LatentPipeline, name: str, seed: int, num_seeds: int = 1, precision: str = "fp32"
+) -> Denoiser:
+    """A stranger's pipeline as a denoiser that can be scored, with its own scheduler and settings.
+
+    Every seed goes through the prompts from the first, so that seeds can be compared.
+    """
+
+    def to_latents(start: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
+        seeds = [seed + i % num_seeds for i in items]
+        return pipeline.denoise(start, [i // num_seeds for i in items], seeds)
+
+    protocol = pipeline.describe()
+    return Denoiser(
+        name=name,
+        network=pipeline.denoiser,
+        latent_shape=pipeline.latent_shape,
+        device=pipeline.device,
+        denoise=to_latents,
+        networks=tuple(part for part in pipeline.pipe.components.values() if isinstance(part, nn.Module)),
+        protocol=protocol,
+        spacing=str(protocol["timestep_spacing"]),
+        precision=precision,
+        num_asked=pipeline.num_asked,
+    )
 
 
 def stack(encodings: list[Any]) -> Any:
@@ -348,21 +349,3 @@ def stack(encodings: list[Any]) -> Any:
     if any(tensor.shape != first.shape for tensor in encodings):
         raise ModelError("the text encoder gives prompts different lengths; use prompts of the same length")
     return torch.cat(encodings)
-
-
-def _unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """Latents (B, C, h, w) as the decoder with this configuration wants them."""
-    scaled = latents / float(config.get("scaling_factor", 1.0))
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        return scaled * latents.new_tensor(std)[:, None, None] + latents.new_tensor(mean)[:, None, None]
-    return scaled + float(config.get("shift_factor") or 0.0)
-
-
-def _plain(value: Any) -> Any:
-    """JSON without infinities, which schedulers have among their settings."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

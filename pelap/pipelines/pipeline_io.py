@@ -1,4 +1,4 @@
-"""A diffusers pipeline folder, pruned or not, to a pipeline and back.
+"""Folders of diffusers pipelines and of this project's models, pruned or not, to these and back.
 
 ::
 
@@ -7,7 +7,7 @@
     pipeline/unet/config.json, pruned.safetensors      then, instead of the usual weights
 
 Plain diffusers loads the first kind and refuses the second. No pickle is written, and no network is read from
-one.
+one. A model's folder is described in `pelap.models.model_io`.
 """
 
 import importlib
@@ -34,11 +34,14 @@ from pelap.core.part_io import (
     demand_one_network,
     demand_replaceable,
     labels_of_classes,
+    load_part,
     network_files,
     read_config,
     variant_of,
 )
-from pelap.data.prompts import read_prompts
+from pelap.data.entries import read_prompts
+from pelap.models import model_io
+from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.latent import LatentPipeline
 from pelap.surgery.apply import PLAN, PRUNED_WEIGHTS, demand_plan, digest, load_pruned
 from pelap.surgery.plan import Plan, load_plan
@@ -46,14 +49,40 @@ from pelap.surgery.plan import Plan, load_plan
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-SCHEDULER_CONFIG = "scheduler_config.json"
-LIBRARIES = ("diffusers", "transformers")
-"""Whose networks are loaded here, to see that no tensor is missing; others are left to diffusers."""
+LIBRARIES = ("diffusers", "transformers")  # their networks are loaded here, to see that no tensor is missing
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
 """What the libraries raise over a folder."""
 
 Parts: TypeAlias = dict[str, tuple[str | None, str | None]]
 """Library and class of every part of a pipeline; None for one that it does without."""
+
+
+def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -> None:
+    """Write a model folder atomically; see `pelap.models.model_io.save_model`.
+
+    The plan of a pruned UNet is as in `save_pipeline`.
+
+    Raises:
+        ModelError: The folder holds files, and no model or pipeline.
+        PlanError: That is not how the UNet came about.
+    """
+    demand_plan(model.unet, plan)
+    model_io.save_model(model, folder)
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> LatentDiffusion:
+    """As `pelap.models.model_io.load_model`, pruned or not; a `PlanError` where a plan does not fit."""
+
+    def load_unet(kind: type[ModelMixin], part: Path) -> nn.Module:
+        plan = part / PLAN
+        return load_pruned(kind, part, load_plan(plan)) if plan.exists() else load_part(kind, part)
+
+    return model_io.load_model(folder, device, load_unet)
+
+
+def model_plan(folder: Path) -> Plan:
+    """The plan that a pruned model's UNet came by; a `PlanError` where there is none, or a damaged one."""
+    return load_plan(folder / "unet" / PLAN)
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -80,7 +109,7 @@ def save_pipeline(
     """Write a pipeline folder atomically.
 
     Args:
-        pipe: What to save.
+        pipe: The pipeline.
         folder: Replaced if it is a pipeline's or a model's.
         plan: For a pruned denoiser, how it came from the network that its configuration describes, if it
             does not know it.
@@ -145,13 +174,13 @@ def open_pipeline(
         ConfigError: Prompts are missing or out of place, or `num_steps` does not suit the scheduler.
         DataError: The file of prompts cannot be read.
     """
-    texts = read_prompts(prompts) if prompts is not None else None
+    texts = None if prompts is None else read_prompts(prompts)
     return LatentPipeline(load_pipeline(folder, device), num_steps, texts, precision)
 
 
 def _say_other_scheduler(folder: Path, pipe: "DiffusionPipeline") -> None:
     """Diffusers makes the class that the index names, or the pipeline's own, of another one's settings."""
-    file, scheduler = folder / "scheduler" / SCHEDULER_CONFIG, getattr(pipe, "scheduler", None)
+    file, scheduler = folder / "scheduler/scheduler_config.json", getattr(pipe, "scheduler", None)
     saved = files.read_json(file).get("_class_name") if file.is_file() else None
     if scheduler is not None and saved not in (None, type(scheduler).__name__):
         print(
@@ -192,18 +221,16 @@ def _read_index(folder: Path) -> Parts:
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and not name.startswith("_")
     }
-    if importlib.util.find_spec("transformers") is None:
-        for name, (library, kind) in parts.items():
-            if library == "transformers":
-                raise ModelError(
-                    f"{folder}: its {name} is a {kind} of the package transformers, which is not "
-                    "installed; pip install 'pelap[text]'"
-                )
+    for name, (library, kind) in parts.items():
+        if library == "transformers" and importlib.util.find_spec("transformers") is None:
+            raise ModelError(
+                f"{folder}: its {name} is a {kind} of the package transformers, which is not "
+                "installed; pip install 'pelap[text]'"
+            )
     return parts
 
 
 def _denoiser(folder: Path, parts: Parts) -> str:
-    """The name of the part that denoises."""
     denoiser = next((part for part in DENOISERS if part in parts), None)
     if denoiser is None:
         raise ModelError(
@@ -244,11 +271,12 @@ def _load_networks(folder: Path, parts: Parts) -> dict[str, nn.Module | None]:
     """
     denoiser = _denoiser(folder, parts)
     plan = _plan_of(folder, denoiser)
-    _demand_class(folder / denoiser, parts[denoiser][1])
+    pruned_class = _class_of(folder / denoiser, parts[denoiser][1], plan is not None)
     networks: dict[str, nn.Module | None] = {}
     for name, (library, class_name) in parts.items():
         if plan is not None and name == denoiser:
-            networks[name] = load_pruned(_pruned_class(folder / name), folder / name, plan)
+            assert pruned_class is not None
+            networks[name] = load_pruned(pruned_class, folder / name, plan)
         elif library is None or class_name is None:
             networks[name] = None
         elif library in LIBRARIES:
@@ -258,23 +286,18 @@ def _load_networks(folder: Path, parts: Parts) -> dict[str, nn.Module | None]:
     return networks
 
 
-def _demand_class(folder: Path, indexed: str | None) -> None:
-    """Refuse a network that was put in the place of one of another class."""
+def _class_of(folder: Path, indexed: str | None, is_pruned: bool) -> type[ModelMixin] | None:
+    """A denoiser's class; refuses one that was put in the place of one of another class."""
     found = read_config(folder).get("_class_name")
+    kind = _model_of_diffusers(found)
     # What several classes were once, and diffusers reads as the one that it is now.
     same = found == indexed or "Transformer2DModel" in (found, indexed)
-    if _model_of_diffusers(found) and _model_of_diffusers(indexed) and not same:
+    if kind and _model_of_diffusers(indexed) and not same:
         raise ModelError(
             f"{folder / CONFIG}: is a {found}, and {INDEX} has {indexed} here; save the whole pipeline again"
         )
-
-
-def _pruned_class(folder: Path) -> type[ModelMixin]:
-    """The class of diffusers that a configuration names."""
-    name = read_config(folder).get("_class_name")
-    kind = _model_of_diffusers(name)
-    if kind is None:
-        raise ModelError(f"{folder / CONFIG}: {name!r} is no model of diffusers; make the pipeline again")
+    if kind is None and is_pruned:
+        raise ModelError(f"{folder / CONFIG}: {found!r} is no model of diffusers; make the pipeline again")
     return kind
 
 
@@ -305,10 +328,9 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
             f"{folder}: has the tensor {min(found['unexpected_keys'])}, which its configuration does not; "
             "give the config.json that belongs to it"
         )
-    whole: nn.Module = network
-    demand_kinds(whole, folder)
-    demand_numbers(whole, folder)
-    return whole
+    demand_kinds(network, folder)
+    demand_numbers(network, folder)
+    return network  # type: ignore[no-any-return]
 
 
 def _variant_of_others(folder: Path, parts: Parts, networks: Mapping[str, nn.Module | None]) -> str | None:

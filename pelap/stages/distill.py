@@ -13,7 +13,7 @@ from pelap.core.paths import reference_cache
 from pelap.distillation.distill import Distilled
 from pelap.distillation.model_distillation import ModelDistillation, progress_table, reinitialised
 from pelap.models.model_io import trained_model
-from pelap.pipelines.model_io import load_model, model_plan, save_model
+from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
 from pelap.stages.shared import Context
 from pelap.surgery.plan import Plan, demand_network
 

@@ -8,8 +8,7 @@ from pelap.core import files
 from pelap.core.paths import packed_dataset, packed_key
 from pelap.data.dataset import ImageDataset, made_by, save_dataset
 from pelap.data.modality import modality_of
-from pelap.datasets.inputs import inputs_of, say_unseen, seen_last
-from pelap.datasets.sources import build_dataset
+from pelap.datasets.sources import build_dataset, inputs_of, say_unseen, seen_last
 from pelap.stages.shared import Context
 
 

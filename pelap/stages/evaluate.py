@@ -4,13 +4,13 @@ from pelap.config import SamplerParams
 from pelap.core import files
 from pelap.core.paths import reference_cache
 from pelap.core.run_models import run_models
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_models
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.reference import differences, shares_recovered, with_metrics
 from pelap.models.model_io import trained_model
-from pelap.pipelines.model_io import load_model
+from pelap.pipelines.pipeline_io import load_model
 from pelap.stages.shared import Context
 
 NUM_SHOWN = 32

@@ -10,8 +10,8 @@ from pelap.config.upgrade import renamed, renamed_scores
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.listing import listing
-from pelap.diffusion.model_denoiser import model_denoiser
-from pelap.pipelines.model_io import load_model, save_model
+from pelap.diffusion.reverse import model_denoiser
+from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.pruning.pruner import Pruned, Pruner
 from pelap.pruning.selection import plan_of
 from pelap.stages.shared import Context

@@ -9,7 +9,7 @@ from pelap.core.keys import code_of, key
 from pelap.core.listing import named
 from pelap.core.resume import ResumeState
 from pelap.diffusion.denoiser import said_if_some_are_left
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.models.model_io import load_model
 from pelap.scoring.score import LatentStore, Scores
 from pelap.scoring.scorer import Scorer

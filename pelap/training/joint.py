@@ -12,10 +12,10 @@ from pelap.core.device import autocast
 from pelap.core.graphs import Graphed, to_device
 from pelap.core.rng import generator
 from pelap.data.dataset import BatchIndices, ImageDataset, Split, gather_batch, to_float
+from pelap.diffusion.loss import alphas_cumprod
 from pelap.masking.collapse import summarise
 from pelap.masking.observation import Observer, Thresholds
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.models.schedule import alphas_cumprod
 from pelap.training.objective import (
     Posteriors,
     Schedule,

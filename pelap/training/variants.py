@@ -10,8 +10,8 @@ from pelap.core.errors import ConfigError
 from pelap.core.keys import code_of, key
 from pelap.core.resume import ResumeState
 from pelap.data.dataset import ImageDataset
+from pelap.data.entries import read_prompts
 from pelap.data.modality import modality_of
-from pelap.data.prompts import read_prompts
 from pelap.masking.channel_removal import closed_channels, cut_channels, describe_cut
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model, build_vae
 from pelap.models.text_conditioner import TextConditioner, build_conditioner

@@ -28,7 +28,7 @@ from pelap.core import files
 from pelap.core.errors import TrainingError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.evaluation.evaluator import Evaluator
-from pelap.pipelines.model_io import load_model
+from pelap.pipelines.pipeline_io import load_model
 from pelap.report.figures.style import to_png
 from pelap.stages.shared import Context
 from pelap.training.trainer import Trainer

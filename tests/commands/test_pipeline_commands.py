@@ -26,9 +26,8 @@ from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import EffNetLite0
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
 from pelap.evaluation.image_quality import psnr
-from pelap.pipelines import LatentPipeline
-from pelap.pipelines.model_io import load_model, save_model
-from pelap.pipelines.pipeline_io import is_pipeline, load_pipeline, save_pipeline
+from pelap.pipelines.latent import LatentPipeline
+from pelap.pipelines.pipeline_io import is_pipeline, load_model, load_pipeline, save_model, save_pipeline
 from pelap.profiling.cost import count_macs, count_params
 
 STEPS = 4

@@ -16,8 +16,7 @@ import pelap
 from pelap.cli import main
 from pelap.core import files
 from pelap.core.keys import Key, key
-from pelap.pipelines import LatentPipeline
-from pelap.pipelines.pipeline_denoiser import pipeline_denoiser
+from pelap.pipelines.latent import LatentPipeline, pipeline_denoiser
 from pelap.pipelines.pipeline_io import load_pipeline
 from pelap.scoring.scorer import Scorer
 from pelap.scoring.statistic import distances

@@ -16,8 +16,7 @@ from pelap.config.load import DEFAULTS, load_params, parse_params
 from pelap.config.upgrade import rename, renamed_steps
 from pelap.core import files
 from pelap.core.errors import ConfigError, PlanError
-from pelap.pipelines.model_io import load_model, save_model
-from pelap.pipelines.pipeline_io import load_pipeline
+from pelap.pipelines.pipeline_io import load_model, load_pipeline, save_model
 from pelap.surgery.plan import load_plan
 
 OLD = ROOT / "tests" / "data_of_0_1"

@@ -142,7 +142,7 @@ def test_the_code_of_a_stage_is_all_of_the_package_that_it_imports() -> None:
     assert {
         "pelap.training.joint",
         "pelap.models.mask",
-        "pelap.models.schedule",
+        "pelap.diffusion.loss",
         "torch",
         "diffusers",
     } <= found

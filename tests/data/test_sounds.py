@@ -14,7 +14,7 @@ from tiny import SOUNDS, expect_error, tiny_download
 from pelap.config import SoundParams
 from pelap.core.rng import generator
 from pelap.data import sounds as sounds_module
-from pelap.data.dataset import ImageDataset, load_dataset, save_dataset
+from pelap.data.dataset import ImageDataset
 from pelap.data.entries import Remark, unsaid
 from pelap.data.modality import GAP_S, NUM_PLAYED, PLAYED_PEAK, coloured, modality_of, one_after_the_other
 from pelap.data.sounds import read_wav, to_sounds, to_spectrograms, write_wav
@@ -59,15 +59,6 @@ def read(data: bytes, remark: Remark = unsaid) -> torch.Tensor:
 
 
 # --- recipes
-
-
-def test_a_data_set_of_sounds_survives_packing(tmp_path: Path) -> None:
-    dataset, path = build(), tmp_path / "sounds.safetensors"
-    save_dataset(dataset, path)
-    loaded = load_dataset(path)
-    assert loaded.sound == SOUNDS
-    assert torch.equal(loaded.train.images, dataset.train.images)
-    assert loaded.class_names == tuple(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,7 +13,7 @@ from pelap.cli import main
 from pelap.config.load import read_yaml, resolved
 from pelap.core import files
 from pelap.core.paths import input_file
-from pelap.datasets.inputs import READING, inputs_of
+from pelap.datasets.sources import READING, inputs_of
 
 RAW = read_yaml(ROOT / "params.yaml")
 TEXT = resolved(ROOT / "presets" / "tasks" / "text.yaml")

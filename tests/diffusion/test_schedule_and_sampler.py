@@ -12,14 +12,14 @@ from pelap.config import SamplerParams, VariantParams
 from pelap.core.device import full_precision
 from pelap.core.errors import ConfigError
 from pelap.core.rng import generator, noise
-from pelap.diffusion.loss import denoise
-from pelap.diffusion.reverse import ReverseProcess, sample_latents
+from pelap.diffusion.loss import add_noise, alphas_cumprod
+from pelap.diffusion.reverse import ReverseProcess, denoise
 from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_models, sample_from, sample_images
 from pelap.models.deep_cache import DeepCache
-from pelap.models.schedule import add_noise, alphas_cumprod, make_scheduler
+from pelap.models.latent_diffusion import make_scheduler
 from pelap.models.text_conditioner import TextConditioner
 
-DIFFUSION = tiny_params().diffusion
+DIFFUSION, CPU = tiny_params().diffusion, torch.device("cpu")
 
 
 def test_noise_of_an_item_depends_on_seed_purpose_and_index_alone() -> None:
@@ -45,7 +45,7 @@ def test_schedulers_have_the_settings_for_unbounded_latents(kind: str) -> None:
 
 def test_steps_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="7 sampling steps"):
-        sample_latents(Recorder(), DIFFUSION, SamplerParams(kind="ddim", steps=7), torch.randn(1, 4, 4, 4))
+        ReverseProcess(DIFFUSION, SamplerParams(kind="ddim", steps=7), CPU)
 
 
 class Recorder(nn.Module):
@@ -66,7 +66,8 @@ class Recorder(nn.Module):
 def test_sampling_starts_at_the_last_time_step(kind: str, steps: int) -> None:
     unet = Recorder()
     streams = [generator(0, "s", i) for i in range(2)]
-    sample_latents(unet, DIFFUSION, SamplerParams(kind=kind, steps=steps), torch.randn(2, 4, 4, 4), streams)
+    sampler = SamplerParams(kind=kind, steps=steps)
+    ReverseProcess(DIFFUSION, sampler, CPU).run(unet, torch.randn(2, 4, 4, 4), streams)
     assert len(unet.steps) == steps
     assert unet.steps[0] == 999
     assert unet.steps == sorted(unet.steps, reverse=True)
@@ -83,7 +84,7 @@ class Ideal(nn.Module):
 
 def test_unit_variance_comes_out_with_unit_variance() -> None:
     start = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    out = sample_latents(Ideal(), DIFFUSION, SamplerParams(kind="ddim", steps=50), start)
+    out = ReverseProcess(DIFFUSION, SamplerParams(kind="ddim", steps=50), CPU).run(Ideal(), start)
     assert 0.95 < float(out.std()) < 1.05
 
 
@@ -100,7 +101,8 @@ def test_latents_outside_the_support_are_zero_whatever_the_unet_says(kind: str) 
     open_channels = torch.tensor([1.0, 0.0, 1.0])[None, :, None, None]
     streams = [generator(0, "s", i) for i in range(2)]
     sampler = SamplerParams(kind=kind, steps=4)
-    out = sample_latents(Loud(), DIFFUSION, sampler, torch.randn(2, 3, 4, 4), streams, open_channels)
+    process = ReverseProcess(DIFFUSION, sampler, CPU)
+    out = process.run(Loud(), torch.randn(2, 3, 4, 4), streams, open_channels)
     for latents in (*seen, out):
         assert not latents[:, 1].any()
         assert (latents[:, [0, 2]] != 0).all()

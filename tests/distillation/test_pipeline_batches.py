@@ -30,7 +30,7 @@ from pelap.data.dataset import to_float
 from pelap.distillation import pipeline_distillation
 from pelap.distillation.objective import matched_blocks
 from pelap.distillation.pipeline_distillation import PipelineBatches, encode
-from pelap.pipelines import LatentPipeline
+from pelap.pipelines.latent import LatentPipeline
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import plan_from_json
 

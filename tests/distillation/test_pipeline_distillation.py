@@ -34,7 +34,7 @@ from pelap.core.progress import hidden
 from pelap.distillation import pipeline_distillation
 from pelap.distillation.distill import distill
 from pelap.distillation.pipeline_distillation import PipelineBatches, distill_pipeline
-from pelap.pipelines import LatentPipeline
+from pelap.pipelines.latent import LatentPipeline
 from pelap.pipelines.pipeline_io import load_pipeline, pipeline_plan, save_pipeline
 from pelap.surgery.apply import apply_plan, plan_kept, removed_operators
 from pelap.surgery.plan import fingerprint, plan_from_json

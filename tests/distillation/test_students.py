@@ -22,8 +22,8 @@ from pelap.diffusion.sampler import ImageGenerator, sample_from
 from pelap.distillation import model_distillation
 from pelap.distillation.batches import ModelBatches
 from pelap.distillation.distill import DISTANCE, Distilled, distill
-from pelap.models.cut import CutLightUNet
-from pelap.pipelines.model_io import load_model, model_plan, save_model
+from pelap.models.light_unet import CutLightUNet
+from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
 from pelap.report.figures.training import distillation_curves
 from pelap.stages import distill as stage
 from pelap.stages.shared import Context

@@ -14,7 +14,7 @@ from torch import nn
 from pelap.config import SamplerParams, SoundParams
 from pelap.core.errors import ConfigError, DataError, ModelError
 from pelap.data.dataset import ImageDataset, to_float
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator
 from pelap.evaluation import evaluator as evaluator_module
 from pelap.evaluation.evaluation_reference import EvaluationReference

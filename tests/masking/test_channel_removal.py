@@ -32,15 +32,13 @@ from pelap.core.errors import ModelError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import ImageDataset, save_dataset, to_float
 from pelap.datasets.sources import build_dataset
-from pelap.diffusion.loss import denoise
-from pelap.diffusion.model_denoiser import model_denoiser
-from pelap.diffusion.reverse import sample_latents
+from pelap.diffusion.loss import add_noise, alphas_cumprod
+from pelap.diffusion.reverse import ReverseProcess, denoise, model_denoiser
 from pelap.masking.channel_removal import closed_channels, cut_channels
-from pelap.models.cut import CutLightUNet
-from pelap.models.latent_diffusion import Autoencoder, LatentDiffusion, ModelInfo, build_model
-from pelap.models.schedule import add_noise, alphas_cumprod
-from pelap.models.vae import VAE, PretrainedVAE, load_pretrained_vae
-from pelap.pipelines.model_io import load_model, save_model
+from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, build_model
+from pelap.models.light_unet import CutLightUNet
+from pelap.models.vae import VAE, Autoencoder, PretrainedVAE, load_pretrained_vae
+from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.stages import distill, evaluate, prune, score, train
 from pelap.stages.shared import Context
 from pelap.surgery.apply import apply_plan
@@ -172,7 +170,8 @@ def hard_masked(model: LatentDiffusion, given: Given) -> Result:
     predicted = model.unet(noisy, steps).sample
     double = copy.deepcopy(model).double()
     double.unet.register_forward_pre_hook(lambda _, args: (shut(args[0]), *args[1:]))
-    samples = restored = sample_latents(double.unet, model.info.diffusion, SAMPLER, noise.double())
+    process = ReverseProcess(model.info.diffusion, SAMPLER, CPU)
+    samples = restored = process.run(double.unet, noise.double())
     if variant.normalise == "after_mask":
         restored = double.normaliser.restore(samples)  # type: ignore[union-attr]
     pictures = double.vae.decode(shut(restored))

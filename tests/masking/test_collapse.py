@@ -13,6 +13,7 @@ from pelap.config import VariantParams
 from pelap.core.device import full_precision
 from pelap.core.errors import ModelError
 from pelap.data.dataset import to_float
+from pelap.diffusion.loss import alphas_cumprod
 from pelap.masking.collapse import (
     HEALTHY,
     MASK_COLLAPSE,
@@ -31,7 +32,6 @@ from pelap.masking.collapse import (
 from pelap.masking.observation import Observations, Observer, Thresholds, hard_mask, zero_latent_floor
 from pelap.models.latent_diffusion import apply_mask
 from pelap.models.light_unet import LightUNet
-from pelap.models.schedule import alphas_cumprod
 
 ALPHAS = alphas_cumprod(tiny_params().diffusion)
 THRESHOLDS = Thresholds(active=0.5, scale=0.5)

@@ -62,28 +62,25 @@ class Counter:
         return found
 
 
+@pytest.mark.parametrize(
+    ("interval", "exact"), [(1, [True] * 5), (3, [True, False, False, True, False])], ids=["1", "3"]
+)
 @pytest.mark.parametrize("name", [*UNETS, "three_levels"])
-def test_interval_one_is_the_network(name: str) -> None:
+def test_whole_steps_are_exact_and_the_others_are_close(name: str, interval: int, exact: list[bool]) -> None:
     unet, call = unet_of(name), caller(name)
-    cached = DeepCache(unet, 1)
-    for seed, t in enumerate((900, 500, 100)):
-        assert torch.equal(call(cached, latents(seed), t), call(unet, latents(seed), t))
-
-
-@pytest.mark.parametrize("name", [*UNETS, "three_levels"])
-def test_whole_steps_are_exact_and_the_others_are_close(name: str) -> None:
-    unet, call = unet_of(name), caller(name)
-    cached, start, away = DeepCache(unet, 3), latents(0), latents(1)
-    exact = []
+    cached, start, away = DeepCache(unet, interval), latents(0), latents(1)
+    found = []
     for step, t in enumerate((900, 895, 890, 885, 880)):
         sample = start + 0.02 * step * away
         ours, right = call(cached, sample, t), call(unet, sample, t)
-        exact.append(torch.equal(ours, right))
-        if exact[-1]:
+        found.append(torch.equal(ours, right))
+        if found[-1]:
             whole = ours
         else:  # closer than to give the last whole step's output again
             assert (ours - right).norm() < (whole - right).norm()
-    assert exact == [True, False, False, True, False]
+    assert found == exact
+    cached.reset()
+    assert torch.equal(call(cached, sample, 100), call(unet, sample, 100))
 
 
 def test_what_is_computed_between() -> None:
@@ -145,30 +142,16 @@ def test_other_calls_start_a_run(sample: torch.Tensor, t: Any, whole: bool) -> N
         assert counter.since() == (0,)
 
 
-def test_a_run_is_the_same_whatever_ran_before() -> None:
-    call = caller("")
-    unet = three_levels()
-    cached, fresh = DeepCache(unet, 3), DeepCache(unet, 3)
-    for t in (900, 600, 300, 200):
-        call(cached, latents(5), t)
-    for step, t in enumerate((900, 600, 300)):
-        assert torch.equal(call(cached, latents(step), t), call(fresh, latents(step), t))
-    cached.reset()
-    assert torch.equal(call(cached, latents(9), 100), call(unet, latents(9), 100))
-
-
 def test_the_network_is_left_as_it_was_also_after_an_error() -> None:
     unet, call = three_levels(), caller("")
-    before = {name: dict(module.__dict__) for name, module in unet.named_modules()}
     cached = DeepCache(unet, 2)
 
     def same() -> bool:
-        return all("forward" not in unet.get_submodule(name).__dict__ for name in before)
+        return not any("forward" in vars(module) for module in unet.modules())
 
-    call(cached, latents(0), 900)
-    call(cached, latents(0), 800)
-    assert same()
-    call(cached, latents(0), 700)
+    for t in (900, 800, 700):  # the last is a whole step, the next would take from it
+        call(cached, latents(0), t)
+        assert same()
     handle = unet.conv_out.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call(cached, latents(0), 600)
@@ -178,7 +161,7 @@ def test_the_network_is_left_as_it_was_also_after_an_error() -> None:
     own = unet.mid_block.forward
     unet.mid_block.forward = own  # as offloading does
     call(cached, latents(1), 400)
-    assert unet.mid_block.__dict__["forward"] is own
+    assert vars(unet.mid_block)["forward"] is own
 
 
 def test_weights_are_the_networks_own() -> None:
@@ -199,17 +182,14 @@ def test_weights_are_the_networks_own() -> None:
 @pytest.mark.parametrize("name", ["light", "dit", "plain"])
 def test_other_networks_are_refused(name: str) -> None:
     network = CASES[name]().network
-    with pytest.raises(
-        ModelError, match=rf"deep cache: {type(network).__name__} is no UNet2DModel.*; use one"
-    ):
+    words = rf"deep cache: {type(network).__name__} is no UNet2DModel.*; use one"
+    with pytest.raises(ModelError, match=words):
         DeepCache(network, 2)
 
 
 def test_a_single_level_is_refused() -> None:
-    unet = UNet2DModel(
-        in_channels=4, out_channels=4, block_out_channels=(8,), norm_num_groups=4, attention_head_dim=8,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+    unet = UNet2DModel(block_out_channels=(8,), norm_num_groups=4, attention_head_dim=8,
+                       down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
     with pytest.raises(ModelError, match="no first level apart"):
         DeepCache(unet, 2)
     with pytest.raises(ValueError, match="at least 1"):

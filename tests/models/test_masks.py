@@ -8,10 +8,10 @@ import torch
 from tiny import set_logits, tiny_model
 
 from pelap.config import ALL_LOSSES, SamplerParams, VariantParams
-from pelap.diffusion.loss import add_noise_to, denoise, noise_error
+from pelap.diffusion.loss import add_noise_to, alphas_cumprod, noise_error
+from pelap.diffusion.reverse import denoise
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.models.mask import ImportanceMask, LatentNorm
-from pelap.models.schedule import alphas_cumprod
 from pelap.profiling.cost import count_params
 from pelap.training.objective import draw_step_noise, joint_losses
 
@@ -164,27 +164,23 @@ def _reached(model: LatentDiffusion, part: torch.nn.Parameter) -> set[str]:
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
-@pytest.mark.parametrize("field", ["encoder_losses", "mask_losses"])
-def test_a_loss_trains_a_part_exactly_where_it_is_named(field: str, names: tuple[str, ...]) -> None:
-    coupling = VariantParams(sparsity_key="lambda", decoder_input="masked").model_copy(update={field: names})
-    model = tiny_model(fields=coupling)
+@pytest.mark.parametrize(
+    ("field", "adaptive"), [("encoder_losses", True), ("mask_losses", True), ("mask_losses", False)]
+)
+def test_a_loss_trains_a_part_exactly_where_it_is_named(
+    field: str, adaptive: bool, names: tuple[str, ...]
+) -> None:
+    coupling = VariantParams(adaptive=adaptive, sparsity_key="lambda", decoder_input="masked")
+    model = tiny_model(fields=coupling.model_copy(update={field: names}))
     assert model.mask is not None
     _varied(model.mask)
-    encoder, mask = model.vae.mean_head.weight, model.mask.layers[-1].bias
+    encoder = model.vae.mean_head.weight
+    mask = model.mask.layers[-1].bias if adaptive else model.mask.logits
     named, other = (encoder, mask) if field == "encoder_losses" else (mask, encoder)
     assert _reached(model, named) == set(names)
-    # The penalty has no way to the encoder but through the mask that it trains.
-    lost = set() if field == "encoder_losses" else {"sparsity"} - set(names)
-    assert _reached(model, other) == set(ALL_LOSSES) - lost
-
-
-@pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
-def test_a_static_mask_is_trained_by_the_losses_that_are_named(names: tuple[str, ...]) -> None:
-    coupling = VariantParams(adaptive=False, sparsity_key="lambda", decoder_input="masked")
-    model = tiny_model(fields=coupling.model_copy(update={"mask_losses": names, "encoder_losses": ()}))
-    assert model.mask is not None
-    assert _reached(model, model.mask.logits) == set(names)
-    assert _reached(model, model.vae.mean_head.weight) == set()
+    # The penalty has no way to the encoder but through an adaptive mask that it trains.
+    has_way = field == "encoder_losses" or (adaptive and "sparsity" in names)
+    assert _reached(model, other) == set(ALL_LOSSES) - (set() if has_way else {"sparsity"})
 
 
 def test_the_paper_trains_its_mask_by_all_but_the_reconstruction() -> None:

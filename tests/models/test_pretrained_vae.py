@@ -16,7 +16,7 @@ from pelap.core.errors import ConfigError, ModelError
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import save_dataset
 from pelap.models.vae import PretrainedVAE, load_pretrained_vae
-from pelap.pipelines.model_io import load_model, save_model
+from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.stages import train
 from pelap.stages.shared import Context
 from pelap.training import variants
@@ -59,9 +59,7 @@ def _same(vae: PretrainedVAE, other: PretrainedVAE) -> None:
 def test_it_is_read_from_its_folder_and_from_that_of_a_pipeline(source: Path, tmp_path: Path) -> None:
     vae = load_pretrained_vae(str(source))
     assert (vae.latent_channels, vae.downsampling) == (4, 2)
-    expected = AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False)
-    for name, tensor in expected.state_dict().items():
-        assert torch.equal(tensor, vae.vae.state_dict()[name])
+    _same(PretrainedVAE(AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False)), vae)
     shutil.copytree(source, tmp_path / "pipeline" / "vae")
     files.write_json(tmp_path / "pipeline" / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
     _same(vae, load_pretrained_vae(str(tmp_path / "pipeline")))

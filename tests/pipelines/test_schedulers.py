@@ -18,7 +18,7 @@ from pelap.core.errors import ModelError, PelapError
 from pelap.core.rng import noise
 from pelap.data.dataset import all_equal
 from pelap.diffusion.sampler import PURPOSE, sample_from
-from pelap.pipelines import LatentPipeline
+from pelap.pipelines.latent import LatentPipeline
 
 MOST = 6  # steps that the schedulers were made for
 OPTIONS: dict[str, tuple[Any, ...]] = {

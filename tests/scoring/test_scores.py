@@ -18,7 +18,7 @@ from pelap.config import SamplerParams, ScoreParams
 from pelap.config.pruning import Formula
 from pelap.core.device import full_precision
 from pelap.core.errors import ModelError
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.scoring import score as score_module
 from pelap.scoring.score import ORIGINAL, Denoise, LatentStore, Scores, score_operators
 from pelap.scoring.statistic import Bootstrap, distances, score

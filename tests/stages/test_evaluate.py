@@ -25,7 +25,7 @@ from pelap.evaluation.image_quality import psnr, ssim
 from pelap.evaluation.reference import ImageMetrics, Reference, shares_recovered
 from pelap.models.deep_cache import DeepCache
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.pipelines.model_io import load_model, save_model
+from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.profiling.cost import count_macs, count_params
 from pelap.stages import evaluate
 from pelap.stages.shared import Context

@@ -15,9 +15,9 @@ from torch import nn
 from pelap.core import files
 from pelap.core.errors import ConfigError, PlanError
 from pelap.core.paths import RunPaths
-from pelap.diffusion.model_denoiser import model_denoiser
+from pelap.diffusion.reverse import model_denoiser
 from pelap.models.latent_diffusion import LatentDiffusion
-from pelap.pipelines.model_io import load_model, model_plan, save_model
+from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
 from pelap.profiling.cost import count_params
 from pelap.pruning.pruner import Pruner
 from pelap.scoring import criteria, statistic

@@ -16,7 +16,7 @@ from pelap.core.errors import TrainingError
 from pelap.core.files import read_csv
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.data.dataset import save_dataset
-from pelap.pipelines.model_io import load_model
+from pelap.pipelines.pipeline_io import load_model
 from pelap.stages import train
 from pelap.stages.shared import Context
 from pelap.training.parallel import _prefetched, prefetch, train_parallel

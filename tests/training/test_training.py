@@ -14,8 +14,8 @@ from pelap.config import VariantParams
 from pelap.core.errors import TrainingError
 from pelap.core.keys import key
 from pelap.core.resume import ResumeState
+from pelap.diffusion.loss import add_noise, alphas_cumprod
 from pelap.models.latent_diffusion import LatentDiffusion, apply_mask
-from pelap.models.schedule import add_noise, alphas_cumprod
 from pelap.training import joint
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
 from pelap.training.objective import autoencoder_losses, draw_step_noise, joint_losses

@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_raw
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelap.pipelines.model_io import save_model
+from pelap.pipelines.pipeline_io import save_model
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan, PlanEntry
 

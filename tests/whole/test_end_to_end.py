@@ -20,7 +20,7 @@ from pelap.config.load import read_yaml
 from pelap.core import files
 from pelap.core.paths import RunPaths
 from pelap.masking.collapse import HEALTHY, MASK_COLLAPSE, PARTIAL_MASK, SCALE_COLLAPSE
-from pelap.pipelines.model_io import load_model
+from pelap.pipelines.pipeline_io import load_model
 
 pytestmark = pytest.mark.slow
 

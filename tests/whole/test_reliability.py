@@ -22,7 +22,7 @@ from tiny_pipelines import tiny_ddim
 
 from pelap.cli import main
 from pelap.data.dataset import save_dataset
-from pelap.pipelines.model_io import save_model
+from pelap.pipelines.pipeline_io import save_model
 
 ROOT = Path(__file__).parents[2]
 later = pytest.mark.xfail(strict=True, raises=BaseException, reason="mended by the issue about hardening")

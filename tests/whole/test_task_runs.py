@@ -18,7 +18,7 @@ from pelap.data.modality import GAP_S, NUM_PLAYED, modality_of
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.classifier import trained_classifier
 from pelap.evaluation.evaluation_reference import CLASSIFIER_SEED
-from pelap.pipelines.model_io import load_model
+from pelap.pipelines.pipeline_io import load_model
 from pelap.stages import collapse, distill, download, evaluate, prune, report, score, train
 from pelap.stages.shared import Context
 

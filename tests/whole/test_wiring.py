@@ -20,7 +20,7 @@ from pelap.commands.paper_study import load_study
 from pelap.config.load import STAGE_KEYS, load_params, read_yaml, resolved
 from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, input_file, packed_dataset
-from pelap.datasets.inputs import READING
+from pelap.datasets.sources import READING
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -12,7 +12,7 @@ sys.path.insert(0, str(workflow.basedir))
 from pelap.core import files
 from pelap.core.errors import PelapError
 from pelap.core.paths import DOWNLOADS, RunPaths, packed_dataset
-from pelap.datasets.locate import DATA_DIR_VARIABLE
+from pelap.datasets.sources import DATA_DIR_VARIABLE
 from workflow import grid
 from workflow.studies import choosing, collapse, paper, seeds, tasks
 
