@@ -20,7 +20,7 @@ import torch
 from pelap.core.device import choose_device, describe, synchronise
 from pelap.core.errors import PelapError
 from pelap.core.files import write_json
-from pelap.core.progress import progress
+from pelap.core.terminal import progress
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from pelap.config import SamplerParams, ScoreParams
 from pelap.core.device import choose_device
-from pelap.core.progress import progress
+from pelap.core.terminal import progress
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.reverse import model_denoiser
 from pelap.pipelines.pipeline_io import load_model

@@ -255,7 +255,7 @@ def test_progress_and_files_are_had_by_asking(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pelap.core.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("pelap.core.terminal.SECONDS_BETWEEN_LINES", 0.0)
     pelap.score(ddim, progress=True, out=tmp_path / "scores.csv", **BENCH)
     assert "score DDIMPipeline: " in capfd.readouterr().err
     result: Result = pelap.evaluate(

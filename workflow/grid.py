@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from pelap.commands.paper_study import load_study
+from pelap.commands.studies import load_study
 from pelap.config.load import parse_params, read_yaml, resolved, select_keys
 from pelap.core import files
 from pelap.core.errors import ConfigError

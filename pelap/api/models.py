@@ -18,7 +18,7 @@ from pelap.core import files
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.keys import key
 from pelap.core.part_io import CONFIG, labels_of_classes
-from pelap.core.progress import hidden
+from pelap.core.terminal import hidden
 from pelap.data.dataset import ImageDataset, load_dataset
 from pelap.datasets.folder import build_folder
 from pelap.diffusion.denoiser import Denoiser

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from ruamel.yaml import YAML
 
-from pelap.commands.paper_study import Cell, Study, finished_stages, load_study, read_record
-from pelap.commands.studies import study_module
+from pelap.commands.studies import Cell, Study, finished_stages, load_study, read_record, study_module
 from pelap.core import files
 from pelap.core.device import choose_device, environment, uses_bf16
 from pelap.core.errors import ConfigError, PelapError
@@ -60,7 +59,7 @@ def paper(
     """Run what is not finished yet, then write the tables and the archive of what is.
 
     Args:
-        study_file: See `pelap.commands.paper_study`.
+        study_file: See `pelap.commands.studies`.
         root: Where the runs, tables and archive go.
         data: Of the packed data sets; the study's is made first where it is missing.
         device_name: As on the command line.

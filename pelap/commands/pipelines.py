@@ -13,9 +13,8 @@ from pelap.config.upgrade import renamed_scores
 from pelap.core import files
 from pelap.core.device import protocol_beside
 from pelap.core.errors import ConfigError, ModelError
-from pelap.core.keys import code_of, key
+from pelap.core.keys import ResumeState, code_of, key
 from pelap.core.paths import REAL_ROW, packed_dataset, reference_cache
-from pelap.core.resume import ResumeState
 from pelap.data.dataset import load_dataset
 from pelap.data.entries import read_prompts
 from pelap.distillation import pipeline_distillation as distillation

@@ -7,10 +7,12 @@ it. What is made of anything else has another key, and `Key.differences` says in
 
 import ast
 import dataclasses
+import glob
 import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import site
 import sys
 import sysconfig
@@ -23,7 +25,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from pelap.core.files import digest, sha256, tensors_digest
+from pelap.core import files
+from pelap.core.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Key:
     @property
     def name(self) -> str:
         """Twelve hexadecimal digits, for file names: equal keys have equal names."""
-        return digest(dict(self.parts))
+        return files.digest(dict(self.parts))
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Names of the parts that another key's `parts` have otherwise, or not at all."""
@@ -55,7 +58,7 @@ def key(**parts: Any) -> Key:
     Raises:
         TypeError: A part is of a type whose value is not known here.
     """
-    return Key({name: digest(_plain(value)) for name, value in parts.items()})
+    return Key({name: files.digest(_plain(value)) for name, value in parts.items()})
 
 
 def code_of(module: str) -> str:
@@ -69,7 +72,7 @@ def code_of(module: str) -> str:
         module: Dotted name, found as Python finds it, or in the working folder.
     """
     with working_folder_on_path():
-        return digest(_sources(module))
+        return files.digest(_sources(module))
 
 
 @contextmanager
@@ -81,6 +84,56 @@ def working_folder_on_path() -> Iterator[None]:
         yield
     finally:
         sys.path[:] = path
+
+
+class ResumeState:
+    """Where the state of work is kept while it lasts; the same work, interrupted, goes on from there.
+
+    Where an interrupted run of the work was of something else, that is said on the terminal.
+
+    Args:
+        parent: Folder of states. Neither DVC nor Snakemake may know it: both delete outputs before a rerun.
+        label: What the work is.
+        made_of: Everything that its result depends on.
+
+    Attributes:
+        folder: For this work's state; it need not exist.
+    """
+
+    def __init__(self, parent: Path, label: str, made_of: Key) -> None:
+        self._parent = parent
+        self._label = label
+        self._note = parent / f"{label}.made-of.json"
+        self.folder = parent / f"{label}-{made_of.name}"
+        if not self.folder.is_dir() and self._folders():
+            differing = ", ".join(made_of.differences(self._noted())) or "nothing that was noted"
+            print(f"{label.strip('.')}: starts anew; the run that was interrupted has another {differing}")
+        files.write_json(self._note, dict(made_of.parts))
+
+    def drop(self) -> None:
+        """Remove the state, and those of other parameters too: nobody will ask for them again."""
+        for folder in self._folders():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._note.unlink(missing_ok=True)
+        if self._parent.is_dir() and not any(self._parent.iterdir()):
+            self._parent.rmdir()
+
+    def _folders(self) -> list[Path]:
+        """Those of states of the same label, whatever they are made of."""
+        name = re.compile(re.escape(self._label) + "-[0-9a-f]{12}")
+        return [
+            path for path in self._parent.glob(f"{glob.escape(self._label)}-*") if name.fullmatch(path.name)
+        ]
+
+    def _noted(self) -> dict[str, Any]:
+        """What the last run that began this work was made of."""
+        try:
+            return files.read_mapping(self._note)
+        except DataError:
+            return {}
+
+
+# --- the values of parts, and the code
 
 
 def _plain(value: Any) -> Any:
@@ -106,10 +159,10 @@ def _of_torch(value: Any) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return tensors_digest({"": value})
+        return files.tensors_digest({"": value})
     settings = _settings(getattr(value, "config", {}))
     if isinstance(value, torch.nn.Module):
-        return [type(value).__qualname__, settings, tensors_digest(value.state_dict())]
+        return [type(value).__qualname__, settings, files.tensors_digest(value.state_dict())]
     if hasattr(value, "set_timesteps"):  # a scheduler, whose noise levels may have been set by hand
         levels = getattr(value, "alphas_cumprod", None)
         return [type(value).__qualname__, settings, None if levels is None else _plain(levels)]
@@ -127,20 +180,20 @@ def _settings(config: Any) -> dict[str, str]:
 
 def _content(path: Path) -> Any:
     if path.is_dir():
-        return {file.relative_to(path).as_posix(): sha256(file) for file in _files_below(path)}
-    return sha256(path) if path.is_file() else None
+        return {file.relative_to(path).as_posix(): files.sha256(file) for file in _files_below(path)}
+    return files.sha256(path) if path.is_file() else None
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """All of them, behind links to folders too."""
     seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link around itself
             folders.clear()
             continue
         seen.add(real)
-        yield from (path for path in (Path(parent, name) for name in sorted(files)) if path.is_file())
+        yield from (path for path in (Path(parent, name) for name in sorted(names)) if path.is_file())
 
 
 def _sources(module: str) -> dict[str, str]:

@@ -12,8 +12,8 @@ from pelap.config import SamplerParams
 from pelap.core.device import autocast, normalise_in_fp32, synchronise, uses_bf16
 from pelap.core.errors import ConfigError, ModelError, finite
 from pelap.core.graphs import Graphed
+from pelap.core.paths import cached_name
 from pelap.core.rng import generator, noise
-from pelap.core.run_models import cached_name
 from pelap.data.dataset import all_equal, to_uint8
 from pelap.diffusion.reverse import ReverseProcess
 from pelap.models.deep_cache import DeepCache

@@ -10,8 +10,7 @@ from torch import nn
 
 from pelap.config import DistillParams, QualityParams, StudentParams
 from pelap.core.errors import DataError
-from pelap.core.keys import code_of
-from pelap.core.resume import ResumeState
+from pelap.core.keys import ResumeState, code_of
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset
 from pelap.data.modality import modality_of

@@ -18,8 +18,7 @@ from pelap.config import DistillParams, LossWeights
 from pelap.core.calls import capture_calls
 from pelap.core.errors import ModelError, finite
 from pelap.core.graphs import to_device
-from pelap.core.keys import code_of
-from pelap.core.resume import ResumeState
+from pelap.core.keys import ResumeState, code_of
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, gather_batch, to_float
 from pelap.diffusion.loss import add_noise

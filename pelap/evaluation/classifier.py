@@ -20,8 +20,8 @@ from pelap.core.device import autocast
 from pelap.core.errors import ConfigError, DataError, TrainingError, finite
 from pelap.core.files import tensors_digest
 from pelap.core.keys import code_of
-from pelap.core.progress import progress
 from pelap.core.rng import generator
+from pelap.core.terminal import progress
 from pelap.data.dataset import ImageDataset, epoch_indices, gather_batch, to_float
 from pelap.evaluation.features import CLASSIFIER, Extractor
 from pelap.evaluation.weights import kept

@@ -16,8 +16,8 @@ from pelap.core.files import one_line
 from pelap.core.graphs import WARMUP_CALLS, can_record
 from pelap.core.part_io import weights_bytes
 from pelap.core.paths import REAL_ROW
-from pelap.core.progress import progress
 from pelap.core.rng import noise
+from pelap.core.terminal import progress
 from pelap.data.dataset import to_float, to_uint8
 from pelap.diffusion.denoiser import Denoiser, said_if_some_are_left
 from pelap.diffusion.sampler import ImageGenerator, in_turn, said_if_alike, sample_from

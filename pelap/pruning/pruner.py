@@ -16,7 +16,7 @@ from pelap.config import PruneParams
 from pelap.core import files
 from pelap.core.device import full_precision
 from pelap.core.errors import PlanError, finite
-from pelap.core.progress import progress
+from pelap.core.terminal import progress
 from pelap.profiling.cost import count_params
 from pelap.profiling.latency import Latency, measure_latency
 from pelap.pruning.rounds import TimeBudgetPlanner

@@ -12,9 +12,8 @@ import pandas as pd
 
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.listing import QUANTITIES, changed
-from pelap.core.paths import REAL_ROW, RunPaths
-from pelap.core.run_models import cached_name, read_students
+from pelap.core.paths import REAL_ROW, RunPaths, cached_name, read_students
+from pelap.core.terminal import QUANTITIES, changed
 from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
 from pelap.report.tables import PRUNED, SURE, metrics_frame, quality_column
 

@@ -13,8 +13,8 @@ from pelap.config import ScoreParams
 from pelap.core.calls import Call
 from pelap.core.device import environment, full_precision
 from pelap.core.errors import ConfigError
-from pelap.core.progress import progress
 from pelap.core.rng import generator
+from pelap.core.terminal import progress
 from pelap.diffusion.denoiser import Denoiser
 from pelap.profiling.cost import count_macs, count_params
 from pelap.profiling.latency import measure_latency, measure_module_latencies

@@ -2,8 +2,7 @@
 
 from pelap.config import SamplerParams
 from pelap.core import files
-from pelap.core.paths import reference_cache
-from pelap.core.run_models import run_models
+from pelap.core.paths import reference_cache, run_models
 from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_models
 from pelap.evaluation.evaluation_reference import EvaluationReference

@@ -9,7 +9,7 @@ from pelap.config import PruneParams, ScoreParams
 from pelap.config.upgrade import renamed, renamed_scores
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
-from pelap.core.listing import listing
+from pelap.core.terminal import listing
 from pelap.diffusion.reverse import model_denoiser
 from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.pruning.pruner import Pruned, Pruner

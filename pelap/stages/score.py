@@ -5,9 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from pelap.core import files
-from pelap.core.keys import code_of, key
-from pelap.core.listing import named
-from pelap.core.resume import ResumeState
+from pelap.core.keys import ResumeState, code_of, key
+from pelap.core.terminal import named
 from pelap.diffusion.denoiser import said_if_some_are_left
 from pelap.diffusion.reverse import model_denoiser
 from pelap.models.model_io import load_model

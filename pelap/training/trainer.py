@@ -17,8 +17,8 @@ from pelap.config import DistillParams, TrainParams
 from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
 from pelap.core.errors import TrainingError, finite
 from pelap.core.graphs import Graphed, Tree
-from pelap.core.progress import progress
 from pelap.core.rng import generator
+from pelap.core.terminal import progress
 from pelap.data.dataset import BatchIndices, epoch_indices
 from pelap.training.checkpoint import load_checkpoint, save_checkpoint
 

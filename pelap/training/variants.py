@@ -7,8 +7,7 @@ import torch
 from pelap.config import NoConditioning, Params
 from pelap.config.rules import latent_problem, parts_of
 from pelap.core.errors import ConfigError
-from pelap.core.keys import code_of, key
-from pelap.core.resume import ResumeState
+from pelap.core.keys import ResumeState, code_of, key
 from pelap.data.dataset import ImageDataset
 from pelap.data.entries import read_prompts
 from pelap.data.modality import modality_of

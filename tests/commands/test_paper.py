@@ -22,8 +22,8 @@ import pelap.stages.train
 from pelap.cli import EXIT_UNFINISHED, main
 from pelap.commands import paper as runner
 from pelap.commands.paper import TimeIsUp, time_limit
-from pelap.commands.paper_study import finished_stages, load_study, read_record
-from pelap.config.load import load_params, resolved, select_keys
+from pelap.commands.studies import finished_stages, load_study, read_record
+from pelap.config.load import load_params, select_keys
 from pelap.core import files
 from pelap.core.errors import TrainingError
 from pelap.core.paths import RunPaths, packed_dataset
@@ -119,6 +119,7 @@ def quick_stages(patch: pytest.MonkeyPatch) -> list[str]:
         patch.setattr(getattr(pelap.stages, stage), "run", lambda context: None)
     patch.setattr("workflow.studies.paper.summarise.write_results", lambda root, study: None)
     patch.setattr(runner.download, "run", lambda context: None)
+    patch.setattr(runner.gc, "collect", lambda: 0)  # most of the time, where stages take none
     return watch(patch)
 
 
@@ -543,14 +544,6 @@ def test_the_studies_are_what_they_say(name: str) -> None:
         assert len({cell.seed for cell in study.cells}) == 5
         assert (paper.train.epochs, ablation.params.train.epochs) == (100, 30)
         assert study.parts["pruning"].params.evaluate.num_images >= 10_000
-
-
-def test_ablation_preset_is_the_papers_model_with_other_penalties() -> None:
-    raw, paper = (resolved(ROOT / "presets" / f"{name}.yaml") for name in ("ablation", "pelap-a"))
-    for section in ("lambda", "download", "vae", "unet", "diffusion", "collapse"):
-        assert raw[section] == paper[section], section
-    differing = {key for key in paper["train"] if raw["train"][key] != paper["train"][key]}
-    assert differing == {"epochs", "vae_epochs", "parallel_variants"}
 
 
 STUDENTS = {"distilled": {"start": "pruned", "task_weight": 1.0, "output_weight": 1.0, "feature_weight": 0.0}}

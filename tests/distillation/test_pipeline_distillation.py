@@ -30,7 +30,7 @@ from tiny_pipelines import PROMPTS, awake, tiny_ddim, tiny_stable_diffusion, une
 from pelap.commands.pipelines import distill_pipeline as distill_folders
 from pelap.config import LossWeights
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
-from pelap.core.progress import hidden
+from pelap.core.terminal import hidden
 from pelap.distillation import pipeline_distillation
 from pelap.distillation.distill import distill
 from pelap.distillation.pipeline_distillation import PipelineBatches, distill_pipeline

@@ -15,8 +15,7 @@ from torch import nn
 from pelap.config import SamplerParams
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
-from pelap.core.paths import RunPaths, packed_dataset
-from pelap.core.run_models import run_models
+from pelap.core.paths import RunPaths, packed_dataset, run_models
 from pelap.data.dataset import save_dataset
 from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.evaluator import LATENCY_COLUMNS

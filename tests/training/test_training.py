@@ -12,8 +12,7 @@ from training_cases import train_jointly
 
 from pelap.config import VariantParams
 from pelap.core.errors import TrainingError
-from pelap.core.keys import key
-from pelap.core.resume import ResumeState
+from pelap.core.keys import ResumeState, key
 from pelap.diffusion.loss import add_noise, alphas_cumprod
 from pelap.models.latent_diffusion import LatentDiffusion, apply_mask
 from pelap.training import joint

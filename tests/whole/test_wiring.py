@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import pelap
-from pelap.commands.paper_study import load_study
+from pelap.commands.studies import load_study
 from pelap.config.load import STAGE_KEYS, load_params, read_yaml, resolved
 from pelap.config.rules import STAGES
 from pelap.core.paths import RunPaths, input_file, packed_dataset

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pelap.core import files
-from pelap.core.paths import RunPaths
-from pelap.core.run_models import read_students
+from pelap.core.paths import RunPaths, read_students
 from pelap.report.tables import PRUNED
 from pelap.surgery.plan import Plan, load_plan
 from workflow.studies.common import PrunedCell, pruned_cell

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pelap.commands.paper_study import Cell, Study, finished_stages, load_study, read_record
+from pelap.commands.studies import Cell, Study, finished_stages, load_study, read_record
 from pelap.core import files
 from pelap.core.errors import ConfigError
 from pelap.core.paths import RunPaths
