@@ -24,7 +24,7 @@ from pelap.pipelines.pipeline_io import load_model, save_model
 from pelap.scoring.score import LatentStore
 from pelap.scoring.scorer import Scorer
 from pelap.training import joint, objective
-from pelap.training.objective import denoising_losses, draw_step_noise
+from pelap.training.objective import denoising_losses
 
 NAMES = ("even", "odd")
 DDIM = SamplerParams(kind="ddim", steps=4)
@@ -128,16 +128,6 @@ def test_classes_whose_names_are_parts_of_others_are_told_apart() -> None:
     assert told.labels_of_prompts(range(5)).tolist() == [1, 0, 2, UNKNOWN, 3]
 
 
-def test_hidden_states_of_a_prompt_do_not_depend_on_the_others() -> None:
-    told = conditioner()
-    tokens = told.of_items(range(4))
-    with torch.no_grad():
-        together, alone = told(tokens), told(tokens[2:3])
-    assert together.shape == (4, 4, 16)
-    torch.testing.assert_close(together[2:3], alone)
-    assert not torch.allclose(together[0], together[1])
-
-
 # Guidance
 
 
@@ -203,17 +193,6 @@ def test_stochastic_samplers_are_guided_too() -> None:
 
 
 # Models
-
-
-def test_the_loss_depends_on_what_the_denoiser_is_told() -> None:
-    model = told_model()
-    latents, alphas = torch.randn(4, *model.latent_shape), torch.linspace(0.99, 0.01, 1000)
-    even, odd = (
-        draw_step_noise(model, 4, 0, "test", 0, model.tokens_for(torch.full((4,), label))) for label in (0, 1)
-    )
-    assert torch.equal(even.noise, odd.noise)
-    losses = [denoising_losses(model, latents, random, 0.0, alphas)["noise"] for random in (even, odd)]
-    assert losses[0] != losses[1]
 
 
 def test_a_saved_model_makes_the_same(tmp_path: Path) -> None:
