@@ -48,6 +48,7 @@ def unsaid(what: str) -> None:
     """The remark that nobody hears."""
 
 
+# What a file holds, by the end of its name in small letters.
 KINDS = {".png": "pictures", ".jpg": "pictures", ".jpeg": "pictures", ".wav": "sounds"}
 UTF8_NAME = 0x800  # of a zip's entry; without it old tools mean code page 437, newer ones anything
 LINKED = "links in the archive not followed (pack it with `tar --dereference`, or with `zip` without -y)"

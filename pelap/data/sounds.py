@@ -189,6 +189,7 @@ def _unmixed(mel: Floats, bank: Floats) -> Floats:
 
 
 def _margins(params: SoundParams) -> tuple[int, int]:
+    """Samples of silence before and after a sound."""
     both = params.num_fft - params.hop_length
     return both // 2, both - both // 2
 
@@ -199,6 +200,7 @@ def _full_scale(params: SoundParams) -> float:
 
 
 def _of_peak_1(sounds: Floats) -> Floats:
+    """Silence stays silent."""
     scaled: Floats = sounds / np.maximum(np.abs(sounds).max(axis=-1, keepdims=True), TINY)
     return scaled
 

@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +18,6 @@ from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split
 from pelap.data.pictures import resize_all
 from pelap.datasets.sources import find_file, where_to_put
-
-
-class Remote(NamedTuple):
-    """A file on the network and what it must be."""
-
-    url: str
-    filename: str
-    md5: str
 
 
 def build(name: str, params: DownloadParams, seed: int, data_dir: Path) -> ImageDataset:
@@ -41,7 +33,7 @@ def _cifar(name: str, image_size: int, data_dir: Path) -> ImageDataset:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
-    archive = fetch(Remote(kind.url, kind.filename, kind.tgz_md5), data_dir)
+    archive = fetch(kind.url, kind.filename, kind.tgz_md5, data_dir)
     with tempfile.TemporaryDirectory(prefix="pelap-") as folder:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
@@ -55,7 +47,8 @@ def _svhn(name: str, image_size: int, data_dir: Path) -> ImageDataset:
 
     splits, files = [], []
     for split in ("train", "test"):
-        files.append(fetch(Remote(*SVHN.split_list[split]), data_dir))
+        url, filename, md5 = SVHN.split_list[split]
+        files.append(fetch(url, filename, md5, data_dir))
         stored = SVHN(files[-1].parent, split)
         pixels = np.ascontiguousarray(stored.data.transpose(0, 2, 3, 1))  # (N, H, W, 3)
         splits.append(_split(pixels, stored.labels, image_size))
@@ -64,7 +57,7 @@ def _svhn(name: str, image_size: int, data_dir: Path) -> ImageDataset:
     return ImageDataset(name, train, test, tuple("0123456789"), source, files_checksum(files))
 
 
-def fetch(remote: Remote, data_dir: Path) -> Path:
+def fetch(url: str, filename: str, md5: str, data_dir: Path) -> Path:
     """The verified file: in the downloads, in the folder of `PELAP_DATA_DIR`, or from the network.
 
     Raises:
@@ -72,13 +65,12 @@ def fetch(remote: Remote, data_dir: Path) -> Path:
     """
     from torchvision.datasets.utils import check_integrity
 
-    path = find_file(remote.filename, data_dir)
+    path = find_file(filename, data_dir)
     if path is None:
-        return _download(remote, data_dir)
-    if not check_integrity(path, remote.md5):
+        return _download(url, filename, md5, data_dir)
+    if not check_integrity(path, md5):
         raise DataError(
-            f"{path}: damaged or incomplete (its md5 is not {remote.md5}); "
-            "delete it and run `pelap download` again"
+            f"{path}: damaged or incomplete (its md5 is not {md5}); delete it and run `pelap download` again"
         )
     return path
 
@@ -92,7 +84,7 @@ def files_checksum(files: list[Path]) -> str:
     return sha.hexdigest()
 
 
-def _download(remote: Remote, data_dir: Path) -> Path:
+def _download(url: str, filename: str, md5: str, data_dir: Path) -> Path:
     """Download beside the final place; only a verified file takes the final name."""
     from torchvision.datasets import utils
 
@@ -100,14 +92,14 @@ def _download(remote: Remote, data_dir: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as partial:
         try:
-            utils.download_url(remote.url, partial, remote.filename, remote.md5)
+            utils.download_url(url, partial, filename, md5)
         except (OSError, RuntimeError, HTTPException) as error:  # OSError: URLError, timeouts, full disk
             raise DataError(
-                f"{remote.url}: cannot be downloaded ({one_line(error)}); "
-                f"{where_to_put(remote.filename, data_dir)} (md5 {remote.md5})"
+                f"{url}: cannot be downloaded ({one_line(error)}); "
+                f"{where_to_put(filename, data_dir)} (md5 {md5})"
             ) from None
-        os.replace(Path(partial) / remote.filename, folder / remote.filename)
-    return folder / remote.filename
+        os.replace(Path(partial) / filename, folder / filename)
+    return folder / filename
 
 
 def _split(pixels: Any, labels: Any, image_size: int) -> Split:

@@ -294,8 +294,7 @@ class LatentPipeline:
         if not uses_bf16(self.device, self.precision):
             yield
             return
-        network = self.denoiser
-        forward = network.forward
+        network, forward = self.denoiser, self.denoiser.forward
         if self.device.type == "cpu":
             normalise_in_fp32(network)
 
