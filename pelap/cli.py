@@ -35,6 +35,7 @@ def _path(metavar: str, help_text: str, default: str | None = None) -> dict[str,
 
 
 POSITIVE, NATURAL = _number(1, int, "not positive"), _number(0, int, "negative")
+# Every option by its name; what stands behind a colon tells those of the same flag apart.
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": _path("DIR", "run folder", "results/default"),
     "params": _path("FILE", "parameters", "params.yaml"),
@@ -92,7 +93,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "end by itself in this time; 0: only tables and archive of what there is [no end]",
     },
 }
-"""Every option by its name; what stands behind a colon tells those of the same flag apart."""
 POSITIONAL = ("file", "pipeline")
 MARKS: dict[str, dict[str, Any]] = {"!": {"required": True}, "?": {"help": argparse.SUPPRESS}}
 

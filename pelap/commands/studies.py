@@ -25,8 +25,8 @@ from pelap.core.errors import ConfigError, DataError
 from pelap.core.keys import working_folder_on_path
 from pelap.core.paths import RunPaths
 
+# Commands, and the studies that they summarise: `python -m workflow.studies NAME` is the same.
 STUDIES = {"compare": "seeds", "study": "collapse", "choosing": "choosing", "tasks": "tasks"}
-"""Commands, and the studies that they summarise: ``python -m workflow.studies NAME`` is the same."""
 
 
 def summarise(command: str, root: Path, asked: Sequence[str] | None) -> None:
@@ -35,11 +35,7 @@ def summarise(command: str, root: Path, asked: Sequence[str] | None) -> None:
 
 
 def study_module(name: str) -> Any:
-    """A module of ``workflow.studies``, by its name there.
-
-    Raises:
-        ConfigError: The working folder is not the project's.
-    """
+    """A module of ``workflow.studies``; a `ConfigError` says that the working folder is not the project's."""
     with working_folder_on_path():
         try:
             return importlib.import_module(f"workflow.studies.{name}")

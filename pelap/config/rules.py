@@ -29,6 +29,7 @@ STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluat
 NUM_PHOTOGRAPHS, NUM_RECIPES = 8, 8
 
 OWN_SAMPLING = ("score.variant", "score.sampler.kind")
+# What of these sections is for models of this project alone: a pipeline is one network, with a scheduler.
 PIPELINE_UNUSED: dict[str, tuple[str, ...]] = {
     "score": OWN_SAMPLING,
     "prune": (*OWN_SAMPLING, "score.criteria"),
@@ -38,7 +39,6 @@ PIPELINE_UNUSED: dict[str, tuple[str, ...]] = {
         *("evaluate.step_counts", "evaluate.deepcache_intervals"),
     ),
 }
-"""What of these sections is for models of this project alone: a pipeline is one network, with a scheduler."""
 TIMED = ("evaluate.latency_compiled", "evaluate.latency_batch_sizes", "evaluate.sampler_repeats")
 
 

@@ -149,7 +149,7 @@ class EvaluateParams(Section):
         return self
 
 
-VARIANTS = {
+VARIANTS = {  # no mask, the paper's, and one that the scale of latents cannot close
     "baseline": VariantParams(gate="none", sparsity_key="seed"),
     "pelap": VariantParams(sparsity_key="lambda"),
     "invariant": VariantParams(
@@ -163,15 +163,10 @@ VARIANTS = {
         mask_losses=("reconstruction", "sparsity"),
     ),
 }
-"""No mask, the paper's, and one that the scale of latents cannot close."""
 
 
 class Params(Section):
-    """A whole parameter file.
-
-    A stage may be given a file with just its own keys (see `STAGE_KEYS`); the others are then not
-    set on the object.
-    """
+    """A whole parameter file; what a stage does not read (see `STAGE_KEYS`) is not set on the object."""
 
     dataset: Name = "photos"
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0

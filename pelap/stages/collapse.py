@@ -10,13 +10,8 @@ from pelap.models.model_io import trained_model
 from pelap.stages.shared import Context
 
 SHOWN = (
-    "variant",
-    "mean_mask",
-    "active_channels",
-    "unet_input_std",
-    "diffusion_loss",
-    "gaussian_floor",
-    "recon_mse",
+    *("variant", "mean_mask", "active_channels", "unet_input_std"),
+    *("diffusion_loss", "gaussian_floor", "recon_mse"),
 )
 
 

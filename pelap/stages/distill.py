@@ -1,7 +1,6 @@
 """distill: bring pruned UNets back with the dense one as teacher, and train what they are compared with."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,7 +9,6 @@ from pelap.config import DistillParams, StudentParams
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError
 from pelap.core.paths import reference_cache
-from pelap.distillation.distill import Distilled
 from pelap.distillation.model_distillation import ModelDistillation, progress_table, reinitialised
 from pelap.models.model_io import trained_model
 from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
@@ -32,7 +30,10 @@ def run(context: Context) -> None:
     """
     paths, params, seed = context.paths, context.params.distill, context.params.seed
     with files.exclusive(paths.distill):
-        rows = params.rows(_plans(paths.prune_result))
+        plans = list(files.read_mapping(paths.prune_result))
+        if not plans:
+            raise DataError(f"{paths.prune_result}: names no plan; run `pelap prune` again")
+        rows = params.rows(plans)
         dataset, cache = context.dataset(), reference_cache(context.data)
         variant = files.read_mapping(paths.score_protocol, ["variant"])["variant"]
         teacher = trained_model(paths.train(variant).model, dataset, context.device, load_model)
@@ -45,21 +46,16 @@ def run(context: Context) -> None:
                 states.append(state)
                 model = teacher.with_unet(trained[row].network, row, params.ema_decay)
                 save_model(model, partial / paths.distilled_model(row).relative_to(paths.distill), plan)
-                _show(row, trained[row], params.steps)
+                task = {line["step"]: line["task"] for line in trained[row].progress.validation}
+                kept = trained[row].kept_step
+                losses = f"{task[0]:.4g} -> {task[kept]:.4g}"
+                print(f"{row}: held-out task loss {losses}; step {kept} of {params.steps} is kept")
             files.write_csv(partial / paths.distill_history.name, progress_table(trained, "history"))
             files.write_csv(partial / paths.distill_validation.name, progress_table(trained, "validation"))
             result = {row: _result(row, *rows[row], params, trained[row].kept_step) for row in rows}
             files.write_json(partial / paths.distill_result.name, result)
         for state in states:
             state.drop()
-
-
-def _plans(prune_result: Path) -> list[str]:
-    """Names of the plans that `prune` made."""
-    plans = list(files.read_mapping(prune_result))
-    if not plans:
-        raise DataError(f"{prune_result}: names no plan; run `pelap prune` again")
-    return plans
 
 
 def _student(
@@ -85,11 +81,3 @@ def _result(
     about = {"student": row.removesuffix(f"-{plan_name}"), "start": how.start, "plan": plan_name}
     steps = {"steps": params.steps, "kept_step": kept_step, "select": params.select}
     return about | steps | how.model_dump(exclude={"skip", "start"})
-
-
-def _show(row: str, trained: Distilled, steps: int) -> None:
-    task = {line["step"]: line["task"] for line in trained.progress.validation}
-    print(
-        f"{row}: held-out task loss {task[0]:.4g} -> {task[trained.kept_step]:.4g}; "
-        f"step {trained.kept_step} of {steps} is kept"
-    )

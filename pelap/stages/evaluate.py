@@ -13,8 +13,7 @@ from pelap.pipelines.pipeline_io import load_model
 from pelap.stages.shared import Context
 
 NUM_SHOWN = 32
-ANY_SAMPLER = SamplerParams(kind="ddim", steps=1)
-"""Of which the first call of the network alone is taken, to be timed."""
+ANY_SAMPLER = SamplerParams(kind="ddim", steps=1)  # the first call of the network alone is taken, and timed
 
 
 def run(context: Context) -> None:

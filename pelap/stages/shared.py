@@ -30,20 +30,14 @@ class Context:
         """
         path = packed_dataset(self.data, self.params.dataset)
         dataset = load_dataset(path)
-        self._compare(path, dataset)
-        problems = backwards(self.params) if dataset.sound is not None else []
-        if problems:
+        download: DownloadParams | None = getattr(self.params, "download", None)  # what a stage may not read
+        if download is not None and dataset.made_by:
+            now = made_by(self.params.dataset, download, self.params.seed)
+            if differing := now.differences(dataset.made_by):
+                print(
+                    f"warning: {path} was made with another {', '.join(differing)} than the parameters have "
+                    "now; run `pelap download`, unless that is what you want"
+                )
+        if dataset.sound is not None and (problems := backwards(self.params)):
             raise ConfigError("; ".join(problems))
         return dataset
-
-    def _compare(self, path: Path, dataset: ImageDataset) -> None:
-        """Say where the parameters, if they have that section, would make another data set."""
-        download: DownloadParams | None = getattr(self.params, "download", None)
-        if download is None or not dataset.made_by:
-            return
-        differing = made_by(self.params.dataset, download, self.params.seed).differences(dataset.made_by)
-        if differing:
-            print(
-                f"warning: {path} was made with another {', '.join(differing)} than the parameters have now; "
-                "run `pelap download`, unless that is what you want"
-            )
