@@ -171,9 +171,10 @@ def reference_steps(setting: Setting, num_workers: int) -> Iterator[dict[str, fl
 
 
 def serve(setting: Setting, num_workers: int, wanted: Connection) -> None:
-    """Take as many steps of the reference as are asked for, again and again, until None is."""
+    """Take as many steps of the reference as are asked for, again and again."""
     steps = reference_steps(setting, num_workers)
-    while (num := wanted.recv()) is not None:
+    while True:
+        num = wanted.recv()
         take(steps, num)
         synchronise(setting.device)
         wanted.send(num)
@@ -194,10 +195,8 @@ def reference(setting: Setting, num_workers: int) -> Iterator[Callable[[int], No
 
     try:
         yield take_there
-        here.send(None)
     finally:
-        process.join(timeout=10)
-        process.kill()
+        process.kill()  # to end by itself, it would take seconds
 
 
 def draw_there(model: LatentDiffusion, num: int, device: torch.device) -> StepNoise:

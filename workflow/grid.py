@@ -18,19 +18,20 @@ from pelap.core.paths import RunPaths, packed_dataset
 from pelap.datasets.sources import inputs_of, seen_last
 
 ROOT = Path(__file__).parents[1]
-RESULTS, DATA = Path("results"), Path("data")
-"""Below these each grid has a folder: grids may ask for other pictures."""
+RESULTS, DATA = (
+    Path("results"),
+    Path("data"),
+)  # each grid has a folder below both: it may have its own pictures
 SEEDED_DATASETS = ("photos", "sounds")  # data sets that differ from seed to seed; the others are packed once
 WITHOUT_DATA = ("score", "prune", "report")  # stages that read no packed data set
 PREFIXES = {"sweep": "", "pruning_study": "pruning_", "choosing": "choosing_", "collapse_study": "study_"}
-"""Grids of a parameter file with data sets and seeds, and how their keys of the configuration begin."""
+"""How the keys of a grid of a parameter file, data sets and seeds begin in the configuration."""
 
 
 class Grid(NamedTuple):
     """Cells ``NAME/seedN`` in a folder of their own."""
 
-    raws: Mapping[str, Mapping[str, Any]]
-    """Parameters by the cells' name: that of their data set, or of their part of the paper."""
+    raws: Mapping[str, Mapping[str, Any]]  # parameters by the name of a data set, or of a part of the paper
     seeds: tuple[int, ...]
     stages: Mapping[str, tuple[str, ...]] = {}  # of the paper's parts: what each is run for
 

@@ -63,14 +63,7 @@ def tiny_raw(**overrides: Any) -> dict[str, Any]:
     tiny = {
         "download__photos": {"train_per_photo": 40, "test_per_photo": 8, "min_crop": 48, "max_crop": 96},
         "vae__width": 8,
-        "unet": {
-            "kind": "unet2d",
-            "channels": [8, 16],
-            "layers_per_block": 1,
-            "attention": [False, True],
-            "attention_head_dim": 8,
-            "norm_num_groups": 4,
-        },
+        "unet": UNET | {"kind": "unet2d"},
         "train__epochs": 2,
         "train__vae_epochs": 1,
         "train__batch_size": 32,

@@ -2,6 +2,7 @@
 
 import json
 import wave
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,10 @@ from pelap.diffusion.sampler import sample_images
 from pelap.evaluation.classifier import trained_classifier
 from pelap.evaluation.evaluation_reference import CLASSIFIER_SEED
 from pelap.pipelines.pipeline_io import load_model
-from pelap.stages import collapse, distill, download, evaluate, prune, report, score, train
 from pelap.stages.shared import Context
 
 pytestmark = pytest.mark.slow
 
-RUN = {
-    "download": download.run,
-    "train": train.run,
-    "collapse": collapse.run,
-    "score": score.run,
-    "prune": prune.run,
-    "distill": distill.run,
-    "evaluate": evaluate.run,
-    "report": report.run,
-}
 CLASSIFIER = {"steps": 30, "batch_size": 32, "lr": 0.003, "width": 8, "horizontal_flip": False}
 SOUNDS = {
     "sample_rate": 8000,
@@ -43,15 +33,9 @@ SOUNDS = {
     "train_per_class": 12,
     "test_per_class": 2,
 }
+DENSE = {"gate": "none", "sparsity_key": "seed", "normalise": "before_mask", "vae_training": "two_stage"}
 COMMON: dict[str, Any] = {
-    "variants": {
-        "dense": {
-            "gate": "none",
-            "sparsity_key": "seed",
-            "normalise": "before_mask",
-            "vae_training": "two_stage",
-        }
-    },
+    "variants": {"dense": DENSE},
     "score__variant": "dense",
     "evaluate__classifier": CLASSIFIER,
     "evaluate__only_frechet": True,
@@ -88,7 +72,7 @@ def context(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     params = load_params(folder / "params.yaml")
     context = Context(params, RunPaths(folder / "run"), folder / "data", torch.device("cpu"))
     for stage in STAGES:
-        RUN[stage](context)
+        import_module(f"pelap.stages.{stage}").run(context)
     return context
 
 

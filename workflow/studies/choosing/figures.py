@@ -64,8 +64,9 @@ def threshold_figure(
     for axis, when, dataset in places:
         lines, points = of_dataset(curves, dataset), of_dataset(rivals, dataset)
         _levels(axis, [cell for cell in cells if cell.dataset == dataset], metric)
-        for row in points.to_dict(orient="records"):
-            _point(axis, row, "time_saved", "fd", color=MUTED, marker=kinds[row["model"]][0], markersize=5.5)
+        for model, rows in points.groupby("model", sort=False):
+            look: Any = {"color": MUTED, "marker": kinds[str(model)][0], "linestyle": "none"}
+            _points(axis, rows, "time_saved", "fd", markersize=5.5, **look)
         for method, rows in lines.groupby("method", sort=False):
             _curve(axis, str(method), rows, when)
         title = f"{literal(dataset)}, {_TIMES[when]}"
@@ -85,9 +86,8 @@ def threshold_figure(
 def _beside(rivals: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     """All but the dense model and the control themselves, which are drawn as levels."""
     full = rivals.loc[rivals["model"] == cell.dense, "steps"].max()
-    others: pd.DataFrame = rivals[
-        ~(rivals["model"].isin([cell.dense, cell.control]) & (rivals["steps"] == full))
-    ]
+    levels = rivals["model"].isin([cell.dense, cell.control]) & (rivals["steps"] == full)
+    others: pd.DataFrame = rivals[~levels]
     return others
 
 
@@ -117,21 +117,18 @@ def _levels(axis: Axes, cells: Sequence[Cell], metric: str) -> None:
 
 def _curve(axis: Axes, method: str, rows: pd.DataFrame, when: str) -> None:
     """Hollow and dashed before further training, filled and with a line after it."""
-    (colour, marker), field = _LOOKS[family_of(method)], _FIELDS[when]
+    (colour, marker), field, before = _LOOKS[family_of(method)], _FIELDS[when], when == "before"
     there = rows.dropna(subset=["time_reduction_mean", f"{field}_mean"]).sort_values("amount")
-    axis.plot(100 * there["time_reduction_mean"], there[f"{field}_mean"], color=colour, linewidth=1.6,
-              linestyle=_DASHED if when == "before" else "-", zorder=2.5)  # fmt: skip
-    for row in there.to_dict(orient="records"):
-        _point(axis, row, "time_reduction", field, color=colour, marker=marker, markersize=7,
-               markerfacecolor=PAPER if when == "before" else colour, markeredgewidth=1.5)  # fmt: skip
+    _points(axis, there, "time_reduction", field, color=colour, marker=marker, markersize=7, linewidth=1.6,
+            linestyle=_DASHED if before else "-", markerfacecolor=PAPER if before else colour,
+            markeredgewidth=1.5)  # fmt: skip
 
 
-def _point(axis: Axes, row: Mapping[Any, Any], x: str, y: str, **look: Any) -> None:
-    """A mean with standard deviations in both directions."""
-    std_x, std_y = 100 * row[f"{x}_std"], row[f"{y}_std"]
+def _points(axis: Axes, rows: pd.DataFrame, x: str, y: str, **look: Any) -> None:
+    """Means with standard deviations in both directions."""
     axis.errorbar(
-        100 * row[f"{x}_mean"], row[f"{y}_mean"], xerr=std_x if np.isfinite(std_x) else None,
-        yerr=std_y if np.isfinite(std_y) else None, elinewidth=1, zorder=3, **look,
+        100 * rows[f"{x}_mean"], rows[f"{y}_mean"], xerr=100 * rows[f"{x}_std"], yerr=rows[f"{y}_std"],
+        elinewidth=1, zorder=3, **look,
     )  # fmt: skip
 
 
