@@ -132,13 +132,11 @@ def working_copy(pipe: "DiffusionPipeline") -> Any:
     twin = copy.copy(pipe)
     twin.register_modules(scheduler=copy.deepcopy(pipe.scheduler))
     for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and (part.training or _dtypes(part) - {torch.float32}):
+        if not isinstance(part, nn.Module):
+            continue
+        if part.training or any(weight.dtype != torch.float32 for weight in part.parameters()):
             setattr(twin, name, copy.deepcopy(part).float().eval())
     return twin
-
-
-def _dtypes(part: nn.Module) -> set[torch.dtype]:
-    return {weight.dtype for weight in part.parameters()}
 
 
 def denoiser_for(model: Any, prompts: Sequence[str] | None, params: ScoreParams, seed: int) -> Denoiser:
@@ -254,7 +252,7 @@ def section(kind: type[S], call: str, settings: Mapping[str, Any], /, **given: A
 
 def sampler_of(steps: int | None) -> SamplerParams | None:
     """A sampler of so many steps; None: the section's own."""
-    return None if steps is None else section(SamplerParams, "sampler", {}, kind="ddim", steps=steps)
+    return None if steps is None else section(SamplerParams, "sampler", {"kind": "ddim", "steps": steps})
 
 
 @contextmanager

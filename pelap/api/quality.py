@@ -95,23 +95,13 @@ def distill(
     """
     if steps is not None:
         usual = DistillParams()
-        short = {
-            "steps": steps,
-            "validate_every": min(usual.validate_every, steps),
-            "warmup_steps": min(usual.warmup_steps, steps // 4),
-        }
-        settings = short | settings
+        every, warmup = min(usual.validate_every, steps), min(usual.warmup_steps, steps // 4)
+        settings = {"steps": steps, "validate_every": every, "warmup_steps": warmup} | settings
     params = section(DistillParams, "distill", settings)
     if params.select == "distance":
         raise ConfigError("distill: select: distance is for runs alone; use loss (on test pictures) or last")
-    weights = section(
-        LossWeights,
-        "distill",
-        {},
-        task_weight=task_weight,
-        output_weight=output_weight,
-        feature_weight=feature_weight,
-    )
+    terms = {"task_weight": task_weight, "output_weight": output_weight, "feature_weight": feature_weight}
+    weights = section(LossWeights, "distill", terms)
     pruned, dense = opened(student), opened(teacher)
     demand_dense(dense, "give the dense one as teacher")
     with told(progress):
@@ -205,17 +195,12 @@ def compare(
         seed: Names the noise.
         cache: Folder to keep what is computed of the reference in.
         device: Where models are loaded to from their folders.
-
-    Raises:
-        PelapError: As `evaluate`.
     """
     at_hand = {name: opened(model, device) for name, model in models.items()}
-    makers = {
-        name: generator_for(model, prompts, params.sampler, params.precision)
-        for name, model in at_hand.items()
-    }
-    for name, maker in makers.items():
-        meet_data(maker, name, dataset)
+    makers = {}
+    for name, model in at_hand.items():
+        makers[name] = generator_for(model, prompts, params.sampler, params.precision)
+        meet_data(makers[name], name, dataset)
     warn_of_other_training(at_hand)
     pipes = {name: maker for name, maker in makers.items() if isinstance(maker, LatentPipeline)}
     if len(pipes) == len(makers) and CLASSIFIER not in params.extractors:
@@ -224,14 +209,11 @@ def compare(
     place = device_of(next(iter(at_hand.values())))
     real = EvaluationReference.of(dataset, params, place, cache)
     samples: dict[str, torch.Tensor] = {}
+    saved = {name: Path(model) for name, model in models.items() if isinstance(model, str | Path)}
     metrics, protocol = Evaluator(real, params, seed, place).compare(
         makers,
         {name: _on_bench(maker, name, params, seed) for name, maker in makers.items()},
-        {
-            name: Path(model) / part_of(at_hand[name])
-            for name, model in models.items()
-            if isinstance(model, str | Path)
-        },
+        {name: folder / part_of(at_hand[name]) for name, folder in saved.items()},
         lambda name, images: samples.update({name: images[:NUM_KEPT].clone()}),
         **({} if len(pipes) == len(makers) else {"sampler": params.sampler.model_dump()}),
         pipelines={name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipes.items()},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from pelap.config import ScoreParams
 from pelap.core import files
@@ -27,15 +28,29 @@ SHOWN = ("operator", "kind", "replacement", "score", "params", "latency_ms", "la
 MADE_WITH = "made_with"  # key of a plan's file: how the scores were made that it comes from
 
 
+class _Shown:
+    """How a table with a title is shown, as text and in notebooks."""
+
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        title, table = self._shown()
+        return f"{title}:\n{table.to_string(index=False, float_format='{:.4g}'.format)}"
+
+    def _repr_html_(self) -> str:
+        title, table = self._shown()
+        return f"<p>{html.escape(title)}</p>{table.to_html(index=False, float_format='{:.4g}'.format)}"
+
+
 @dataclass(frozen=True, repr=False, eq=False)
-class Scores:
+class Scores(_Shown):
     """How much latents change without each operator of a denoiser, and what it costs."""
 
     table: pd.DataFrame  # a row an operator, least score first; docs/scoring.md explains the columns
     protocol: dict[str, Any]  # what they were made with, as JSON
     prompts: tuple[str, ...] = ()
-    pruner: Pruner | None = None
-    """The model on the bench, with what was computed for it; None for a table from a file."""
+    pruner: Pruner | None = None  # with what was computed for the model; None for a table from a file
 
     def save(self, path: str | Path) -> None:
         """Write the table as CSV, and the protocol beside it; `pelap pipeline prune --scores` reads them."""
@@ -48,37 +63,26 @@ class Scores:
 
         return _shown_in_notebooks(operator_bars(self.table, {}))
 
-    @property
-    def _title(self) -> str:
+    def _shown(self) -> tuple[str, pd.DataFrame]:
         made = self.protocol
         where = f" of {made['denoiser']}" if "denoiser" in made else ""
         how = f", {made['num_latents']} latents of {made['num_seeds']} seeds" if "num_latents" in made else ""
         agree = made.get("rank_correlation")
         seeds = "" if agree is None else f", rank correlation between seeds {agree:.3f}"
-        return f"scores of {len(self.table)} operators{where}{how}{seeds}; least and most"
-
-    @property
-    def _ends(self) -> pd.DataFrame:
         rows = self.table[[column for column in SHOWN if column in self.table]]
-        return rows if len(rows) <= 2 * NUM_SHOWN else pd.concat([rows.head(NUM_SHOWN), rows.tail(NUM_SHOWN)])
-
-    def __repr__(self) -> str:
-        return f"{self._title}:\n{_text(self._ends)}"
-
-    def _repr_html_(self) -> str:
-        return _page(self._title, self._ends)
+        if len(rows) > 2 * NUM_SHOWN:
+            rows = pd.concat([rows.head(NUM_SHOWN), rows.tail(NUM_SHOWN)])
+        return f"scores of {len(self.table)} operators{where}{how}{seeds}; least and most", rows
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PruningPlan:
+class PruningPlan(_Shown):
     """Operators to remove, all at once, and what takes their places; nothing is done to a network yet."""
 
     plan: Plan
     scores: Scores | None = None  # what it was made from
-    measured_time_reduction: float | None = None
-    """Share of the denoiser's time that it saves by the clock; None: not measured."""
-    made_with: Mapping[str, Any] = field(default_factory=dict)
-    """Of `scores`, where these are not there: `seed`, keys of the section `score`, and `prompts`."""
+    measured_time_reduction: float | None = None  # share of the denoiser's time that it saves by the clock
+    made_with: Mapping[str, Any] = field(default_factory=dict)  # `how`, where the scores are not there
 
     @property
     def operators(self) -> list[str]:
@@ -88,10 +92,7 @@ class PruningPlan:
     @property
     def table(self) -> pd.DataFrame:
         """A row an operator, with its score and cost where they are known."""
-        rows = [
-            {"operator": each.operator, "replacement": each.replacement and each.replacement.name}
-            for each in self.plan.operators
-        ]
+        rows = [(each.operator, each.replacement and each.replacement.name) for each in self.plan.operators]
         table = pd.DataFrame(rows, columns=["operator", "replacement"])
         if self.scores is None:
             return table
@@ -145,18 +146,12 @@ class PruningPlan:
         }
         return _shown_in_notebooks(score_latency(self.scores.table, replaced))
 
-    @property
-    def _title(self) -> str:
+    def _shown(self) -> tuple[str, pd.DataFrame]:
         saved = f"time saved {self.plan.time_reduction:.1%} by the scores"
         if self.measured_time_reduction is not None:
             saved += f", {self.measured_time_reduction:.1%} measured"
-        return f"plan of {len(self.operators)} operators; {saved}; {self.plan.num_params:,} parameters"
-
-    def __repr__(self) -> str:
-        return f"{self._title}:\n{_text(self.table)}"
-
-    def _repr_html_(self) -> str:
-        return _page(self._title, self.table)
+        title = f"plan of {len(self.operators)} operators; {saved}; {self.plan.num_params:,} parameters"
+        return title, self.table
 
 
 def read_plan(value: Any) -> PruningPlan:
@@ -181,8 +176,7 @@ def read_plan(value: Any) -> PruningPlan:
 class Result:
     """Models side by side: what their pictures are like, and what they cost."""
 
-    metrics: dict[str, dict[str, float]]
-    """By row and metric; the row ``real`` is of other real pictures, the floor."""
+    metrics: dict[str, dict[str, float]]  # by row; the row ``real`` is of other real pictures, the floor
     protocol: dict[str, Any]  # what the figures are of and were made with, as JSON
     samples: dict[str, torch.Tensor] = field(default_factory=dict)
     """The first pictures of every row, uint8 (N, C, H, W), of all models from the same noise."""
@@ -201,9 +195,7 @@ class Result:
 
     def plot(self) -> "Figure":
         """Quality against time, and pictures of every model from the same noise."""
-        from pelap.api.figure import side_by_side
-
-        return _shown_in_notebooks(side_by_side(self.table, self.samples))
+        return _shown_in_notebooks(_side_by_side(self.table, self.samples))
 
     def __repr__(self) -> str:
         from rich.console import Console
@@ -224,12 +216,30 @@ class Result:
         return f"{frame.to_html()}<p>{html.escape(protocol.line(self.protocol))}</p>"
 
 
-def _text(table: pd.DataFrame) -> str:
-    return str(table.to_string(index=False, float_format="{:.4g}".format))
+def _side_by_side(table: pd.DataFrame, samples: Mapping[str, torch.Tensor]) -> "Figure":
+    """Quality against time, lower left is better; below it pictures of every model from the same noise."""
+    from pelap.report.figures.style import INK, looks, panels, titles
+    from pelap.report.tables import SURE, quality_column
 
-
-def _page(title: str, table: pd.DataFrame) -> str:
-    return f"<p>{html.escape(title)}</p>{table.to_html(index=False, float_format='{:.4g}'.format)}"
+    figure, (axis, strip) = panels(1, (7.2, 3.6 + 0.9 * len(samples)), rows=2)
+    axis.get_gridspec().set_height_ratios([3.2, 0.9 * len(samples)])  # type: ignore[union-attr]
+    quality, time = quality_column(table), "image_ms" if "image_ms" in table else "latency_ms"
+    if quality is not None and time in table:
+        errors = SURE * table.get(f"{quality.key}_se", pd.Series(0.0, index=table.index))
+        for name, look in looks(str(each) for each in table.index[table[time].notna()]).items():
+            x, y = table[time][name], table[quality.key][name]
+            axis.errorbar(x, y, errors[name], color=look.colour, marker=look.marker, markersize=8, capsize=3)
+            axis.annotate(name, (x, y), xytext=(8, 5), textcoords="offset points", fontsize=9, color=INK)
+        axis.margins(0.25)
+        titles(axis, x="time per image (ms)" if time == "image_ms" else "time per pass (ms)", y=quality.title)
+    framed = (nn.functional.pad(images, (0, 1, 0, 1), value=255) for images in samples.values())
+    rows = [torch.cat(list(images), dim=-1) for images in framed]  # (C, H, N * W)
+    strip.imshow(torch.cat(rows, dim=-2).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", aspect="auto")
+    height = rows[0].shape[-2]
+    strip.set_yticks([height * (place + 0.5) for place in range(len(rows))], list(samples), color=INK)
+    strip.set_xticks([])
+    strip.grid(visible=False)
+    return figure
 
 
 def _shown_in_notebooks(figure: "Figure") -> "Figure":

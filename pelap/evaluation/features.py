@@ -49,7 +49,8 @@ def make_extractor(name: str, device: torch.device, inception_weights: str | Non
             gets uint8 pictures (n, C, H, W), the values 0..255, C 3 or as many as there are (sounds: 1),
             and returns features (n, num_features).
         device: Where features are computed.
-        inception_weights: See `inception_path`.
+        inception_weights: Of ``inception-2015``: a file or ``download``; where None, the environment variable
+            PELAP_INCEPTION_WEIGHTS says it.
 
     Raises:
         ConfigError: No such extractor, or no weights for it.
@@ -167,10 +168,8 @@ def _fold(network: Any) -> None:
 class Inception2015(Extractor):
     """The Inception of 2015 as ported from TensorFlow: 2048 pooled features, by torch-fidelity.
 
-    Args:
-        weights_path: ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity, or the equal file of
-            pytorch-fid. With any other the distance would be no FID: a `ModelError`.
-        device: Where to compute.
+    Its weights are ``weights-inception-2015-12-05-6726825d.pth`` of torch-fidelity, or the equal file of
+    pytorch-fid. With any other the distance would be no FID: a `ModelError`.
 
     Source: Heusel et al., https://arxiv.org/abs/1706.08500
     """
@@ -212,13 +211,10 @@ def _resize(images: Tensor, dim: int, size: int) -> Tensor:
 class ModuleExtractor(Extractor):
     """A network of the user's own.
 
-    Its name is the attribute's in lower case. Its checksum is that of its weights and of its module's code
-    with all that this imports, so that nothing computed by an earlier version of either is taken for this
-    one's. What it reads from other files is not seen, unless it keeps that as parameters or buffers.
-
-    Args:
-        target: ``package.module:attribute``, found as Python finds it or in the working folder.
-        device: Where to compute.
+    It is ``package.module:attribute``, found as Python finds it or in the working folder; its name is the
+    attribute's in lower case. Its checksum is that of its weights and of its module's code with all that this
+    imports, so that nothing computed by an earlier version of either is taken for this one's. What it reads
+    from other files is not seen, unless it keeps that as parameters or buffers.
     """
 
     input_size = None

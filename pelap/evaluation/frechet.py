@@ -16,14 +16,9 @@ _TOLERANCE = 1e-7  # relative error that the quick way may have at worst; what i
 class FeatureStatistics:
     """Number, mean and covariance of features, in float64 on the CPU.
 
-    Where there are no more pictures than features the centred rows are kept as a factor of the covariance:
-    they take less room, and nothing is squared and rooted again.
-
-    Args:
-        count: Pictures, at least 2.
-        mean: (num_features,).
-        covariance: Unbiased, (num_features, num_features); None where the factor is given.
-        factor: F of shape (num_features, at most that) with covariance = F F'; computed where needed.
+    The covariance, unbiased, or a factor F (num_features, at most that) of it, covariance = F F', is given.
+    Where there are no more pictures than features the centred rows are such a factor: they take less room,
+    and nothing is squared and rooted again.
     """
 
     def __init__(
@@ -93,12 +88,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     At full rank the roots of the eigenvalues of G'AG are four times as fast. A bound of their error is
     computed with them, and they are taken only where it is below 1e-7 of the distance.
 
-    Args:
-        a: One set, such as made pictures.
-        b: The other, such as the reference: its factor G is computed once and kept.
-
-    Returns:
-        A number at least 0; what rounding leaves below is 0.
+    The factor of `b` is computed once and kept: let it be the reference. What rounding leaves below 0 is 0.
 
     Raises:
         DataError: Features of different extractors.
@@ -155,12 +145,9 @@ def random_groups(num: int, strata: Tensor | None = None) -> Tensor:
     Drawn at random, as the order of pictures may be that of their classes; the same at every call, so that
     two models' pictures made from the same noise are in the same groups.
 
-    Sizes of groups differ by at most one, and so do the numbers of a stratum's pictures in them.
-
-    Args:
-        num: How many pictures.
-        strata: What each is of (num,), where each has its share by design, such as classes that were asked
-            for in turn. Groups then differ by no share of chance that the pictures do not have.
+    `strata` is what each is of (num,), where each has its share by design, such as classes that were asked
+    for in turn: groups then differ by no share of chance that the pictures do not have. Sizes of groups, and
+    the numbers of a stratum's pictures in them, differ by at most one.
     """
     stream = generator(0, "jackknife")
     shuffled = torch.randperm(num, generator=stream)
@@ -190,7 +177,7 @@ def jackknife(
     Args:
         features: One row a picture (N, num_features).
         reference: The other set.
-        strata: What each picture is of (N,); see `random_groups`, which draws the groups.
+        strata: See `random_groups`, which draws the groups.
 
     Returns:
         A distance a group, min(N, NUM_GROUPS) of them; none where a single picture would be left.

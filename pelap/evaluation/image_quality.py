@@ -23,11 +23,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
     """Peak signal-to-noise ratio in dB, the mean over pictures of each picture's ratio.
 
     A picture equal to its original has an infinite ratio; it counts as if one of its values were off by
-    one, the largest finite ratio that it could have (83 dB at 32 pixels).
-
-    Args:
-        a: uint8 pictures (N, C, H, W); others are a `DataError`.
-        b: Their originals, of the same shape.
+    one, the largest finite ratio that it could have (83 dB at 32 pixels). Both are uint8 (N, C, H, W), or it
+    is a `DataError`.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -42,9 +39,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
     Gaussian window of 11 with sigma 1.5; borders are reflected and count, as torchmetrics does it
     (scikit-image leaves them out, which gives slightly other values).
 
-    Args:
-        a: uint8 pictures (N, C, H, W), at least 11 pixels high and wide; others are a `DataError`.
-        b: Their originals, of the same shape.
+    As `psnr`, and at least 11 pixels high and wide.
 
     Source: Wang et al., 2004, https://doi.org/10.1109/TIP.2003.819861
     """
@@ -59,10 +54,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 def lpips(a: Tensor, b: Tensor, network: nn.Module) -> float:
     """Learned perceptual distance, the mean over pictures; 0 when equal.
 
-    Args:
-        a: uint8 pictures (N, 3, H, W), at least 31 pixels high and wide; others are a `DataError`.
-        b: Their originals, of the same shape.
-        network: Of `load_lpips`.
+    As `psnr`, of three channels and at least 31 pixels high and wide; the network is of `load_lpips`.
 
     Source: Zhang et al., https://arxiv.org/abs/1801.03924
     """
@@ -81,13 +73,7 @@ def lpips(a: Tensor, b: Tensor, network: nn.Module) -> float:
 
 
 def pair_metrics(a: Tensor, b: Tensor, lpips_network: nn.Module | None = None) -> dict[str, float]:
-    """How close pictures are to their originals, by name; without what they are too small for.
-
-    Args:
-        a: uint8 pictures (N, C, H, W).
-        b: Their originals, of the same shape.
-        lpips_network: Of `load_lpips`; LPIPS is left out where None.
-    """
+    """PSNR, SSIM where they are large enough, and LPIPS where there is a network, by name."""
     metrics = {"psnr": psnr(a, b)}
     if min(a.shape[-2:]) >= SSIM_SIDE:
         metrics["ssim"] = ssim(a, b)
@@ -99,9 +85,7 @@ def pair_metrics(a: Tensor, b: Tensor, lpips_network: nn.Module | None = None) -
 def load_lpips(path: Path, device: torch.device) -> nn.Module:
     """The network of LPIPS with AlexNet; its last layers come with torchmetrics.
 
-    Args:
-        path: ``alexnet-owt-7be5be79.pth`` of torchvision, never downloaded; any other is a `ModelError`.
-        device: Where to compute.
+    The file is ``alexnet-owt-7be5be79.pth`` of torchvision, never downloaded; any other is a `ModelError`.
     """
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 

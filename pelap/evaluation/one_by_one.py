@@ -21,16 +21,11 @@ network gives equal pictures of two batches rows that differ in it, which is muc
 def kid(features: Tensor, reference: Tensor) -> dict[str, float]:
     """Squared maximum mean discrepancy, unbiased, with the kernel (x.y / num_features + 1)^3.
 
-    Args:
-        features: One row a picture (N, num_features), N at least 2.
-        reference: The same of the reference (M, num_features).
+    Of features (N, num_features) and (M, num_features); fewer than two on a side are a `DataError`.
 
     Returns:
         ``kid`` and ``kid_std``, mean and standard deviation over `NUM_SUBSETS` random subsets, the same at
         every call: around 0 for sets of one distribution, and no standard error of the mean.
-
-    Raises:
-        DataError: Fewer than two pictures on a side.
 
     Source: Binkowski et al., https://arxiv.org/abs/1801.01401
     """
@@ -62,7 +57,7 @@ def coverage(features: Tensor, reference: Tensor, reference_radii: Tensor | None
     edge is inside. So is an equal picture, even of a ball that has no size because many are equal.
 
     Args:
-        features: Of made pictures (N, num_features).
+        features: Of made pictures (N, num_features); fewer than two on a side are a `DataError`.
         reference: Of real pictures (M, num_features).
         reference_radii: `radii(reference)` (M,), where it is known.
 
@@ -71,9 +66,6 @@ def coverage(features: Tensor, reference: Tensor, reference_radii: Tensor | None
         in a ball of a made one. ``density``: balls of real pictures that a made one lies in, over
         `NUM_NEIGHBOURS` (or fewer, where there are fewer), on average; may be above 1. ``coverage``: share
         of real pictures with a made one in their ball.
-
-    Raises:
-        DataError: Fewer than two pictures on a side.
 
     Source: Kynkaanniemi et al., https://arxiv.org/abs/1904.06991; Naeem et al.,
     https://arxiv.org/abs/2002.09797

@@ -22,10 +22,7 @@ DOWNLOAD = "download"  # in place of a path: fetch the weights from where torch-
 
 
 def inception_path(given: str | None) -> Path:
-    """Where the weights of the 2015 Inception are.
-
-    Args:
-        given: A path or ``download``; where None, the environment variable PELAP_INCEPTION_WEIGHTS says it.
+    """Where the weights of the 2015 Inception are: a path or ``download``, else as the environment says.
 
     Raises:
         ConfigError: Nothing says it.

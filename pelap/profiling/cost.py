@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pelap.core.device import synchronise
 from pelap.profiling.latency import watch_calls
 
-_MIB = 2**20
-
 
 def count_params(module: nn.Module) -> int:
     """Number of parameters, frozen ones included, shared ones once."""
@@ -73,7 +71,7 @@ def peak_memory_mib(module: nn.Module, forward: Callable[[], object], device: to
     weights = sum(t.numel() * t.element_size() for t in chain(module.parameters(), module.buffers()))
     with torch.no_grad():
         rise = _cuda_rise(forward, device) if device.type == "cuda" else _storage_rise(forward)
-    return (weights + rise) / _MIB
+    return (weights + rise) / 2**20
 
 
 def _cuda_rise(forward: Callable[[], object], device: torch.device) -> int:
@@ -100,8 +98,7 @@ class _LiveStorage(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
-        self._sizes: dict[int, int] = {}
-        self._live_bytes = 0
+        self._sizes: dict[int, int] = {}  # of the storages that are alive
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -112,17 +109,10 @@ class _LiveStorage(TorchDispatchMode):
         result = func(*args, **kwargs)
         for storage in _storages(result):
             if storage._cdata not in given and storage._cdata not in self._sizes:
-                self._add(storage)
+                self._sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._sizes.pop, storage._cdata)
+        self.peak_bytes = max(self.peak_bytes, sum(self._sizes.values()))
         return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self._sizes[storage._cdata] = storage.nbytes()
-        self._live_bytes += storage.nbytes()
-        self.peak_bytes = max(self.peak_bytes, self._live_bytes)
-        weakref.finalize(storage, self._free, storage._cdata)
-
-    def _free(self, key: int) -> None:
-        self._live_bytes -= self._sizes.pop(key)
 
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:

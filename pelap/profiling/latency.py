@@ -4,7 +4,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -20,8 +20,7 @@ from pelap.core.rng import generator
 
 Key = TypeVar("Key", bound=Hashable)
 
-_RECOMPILE_LIMIT = 1024
-"""Of the same lines of code; PyTorch's own limit of 8 is below the number of networks in a table."""
+_RECOMPILE_LIMIT = 1024  # PyTorch's own limit of 8 is below the number of networks in a table
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Latency:
 
     median_ms: float
     iqr_ms: float  # distance between the quartiles
-    least_ms: float
-    """What it takes when nothing else wants the machine: the steadiest figure on one that is shared."""
+    least_ms: float  # when nothing else wants the machine: the steadiest figure on one that is shared
     repeats: int
 
 
@@ -49,8 +47,7 @@ def measure_latency(
         repeats: Rounds that count, at least 1.
         warmup: Rounds before, which do not.
     """
-    names = list(functions)
-    times_ms: dict[Key, list[float]] = {name: [] for name in names}
+    names, times_ms = list(functions), defaultdict[Key, list[float]](list)
     with no_garbage_collection():  # a collection would count as time of whoever is running
         for round_ in range(warmup + repeats):
             order = torch.randperm(len(names), generator=generator(0, "latency order", round_)).tolist()
@@ -58,7 +55,7 @@ def measure_latency(
                 elapsed_ms = _time_ms(functions[name], device)
                 if round_ >= warmup:
                     times_ms[name].append(elapsed_ms)
-    return {name: _summary(times) for name, times in times_ms.items()}
+    return {name: _summary(times_ms[name]) for name in names}
 
 
 @contextmanager
@@ -131,15 +128,11 @@ def watch_calls(
 
     The hooks are gone after the block, however it ends.
     """
-    handles = []
-    try:
+    with ExitStack() as stack:
         for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(partial(_notify, enter, name)))
-            handles.append(module.register_forward_hook(partial(_notify, leave, name)))
+            stack.callback(module.register_forward_pre_hook(partial(_notify, enter, name)).remove)
+            stack.callback(module.register_forward_hook(partial(_notify, leave, name)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _notify(callback: Callable[[str], None], name: str, *_: object) -> None:

@@ -31,8 +31,7 @@ class RunData:
     protocol: Mapping[str, Any]  # that of the evaluation
     history: Mapping[str, pd.DataFrame]  # training losses by step, per variant
     validation: Mapping[str, pd.DataFrame]  # losses on test pictures by epoch, per variant
-    collapse: pd.DataFrame
-    """Verdict, reason and numbers, a row a variant; the next two have them by epoch and by time step."""
+    collapse: pd.DataFrame  # a row a variant; the next two have its numbers by epoch and by time step
     epochs: pd.DataFrame
     timesteps: pd.DataFrame
     masks: pd.DataFrame
@@ -48,22 +47,18 @@ class RunData:
     differences: pd.DataFrame
     samples: Mapping[str, bytes]  # PNG grids by model, from the same noise; `real` holds train pictures
     reconstructions: Mapping[str, bytes]  # PNG grids by model; `real` holds the originals
-    sounds: Mapping[str, bytes]
-    """WAV files by model, of the first samples one after the other; empty where models make pictures."""
+    sounds: Mapping[str, bytes]  # WAV files of the first samples, by model; empty where models make pictures
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The metrics as a table."""
         return metrics_frame(self.metrics, self.scored)
 
     @property
     def modality_names(self) -> ModalityNames:
-        """What the models make."""
         return modality_names(self.protocol)
 
     @property
     def timed(self) -> bool:
-        """Whether times were measured."""
         return "latency_ms" in self.frame
 
     @property
@@ -78,7 +73,6 @@ class RunData:
 
     @property
     def plans(self) -> list[str]:
-        """The plans of pruning, in their order."""
         return list(self.prune_result)
 
     @property
@@ -132,12 +126,7 @@ class RunData:
 
 
 def budget_points(budget: pd.DataFrame, key: str) -> pd.DataFrame:
-    """The points of one run: x is the time per image, y a distance, with half lengths of their bars.
-
-    Args:
-        budget: Rows of `budget.csv`.
-        key: The distance; its standard errors are in the column `<key>_se`.
-    """
+    """The points of `budget.csv`: x is the time per image, y the distance `key`, with half their bars."""
     table = pd.DataFrame(
         {
             "model": budget["model"].astype(str),
@@ -210,9 +199,8 @@ def read_png(path: Path) -> bytes:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             image.load()
     except (OSError, SyntaxError) as error:
-        raise DataError(
-            f"{path}: not a readable PNG picture ({files.one_line(error)}); make it again"
-        ) from None
+        reason = files.one_line(error)
+        raise DataError(f"{path}: not a readable PNG picture ({reason}); make it again") from None
     return content
 
 

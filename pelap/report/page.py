@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pelap.core.paths import REAL_ROW
-from pelap.report import findings, protocol, sheets
+from pelap.report import protocol, sheets
 from pelap.report.data import RunData
 from pelap.report.figures import operators, overview, training
 from pelap.report.figures.style import looks, to_svg
@@ -42,11 +42,11 @@ def render(run: RunData) -> str:
     return environment.from_string(say(source)).render(  # its prose is about pictures
         run=run,
         look=looks(run.models),
-        headline=findings.headline(run),
-        scoring=findings.scoring(run),
+        headline=sheets.headline(run),
+        scoring=sheets.scoring(run),
         sheets=sheets,
         protocol=protocol,
-        findings=findings.findings(run),
+        findings=sheets.findings(run),
         terms=sheets.terms(run.collapse),
         # drawn by us; text inside is escaped
         figures={name: Markup(svg) for name, svg in _figures(run)},

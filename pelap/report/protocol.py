@@ -13,10 +13,10 @@ from pelap.report.tables import number
 PICTURES, SOUNDS = "pictures", "sounds"
 CLASSIFIER = "classifier"  # extractor that is trained on the real items at hand
 _DIGITS = 12  # of a checksum
+# Ours alone: what a row of a table starts with is the name of a model.
 _WORD = re.compile(
     r"(?<!^\| )(?<![\w.-])(?:(?P<upper>P)|p)icture(?P<many>s)?(?![\w-]|\.\w)|(?<=time per )image\b", re.M
 )
-"""Ours alone: what a row of a table starts with is the name of a model."""
 
 
 class ModalityNames(NamedTuple):
@@ -62,10 +62,8 @@ def line(protocol: Mapping[str, Any]) -> str:
 
 def notes(protocol: Mapping[str, Any]) -> list[str]:
     """What is to be kept in mind with these numbers."""
-    found = protocol.get("notes") or []
-    return [
-        modality_names(protocol).put(str(note)) for note in (found if isinstance(found, list) else [found])
-    ]
+    found, put = protocol.get("notes") or [], modality_names(protocol).put
+    return [put(str(note)) for note in (found if isinstance(found, list) else [found])]
 
 
 def markdown(protocol: Mapping[str, Any]) -> str:
@@ -104,12 +102,10 @@ def rows_per_latent(protocol: Mapping[str, Any]) -> int:
 def guided(protocol: Mapping[str, Any]) -> str:
     """What guidance does to the costs of a pass; empty where there is none."""
     rows = rows_per_latent(protocol)
-    if rows == 1:
-        return ""
-    return (
+    text = (
         "With guidance the UNet sees every latent with its prompt and without: times, MACs and memory of a "
-        f"pass are those of {rows} rows a latent."
     )
+    return f"{text}pass are those of {rows} rows a latent." if rows != 1 else ""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,7 +133,11 @@ def _parts(protocol: Mapping[str, Any]) -> Iterator[str]:
         rows = rows_per_latent(how)
         twice = f", {rows} rows a latent" if rows != 1 else ""
         yield f"{name}: {how['scheduler']}, {how['steps']} steps{twice}"
-    yield from _average(protocol.get("ema_decay"))
+    decay = protocol.get("ema_decay")
+    decays = decay.values() if isinstance(decay, Mapping) else [decay]
+    shown = dict.fromkeys(f"{value:g}" for value in decays if isinstance(value, int | float))
+    if shown:
+        yield f"EMA {', '.join(shown)}"
     if protocol.get("seed") is not None:
         yield f"seed {protocol['seed']}"
     if protocol.get("dataset") is not None:
@@ -165,14 +165,6 @@ def _medium(protocol: Mapping[str, Any], many: str) -> Iterator[str]:
         yield f"{count} prompt{'s' * (count != 1)}{guidance}"
     if rows_per_latent(protocol) != 1:
         yield f"{rows_per_latent(protocol)} rows of the UNet's batch a latent"
-
-
-def _average(decay: Any) -> Iterator[str]:
-    """The decay of the weights' moving average, if there is one, whether or not all models share it."""
-    values = decay.values() if isinstance(decay, Mapping) else [decay]
-    shown = list(dict.fromkeys(f"{value:g}" for value in values if isinstance(value, int | float)))
-    if shown:
-        yield f"EMA {', '.join(shown)}"
 
 
 def _mapping(protocol: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -1,24 +1,37 @@
-"""The tables of the page: models, times, collapse, plans, changes and students."""
+"""What the page says in numbers: the headline, how sure the scores are, and every table."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from pelap.core.paths import REAL_ROW
 from pelap.report.data import RunData
-from pelap.report.figures.operators import fates_of
-from pelap.report.findings import shrunk, value
-from pelap.report.tables import DASH, GROUPS, Column, Heading, Sheet, columns, number, percent, quality_column
+from pelap.report.figures.operators import fates_of, median_by_section
+from pelap.report.figures.style import plain_number
+from pelap.report.tables import (
+    CERTAIN,
+    DASH,
+    GROUPS,
+    PLUS_MINUS,
+    Column,
+    Heading,
+    Sheet,
+    columns,
+    listed,
+    number,
+    percent,
+    quality_column,
+    verdict,
+)
 
+_FIXED_SPACE = "\N{NO-BREAK SPACE}"
 _STARTS = {"pruned": "the pruned weights", "scratch": "fresh weights", "dense": "the dense network"}
 _RULES = {
-    "last": "the last",
-    "loss": "least held-out task loss",
-    "distance": "least Fréchet distance on the way",
-}
-_QUANTITIES = (("params", 1, 0), ("macs", 1e-6, 1), ("latency_ms", 1, 2))
-"""Columns of the listing of changes: key, factor and decimals."""
-_SIDES = ("before", "after")
+    "last": "the last", "loss": "least held-out task loss", "distance": "least Fréchet distance on the way",
+}  # fmt: skip
 _TIME = Column("median_ms", "", error="iqr_ms", error_scale=0.5)
 
 
@@ -67,6 +80,132 @@ TERMS = (
 """The most telling columns of collapse.csv; docs/collapse.md defines all."""
 
 
+def headline(run: RunData) -> list[str]:
+    """What each plan saved and its students are worth, what became of the latents, and what to beware of."""
+    found = run.collapse.groupby("verdict", sort=False)["variant"].agg(listed)
+    latents = "; ".join(f"{said} in {names}" for said, names in found.items())
+    plans = [" ".join(_plan(run, plan, result)) for plan, result in run.prune_result.items()]
+    caution = f"This is one run with one seed ({run.seed}): small differences can be chance"
+    caution += "; a sweep over seeds shows the spread."
+    if run.students and not run.started("dense"):
+        steps = number(max(how["steps"] for how in run.students.values()), 0)
+        caution += f" The pruned UNets were trained on for {steps} steps that the dense one did not have."
+    return [*plans, *([f"Latents: {latents}."] if latents else []), caution]
+
+
+def _plan(run: RunData, plan: str, result: Mapping[str, Any]) -> Iterator[str]:
+    saved = [f"{len(run.replaced_by(plan))} operators replaced"]
+    shares = {"UNet time": -_value(result, "measured_time_reduction"), "parameters": _shrunk(result)}
+    saved += [f"{name} {percent(share)}" for name, share in shares.items() if not math.isnan(share)]
+    yield f"Plan {plan}: {', '.join(saved)}."
+    key = quality.key if (quality := quality_column(run.frame)) else ""
+    for control in run.unpruned:
+        words: dict[str, list[str]] = {}
+        for row, how in run.students.items():
+            gap = run.difference(row, control, key)
+            if how["plan"] == plan and gap is not None:
+                words.setdefault(verdict(gap[0], CERTAIN * gap[1]), []).append(row)
+        parts = [f"{listed(rows)} {word}" for word, rows in words.items()]
+        yield from [f"Against {control}: {'; '.join(parts)}."] if parts else []
+
+
+def _value(result: Mapping[str, Any], key: str) -> float:
+    """A number of `prune/result.json`; NaN where there is none."""
+    return math.nan if result.get(key) is None else float(result[key])
+
+
+def _shrunk(result: Mapping[str, Any]) -> float:
+    """Relative change of the number of parameters; NaN where it is not known."""
+    before = _value(result, "params_before")
+    return _value(result, "params_after") / before - 1 if before else math.nan
+
+
+def findings(run: RunData) -> Sheet | None:
+    """The dense network, what was made of it and real pictures; columns without data are left out."""
+    scored, frame, quality = run.scored, run.frame, quality_column(run.frame)
+    if quality is None or scored is None or scored not in frame.index:
+        return None
+    points = run.points.drop_duplicates("model")
+    distances = dict(zip(points["model"], points["y"], strict=True))
+    distances |= {str(model): distance for model, distance in frame[quality.key].items()}
+    rows = [row for row in [*run.denoisers, REAL_ROW] if not math.isnan(distances.get(row, math.nan))]
+    table = frame.reindex(rows).assign(**{quality.key: [distances[row] for row in rows]})
+
+    columns = {Heading("UNet time", "change"): _changes(table, "latency_ms", scored)}
+    columns[Heading("parameters", "change")] = _changes(table, "params", scored)
+    cells = [quality.of(row) for _, row in table.iterrows()]
+    columns[Heading(f"{quality.title} {quality.better}", quality.unit)] = cells
+    columns[Heading("distance", "change")] = _changes(table, quality.key, scored)
+    for control in run.unpruned:
+        columns[Heading(f"against {control}")] = [_against(run, row, control, quality) for row in rows]
+        rivals = run.started("pruned") + (run.cached if control == scored else [])
+        cells = [_at_equal_time(run, control, row, quality) if row in rivals else DASH for row in rows]
+        columns[Heading(f"{control}, as fast", "fewer steps")] = cells
+    shown = {heading: cells for heading, cells in columns.items() if set(cells) != {DASH}}
+    return _sheet("findings", "model", rows, shown)
+
+
+def _sheet(name: str, first: str, rows: list[str], cells: Mapping[Heading, list[str]]) -> Sheet:
+    """From its columns."""
+    return Sheet(name, first, list(cells), list(zip(rows, zip(*cells.values(), strict=True), strict=True)))
+
+
+def _changes(table: pd.DataFrame, key: str, scored: str) -> list[str]:
+    """Relative changes of a metric against the dense network's; a dash where there is none."""
+    if key not in table or not table[key][scored]:
+        return [DASH] * len(table)
+    return [percent(share) for share in table[key] / table[key][scored] - 1]
+
+
+def _against(run: RunData, model: str, control: str, quality: Column) -> str:
+    """`worse (+4.32 ± 1.10)`."""
+    gap = run.difference(model, control, quality.key)
+    if gap is None:
+        return DASH
+    shown = [number(gap[0], quality.decimals, signed=True), PLUS_MINUS, number(gap[1], quality.decimals)]
+    return f"{verdict(gap[0], CERTAIN * gap[1])} ({_FIXED_SPACE.join(shown)})"
+
+
+def _at_equal_time(run: RunData, model: str, other: str, quality: Column) -> str:
+    """The distance of a model with several numbers of steps where it takes the time of another."""
+    curve = run.points[run.points["model"] == model].sort_values("x")
+    times = run.points.loc[run.points["model"] == other, "x"]
+    if len(curve) < 2 or times.empty or not curve["x"].iloc[0] <= times.iloc[0] < curve["x"].iloc[-1]:
+        return DASH
+    return quality.cell(float(np.interp(times.iloc[0], curve["x"], curve["y"])))
+
+
+def scoring(run: RunData) -> str:
+    """What the scores are from and how sure they are, as one line; what was not measured is left out."""
+    return " · ".join(_scoring(run)) if len(run.scores) else ""
+
+
+def _scoring(run: RunData) -> Iterator[str]:
+    how, scores, early = run.score_protocol, run.scores, run.scores["stopped_early"].astype(bool)
+    yield f"{number(how['num_latents'], 0)} latents an operator"
+    yield f"noise of {how['num_seeds']} seed{'s' * (how['num_seeds'] != 1)}"
+    off = how["early_stop"] is None and not early.any()
+    yield "no early stop" if off else f"stopped early: {early.sum()} of {len(scores)} operators"
+    correlation = how["rank_correlation"]
+    if correlation is not None:
+        shown = number(correlation if correlation == 1 else min(correlation, 0.999), 3)
+        yield f"rank correlation between the seeds {shown} (Spearman; 1: the same order)"
+    fates = fates_of(scores, run.replaced)
+    known = scores["score_high"].notna() & ~early
+    kept, replaced = scores[(fates == "kept") & known], scores[(fates == "replaced") & known]
+    if len(kept) and len(replaced):
+        first = kept.iloc[0]
+        apart = (replaced["score_high"] < first["score_low"]) | (replaced["score_low"] > first["score_high"])
+        yield (
+            f"95 % interval overlapping that of {first['operator']}, the least missed of those kept: "
+            f"{(~apart).sum()} of the {len(replaced)} replaced"
+        )
+    medians = {part: median for part, median in median_by_section(scores).items() if part}
+    if len(medians) > 1:
+        parts = (f"{part} {plain_number(median)}".replace("inf", "∞") for part, median in medians.items())
+        yield f"median score of the outermost: {listed(parts)}"
+
+
 def models(run: RunData) -> Iterator[Sheet]:
     """The table of models in parts that fit a page, each with the models that have something in it."""
     say = run.modality_names.put
@@ -93,17 +232,11 @@ def latencies(table: pd.DataFrame) -> Sheet:
 def verdicts(run: RunData) -> Sheet:
     """What happened to each variant's latent and why, and how good its samples are."""
     quality, names = quality_column(run.frame), list(run.collapse["variant"])
-    headings, cells = (
-        [Heading("verdict"), Heading("reason")],
-        run.collapse[["verdict", "reason"]].values.tolist(),
-    )
+    shown = {Heading(key): list(run.collapse[key]) for key in ("verdict", "reason")}
     if quality is not None:
-        headings.append(Heading(f"{quality.title} {quality.better}", quality.unit))
-        cells = [
-            [*cell, quality.of(row)]
-            for cell, (_, row) in zip(cells, run.frame.reindex(names).iterrows(), strict=True)
-        ]
-    return Sheet("verdicts", "variant", headings, list(zip(names, cells, strict=True)))
+        cells = [quality.of(row) for _, row in run.frame.reindex(names).iterrows()]
+        shown[Heading(f"{quality.title} {quality.better}", quality.unit)] = cells
+    return _sheet("verdicts", "variant", names, shown)
 
 
 def terms(table: pd.DataFrame) -> list[Term]:
@@ -136,10 +269,10 @@ def plans(run: RunData) -> Sheet:
         rows.append((plan, [
             f"{len(replaced)} of {len(run.scores)}",
             number(inside, 0),
-            *(percent(value(result, f"{kind}_time_reduction"), False) for kind in ("promised", "measured")),
-            *_before_after([value(result, f"latency_ms_{side}") for side in _SIDES], 2),
-            *_before_after([value(result, f"params_{side}") for side in _SIDES], 0),
-            percent(shrunk(result)),
+            *(percent(_value(result, f"{kind}_time_reduction"), False) for kind in ("promised", "measured")),
+            *_before_after(result, "latency_ms", 2),
+            *_before_after(result, "params", 0),
+            percent(_shrunk(result)),
         ]))  # fmt: skip
     headings = [
         *map(Heading, ("operators replaced", "gone with them", "less time, promised", "less time, measured")),
@@ -152,12 +285,11 @@ def changes(run: RunData) -> Sheet:
     """The whole denoiser and what the first plan replaced, before and after."""
     rows = []
     for row in run.changed_by(run.plans[0]).to_dict("records") if run.plans else ():
-        cells = [row["action"]]
-        for key, factor, decimals in _QUANTITIES:
-            cells += _before_after([row[f"{key}_{side}"] * factor for side in _SIDES], decimals)
-        rows.append((row["operator"], cells))
-    quantities = (Heading("parameters", "", 2), Heading("MACs", "million", 2), Heading("time", "ms", 2))
-    return Sheet("changes", "operator", [Heading("action"), *quantities], rows)
+        quantities = (("params", 0, 1.0), ("macs", 1, 1e-6), ("latency_ms", 2, 1.0))
+        cells = [cell for each in quantities for cell in _before_after(row, *each)]
+        rows.append((row["operator"], [row["action"], *cells]))
+    headings = (Heading("parameters", "", 2), Heading("MACs", "million", 2), Heading("time", "ms", 2))
+    return Sheet("changes", "operator", [Heading("action"), *headings], rows)
 
 
 def students(run: RunData) -> Sheet:
@@ -166,16 +298,15 @@ def students(run: RunData) -> Sheet:
     for row, how in run.students.items():
         weights = [f"{how[f'{term}_weight']:g}" for term in ("task", "output", "feature")]
         steps = [number(how[key], 0) for key in ("steps", "kept_step")]
-        start, rule = (
-            names.get(how[key], str(how[key])) for key, names in (("start", _STARTS), ("select", _RULES))
-        )
-        rows.append((row, [start, *weights, *steps, rule]))
+        start, rule = _STARTS.get(how["start"], how["start"]), _RULES.get(how["select"], how["select"])
+        rows.append((row, [str(start), *weights, *steps, str(rule)]))
     terms = [Heading(term, "weight") for term in ("task", "output", "features")]
     headings = [Heading("starts from"), *terms, *map(Heading, ("steps", "step kept", "rule"))]
     return Sheet("students", "student", headings, rows)
 
 
-def _before_after(values: list[float], decimals: int) -> list[str]:
+def _before_after(result: Mapping[Any, Any], key: str, decimals: int, factor: float = 1.0) -> list[str]:
     """Two cells, an arrow before the second."""
-    before, after = (number(each, decimals) for each in values)
+    sides = (_value(result, f"{key}_{side}") for side in ("before", "after"))
+    before, after = (number(side * factor, decimals) for side in sides)
     return [before, f"→ {after}"]

@@ -16,18 +16,15 @@ SURE = 1.96  # standard errors to either side of a 95 % interval
 CERTAIN = 2  # standard errors that a difference within one run must exceed to be called one
 SAME = "not told apart"  # the verdict on a difference that may be chance; no proof that the two are alike
 PRUNED = "pruned"  # family of the rows ``pruned-PLAN``: networks before they are trained further
-CACHED = "cached"
-"""Family of the rows ``cached-N``: the scored variant whose sampling steps share deep features."""
-CHANGE = "latency_change"
-"""Derived column: time of the UNet relative to the dense one that was pruned, minus one."""
-VOCODED = "_vocoded"
-"""Tail of a distance of real sounds that went through Griffin and Lim's algorithm, as made ones do."""
+CACHED = "cached"  # family of the rows ``cached-N``: the scored variant, its sampling steps sharing features
+CHANGE = "latency_change"  # derived column: time of the UNet relative to the dense one's, minus one
+VOCODED = "_vocoded"  # tail of a distance of real sounds that went through Griffin-Lim, as made ones do
+# Tables of the page and their headings; a user's own metrics are in the first.
 GROUPS = {
     "metrics": "Samples against real pictures",
     "pictures": "Picture by picture: reconstructions, and samples beside the dense model's",
     "costs": "Costs",
 }
-"""Tables of the page and their headings; a user's own metrics are in the first."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,8 @@ class Column:
 
 
 _LOWER, _HIGHER = "↓", "↑"
+# Families of metrics that every extractor has, in the table's order.
 _DISTANCES = ("fd", "shift", "kid", "precision", "recall", "density", "coverage")
-"""Families of metrics that every extractor has, in the table's order."""
 _OF_EXTRACTOR = re.compile(rf"(fid|{'|'.join(_DISTANCES)})(?:_(\w+))?")
 _FAMILIES = {
     "fd": Column("fd", "Fréchet distance", "", _LOWER, short="Frechet\ndistance"),
@@ -114,11 +111,11 @@ _COLUMNS = (
     Column("latency_least_ms", "latency_least_ms", decimals=4, group="costs"),
 )  # fmt: skip
 _KNOWN = {each.key: each for each in _COLUMNS}
+# What stays in the terminal when not everything has room, most important first.
 _IMPORTANCE = ("fd", "fid", "prompt_agreement", "latency_ms", CHANGE, "image_ms", "recovered", "params",
                "kid", "recall", "psnr", "macs", "ssim", "peak_memory_mib")  # fmt: skip
-"""What stays in the terminal when not everything has room, most important first."""
+# Characters of a line, of a name in it before it takes a second line, and between columns.
 _TERMINAL, _NAME_WIDTH, _BETWEEN = 80, 18, 2
-"""Characters of a line, of a name in it before it takes a second line, and between columns."""
 
 
 class Heading(NamedTuple):
@@ -162,9 +159,7 @@ def listed(items: Iterable[str]) -> str:
 def verdict(difference: float, margin: float) -> str:
     """`better`, `worse` or `not told apart`: the one rule for a difference of distances, lower is better.
 
-    Args:
-        difference: A model's distance less that of another.
-        margin: What it must exceed: standard errors in one run, a deviation or half an interval over seeds.
+    It must exceed `margin`: standard errors in one run, a deviation or half an interval over seeds.
     """
     if not abs(difference) > margin:
         return SAME
@@ -267,13 +262,7 @@ def is_distance(key: str) -> bool:
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Iterable[object]], left: Collection[int] = (0,)) -> str:
-    """A table in Markdown.
-
-    Args:
-        headings: Of the columns.
-        rows: Their cells.
-        left: Places of the columns that stand left; the others stand right.
-    """
+    """A table in Markdown; the columns at the places `left` stand left, the others right."""
     aligned = [":--" if place in left else "--:" for place in range(len(headings))]
     lines = ((str(cell).replace("|", r"\|") for cell in line) for line in [headings, aligned, *rows])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -287,12 +276,9 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def rich_table(frame: pd.DataFrame, network: str = "UNet", item: str = "image") -> Table:
-    """The table for a terminal of 80 columns, as far as it goes.
+    """A `metrics_frame` for a terminal of 80 columns, as far as it goes.
 
-    Args:
-        frame: From `metrics_frame`.
-        network: What the denoiser is called.
-        item: What a model makes.
+    The denoiser is called `network`, and what a model makes `item`.
     """
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("model", overflow="fold", min_width=8)

@@ -28,3 +28,9 @@ def heard(made: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 @pytest.fixture
 def paths(made: RunPaths, tmp_path: Path) -> RunPaths:
     return without_report(made, tmp_path / "run")
+
+
+@pytest.fixture
+def without_svg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not written, which is most of a page's time."""
+    monkeypatch.setattr("pelap.report.page.to_svg", lambda *_: "")

@@ -14,7 +14,7 @@ from synthetic_run import METRICS, PLANS, scored
 from pelap.core.paths import RunPaths
 from pelap.report import tables
 from pelap.report.data import budget_points
-from pelap.report.figures import budget, operators, overview, style, training
+from pelap.report.figures import operators, overview, style, training
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -25,13 +25,10 @@ def legend_of(figure: Figure) -> list[str]:
 # Looks
 
 
-def test_colours_stay_with_the_model() -> None:
+def test_a_model_looks_the_same_everywhere_and_a_family_alike() -> None:
     alone, among = style.looks(["pelap", "mine"]), style.looks(["baseline", "pelap", "mine", "real"])
     assert [alone[name] for name in ("pelap", "mine")] == [among[name] for name in ("pelap", "mine")]
     assert len({look.colour for look in among.values()}) == 4
-
-
-def test_rows_of_a_family_share_a_marker_and_differ_by_plan() -> None:
     look = style.looks(METRICS)
     assert [look[name].hollow for name in ("pruned-25", "distilled-25")] == [True, False]
     for family in ("pruned", "distilled", "scratch"):
@@ -41,9 +38,8 @@ def test_rows_of_a_family_share_a_marker_and_differ_by_plan() -> None:
     assert len({each.colour for each in look.values()}) == len(METRICS)
     families = [name for name in METRICS if not name.endswith("-35")]
     assert len({look[name].marker for name in families}) == len(families)
-    assert (
-        style.looks(["pruned-25", "distilled-25"])["distilled-25"].colour == "#cc79a7"
-    )  # of one plan: itself
+    of_one_plan = style.looks(["pruned-25", "distilled-25"])
+    assert of_one_plan["distilled-25"].colour == "#cc79a7"  # itself
 
 
 # Quality
@@ -74,20 +70,19 @@ def equal_time(rows: pd.DataFrame, floor: float = math.nan) -> tuple[Figure, Axe
     points = budget_points(rows, "fd_x")
     figure, (axis,) = style.panels(1, (8, 5))
     look, column = style.looks(dict.fromkeys(points["model"])), tables.column("fd_x")
-    budget.draw(axis, points, look, "invariant", column)
-    budget.key(figure, points, look, "invariant")
-    budget.finish(axis, points, "invariant", floor, column)
+    overview.draw(axis, points, look, "invariant", column)
+    overview.key(figure, points, look, "invariant")
+    overview.finish(axis, points, "invariant", floor, column)
     return figure, axis
 
 
 def test_dense_is_a_line_over_numbers_of_steps() -> None:
     more = {"pruned_25": (7.0, 150.0), "distilled_25": (7.0, 93.0), "dense_finetuned": (10.0, 89.0)}
     figure, axis = equal_time(budget_rows(**more))
-    curve = axis.lines[0]
-    assert list(curve.get_xdata()) == [2.5, 5.0, 10.0]  # type: ignore[arg-type]
-    assert curve.get_linestyle() == "-"
-    texts = [text.get_text() for text in axis.texts]
-    assert sorted(texts) == sorted(["20", "10", "5", "25", "25", "dense-finetuned"])
+    assert list(axis.lines[0].get_xdata()) == [2.5, 5.0, 10.0]  # type: ignore[arg-type]
+    assert axis.lines[0].get_linestyle() == "-"
+    texts = sorted(text.get_text() for text in axis.texts)
+    assert texts == ["10", "20", "25", "25", "5", "dense-finetuned"]
     families = ["invariant; numbers: steps", "pruned", "distilled", "dense-finetuned"]
     assert legend_of(figure) == [*families, "other labels: plan"]
     marked = [line for line in axis.lines if line.get_marker() != "None"]
@@ -122,11 +117,8 @@ def test_bars_are_intervals_and_quartiles() -> None:
     across, up = (bar.get_segments()[0] for bar in axis.collections)  # type: ignore[attr-defined]
     assert across[:, 0] == pytest.approx([9.9, 10.1])
     assert up[:, 1] == pytest.approx([90 - 1.96, 90 + 1.96])
-
-
-def test_points_without_a_time_or_a_distance_are_left_out() -> None:
     rows = budget_rows(pruned_25=(math.nan, 150.0), distilled_25=(7.0, math.nan))
-    assert set(budget_points(rows, "fd_x")["model"]) == {"invariant"}
+    assert set(budget_points(rows, "fd_x")["model"]) == {"invariant"}  # no time, or no distance
     style.to_svg(equal_time(rows.drop(columns="fd_x_se"))[0], "bare")
 
 
@@ -262,10 +254,10 @@ def test_bars_name_the_extremes_the_replaced_and_the_first_kept(count: int) -> N
 
 
 def test_bars_name_what_dots_would_take_the_room_of() -> None:
-    scores = scored({f"op{i:03}": i + 1.0 for i in range(200)})
-    replaced = dict.fromkeys([f"op{i:03}" for i in (*range(40), 43, 47)], "identity")
+    scores = scored({f"op{i}": i + 1.0 for i in range(200)})
+    replaced = dict.fromkeys([f"op{i}" for i in (*range(40), 43, 47)], "identity")
     # 40 is the first one kept; 41 and 42 take no more room than dots, 44 to 46 do
-    expected = [f"op{i:03}" for i in (38, 39, 40, 41, 42, 43, 47, 190)]
+    expected = [f"op{i}" for i in (38, 39, 40, 41, 42, 43, 47, 190)]
     assert names_of(operators.operator_bars(scores, replaced))[38:46] == expected
 
 
@@ -315,11 +307,8 @@ def test_scores_without_a_scale_are_drawn(values: list[float]) -> None:
     scores = scored(dict(zip("ab", values, strict=True)))
     for draw in EVERY:
         style.to_svg(draw(scores, {"a": "identity"}), "odd")
-
-
-def test_zero_scores_have_bars() -> None:
-    scores = scored({"a": 0.0, "b": 2.0}, score_low=np.nan, score_high=np.nan, latency_share=[-0.01, 0.5])
-    widths = [bar.get_width() for bar in operators.operator_bars(scores, {}).axes[0].patches]  # type: ignore[attr-defined]
+    zero = scored({"a": 0.0, "b": 2.0}, score_low=np.nan, score_high=np.nan, latency_share=[-0.01, 0.5])
+    widths = [bar.get_width() for bar in operators.operator_bars(zero, {}).axes[0].patches]  # type: ignore[attr-defined]
     assert widths == [1.0, 2.0]
 
 
@@ -345,9 +334,7 @@ def test_operators_stand_in_the_order_of_execution() -> None:
     assert list(rows["operator"]) == ran
     sections = list(dict.fromkeys(rows["section"]))
     assert sections == ["down 0", "down 1", "down 2", "mid", "up 0", "up 1", "up 2", "out"]
-
-
-def test_order_of_our_unet_and_of_strangers() -> None:
+    # Ours, and strangers: last, numbers counted.
     names = ["block_up", "mine.10", "block_mid", "mine.9", "block_in", "block_down"]
     rows = operators.outermost(scored(dict.fromkeys(names, 1.0)))
     assert list(rows["operator"]) == ["block_in", "block_down", "block_mid", "block_up", "mine.9", "mine.10"]

@@ -28,15 +28,15 @@ from pelap.report.figures.style import (
     titles,
 )
 
+# What became of an operator, its colour and marker; in this order, so that what was chosen lies on top.
 FATES = {"kept": (KEPT, "o"), "gone with a replaced one": (INSIDE, "d"), "replaced": (REMOVED, "v")}
-"""What became of an operator, its colour and marker; in this order, so that what was chosen lies on top."""
 LOWEST, HIGHEST = 40, 10  # operators that the bar chart names when there are many more
 HATCH, FAINT = "/////", 0.4  # how a bar and a marker say that scoring stopped early
 STOPPED = "stopped early: fewer latents"
 _INFINITE = "∞"
 _FEW, _GAP = 5, 2  # operators not worth leaving out; rows that the dots in their place take
+# Colours and widths of an interval's line: the first lets it stand out from a bar in dark and in light.
 _WHISKER = ((PAPER, 2.4), (INK, 0.9))
-"""Colours and widths of an interval's line: the first lets it stand out from a bar in dark and in light."""
 _MOST = 60  # operators that can be named below the axis of depth
 _KINDS = {
     "residual_block": ("#0072b2", "o"),
@@ -198,12 +198,9 @@ def _bars(axis: Axes, ordered: pd.DataFrame, rows: NDArray[np.int64], replaced: 
     for row, name, (score, _, high, infinite, _) in zip(
         rows, ordered["operator"], where.itertuples(index=False, name=None), strict=True
     ):
-        text = " ".join([*([_INFINITE] if infinite else []), *([replaced[name]] if name in replaced else [])])
+        text = f"{_INFINITE if infinite else ''} {replaced.get(name, '')}".strip()
         if text:
-            axis.annotate(
-                literal(text), (np.nanmax([score, high]), row), xytext=(4, 0), textcoords="offset points",
-                va="center_baseline", fontsize=10 if infinite else 7.5, color=INK, annotation_clip=False,
-            )  # fmt: skip
+            _beside(axis, literal(text), np.nanmax([score, high]), row, 4, 10 if infinite else 7.5)
     titles(axis, x="score: change of the generated latents; thin lines: 95 % intervals")
     handles: list[Patch | Line2D] = [Patch(color=colour, label=each) for each, (colour, _) in FATES.items()]
     _legend_above(axis, handles, where, Patch(facecolor=KEPT, edgecolor=PAPER, linewidth=0, hatch=HATCH))
@@ -293,10 +290,13 @@ def _inner(name: str) -> str:
 def _mark_infinite(axis: Axes, across: "pd.Series[float]", where: pd.DataFrame) -> None:
     """A sign of infinity beside every marker that stands above all finite scores for want of a place."""
     for x, y in zip(across[where["infinite"]], where.loc[where["infinite"], "score"], strict=True):
-        axis.annotate(
-            _INFINITE, (x, y), xytext=(6, 0), textcoords="offset points", va="center_baseline", fontsize=11,
-            color=INK, annotation_clip=False,
-        )  # fmt: skip
+        _beside(axis, _INFINITE, x, y, 6, 11)
+
+
+def _beside(axis: Axes, text: str, x: float, y: float, gap: float, size: float) -> None:
+    """A text on the right of a point."""
+    axis.annotate(text, (x, y), xytext=(gap, 0), textcoords="offset points", va="center_baseline",
+                  fontsize=size, color=INK, annotation_clip=False)  # fmt: skip
 
 
 def _dot(label: str, colour: str, marker: str, alpha: float = 1.0) -> Line2D:

@@ -1,41 +1,47 @@
 """Figures that compare models: quality at equal time, or alone, and the overview for the README."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
 from pelap.core.paths import REAL_ROW
 from pelap.report.data import RunData
-from pelap.report.figures.budget import draw, finish, key
 from pelap.report.figures.style import (
     INK,
     MUTED,
     PAPER,
+    Label,
     Look,
+    legend,
     literal,
+    log_scale,
     looks,
     nothing,
     panels,
+    place,
     quiet,
     shortened,
     titles,
 )
-from pelap.report.tables import SURE, quality_column
+from pelap.report.tables import CACHED, SURE, Column, plans_of, quality_column, split_row
 
 GRID_COLUMNS = 8  # pictures in a row of the grids that the evaluation saves
+_HEADING: dict[str, Any] = {"loc": "left", "fontsize": 16, "color": INK, "fontweight": "bold", "pad": 12}
 _WIDTH = 16.0  # of the overview in inches
-_ROW, _HEIGHTS = 0.66, (7.0, 10.0)
-"""Height of a row of samples in inches where there is room for it, and bounds of the overview's height."""
-_NAMES, _TITLE, _MOST = 2.2, 0.8, 0.53
-"""Inches for the names beside the samples and for the title, and their largest share of the width."""
+_ROW, _HEIGHTS = 0.66, (7.0, 10.0)  # inches: a row of samples where there is room, bounds of the overview
+_NAMES, _TITLE, _MOST = 2.2, 0.8, 0.53  # inches for names beside samples and the title; their largest share
+_LOGARITHMIC = 4  # ratio of the greatest to the least value from which on an axis is logarithmic
+_FAR = 1.0  # a floor further below the points than this many times their spread is named, not drawn
+_ROOM = 0.08  # share of an axis that is left free at each end
 
 
 def quality(run: RunData) -> Figure:
@@ -59,8 +65,7 @@ def overview(run: RunData, strips: Mapping[str, NDArray[np.uint8]]) -> Figure:
     axis.tick_params(labelsize=13)
     _strips(right, strips, looks(run.models))
     _quality(left, axis, run, scale=1.4)
-    title = "Quality at equal time" if len(run.points) else "Quality"
-    axis.set_title(title, loc="left", fontsize=16, color=INK, fontweight="bold", pad=12)
+    axis.set_title("Quality at equal time" if len(run.points) else "Quality", **_HEADING)
     return figure
 
 
@@ -92,23 +97,18 @@ def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale:
     assert column is not None
     look = looks(models)
     shown = frame.drop(REAL_ROW, errors="ignore").dropna(subset=[column.key])
-    for place, (model, row) in enumerate(shown.iterrows()):
+    for index, (model, row) in enumerate(shown.iterrows()):
         each, error = look[str(model)], row.get(column.error, np.nan)
-        axis.errorbar(
-            row[column.key], place, xerr=SURE * error if np.isfinite(error) else None,
-            color=each.colour, marker=each.marker, markersize=8 * scale, markerfacecolor=each.face,
-            markeredgecolor=each.colour if each.hollow else PAPER, elinewidth=1.1 * scale, zorder=3,
-        )  # fmt: skip
+        axis.errorbar(row[column.key], index, xerr=_bar(SURE * error), **each.error_bars(scale))
         axis.annotate(
-            column.cell(row[column.key]), (row[column.key], place), xytext=(0, 7 * scale),
+            column.cell(row[column.key]), (row[column.key], index), xytext=(0, 7 * scale),
             textcoords="offset points", ha="center", fontsize=8.5 * scale, color=INK,
         )  # fmt: skip
     names = [literal(shortened(str(model))) for model in shown.index]
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.4, -0.8)
     axis.margins(x=0.12)
-    titles(axis, x=f"{column.title} ({column.unit})")
-    axis.xaxis.label.set_fontsize(9.5 * scale)
+    titles(axis, x=f"{column.title} ({column.unit})", scale=scale)
     floor = frame[column.key].get(REAL_ROW, np.nan)
     if np.isfinite(floor):
         axis.axvline(floor, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
@@ -122,9 +122,7 @@ def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale:
 def _strips(part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[str, Look]) -> None:
     """One row of pictures per model, the same noise in each column."""
     axes = part.subplots(max(1, len(strips)), 1, squeeze=False)[:, 0]
-    axes[0].set_title(
-        "Samples from the same noise", loc="left", fontsize=16, color=INK, fontweight="bold", pad=12
-    )
+    axes[0].set_title("Samples from the same noise", **_HEADING)
     for axis in axes:
         axis.set_axis_off()
     for axis, (model, strip) in zip(axes, strips.items(), strict=False):
@@ -133,6 +131,161 @@ def _strips(part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[st
             -0.02, 0.5, shortened(model), transform=axis.transAxes, ha="right", va="center", fontsize=13,
             color=INK, fontweight="bold",
         )  # fmt: skip
-        each = look[model]
-        axis.plot(-0.008, 0.5, each.marker, color=each.colour, markerfacecolor=each.face,
-                  transform=axis.transAxes, clip_on=False)  # fmt: skip
+        axis.plot(-0.008, 0.5, transform=axis.transAxes, clip_on=False, **look[model].marked(6))
+
+
+class _Point(NamedTuple):
+    model: str
+    steps: float
+    x: float
+    x_err: float
+    y: float
+    y_err: float
+
+
+def _points(table: pd.DataFrame) -> list[_Point]:
+    return [_Point(*row) for row in table[list(_Point._fields)].itertuples(index=False, name=None)]
+
+
+def draw(
+    axis: Axes, points: pd.DataFrame, look: Mapping[str, Look], dense: str, column: Column, scale: float = 1.0
+) -> None:
+    """Draw the curve of the dense model and of others with several numbers of steps, the rest as points.
+
+    Args:
+        axis: Where to draw.
+        points: Columns model, steps, x, x_err, y, y_err; see `pelap.report.data.budget_points`.
+        look: Colours of all models.
+        dense: The model that all others come from.
+        column: How the distance is called.
+        scale: Factor of all sizes.
+    """
+    for rows in _families(points):
+        _family(axis, rows, look, dense, scale)
+    time = "time per image, whole sampler and decoder (ms)"
+    titles(axis, x=time, y=f"{column.title} ({column.unit})", scale=scale)
+
+
+def finish(
+    axis: Axes, points: pd.DataFrame, dense: str, floor: float, column: Column, scale: float = 1.0
+) -> None:
+    """Set the scales, and label every point with its steps, its plan or its name.
+
+    To be called when all else is drawn: the labels take the room that is left. The arguments are those of
+    `draw`, and `floor` is the distance between real pictures, NaN where it is not known.
+    """
+    _scales(axis, points, floor)
+    _floor(axis, floor, column, scale)
+    place(axis, _labels(points, dense), _lines(points), 9 * scale)
+
+
+def key(
+    owner: Figure | SubFigure, points: pd.DataFrame, look: Mapping[str, Look], dense: str, scale: float = 1.0
+) -> None:
+    """A legend below, with an entry a family; the labels beside the points are explained in it."""
+    rows, stepped = _split(points["model"]), _stepped(points, dense)
+    first = {family: model for model, (family, _) in reversed(list(rows.items()))}
+    handles = []
+    for family in dict.fromkeys(family for family, _ in rows.values()):
+        each = look[first[family]]
+        numbers = "steps" if first[family] in stepped else "interval" if family == CACHED else ""
+        text = f"{shortened(family)}; numbers: {numbers}" if numbers else shortened(family)
+        look_of: dict[str, Any] = each.marked(7 * scale) | {"linestyle": "-" if numbers else "none"}
+        handles.append(Line2D([], [], label=literal(text), **look_of))
+    if any(plan is not None for family, plan in rows.values() if family != CACHED):
+        handles.append(Line2D([], [], linestyle="none", label="other labels: plan"))
+    legend(owner, handles=handles, loc="outside lower center", ncols=3, fontsize=8.5 * scale)
+
+
+def _split(models: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+    """Family and plan of every model."""
+    models = list(dict.fromkeys(models))
+    return {model: split_row(model, plans_of(models)) for model in models}
+
+
+def _stepped(points: pd.DataFrame, dense: str) -> set[str]:
+    """The dense model, and those that have several numbers of sampling steps."""
+    counts = points.groupby("model")["steps"].nunique()
+    return {dense, *counts.index[counts > 1]}
+
+
+def _families(points: pd.DataFrame) -> list[pd.DataFrame]:
+    """The points of each family, from left to right."""
+    family = points["model"].map({model: name for model, (name, _) in _split(points["model"]).items()})
+    return [rows.sort_values("x") for _, rows in points.groupby(family, sort=False)]
+
+
+def _family(axis: Axes, rows: pd.DataFrame, look: Mapping[str, Look], dense: str, scale: float) -> None:
+    """Points of one model, or of all intervals of caching, on a line; several plans on a faint one."""
+    name = rows["model"].iloc[0]
+    one = (rows["model"] == name).all() or all(
+        family == CACHED for family, _ in _split(rows["model"]).values()
+    )
+    width = (2.0 if name == dense else 1.4) if one else 0.8
+    if len(rows) > 1:
+        axis.plot(rows["x"], rows["y"], color=look[name].colour, linewidth=width * scale,
+                  linestyle="-" if one else ":", zorder=2)  # fmt: skip
+    for row in _points(rows):
+        each = look[row.model]
+        x_bar, y_bar, edge = _bar(row.x_err), _bar(row.y_err), 1.6 if each.hollow else 1
+        axis.errorbar(row.x, row.y, y_bar, x_bar, markeredgewidth=edge, **each.error_bars(scale))
+
+
+def _bar(length: float) -> float | None:
+    return length if np.isfinite(length) else None
+
+
+def _scales(axis: Axes, points: pd.DataFrame, floor: float) -> None:
+    """Limits with room for labels, logarithmic where values are far apart."""
+    lower = points["y"] - points["y_err"].fillna(0)
+    lower = lower.where(lower > 0, points["y"])
+    heights = [*lower, *(points["y"] + points["y_err"].fillna(0))]
+    if _near(points, floor):
+        heights.append(floor)
+    for which, values in (("x", points["x"].tolist()), ("y", heights)):
+        low, high = min(values), max(values)
+        if low > 0 and high > _LOGARITHMIC * low:
+            room = (high / low) ** _ROOM
+            limits = (low / room, high * room)
+        else:
+            room = _ROOM * ((high - low) or abs(high) or 1.0)
+            limits = (low - room, high + room)
+        (axis.set_xlim if which == "x" else axis.set_ylim)(*limits)
+        if low > 0 and high > _LOGARITHMIC * low:
+            log_scale(axis, values, which)
+
+
+def _near(points: pd.DataFrame, floor: float) -> bool:
+    """Whether the axis may reach down to the floor without pressing the points together."""
+    low, high = points["y"].min(), points["y"].max()
+    if 0 < floor < low and high > _LOGARITHMIC * floor:
+        low, high, floor = np.log([low, high, floor])
+    return bool(floor > low - _FAR * (high - low))
+
+
+def _floor(axis: Axes, floor: float, column: Column, scale: float) -> None:
+    """The distance between two draws of real pictures as a dashed line; in words where it is far below."""
+    if np.isnan(floor):
+        return
+    shown = floor >= axis.get_ylim()[0]
+    if shown:
+        axis.axhline(floor, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+    text = f"real pictures: {column.cell(floor)} ({'dashed' if shown else 'below'})"
+    axis.set_title(text, loc="right", fontsize=8.5 * scale, color=MUTED)
+
+
+def _labels(points: pd.DataFrame, dense: str) -> list[Label]:
+    rows, stepped, labels = _split(points["model"]), _stepped(points, dense), []
+    for row in _points(points):
+        text = f"{row.steps:g}" if row.model in stepped else rows[row.model][1]
+        labels.append(Label(row.x, row.y, shortened(text or row.model)))
+    return labels
+
+
+def _lines(points: pd.DataFrame) -> list[NDArray[np.float64]]:
+    """What labels should not cover: the lines between points and all bars."""
+    lines = [rows[["x", "y"]].to_numpy(dtype=float) for rows in _families(points)]
+    for row in _points(points.fillna({"x_err": 0.0, "y_err": 0.0})):
+        lines.append(np.array([[row.x, row.y - row.y_err], [row.x, row.y + row.y_err]]))
+        lines.append(np.array([[row.x - row.x_err, row.y], [row.x + row.x_err, row.y]]))
+    return lines

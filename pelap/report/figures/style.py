@@ -1,6 +1,8 @@
-"""How every figure looks: one colour and marker per model, quiet axes, PNG and themeable SVG."""
+"""How every figure looks: a colour and marker a model, quiet axes, labels that cover nothing, PNG and SVG."""
 
 import io
+import itertools
+import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -8,19 +10,21 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
 
 from pelap.core.paths import REAL_ROW
 from pelap.report.tables import PRUNED, plans_of, split_row
 
 Dashes: TypeAlias = str | tuple[int, tuple[float, ...]]
+Points: TypeAlias = NDArray[np.float64]
 
+# Written by no other element, so that `to_svg` can hand them to the page's colour scheme.
 INK, MUTED, GRID, PAPER = "#24292e", "#6a737e", "#d8dee5", "#fefefd"
-"""Written by no other element, so that `to_svg` can hand them to the page's colour scheme."""
-REMOVED, INSIDE, KEPT = "#d55e00", "#f0b48f", "#8fa3b5"
-"""Operators that the plan removes, and the others."""
+REMOVED, INSIDE, KEPT = "#d55e00", "#f0b48f", "#8fa3b5"  # operators that the plan removes, and the others
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)", PAPER: "var(--paper)"}
 _LONGEST = 18  # characters of a name in a figure; the tables have all of them
@@ -38,9 +42,17 @@ _FIXED = {
     REAL_ROW: ("#7f8790", "*"),
 }
 _SPARE = (("#aa4499", "<"), ("#117733", "8"), ("#6699cc", "p"), ("#ddaa33", "H"), ("#997700", "d"))
+# Lines of the first plan, the second, ...; with more plans than these they come again.
 _DASHES: tuple[Dashes, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-"""Lines of the first plan, the second, ...; with more plans than these they come again."""
 _SHADE = 0.25  # how much of white the first of several plans has, and how much of black the last
+_ANGLES = (90, 45, 0, -45, -90, 135, 180, -135)  # where a label may stand around its point, the best first
+_DISTANCES = (10, 17, 26, 38)  # points from the middle of the marker to the nearest edge of the label
+_LINE_FROM = 20  # from this distance on a thin line says which point is meant
+_WIDTH, _HEIGHT = 0.62, 1.25  # size of a character in sizes of the font
+_SAMPLES = 40  # points that stand for a line
+_COVERED, _OUTSIDE = 50.0, 500.0
+"""What covering a label or a marker (a line: a tenth), and leaving the axes, cost in points of distance."""
+_CLEAR = 5  # points that a label is to be nearer to its own marker than to any other
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,17 @@ class Look:
         """What the marker is filled with."""
         return PAPER if self.hollow else self.colour
 
+    def marked(self, size: float) -> dict[str, Any]:
+        """Colour and marker, as matplotlib calls them."""
+        return {
+            "color": self.colour, "marker": self.marker, "markersize": size, "markerfacecolor": self.face,
+        }  # fmt: skip
+
+    def error_bars(self, scale: float) -> dict[str, Any]:
+        """A marker with error bars, as matplotlib calls them, at a factor of all sizes."""
+        edge = {"markeredgecolor": self.colour if self.hollow else PAPER}
+        return self.marked(8 * scale) | edge | {"elinewidth": 1.1 * scale, "zorder": 3}
+
 
 def looks(models: Iterable[str]) -> dict[str, Look]:
     """One look per model, the same wherever the same models are shown (Okabe and Ito's palette).
@@ -69,22 +92,16 @@ def looks(models: Iterable[str]) -> dict[str, Look]:
     names = {model: split_row(model, plans) for model in models}
     own = list(dict.fromkeys(family for family, _ in names.values() if family not in _FIXED))
     base = {family: _SPARE[index % len(_SPARE)] for index, family in enumerate(own)} | _FIXED
-    return {model: _look(base[family], family, plan, plans) for model, (family, plan) in names.items()}
+    return {model: _look(*base[family], family, plan, plans) for model, (family, plan) in names.items()}
 
 
-def _look(base: tuple[str, str], family: str, plan: str | None, plans: Sequence[str]) -> Look:
+def _look(colour: str, marker: str, family: str, plan: str | None, plans: Sequence[str]) -> Look:
     place = plans.index(plan) if plan in plans else 0
     depth = 2 * place / (len(plans) - 1) - 1 if plan in plans and len(plans) > 1 else 0.0
-    colour = _shade(base[0], depth * _SHADE)
-    return Look(colour, base[1], family == PRUNED, _DASHES[place % len(_DASHES)])
-
-
-def _shade(colour: str, depth: float) -> str:
-    """Mixed with this share of black, or of white where it is negative."""
-    ground = "#ffffff" if depth < 0 else "#000000"
-    mixed = zip(to_rgb(colour), to_rgb(ground), strict=True)
-    red, green, blue = ((1 - abs(depth)) * own + abs(depth) * other for own, other in mixed)
-    return to_hex((red, green, blue))
+    ground = float(depth < 0)  # mixed with white, or with black
+    share = abs(depth) * _SHADE
+    shade = to_hex(tuple((1 - share) * part + share * ground for part in to_rgb(colour)))  # type: ignore[arg-type]
+    return Look(shade, marker, family == PRUNED, _DASHES[place % len(_DASHES)])
 
 
 def panels(
@@ -108,11 +125,11 @@ def quiet(axis: Axes) -> None:
     axis.tick_params(which="both", colors=MUTED, labelsize=9, length=0)
 
 
-def titles(axis: Axes, title: str = "", x: str = "", y: str = "") -> None:
+def titles(axis: Axes, title: str = "", x: str = "", y: str = "", scale: float = 1.0) -> None:
     """Title above the left edge, axis labels with units."""
-    axis.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
-    axis.set_xlabel(x, fontsize=9.5, color=INK)
-    axis.set_ylabel(y, fontsize=9.5, color=INK)
+    axis.set_title(title, loc="left", fontsize=10.5 * scale, color=INK, fontweight="bold")
+    axis.set_xlabel(x, fontsize=9.5 * scale, color=INK)
+    axis.set_ylabel(y, fontsize=9.5 * scale, color=INK)
 
 
 def legend(owner: Axes | Figure | SubFigure, **where: Any) -> None:
@@ -126,8 +143,12 @@ def nothing(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, color=MUTED, ha="center", va="center", transform=axis.transAxes)
 
 
-def log_scale(axis: Axes, values: Iterable[float], which: str = "y", least: float = 1.0) -> None:
-    """Logarithmic axis with plain numbers, if positive values span this ratio at least."""
+def log_scale(
+    axis: Axes, values: Iterable[float] | None = None, which: str = "y", least: float = 1.0
+) -> None:
+    """Logarithmic axis with plain numbers, if positive values (None: its lines') span this ratio at least."""
+    if values is None:
+        values = np.concatenate([[], *(np.asarray(line.get_ydata(), float) for line in axis.lines)])
     positive = [value for value in values if value > 0]
     if not positive or max(positive) < least * min(positive):
         return
@@ -137,16 +158,12 @@ def log_scale(axis: Axes, values: Iterable[float], which: str = "y", least: floa
     side.set_minor_formatter(lambda value, _: "")
     low, high = sorted(side.get_view_interval())
     if low > 0 and high / low < 30:  # too few decades for the major ticks alone
-        side.set_minor_formatter(lambda value, _: plain_number(value) if _leads_with(value, "25") else "")
+        side.set_minor_formatter(lambda value, _: plain_number(value) if f"{value:.0e}"[0] in "25" else "")
 
 
 def plain_number(value: float, _: float | None = None) -> str:
     """Shortest readable number: 0.001, 0.5, 20, 1e-07."""
     return f"{value:.3g}"
-
-
-def _leads_with(value: float, digits: str) -> bool:
-    return f"{value:.0e}"[0] in digits
 
 
 def shortened(text: str) -> str:
@@ -192,3 +209,89 @@ def _adopt(text: str) -> str:
         text = text.replace(colour, variable)
     text = re.sub(r"font-family: 'DejaVu Sans Mono'[^;\"]*", "font-family: ui-monospace, monospace", text)
     return re.sub(r"font-family: [^;\"]*sans-serif", "font-family: system-ui, sans-serif", text)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text for the point (x, y) in data coordinates."""
+
+    x: float
+    y: float
+    text: str
+
+
+def place(axis: Axes, labels: Sequence[Label], lines: Sequence[Points], size: float) -> None:
+    """Write every label into axes whose limits are set.
+
+    Args:
+        axis: Where to draw.
+        labels: Texts and their points.
+        lines: What is drawn besides the points: corners (n, 2) in data coordinates.
+        size: Of the font.
+    """
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout decides how many pixels the axes have
+    pixel = 72 / figure.dpi
+    marks = _points(axis, np.array([[label.x, label.y] for label in labels]).reshape(-1, 2)) * pixel
+    drawn = [_sampled(_points(axis, line) * pixel) for line in lines]
+    obstacles = np.concatenate([np.empty((0, 2)), *drawn])
+    frame = np.array(axis.bbox.extents) * pixel
+    taken: list[Points] = []
+    for label, mark in zip(labels, marks, strict=True):
+        extent = np.array([_WIDTH * len(label.text), _HEIGHT]) * size
+        box = min(_boxes(mark, extent), key=lambda box: _cost(box, mark, taken, marks, obstacles, frame))
+        taken.append(box)
+        middle = (box[:2] + box[2:]) / 2 - mark
+        far = _gap(box, mark) >= _LINE_FROM
+        axis.annotate(
+            literal(label.text), (label.x, label.y), xytext=tuple(middle), textcoords="offset points",
+            ha="center", va="center", fontsize=size, color=INK, zorder=5, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.5, "shrinkB": 4} if far else None,
+        )  # fmt: skip
+
+
+def _points(axis: Axes, data: Points) -> Points:
+    """Pixels of data coordinates; what has no place, such as 0 on a logarithmic axis, is left out."""
+    pixels: Points = np.asarray(axis.transData.transform(data), dtype=float)
+    finite: Points = pixels[np.isfinite(pixels).all(axis=1)]
+    return finite
+
+
+def _sampled(corners: Points) -> Points:
+    """Points along a line."""
+    share = np.linspace(0, 1, _SAMPLES)[:, None]
+    parts = [start + share * (end - start) for start, end in itertools.pairwise(corners)]
+    return np.concatenate(parts) if parts else corners
+
+
+def _boxes(mark: Points, extent: Points) -> list[Points]:
+    """Places for a label of this width and height: left, bottom, right, top."""
+    boxes = []
+    for distance, angle in itertools.product(_DISTANCES, _ANGLES):
+        way = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
+        middle = mark + way * (distance + np.abs(way) * extent / 2)
+        boxes.append(np.concatenate([middle - extent / 2, middle + extent / 2]))
+    return boxes
+
+
+def _gap(box: Points, mark: Points) -> float:
+    """Distance of a box from a point."""
+    return float(np.hypot(*np.maximum(0, np.maximum(box[:2] - mark, mark - box[2:]))))
+
+
+def _cost(
+    box: Points, mark: Points, taken: Sequence[Points], marks: Points, obstacles: Points, frame: Points
+) -> float:
+    labels = sum(bool((box[:2] < other[2:]).all() and (other[:2] < box[2:]).all()) for other in taken)
+    markers = _inside(box + np.array([-5, -5, 5, 5]), marks)
+    lines = _inside(box, obstacles)
+    outside = float(np.maximum(0, np.concatenate([frame[:2] - box[:2], box[2:] - frame[2:]])).sum())
+    others = [_gap(box, other) for other in marks if (other != mark).any()]
+    doubt = max(0.0, _gap(box, mark) - min(others, default=math.inf) + _CLEAR)
+    covered = _COVERED * (labels + markers) + _COVERED / 10 * lines
+    return _gap(box, mark) + doubt + covered + (_OUTSIDE + outside if outside else 0)
+
+
+def _inside(box: Points, points: Points) -> int:
+    return int(((points > box[:2]) & (points < box[2:])).all(axis=1).sum())

@@ -1,6 +1,6 @@
 """Figures of losses over time: of training, of the collapse, of distillation."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,10 @@ _TERMS = (
     ("output", "Output: the teacher's prediction"),
     ("feature", "Features: the teacher's blocks"),
 )
-_LOGARITHMIC = 4
-"""Ratio of the greatest to the least value from which on a loss of distillation has a logarithmic axis."""
+_LOGARITHMIC = 4  # greatest to least value from which on a loss of distillation has a logarithmic axis
 _FLOOR_LINE = (0, (4, 2))  # how the Gaussian floor is dashed
+# With more classes the heat map names only some; with more of either it writes no numbers.
 _MOST_CLASSES, _MOST_CHANNELS = 24, 8
-"""With more classes the heat map names only some; with more of either it writes no numbers."""
 _BRIGHT = 0.6  # from this value on the colour map wants dark numbers
 
 
@@ -52,12 +51,12 @@ def training_curves(
         for variant, table in history.items():
             _line(axis, table, "step", loss, color=look[variant].colour, linewidth=0.8, alpha=0.45)
         for variant, table in validation.items():
-            _line(axis, table, "step", loss, label=literal(shortened(variant)), **_marked(look[variant]))
+            _line(axis, table, "step", loss, **_marked(look, variant))
         titles(axis, title, "training step", unit)
         if loss == "mean_mask":
             axis.set_ylim(-0.04, 1.06)
         else:
-            log_scale(axis, _values([*history.values(), *validation.values()], loss))
+            log_scale(axis)
     _key(figure, axes[0])
     return figure
 
@@ -73,17 +72,17 @@ def epoch_curves(epochs: pd.DataFrame, models: Sequence[str]) -> Figure:
                 rows["epoch"], rows["min_mask"], rows["max_mask"], color=colour, alpha=0.16, linewidth=0
             )
         for axis, name in ((masks, "mean_mask"), (scale, "unet_input_std"), (losses, "diffusion_loss")):
-            _line(axis, rows, "epoch", name, **_marked(look[variant]))
+            _line(axis, rows, "epoch", name, **_marked(look, variant))
         _line(losses, rows, "epoch", "gaussian_floor", color=colour, linewidth=1.4, linestyle=_FLOOR_LINE)
     masks.set_ylim(-0.04, 1.06)
-    log_scale(scale, _values([epochs], "unet_input_std"))
-    log_scale(losses, _values([epochs], "diffusion_loss", "gaussian_floor"))
+    log_scale(scale)
+    log_scale(losses)
     titles(masks, "Mask", "epoch", "mean and range over pictures")
     titles(scale, "Scale of the UNet's input", "epoch", "standard deviation")
     titles(losses, "Noise loss", "epoch", "mean squared error")
     for axis in (masks, scale, losses):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _key_with_floor(figure, epochs, look)
+    _key(figure, losses, with_floor=True)
     return figure
 
 
@@ -98,15 +97,15 @@ def timestep_curves(timesteps: pd.DataFrame, models: Sequence[str]) -> Figure:
     )
     for variant, rows in _by("variant", table):
         colour = look[variant].colour
-        _line(losses, rows, "middle", "diffusion_loss", **_marked(look[variant]))
+        _line(losses, rows, "middle", "diffusion_loss", **_marked(look, variant))
         _line(losses, rows, "middle", "gaussian_floor", color=colour, linewidth=1.4, linestyle=_FLOOR_LINE)
-        _line(ratios, rows, "middle", "ratio", **_marked(look[variant]))
-    log_scale(losses, _values([table], "diffusion_loss", "gaussian_floor"))
-    log_scale(ratios, _values([table], "ratio"))
+        _line(ratios, rows, "middle", "ratio", **_marked(look, variant))
+    log_scale(losses)
+    log_scale(ratios)
     ratios.axhline(1, color=MUTED, linestyle=_FLOOR_LINE, linewidth=1.2)
     titles(losses, "Noise loss by time step", "diffusion time step (0: least noise)", "mean squared error")
     titles(ratios, "Loss over floor", "diffusion time step", "ratio")
-    _key_with_floor(figure, table, look)
+    _key(figure, losses, with_floor=True)
     return figure
 
 
@@ -157,7 +156,7 @@ def distillation_curves(history: pd.DataFrame, models: Sequence[str]) -> Figure:
             each = look[student]
             _line(axis, rows, "step", term, color=each.colour, linestyle=each.dashes, linewidth=1.4,
                   label=literal(shortened(student)))  # fmt: skip
-        log_scale(axis, history.get(term, ()), least=_LOGARITHMIC)
+        log_scale(axis, least=_LOGARITHMIC)
         titles(axis, title, "step", "squared error" if term == "task" else "relative squared distance")
     _key(figure, axes[0])
     return figure
@@ -181,7 +180,7 @@ def distillation_quality(
     for axis, (name, title, unit) in zip(axes, shown, strict=True):
         for student, rows in _by("student", validation):
             _validated(axis, rows, name, look[student], student, students.get(student, {}).get("kept_step"))
-        log_scale(axis, validation.get(name, ()), least=_LOGARITHMIC)
+        log_scale(axis, least=_LOGARITHMIC)
         titles(axis, title, "step (0: before training)", unit)
     _key(figure, axes[0])
     return figure
@@ -209,8 +208,8 @@ def _by(name: str, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield str(value), rows
 
 
-def _marked(look: Look) -> dict[str, Any]:
-    return {"color": look.colour, "marker": look.marker, "markersize": 4.5, "linewidth": 1.8}
+def _marked(look: Mapping[str, Look], name: str) -> dict[str, Any]:
+    return look[name].marked(4.5) | {"linewidth": 1.8, "label": literal(shortened(name))}
 
 
 def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, **look: Any) -> None:
@@ -218,22 +217,10 @@ def _line(axis: Axes, table: pd.DataFrame, x: str, y: str, **look: Any) -> None:
         axis.plot(table[x], table[y], **look)
 
 
-def _values(tables: Iterable[pd.DataFrame], *columns: str) -> list[float]:
-    """All values of some columns, where tables have them."""
-    return [value for table in tables for name in columns if name in table for value in table[name]]
-
-
-def _key(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
+def _key(figure: Figure, axis: Axes, with_floor: bool = False) -> None:
+    """The lines of an axis, and what the dashes are."""
+    handles, _ = axis.get_legend_handles_labels()
+    if with_floor:
+        handles.append(Line2D([], [], color=MUTED, linestyle=_FLOOR_LINE, label="Gaussian floor"))
     if handles:
-        legend(figure, handles=handles, labels=labels, loc="outside lower center", ncols=5)
-
-
-def _key_with_floor(figure: Figure, table: pd.DataFrame, look: Mapping[str, Look]) -> None:
-    """Colours of the variants, and what the dashes are."""
-    handles = [
-        Line2D([], [], color=look[name].colour, marker=look[name].marker, label=literal(shortened(name)))
-        for name, _ in _by("variant", table)
-    ]
-    handles.append(Line2D([], [], color=MUTED, linestyle=_FLOOR_LINE, label="Gaussian floor"))
-    legend(figure, handles=handles, loc="outside lower center", ncols=6)
+        legend(figure, handles=handles, loc="outside lower center", ncols=6 if with_floor else 5)

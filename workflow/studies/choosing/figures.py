@@ -9,8 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pelap.report.figures.labels import Label, place
-from pelap.report.figures.style import INK, MUTED, PAPER, literal, log_scale, nothing, shortened, titles
+from pelap.report.figures.style import (
+    INK,
+    MUTED,
+    PAPER,
+    Label,
+    literal,
+    log_scale,
+    nothing,
+    place,
+    shortened,
+    titles,
+)
 from pelap.report.tables import CACHED, MINUS, column, split_row
 from workflow.studies.choosing.plans import Cell
 from workflow.studies.choosing.tables import several, shared_amount

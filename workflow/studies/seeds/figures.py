@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelap.report.figures.budget import draw, finish, key
+from pelap.report.figures.overview import draw, finish, key
 from pelap.report.figures.style import INK, literal, looks, nothing, panels, shortened, titles
 from pelap.report.tables import column, is_distance
 from workflow.studies.common import panel_grid, real_distance, rows_down, seed_dots

@@ -11,8 +11,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pelap.core.paths import REAL_ROW
-from pelap.report.figures.labels import Label, place
-from pelap.report.figures.style import Look, literal, looks, panels, plain_number, shortened, titles
+from pelap.report.figures.style import (
+    Label,
+    Look,
+    literal,
+    looks,
+    panels,
+    place,
+    plain_number,
+    shortened,
+    titles,
+)
 from pelap.report.tables import PLUS_MINUS, PRUNED, number, split_row
 from workflow.studies.common import around_zero, legend_below
 from workflow.studies.tasks.cell import TIME_SAVED, TaskCell, first_cells
