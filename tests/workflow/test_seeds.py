@@ -131,8 +131,13 @@ def test_budgets_are_summarised_by_their_steps() -> None:
     assert tuple(by.loc[("photos", 20, "image_ms")]) == (5.0, math.sqrt(2), 2)
     assert tuple(by.loc[("photos", 20, "fd_x")]) == (91.0, math.sqrt(2), 2)
     assert by.loc[("photos", 10, "fd_x"), "n"] == 1
-    known = pd.DataFrame({"dataset": "photos", "model": ["dense", "real", "real"], "value": [1.0, 86, 90],
-                          "metric": ["psnr", "fd_x", "fd_x"], "seed": [0, 0, 1]})  # fmt: skip
+    values = [
+        ("dense", 0, "psnr", 1),
+        ("dense", 0, "fd_x", 500),
+        ("real", 0, "fd_x", 86),
+        ("real", 1, "fd_x", 90),
+    ]
+    known = pd.DataFrame(values, columns=["model", "seed", "metric", "value"]).assign(dataset="photos")
     figure = figures.budget_figure(summary, {"photos": "dense", "svhn": "dense"}, known)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["photos: mean ± std of 1 to 2 seeds", "svhn: 1 seed"]
