@@ -25,7 +25,7 @@ from pelap.core.errors import ConfigError, DataError
 from pelap.core.keys import working_folder_on_path
 from pelap.core.paths import RunPaths
 
-# Commands, and the studies that they summarise: `python -m workflow.studies NAME` is the same.
+# Commands, and the studies that they summarise: `python -m workflow.studies.NAME` is the same.
 STUDIES = {"compare": "seeds", "study": "collapse", "choosing": "choosing", "tasks": "tasks"}
 
 

@@ -16,6 +16,7 @@ from pelap.core.paths import REAL_ROW, RunPaths, cached_name, read_students
 from pelap.core.terminal import QUANTITIES, changed
 from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
 from pelap.report.tables import PRUNED, SURE, metrics_frame, quality_column
+from pelap.report.verdicts import judged
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")
 _CHANGES = [f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")]
@@ -117,12 +118,23 @@ class RunData:
         """The whole denoiser and the replaced operators of a plan."""
         return changed(self.changes[self.changes["plan"] == plan])
 
-    def difference(self, model: str, against: str, metric: str) -> tuple[float, float] | None:
-        """Difference of two models in a metric and its standard error, if it was measured."""
-        table = self.differences
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        """`differences` with the verdict on each; all that are against one model are a family."""
+        known = self.differences.dropna(subset=["difference", "se"])
+        freedom = int(self.protocol.get("jackknife_groups", 10)) - 1
+        families = [
+            own.assign(verdict=list(judged(own["difference"], own["se"], freedom)["verdict"]))
+            for _, own in known.groupby(["against", "metric"], sort=False)
+        ]
+        return pd.concat([known.assign(verdict="").iloc[:0], *families])
+
+    def difference(self, model: str, against: str, metric: str) -> tuple[float, float, str] | None:
+        """Difference of two models in a metric, its standard error and the verdict, if it was measured."""
+        table = self.judged
         found = table[(table["model"] == model) & (table["against"] == against) & (table["metric"] == metric)]
-        pair = found[["difference", "se"]].dropna().head(1).to_numpy(dtype=float)
-        return (float(pair[0, 0]), float(pair[0, 1])) if len(pair) else None
+        rows = found[["difference", "se", "verdict"]].itertuples(index=False, name=None)
+        return next(rows, None)
 
 
 def budget_points(budget: pd.DataFrame, key: str) -> pd.DataFrame:

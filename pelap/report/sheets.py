@@ -12,7 +12,6 @@ from pelap.report.data import RunData
 from pelap.report.figures.operators import fates_of, median_by_section
 from pelap.report.figures.style import plain_number
 from pelap.report.tables import (
-    CERTAIN,
     DASH,
     GROUPS,
     PLUS_MINUS,
@@ -24,7 +23,6 @@ from pelap.report.tables import (
     number,
     percent,
     quality_column,
-    verdict,
 )
 
 _FIXED_SPACE = "\N{NO-BREAK SPACE}"
@@ -104,7 +102,7 @@ def _plan(run: RunData, plan: str, result: Mapping[str, Any]) -> Iterator[str]:
         for row, how in run.students.items():
             gap = run.difference(row, control, key)
             if how["plan"] == plan and gap is not None:
-                words.setdefault(verdict(gap[0], CERTAIN * gap[1]), []).append(row)
+                words.setdefault(gap[2], []).append(row)
         parts = [f"{listed(rows)} {word}" for word, rows in words.items()]
         yield from [f"Against {control}: {'; '.join(parts)}."] if parts else []
 
@@ -163,7 +161,7 @@ def _against(run: RunData, model: str, control: str, quality: Column) -> str:
     if gap is None:
         return DASH
     shown = [number(gap[0], quality.decimals, signed=True), PLUS_MINUS, number(gap[1], quality.decimals)]
-    return f"{verdict(gap[0], CERTAIN * gap[1])} ({_FIXED_SPACE.join(shown)})"
+    return f"{gap[2]} ({_FIXED_SPACE.join(shown)})"
 
 
 def _at_equal_time(run: RunData, model: str, other: str, quality: Column) -> str:

@@ -13,8 +13,6 @@ from rich.text import Text
 
 DASH, MINUS, PLUS_MINUS = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 SURE = 1.96  # standard errors to either side of a 95 % interval
-CERTAIN = 2  # standard errors that a difference within one run must exceed to be called one
-SAME = "not told apart"  # the verdict on a difference that may be chance; no proof that the two are alike
 PRUNED = "pruned"  # family of the rows ``pruned-PLAN``: networks before they are trained further
 CACHED = "cached"  # family of the rows ``cached-N``: the scored variant, its sampling steps sharing features
 CHANGE = "latency_change"  # derived column: time of the UNet relative to the dense one's, minus one
@@ -71,43 +69,43 @@ class Column:
         return text.replace(DASH, "-").replace(MINUS, "-").replace(f" {PLUS_MINUS} ", "+-")
 
 
-_LOWER, _HIGHER = "↓", "↑"
+LOWER, HIGHER = "↓", "↑"
 # Families of metrics that every extractor has, in the table's order.
 _DISTANCES = ("fd", "shift", "kid", "precision", "recall", "density", "coverage")
 _OF_EXTRACTOR = re.compile(rf"(fid|{'|'.join(_DISTANCES)})(?:_(\w+))?")
 _FAMILIES = {
-    "fd": Column("fd", "Fréchet distance", "", _LOWER, short="Frechet\ndistance"),
-    "fid": Column("fid", "FID", "", _LOWER, short="FID"),
-    "shift": Column("shift", "shift", "", _LOWER, brief=False),
-    "kid": Column("kid", "KID", "", _LOWER, decimals=4, short="KID"),
-    "precision": Column("precision", "precision", "", _HIGHER, decimals=3),
-    "recall": Column("recall", "recall", "", _HIGHER, decimals=3, short="recall"),
-    "density": Column("density", "density", "", _HIGHER, decimals=3, brief=False),
-    "coverage": Column("coverage", "coverage", "", _HIGHER, decimals=3, brief=False),
+    "fd": Column("fd", "Fréchet distance", "", LOWER, short="Frechet\ndistance"),
+    "fid": Column("fid", "FID", "", LOWER, short="FID"),
+    "shift": Column("shift", "shift", "", LOWER, brief=False),
+    "kid": Column("kid", "KID", "", LOWER, decimals=4, short="KID"),
+    "precision": Column("precision", "precision", "", HIGHER, decimals=3),
+    "recall": Column("recall", "recall", "", HIGHER, decimals=3, short="recall"),
+    "density": Column("density", "density", "", HIGHER, decimals=3, brief=False),
+    "coverage": Column("coverage", "coverage", "", HIGHER, decimals=3, brief=False),
 }
 _COLUMNS = (
-    Column("prompt_agreement", "prompt agreement", "%", _HIGHER, decimals=1, scale=100,
+    Column("prompt_agreement", "prompt agreement", "%", HIGHER, decimals=1, scale=100,
            error="prompt_agreement_se", short="prompt\nagrees\n%"),
-    Column("recovered", "recovered", "%", _HIGHER, decimals=0, scale=100, short="reco-\nvered\n%"),
-    Column("psnr", "PSNR", "dB, reconstructions", _HIGHER, short="PSNR\ndB", group="pictures"),
-    Column("ssim", "SSIM", "reconstructions", _HIGHER, decimals=3, brief=False, short="SSIM",
+    Column("recovered", "recovered", "%", HIGHER, decimals=0, scale=100, short="reco-\nvered\n%"),
+    Column("psnr", "PSNR", "dB, reconstructions", HIGHER, short="PSNR\ndB", group="pictures"),
+    Column("ssim", "SSIM", "reconstructions", HIGHER, decimals=3, brief=False, short="SSIM",
            group="pictures"),
-    Column("psnr_to_dense", "PSNR to dense", "dB", _HIGHER, group="pictures"),
-    Column("ssim_to_dense", "SSIM to dense", "", _HIGHER, decimals=3, brief=False, group="pictures"),
-    Column("lpips_to_dense", "LPIPS to dense", "", _LOWER, decimals=3, brief=False, group="pictures"),
-    Column("latency_ms", "UNet time", "ms", _LOWER, error="latency_iqr_ms", error_scale=0.5, group="costs",
+    Column("psnr_to_dense", "PSNR to dense", "dB", HIGHER, group="pictures"),
+    Column("ssim_to_dense", "SSIM to dense", "", HIGHER, decimals=3, brief=False, group="pictures"),
+    Column("lpips_to_dense", "LPIPS to dense", "", LOWER, decimals=3, brief=False, group="pictures"),
+    Column("latency_ms", "UNet time", "ms", LOWER, error="latency_iqr_ms", error_scale=0.5, group="costs",
            short="UNet\nms"),
-    Column(CHANGE, "time change", "%", _LOWER, decimals=1, scale=100, signed=True, group="costs",
+    Column(CHANGE, "time change", "%", LOWER, decimals=1, scale=100, signed=True, group="costs",
            short="time\n%"),
-    Column("image_ms", "time per image", "ms", _LOWER, error="image_iqr_ms", error_scale=0.5, group="costs",
+    Column("image_ms", "time per image", "ms", LOWER, error="image_iqr_ms", error_scale=0.5, group="costs",
            short="image\nms"),
-    Column("params", "parameters", "", _LOWER, decimals=0, group="costs", short="params\nM",
+    Column("params", "parameters", "", LOWER, decimals=0, group="costs", short="params\nM",
            short_scale=1e-6),
-    Column("macs", "MACs", "million, one latent", _LOWER, decimals=1, scale=1e-6, group="costs",
+    Column("macs", "MACs", "million, one latent", LOWER, decimals=1, scale=1e-6, group="costs",
            short="MACs\nM"),
-    Column("peak_memory_mib", "peak memory", "MiB", _LOWER, decimals=1, group="costs", brief=False,
+    Column("peak_memory_mib", "peak memory", "MiB", LOWER, decimals=1, group="costs", brief=False,
            short="peak\nMiB"),
-    Column("disk_mib", "weights on disk", "MiB", _LOWER, group="costs", brief=False),
+    Column("disk_mib", "weights on disk", "MiB", LOWER, group="costs", brief=False),
     Column("latency_least_ms", "latency_least_ms", decimals=4, group="costs"),
 )  # fmt: skip
 _KNOWN = {each.key: each for each in _COLUMNS}
@@ -154,16 +152,6 @@ def listed(items: Iterable[str]) -> str:
     """`a, b and c`."""
     *most, last = ["", *items]
     return f"{', '.join(most[1:])} and {last}" if most[1:] else last
-
-
-def verdict(difference: float, margin: float) -> str:
-    """`better`, `worse` or `not told apart`: the one rule for a difference of distances, lower is better.
-
-    It must exceed `margin`: standard errors in one run, a deviation or half an interval over seeds.
-    """
-    if not abs(difference) > margin:
-        return SAME
-    return "worse" if difference > 0 else "better"
 
 
 def plans_of(models: Iterable[str]) -> list[str]:

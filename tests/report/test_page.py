@@ -305,7 +305,7 @@ def test_page_of_a_run_without_times(paths: RunPaths) -> None:
     assert page.table("metrics")["invariant"] == ["91.73"]
     assert page.table("pictures")["invariant"] == ["25.46", "0.839"]
     assert page.table("findings")["dense-finetuned"] == [
-        "88.90", f"{tables.MINUS}3.1 %", f"better ({tables.MINUS}2.83\xa0±\xa01.10)", tables.DASH
+        "88.90", f"{tables.MINUS}3.1 %", f"not told apart ({tables.MINUS}2.83\xa0±\xa01.10)", tables.DASH
     ]  # fmt: skip
     for absent in ("Quality and time", 'id="costs"', 'id="latencies"', "at equal time", "as fast"):
         assert absent not in page.source

@@ -400,7 +400,7 @@ def test_another_study_is_a_folder_and_an_entry(project: Path) -> None:
     result = run(project, *SNAKEMAKE, "-n", "-p", "own", "--config", own)
     wanted = ("download", "train", "score", "prune", "distill", "evaluate", "own")
     assert planned(result) == {**dict.fromkeys(wanted, 1), "total": len(wanted)}
-    command = "python -m workflow.studies own --root results/own --cells photos/seed3"
+    command = "python -m workflow.studies.own --root results/own --cells photos/seed3"
     assert command in result.stdout + result.stderr
     shutil.rmtree(folder)
 

@@ -66,7 +66,8 @@ def root(tmp_path: Path) -> Path:
 def test_rows_stand_by_data_set_control_and_metric(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summarise(root)
     summary, cells = (files.read_csv(root / name) for name in ("summary.csv", "cells.csv"))
-    assert list(summary.columns) == ["control", "dataset", "metric", "mean", "std", "n"]
+    assert list(summary.columns)[:6] == ["control", "dataset", "metric", "mean", "std", "n"]
+    assert summary.query("control == 'baseline'")["diff_to_baseline"].eq(0).all()
     rows = list(summary[["dataset", "control", "metric"]].itertuples(index=False, name=None))
     nothing = ("pelap-1e-2", "floor_ratio")  # no seed has a value
     expected = [(d, c, m) for d in ("cifar10-jpeg", "photos") for c in CONTROLS for m in METRICS]

@@ -35,10 +35,11 @@ def test_summary_equals_the_sums_by_hand() -> None:
     summary = compared(cells)
     assert list(summary.columns) == [
         "dataset", "model", "metric", "mean", "std", "n", "diff_to_baseline", "diff_std", "p_value",
+        "p_holm", "verdict",
     ]  # fmt: skip
     p = 2 * stats.t.sf((8 / 3) / math.sqrt(13 / 9), df=2)
-    expected = [5, math.sqrt(13), 3, 8 / 3, math.sqrt(13 / 3), p]
-    assert row_of(summary, "pelap")["mean":].tolist() == pytest.approx(expected)
+    expected = [5, math.sqrt(13), 3, 8 / 3, math.sqrt(13 / 3), p, p]
+    assert row_of(summary, "pelap")["mean":"p_holm"].tolist() == pytest.approx(expected)
     assert row_of(summary, "baseline")["diff_to_baseline"] == 0
     assert math.isnan(row_of(summary, "baseline")["p_value"])
 

@@ -10,7 +10,7 @@ SUMMARIES = {
 """The folder of the cells, the study, and the command, which takes the root."""
 for NAME in config.get("studies", {}):  # of the user's own, by the names of their folders
     STUDY = import_module(f"workflow.studies.{NAME}")
-    SUMMARIES[NAME] = (NAME, STUDY, f"python -m workflow.studies {NAME} --root")
+    SUMMARIES[NAME] = (NAME, STUDY, f"python -m {STUDY.__name__} --root")
 
 
 def folder_of(name, wildcards):

@@ -4,6 +4,8 @@ A cell is a run folder ``DATASET/seedN`` below a study's root, of tasks and part
 long table has a value a row: dataset, seed, model, metric, value, and what else tells its rows apart.
 """
 
+import argparse
+import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,23 +19,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
-from numpy.typing import ArrayLike
-from scipy import stats
 
 from pelap.config.load import read_yaml
 from pelap.core import files
-from pelap.core.errors import DataError
+from pelap.core.errors import DataError, PelapError
 from pelap.core.paths import REAL_ROW, RunPaths
-from pelap.report import tables
 from pelap.report.figures.style import MUTED, legend, literal, panels, to_png
 from pelap.report.tables import MINUS, PRUNED, is_distance
 
 SEED = re.compile(r"seed(\d+)")
 CELLS, NAMED_CELLS = "DATASET/seedN", "TASK/DATASET/seedN"  # where the cells are below a study's root
 LONG = ["dataset", "seed", "model", "metric", "value"]
-CONFIDENCE = 0.95
 _OWN = ("dataset", "seed")  # parameters in which the cells of a grid differ
-_ROUNDING = 1e-12  # relative size below which a spread of differences is rounding, not data
+
+
+def command_line(package: str) -> None:
+    """``python -m workflow.studies.NAME --root DIR --cells ...``: summarise a study."""
+    study = importlib.import_module(package)
+    parser = argparse.ArgumentParser(prog=f"python -m {package}", description=study.__doc__)
+    parser.add_argument("--root", type=Path, default=Path(study.ROOT), metavar="DIR", help="[%(default)s]")
+    parser.add_argument("--cells", nargs="+", metavar="CELL", help="these alone [all finished ones]")
+    args = parser.parse_args()
+    try:
+        importlib.import_module(f"{package}.summarise").summarise(args.root, args.cells)
+    except PelapError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 def place_of(run: RunPaths) -> tuple[str, int]:
@@ -233,36 +243,24 @@ def wide_over_seeds(
     return pd.DataFrame(rows, columns=[*keys, "n", *map("_".join, moments)])
 
 
-def p_value(differences: ArrayLike, scale: float) -> float:
-    """Of the two-sided t-test that the mean of paired differences is 0.
-
-    NaN where it says nothing: for fewer than two, or if they vary by no more than rounding does to values as
-    large as `scale`.
-    """
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2 or np.ptp(values) <= _ROUNDING * scale:
-        return float("nan")
-    return float(stats.ttest_1samp(values, 0).pvalue)
-
-
-def half_interval(values: "pd.Series[float]") -> float:
-    """Half of the `CONFIDENCE` interval of a mean, by Student's t; NaN for fewer than two values."""
-    values = values.dropna()
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-
-
-def verdict(difference: float, bound: float) -> str | None:
-    """A paired difference (positive is worse) in words, as `pelap.report.tables.verdict`; None for no bound.
+def say_incomplete(table: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Name what some seeds of a data set have a value of and others have not; it counts where it is there.
 
     Args:
-        difference: Its mean over seeds.
-        bound: What it has to exceed to be called one; NaN where there is none.
+        table: Long.
+        keys: Columns that tell its rows apart beside seed and metric, the data set among them.
     """
-    if np.isnan(difference) or np.isnan(bound):
-        return None
-    return tables.verdict(difference, bound)
+    there = table[np.isfinite(table["value"])]
+    seeds = {dataset: set(own["seed"]) for dataset, own in table.groupby("dataset")}
+    lacking: dict[tuple[Any, ...], list[str]] = {}
+    for (*names, metric), own in there.groupby([*keys, "metric"], sort=False):
+        missing = sorted(seeds[names[keys.index("dataset")]] - set(own["seed"]))
+        if missing:
+            lacking.setdefault((*names, *missing), []).append(str(metric))
+    for (*place, seed), metrics in lacking.items():
+        named, others = place[: len(keys)], [*place[len(keys) :], seed]
+        text = f"{' '.join(map(str, named))}: nothing at seed {', '.join(map(str, others))}"
+        print(f"{text} of {', '.join(metrics)}")
 
 
 def panel_grid(

@@ -11,12 +11,11 @@ from workflow.studies.choosing import FIGURES, NEEDS, TABLES, TARGET, figures
 from workflow.studies.choosing.plans import plan_table, read_cell
 from workflow.studies.choosing.tables import (
     additivity_table,
-    best_at,
+    margins_of,
     method_table,
     prediction_table,
     rival_table,
     shared_amount,
-    thresholds,
 )
 from workflow.studies.common import demand_alike, finished_cells, write_figure
 
@@ -37,7 +36,8 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     cells = [read_cell(run) for run in runs]
     metric = cells[0].metric
     plans, rivals = plan_table(cells, metric), rival_table(cells, metric)
-    methods, additivity, prediction = method_table(plans), additivity_table(plans), prediction_table(plans)
+    methods = method_table(plans, margins_of(rivals))
+    additivity, prediction = additivity_table(plans), prediction_table(plans)
     for name, table in zip(TABLES, (plans, methods, additivity, prediction, rivals), strict=True):
         files.write_csv(root / f"{name}.csv", table)
     drawn = (
@@ -53,12 +53,10 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
 
 
 def _print_findings(methods: pd.DataFrame) -> None:
-    """Of each data set the best method at the amount that most have, and how far methods can be taken."""
+    """Of each data set the verdicts on the methods at the amount that most have, the least lost first."""
     amount = shared_amount(methods)
-    for dataset, rows in methods.groupby("dataset", sort=False):
-        best = best_at(rows, amount)
-        reach = [f"{name} {'none' if end is None else f'{end:g}'}" for name, end in thresholds(rows).items()]
-        said = [] if best is None else [f"least lost at {amount:g}: {best}"]
-        said += [f"no worse than the control up to {', '.join(reach)}"] if reach else []
-        text = f"{dataset}: {'; '.join(said)}"
+    for dataset, rows in methods[methods["amount"] == amount].groupby("dataset", sort=False):
+        ranked = rows.sort_values(["lost_after_mean", "lost_before_mean"])
+        said = [f"{word} {', '.join(own)}" for word, own in ranked.groupby("verdict", sort=False)["method"]]
+        text = f"{dataset}, {amount:g} against the control: {'; '.join(said)}"
         print(textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False))

@@ -1,6 +1,6 @@
 """What each way to choose costs over seeds, who knew it before, and what saves time otherwise."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
@@ -8,27 +8,32 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from pelap.report import verdicts
 from pelap.report.tables import CACHED, split_row
 from workflow.studies.choosing.plans import CRITERIA, JUDGED, LOST, Cell
-from workflow.studies.common import half_interval, p_value, verdict, wide_over_seeds
+from workflow.studies.common import wide_over_seeds
 
 YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared with, by these names
 _MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *LOST)  # columns of plans that are averaged over seeds
 _AGAINST = tuple(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_tuned"))
+_JUDGED = ["low", "high", "p_value", "p_holm", "p_equivalent", "margin", "verdict"]
 _SPLIT = dict.fromkeys(("avg_dist", "std_dist"), ("shift_lost_before", "spread_lost_before"))
 """Further targets of a predictor: the distance's two parts, which LD-Pruner's two terms are after."""
 _PLAN_PREDICTORS = (*JUDGED, "num_operators", "time_reduction")
 _FEWEST = 3  # points below which a rank correlation says nothing
 
 
-def method_table(plans: pd.DataFrame) -> pd.DataFrame:
+def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Each method and amount of a `plan_table` over seeds.
 
+    Args:
+        plans: From `plan_table`.
+        margins: By data set, what is too small to matter; see `margins_of`.
+
     Returns:
-        dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; the 95 %
-        interval (Student's t) of the mean of lost_after, the p_value of its being 0, and the verdict:
-        ``better`` or ``worse`` than the control where the interval leaves 0 out, else ``not told apart``,
-        empty for a single seed. No correction is made for the number of rows.
+        dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; of the
+        mean of lost_after the interval, p-values, margin and verdict of `pelap.report.verdicts`, all rows of
+        a data set being one family.
         Then mean and std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of
         pruned and (``_tuned``) of further trained networks; and to the ``curve`` at the same measured time:
         the method with the most amounts, between its plans of the same seed, from no loss at no time on.
@@ -37,16 +42,30 @@ def method_table(plans: pd.DataFrame) -> pd.DataFrame:
     named = _beside_yardsticks(_beside_curve(plans.dropna(subset=["amount"])))
     table = wide_over_seeds(named, keys, (*_MEANS, *_AGAINST), "fd_pruned")
     table.columns = [name.removesuffix("_mean") if name.startswith("vs_") else name for name in table.columns]
-    after = [own.dropna() for _, own in named.groupby(keys, sort=False)["lost_after"]]
-    half = np.array([half_interval(values) for values in after], dtype=float)
-    mean, last = table["lost_after_mean"], 2 * len(_AGAINST)
-    judged = {
-        "lost_after_low": mean - half,
-        "lost_after_high": mean + half,
-        "p_value": [p_value(values, values.abs().max()) for values in after],
-        "verdict": [verdict(*each) for each in zip(mean, half, strict=True)],
-    }
-    return table.assign(**judged)[[*table.columns[:-last], *judged, *table.columns[-last:]]]
+    after = pd.Series([list(own) for _, own in named.groupby(keys, sort=False)["lost_after"]], dtype=object)
+    judged = []
+    for dataset, rows in table.groupby("dataset", sort=False):
+        margin = (margins or {}).get(str(dataset))
+        found = verdicts.over_seeds(after[rows.index], margin).assign(margin=margin)
+        judged.append(found.set_index(rows.index).drop(columns=["n", "difference"]))
+    family = pd.concat([table.iloc[:0], *judged]).reindex(columns=_JUDGED)
+    family = family.rename(columns={"low": "lost_after_low", "high": "lost_after_high"})
+    last = 2 * len(_AGAINST)
+    return pd.concat([table.iloc[:, :-last], family, table.iloc[:, -last:]], axis="columns")
+
+
+def margins_of(rivals: pd.DataFrame) -> dict[str, float]:
+    """What half of the sampling steps cost the dense model, by data set: a loss that is accepted every day.
+
+    Args:
+        rivals: From `rival_table`; the dense model is the first of a data set.
+    """
+    margins: dict[str, float] = {}
+    for dataset, rows in rivals.groupby("dataset", sort=False):
+        own = rows[rows["model"] == rows["model"].iloc[0]]
+        half = own.loc[own["steps"] == own["steps"].max() / 2, "fd_less_full_mean"]
+        margins |= {str(dataset): float(cost) for cost in half if cost > 0}
+    return margins
 
 
 def curve_of(plans: pd.DataFrame) -> str | None:
@@ -199,28 +218,3 @@ def shared_amount(methods: pd.DataFrame) -> float:
     """The amount that most methods have, the least of several; NaN where there is none."""
     counts = methods.groupby("amount")["method"].nunique()
     return float(counts.index[int(counts.argmax())]) if len(counts) else float("nan")
-
-
-def best_at(methods: pd.DataFrame, amount: float) -> str | None:
-    """The method, of one data set's, that lost least after further training, else before it."""
-    there = methods[methods["amount"] == amount]
-    for column in ("lost_after_mean", "lost_before_mean"):
-        if there[column].notna().any():
-            return str(there["method"].iloc[int(there[column].argmin())])
-    return None
-
-
-def thresholds(methods: pd.DataFrame) -> dict[str, float | None]:
-    """Up to which amount each method with several is no worse than the control; None: with none of them.
-
-    That is, loses no more than one standard deviation over seeds after further training. It is stricter than
-    a verdict: three seeds tell little apart. A method stops at its first amount that is not known. The
-    `method_table` is that of one data set.
-    """
-    result: dict[str, float | None] = {}
-    for method, rows in methods.groupby("method", sort=False):
-        rows = rows.sort_values("amount")
-        fine = rows["lost_after_mean"] <= rows["lost_after_std"]
-        if len(rows) > 1 and rows["lost_after_std"].notna().any():
-            result[str(method)] = max(rows.loc[fine.cummin(), "amount"], default=None)
-    return result

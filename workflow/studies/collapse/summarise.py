@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pelap.core import files
@@ -11,18 +12,13 @@ from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
 from workflow.studies.collapse import NEEDS, TARGET
 from workflow.studies.collapse.figures import CHANNELS, DISTANCE, FIGURE_METRICS, OPEN, study_figure
-from workflow.studies.common import (
-    finished_cells,
-    long_table,
-    over_seeds,
-    place_of,
-    real_distance,
-    write_figure,
-)
+from workflow.studies.common import finished_cells, long_table, place_of, real_distance, write_figure
+from workflow.studies.seeds.summarise import compared
 
 MIN_SEEDS = 3  # fewer say nothing about a standard deviation
 CELL_COLUMNS = ["control", "dataset", "seed", "metric", "value"]
-SUMMARY_COLUMNS = ["control", "dataset", "metric", "mean", "std", "n"]
+SUMMARY_COLUMNS = ["control", "dataset", "metric", "mean", "std", "n", "diff_to_baseline", "diff_std"]
+SUMMARY_COLUMNS += ["p_value", "p_holm", "verdict"]
 NAMES = ("variant", "verdict", "reason")  # columns of `collapse.csv` that are no metrics
 QUALITY = (DISTANCE, "psnr", "ssim")  # what is taken from `metrics.json`
 DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name not in QUALITY)]
@@ -54,11 +50,12 @@ def over_enough_seeds(cells: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Statistics over seeds of a table of `CELL_COLUMNS`; missing and infinite values are not counted.
 
     Returns:
-        `SUMMARY_COLUMNS`, one row per dataset, control and metric in order of appearance; and the rows with
-        fewer seeds than `MIN_SEEDS`, which the first table does not have. What no seed has a value for is in
-        neither.
+        `SUMMARY_COLUMNS` (see `workflow.studies.seeds.summarise.compared`), one row per dataset, control and
+        metric in order of appearance; and the rows with fewer seeds than `MIN_SEEDS`, which the first table
+        does not have. What no seed has a value for is in neither.
     """
-    table = over_seeds(cells, ["dataset", "control", "metric"])[SUMMARY_COLUMNS]
+    finite = cells[np.isfinite(cells["value"])].rename(columns={"control": "model"})
+    table = compared(finite).rename(columns={"model": "control"})[SUMMARY_COLUMNS]
     enough = table["n"] >= MIN_SEEDS
     return table[enough].reset_index(drop=True), table[~enough].reset_index(drop=True)
 

@@ -10,7 +10,16 @@ import pandas as pd
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
-from workflow.studies.common import finished_cells, long_table, over_seeds, p_value, place_of, write_figure
+from pelap.report import verdicts
+from pelap.report.tables import HIGHER, column
+from workflow.studies.common import (
+    finished_cells,
+    long_table,
+    over_seeds,
+    place_of,
+    say_incomplete,
+    write_figure,
+)
 from workflow.studies.seeds import NEEDS, TARGET
 from workflow.studies.seeds.figures import budget_figure, sweep_figure
 
@@ -42,42 +51,50 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
 
 
 def compared(cells: pd.DataFrame, control: str | None = None) -> pd.DataFrame:
-    """A long table over seeds; missing values are left out.
+    """A long table over seeds; missing values are left out, and those that some seeds have are named.
 
     Returns:
-        One row per dataset, model and metric, in order of appearance: mean, std (of a sample), n;
-        diff_to_baseline and diff_std of the differences to `baseline` at the same seed; p_value of
-        the paired t-test, NaN where there is none (no pair, one pair, differences that do not vary). With
-        a control, such as the dense model trained on, the same of it: diff_to_<control>,
-        diff_to_<control>_std, p_value_to_<control>.
+        One row per dataset, model and metric, in order of appearance: mean, std (of a sample), n; of the
+        differences to `baseline` at the same seed diff_to_baseline, diff_std, p_value, p_holm and, of metrics
+        that have a better side, the verdict of `pelap.report.verdicts`, all models of a data set and metric
+        being one family. With a control, such as the dense model trained on, the same of it:
+        diff_to_<control>, diff_to_<control>_std, and so on.
 
     Raises:
         DataError: A value is given twice.
     """
+    say_incomplete(cells, ["dataset", "model"])
     cells = cells.dropna(subset=["value"])
     twice = cells[cells.duplicated([*_KEYS, "seed"])]
     if len(twice):
         where = ", ".join(f"{key} {twice.iloc[0][key]}" for key in [*_KEYS, "seed"])
         raise DataError(f"sweep: two values for {where}; give each run once")
     table = over_seeds(cells, _KEYS)
-    names = {BASELINE: ("diff_to_baseline", "diff_std", "p_value")}
+    names = {BASELINE: ["diff_to_baseline", "diff_std", "p_value", "p_holm", "verdict"]}
     if control is not None and control in set(cells["model"]):
-        names[control] = (f"diff_to_{control}", f"diff_to_{control}_std", f"p_value_to_{control}")
+        judged = [f"{name}_to_{control}" for name in ("p_value", "p_holm", "verdict")]
+        names[control] = [f"diff_to_{control}", f"diff_to_{control}_std", *judged]
     for other, columns in names.items():
         table = table.merge(_differences(cells, other, columns), how="left", on=_KEYS)
     return table
 
 
 def _differences(cells: pd.DataFrame, other: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation and p-value of the differences to another model at the same seed."""
+    """Of the differences to another model at the same seed; its own, 0 by construction, is in no family."""
     theirs = cells[cells["model"] == other].drop(columns="model")
     pairs = cells.merge(theirs, on=["dataset", "metric", "seed"], suffixes=("", "_other"))
+    pairs["difference"] = pairs["value"] - pairs["value_other"]
     rows = []
-    for keys, own in pairs.groupby(_KEYS, sort=False):
-        ours, others = own["value"].to_numpy(), own["value_other"].to_numpy()
-        p = p_value(ours - others, max(np.abs(ours).max(), np.abs(others).max()))
-        difference = own["value"] - own["value_other"]
-        rows.append((*keys, difference.mean(), difference.std(ddof=1), p))
+    for (dataset, metric), family in pairs.groupby(["dataset", "metric"], sort=False):
+        better = column(str(metric)).better
+        sign = -1 if better == HIGHER else 1
+        models = dict(list(family.groupby("model", sort=False)["difference"]))
+        judged = verdicts.over_seeds([sign * own for name, own in models.items() if name != other])
+        told = iter(judged[["p_value", "p_holm", "verdict"]].itertuples(index=False))
+        for name, own in models.items():
+            p, p_holm, word = next(told) if name != other else (np.nan, np.nan, None)
+            said = word if better and word != verdicts.NO_VERDICT else None
+            rows.append((dataset, name, metric, own.mean(), own.std(), p, p_holm, said))
     return pd.DataFrame(rows, columns=[*_KEYS, *columns])
 
 

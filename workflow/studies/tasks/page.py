@@ -8,9 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from pelap.core.paths import REAL_ROW
+from pelap.report import verdicts
 from pelap.report.protocol import guided
-from pelap.report.tables import DASH, MINUS, PLUS_MINUS, SAME, VOCODED, Column, column, markdown
-from workflow.studies.common import over_seeds, verdict
+from pelap.report.tables import DASH, HIGHER, LOWER, MINUS, PLUS_MINUS, VOCODED, Column, column, markdown
+from pelap.report.verdicts import LEVEL, NO_VERDICT, SAME
+from workflow.studies.common import over_seeds
 from workflow.studies.tasks.cell import (
     AGREEMENT,
     ITEM_TIME_SAVED,
@@ -23,7 +25,6 @@ from workflow.studies.tasks.cell import (
 )
 
 PERCENT = 100
-LOWER, HIGHER = "↓", "↑"
 LEGEND = f"""\
 Mean {PLUS_MINUS} sample standard deviation over seeds, n where it is of fewer than the heading; `tasks.csv`
 has every metric, `cells.csv` every seed.
@@ -31,8 +32,9 @@ has every metric, `cells.csv` every seed.
 - Trained on from: what a network was before further training, of equally many steps for all.
 - Time saved: of one pass of the UNet, by the least of many passes in turns with the dense one; and of a whole
   item, which is denoising and decoding (of a sound: without Griffin-Lim).
-- Changes and differences are paired, between models of the same seed. `worse` and `better`: the mean exceeds
-  its standard deviation over seeds; `{SAME}` is no proof that the two are alike.
+- Changes and differences are paired, between models of the same seed; the verdict is that of a t-test,
+  corrected for the number of models in its column (Holm, {100 * LEVEL:g} %). `{SAME}` is no proof that two
+  are alike.
 - A classifier is trained for each seed: the mean of `fd_classifier` mixes feature spaces, and only relative
   changes compare.
 - `{REAL_ROW}`: another draw of real items.
@@ -78,20 +80,37 @@ def page(values: pd.DataFrame, cells: Sequence[TaskCell]) -> str:
     for first in first_cells(cells):
         seeds = [str(cell.seed) for cell in cells if cell.place == first.place]
         parts.append(f"## {first.task}: {first.dataset}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}\n")
-        parts.append(_table(Table(summary, first), first, len(seeds)))
+        own = values[(values["task"] == first.task) & (values["dataset"] == first.dataset)]
+        parts.append(_table(Table(summary, first), own, first, len(seeds)))
         parts += [f"{text}\n" for text in [guided({"rows_per_latent": first.rows_per_latent})] if text]
     published = markdown(("task", "model", "saved", "quality"), PUBLISHED)
     return "\n".join([*parts, "## LD-Pruner's own figures\n", PUBLISHED_NOTE, published])
 
 
-def _table(table: Table, cell: TaskCell, num_seeds: int) -> str:
+def _table(table: Table, values: pd.DataFrame, cell: TaskCell, num_seeds: int) -> str:
     metrics = {metric for _, metric in table}
     columns = [each for each in _columns(cell, num_seeds) if each.key in metrics]
+    words = {each.key: _verdicts(values, each) for each in columns if each.signed and not each.error}
     rows = (
-        [model, cell.students.get(model, DASH), *(_shown(table, model, each, num_seeds) for each in columns)]
+        [
+            model,
+            cell.students.get(model, DASH),
+            *(
+                _shown(table, model, each, num_seeds, words.get(each.key, {}).get(model, NO_VERDICT))
+                for each in columns
+            ),
+        ]
         for model in cell.rows
     )
     return markdown(["model", "trained on from", *(each.heading for each in columns)], rows, left=(0, 1))
+
+
+def _verdicts(values: pd.DataFrame, each: Column) -> dict[str, str]:
+    """On all models of a column, which are one family."""
+    own = values[values["metric"] == each.key]
+    sign = 1 if each.better == LOWER else -1
+    found = {str(model): sign * seeds for model, seeds in own.groupby("model", sort=False)["value"]}
+    return dict(zip(found, verdicts.over_seeds(found.values())["verdict"], strict=True))
 
 
 def _columns(cell: TaskCell, num_seeds: int) -> Iterator[Column]:
@@ -117,13 +136,13 @@ def _columns(cell: TaskCell, num_seeds: int) -> Iterator[Column]:
         yield replace(change, key=key, title=title, unit="points", better=HIGHER)
 
 
-def _shown(table: Table, model: str, each: Column, num_seeds: int) -> str:
+def _shown(table: Table, model: str, each: Column, num_seeds: int, said: str) -> str:
     """`+12.3 ± 0.4, worse (n = 2)`; a count has a decimal only where seeds differ in it."""
     mean, std, n = table[model, each.key]
     if each.error:
         std = table[model, each.error].mean
     if each.decimals == 0 and std > 0:
         each = replace(each, decimals=1)
-    text, judged = each.cell(mean, std), each.signed and not each.error
-    said = verdict(mean if each.better == LOWER else -mean, std) if judged else None
-    return text + (f", {said}" if said else "") + (f" (n = {n})" if 0 < n < num_seeds else "")
+    text = each.cell(mean, std)
+    text += f", {said}" if said != NO_VERDICT else ""
+    return text + (f" (n = {n})" if 0 < n < num_seeds else "")

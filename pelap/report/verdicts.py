@@ -1,0 +1,115 @@
+"""The one rule for a difference: its interval, its p-values, and a word that says no more than they do.
+
+Positive differences are worse: what is compared is a distance or a loss, or is turned around.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from pelap.core.errors import ConfigError
+
+LEVEL = 0.05  # probability of a wrong `better`, `worse` or `equivalent` in a family of comparisons
+SAME = "not told apart"  # may be chance; no proof that the two are alike
+NO_VERDICT = "no verdict"  # of a single seed, or of differences that do not vary
+VERDICTS = ("better", "worse", "equivalent", SAME, NO_VERDICT)
+_ROUNDING = 1e-12  # relative size below which a spread of differences is rounding, not data
+
+
+def over_seeds(families: Iterable[ArrayLike], margin: float | None = None) -> pd.DataFrame:
+    """Verdicts on a family of paired differences over seeds, one row each, in their order.
+
+    Args:
+        families: Of each comparison the differences, a seed an entry; NaN counts as a seed without a value.
+        margin: See `judged`.
+
+    Returns:
+        See `judged`; n counts the seeds with a value.
+    """
+    rows = []
+    for differences in families:
+        values = np.asarray(differences, dtype=np.float64)
+        values = values[np.isfinite(values)]
+        spread = np.ptp(values) if len(values) else 0.0
+        steady = len(values) < 2 or spread <= _ROUNDING * np.abs(values).max()
+        error = np.nan if steady else float(stats.sem(values))
+        rows.append((values.mean() if len(values) else np.nan, error, len(values) - 1, len(values)))
+    means, errors, freedom, counts = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    table = judged(means, errors, freedom, margin)
+    table.insert(0, "n", counts.astype(int))
+    return table
+
+
+def judged(
+    means: ArrayLike, errors: ArrayLike, freedom: ArrayLike, margin: float | None = None
+) -> pd.DataFrame:
+    """Verdicts on a family of estimated differences.
+
+    `better` and `worse`: a two-sided t-test, corrected for the number of comparisons (Holm). `equivalent`:
+    two one-sided tests, corrected alike, say that the difference lies within the margin on either side; what
+    is better or worse by the first test is called so however small it is.
+
+    Args:
+        means: Differences (N,).
+        errors: Their standard errors (N,); NaN: none is known, and there is no verdict.
+        freedom: Degrees of freedom of these (N,) or ().
+        margin: In the unit of the differences, above 0: what is too small to matter. None: there is none.
+
+    Returns:
+        difference, low and high (95 % interval, not corrected), p_value, p_holm; with a margin p_equivalent
+        (corrected, too); verdict, one of `VERDICTS`.
+
+    Raises:
+        ConfigError: The margin is not above 0.
+
+    Source: Holm, 1979; Schuirmann, 1987, https://doi.org/10.1007/BF01068419
+    """
+    if margin is not None and not margin > 0:
+        raise ConfigError(
+            f"margin: {margin} is not above 0; give the largest difference that does not matter"
+        )
+    means, errors = (np.asarray(each, dtype=np.float64) for each in (means, errors))
+    law: Any = stats.t(np.where(np.asarray(freedom) > 0, freedom, np.nan))
+    half = law.ppf(1 - LEVEL / 2) * errors
+    table = pd.DataFrame({"difference": means, "low": means - half, "high": means + half})
+    table["p_value"] = 2 * law.sf(np.abs(means) / errors)
+    table["p_holm"] = holm(table["p_value"])
+    words = np.where(means > 0, "worse", "better")
+    verdict = np.where(table["p_holm"] < LEVEL, words, SAME)
+    if margin is not None:
+        table["p_equivalent"] = holm(law.sf((margin - np.abs(means)) / errors))
+        verdict = np.where((verdict == SAME) & (table["p_equivalent"] < LEVEL), "equivalent", verdict)
+    return table.assign(verdict=np.where(np.isnan(table["p_value"]), NO_VERDICT, verdict))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values (N,) of a family, each as if it were alone: Holm's step-down; NaN counts for nothing."""
+    p = np.asarray(p_values, dtype=np.float64)
+    result = np.full(p.shape, np.nan)
+    order = np.flatnonzero(~np.isnan(p))[np.argsort(p[~np.isnan(p)], kind="stable")]
+    scaled = p[order] * np.arange(len(order), 0, -1)
+    result[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return result
+
+
+def seeds_needed(deviation: float, margin: float, difference: float = 0.0, power: float = 0.8) -> int | None:
+    """How many seeds an equivalence within the margin takes, found with this probability; None: above 1,000.
+
+    Args:
+        deviation: Of the paired difference from seed to seed.
+        margin: Above 0.
+        difference: The true one.
+        power: Probability that the tests say `equivalent`.
+    """
+    room = margin - abs(difference)
+    for n in range(2, 1001):
+        error, law = deviation / np.sqrt(n), stats.t(n - 1)
+        # Of both sides when the truth is in the middle, of the nearer one otherwise.
+        sides = 2 if difference == 0 else 1
+        if room > 0 and 1 - sides * law.cdf(law.ppf(1 - LEVEL) - room / error) >= power:
+            return n
+    return None

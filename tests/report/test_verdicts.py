@@ -1,0 +1,84 @@
+"""The one rule for differences, held against cases whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pelap.core.errors import ConfigError
+from pelap.report.verdicts import NO_VERDICT, SAME, holm, judged, over_seeds, seeds_needed
+
+
+def draws(*shape: int, mean: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(0).normal(mean, 1.0, shape)
+
+
+def test_interval_and_p_are_those_of_a_t_test() -> None:
+    values = draws(5, mean=0.7)
+    row = over_seeds([list(values)]).iloc[0]
+    test = stats.ttest_1samp(values, 0)
+    low, high = test.confidence_interval(0.95)
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((values.mean(), low, high))
+    assert (row["p_value"], row["p_holm"], row["n"]) == pytest.approx((test.pvalue, test.pvalue, 5))
+
+
+def test_one_of_thirteen_equal_methods_is_called_different_in_one_family_of_twenty() -> None:
+    tables = [over_seeds(map(list, family)) for family in draws(200, 13, 3)]
+    assert 0.01 < np.mean([table["verdict"].ne(SAME).any() for table in tables]) < 0.09
+    # What the correction is for:
+    assert np.mean([(table["p_value"] < 0.05).any() for table in tables]) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("truth", "word"), [(0.0, "equivalent"), (3.0, "worse"), (-3.0, "better")], ids=["equal", "up", "down"]
+)
+def test_large_effects_and_clear_equalities_are_found(truth: float, word: str) -> None:
+    found = over_seeds([list(each) for each in draws(40, 20, mean=truth)], margin=2.0)["verdict"]
+    assert (found == word).mean() > 0.9
+
+
+def test_a_difference_as_large_as_the_margin_is_rarely_called_equivalent() -> None:
+    found = [over_seeds([list(each)], margin=1.0)["verdict"][0] for each in draws(300, 8, mean=1.0)]
+    assert found.count("equivalent") <= 25  # 5 % and chance
+    assert "equivalent" not in set(over_seeds(map(list, draws(50, 8)))["verdict"])  # without a margin
+
+
+def test_scatter_makes_nothing_equivalent() -> None:
+    calm, wild = over_seeds([[0.1, -0.1, 0.05]], 1.0), over_seeds([[10.0, -10.0, 5.0]], 1.0)
+    assert (calm["verdict"][0], wild["verdict"][0]) == ("equivalent", SAME)
+
+
+def test_holm_of_a_known_family() -> None:
+    assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert len(holm([])) == 0
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [1.0], [2.0, 2.0, 2.0 + 1e-15]])
+def test_no_verdict_where_nothing_says_how_sure_it_is(values: list[float]) -> None:
+    row = over_seeds([values, [1.0, 2.0, 3.0]], margin=1.0).iloc[0]
+    assert row["verdict"] == NO_VERDICT
+    assert np.isnan(row["p_value"])
+    assert row["n"] == np.isfinite(values).sum()
+
+
+def test_within_one_run_the_errors_are_given() -> None:
+    table = judged([4.0, 1.0], [1.0, 1.0], 9, margin=0.5)
+    assert list(table["verdict"]) == ["worse", SAME]
+    assert table["high"][0] == pytest.approx(4 + stats.t.ppf(0.975, 9))
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, math.nan])
+def test_a_margin_has_to_be_above_zero(margin: float) -> None:
+    with pytest.raises(ConfigError, match=r"margin: .* is not above 0"):
+        over_seeds([[1.0, 2.0]], margin)
+
+
+def test_as_many_seeds_as_are_said_to_be_needed_suffice() -> None:
+    needed = seeds_needed(deviation=1.0, margin=1.5)
+    assert needed is not None
+    found = [over_seeds([list(each)], margin=1.5)["verdict"][0] for each in draws(150, needed)]
+    assert 0.7 < found.count("equivalent") / 150 < 0.95
+    assert seeds_needed(1.0, 1.5, difference=1.0) > needed  # type: ignore[operator]
+    assert seeds_needed(1.0, 1.5, difference=2.0) is None

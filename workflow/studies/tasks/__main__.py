@@ -1,0 +1,5 @@
+"""Summarise the study."""
+
+from workflow.studies.common import command_line
+
+command_line(__package__)
