@@ -203,7 +203,8 @@ def test_findings_fit_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_margin_is_what_half_of_the_steps_cost() -> None:
     rows = [("a", "dense", 20, 0.0), ("a", "dense", 10, 3.5), ("a", "other", 10, 9.0),
-            ("b", "dense", 20, 0.0), ("b", "dense", 5, 3.0), ("c", "dense", 20, 0.0), ("c", "dense", 10, -1.0)]  # fmt: skip
+            ("b", "dense", 20, 0.0), ("b", "dense", 5, 3.0),
+            ("c", "dense", 20, 0.0), ("c", "dense", 10, -1.0)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["dataset", "model", "steps", "fd_less_full_mean"])
     assert report.margins_of(table) == {"a": 3.5}  # not measured of b, nothing lost by c
 
