@@ -155,39 +155,6 @@ def test_cells_that_do_not_compare_are_refused(tmp_path: Path) -> None:
         summarise(tmp_path)
 
 
-def test_additivity(done: Path) -> None:
-    table = read(done / "additivity.csv", "n > 0").reset_index()
-    assert table["amount"].tolist()[:3] == [20, 35, 50]
-    assert table["n"].tolist() == [3, 6, 3, 12]  # avg-35 has no finite joint score
-    assert table["joint_over_sum_median"][0] == pytest.approx(2 / 3)
-    assert table["joint_over_norm_median"][0] == pytest.approx(2 / math.sqrt(5))
-    assert math.isnan(table["rho_sum"][0])  # three seeds of one plan
-
-
-def test_prediction(done: Path) -> None:
-    table = read(done / "prediction.csv", "n > 0").set_index(["of", "predictor", "target"])
-    joint, magnitude = (
-        table.loc[(of, name, "lost_before"), ["rho", "rho_std", "n", "num_seeds"]].tolist()
-        for of, name in (("plans", "joint_score"), ("operators", "magnitude"))
-    )
-    assert joint == [1, 0, 12, 3]
-    assert magnitude == pytest.approx([-1, math.nan, 6, 3], nan_ok=True)
-    assert ("operators", "avg_dist", "spread_lost_before") in table.index
-    assert ("operators", "score", "spread_lost_before") not in table.index
-    assert ("operators", "taylor", "lost_before") not in table.index
-
-
-def test_rivals_save_time_of_the_whole_picture(done: Path) -> None:
-    table = read(done / "rivals.csv", "n == 3").set_index(["model", "steps"])
-    rows = [("dense", 20), ("dense", 10), ("cached-2", 20), ("dense-finetuned", 20), ("dense-finetuned", 5)]
-    assert list(table.index) == rows
-    dense, tuned = table.loc[("dense", 10)], table.loc[("dense-finetuned", 5)]
-    assert dense["time_saved_mean"] == pytest.approx(0.4)
-    assert (dense["fd_mean"], dense["fd_less_full_mean"]) == (418, 8)
-    assert tuned["fd_less_control_mean"] == tuned["fd_less_full_mean"] == 30
-    assert table.loc[("cached-2", 20), "fd_less_full_mean"] == 415 - sum(DENSE.values()) / 3
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_findings_fit_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in SEEDS:

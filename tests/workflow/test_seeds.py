@@ -50,16 +50,6 @@ def test_only_pairs_are_compared() -> None:
     assert row[["n", "diff_to_baseline", "diff_std"]].tolist() == pytest.approx([3, 5, math.sqrt(2)])
 
 
-def test_data_sets_and_metrics_stay_apart() -> None:
-    one = cells_of({"baseline": [1.0, 2.0], "pelap": [2.0, 5.0]})
-    two = cells_of({"baseline": [7.0, 9.0]}, "ssim")
-    other = cells_of({"baseline": [0.0, 0.0], "pelap": [1.0, 4.0]}).assign(dataset="cifar10")
-    summary = compared(pd.concat([one, two, other], ignore_index=True))
-    assert len(summary) == 5
-    pelap = summary[summary["model"] == "pelap"].set_index("dataset")
-    assert pelap["diff_to_baseline"].to_dict() == {"photos": 2.0, "cifar10": 2.5}
-
-
 @pytest.mark.parametrize(
     "values",
     [
