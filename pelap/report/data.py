@@ -98,7 +98,7 @@ class RunData:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """Time per image and quality of `denoisers`, as `figures.budget.draw` takes them."""
+        """Time per image and quality of `denoisers`, as `figures.overview.draw` takes them."""
         column = quality_column(self.frame)
         if column is None or column.key not in self.budget:
             return pd.DataFrame(columns=["model", "steps", "x", "x_err", "y", "y_err"])
