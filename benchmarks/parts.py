@@ -14,7 +14,7 @@ import torch
 
 from pelap.core.rng import generator
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance
-from pelap.scoring.statistic import combine, distances
+from pelap.scoring.statistic import change_of
 
 SHAPE = (4, 4, 4)  # of a latent: few enough values that a covariance of them is known well
 FORMULAS = ("avg+std", "avg", "std", "avg*std")
@@ -64,8 +64,9 @@ def table(num: int, size: float, seed: int) -> pd.DataFrame:
     original = FeatureStatistics.of(latents.flatten(1))
     rows = {}
     for name, changed in changes(latents, size, seed).items():
-        avg, std = (torch.tensor(part) for part in distances(latents, changed))
-        formulas = {formula: float(combine(formula, avg, std)) for formula in FORMULAS}
+        change = change_of(latents, changed)
+        formulas = {formula: change.score(formula) for formula in FORMULAS}
+        formulas |= {f"{FORMULAS[0]}, debiased": change.debiased(FORMULAS[0])}
         distance = frechet_distance(FeatureStatistics.of(changed.flatten(1)), original)
         rows[name] = {**formulas, "Frechet distance": distance}
     return pd.DataFrame(rows).T

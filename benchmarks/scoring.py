@@ -22,7 +22,7 @@ from pelap.core.device import full_precision
 from pelap.diffusion.denoiser import Denoiser
 from pelap.diffusion.reverse import model_denoiser
 from pelap.scoring.score import Scores, score_operators
-from pelap.scoring.statistic import distances
+from pelap.scoring.statistic import change_of
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.fit import fit_replacements
 from pelap.surgery.operators import Operator, find_operators
@@ -47,8 +47,8 @@ def plain_loop(
         for operator in operators:
             plan = Plan((PlanEntry(operator.name, operator.kind, operator.replacement),))
             model.unet = apply_plan(dense, plan, replacements)
-            avg_dist, std_dist = distances(original, denoiser.denoise(noise, items))
-            rows.append({"operator": operator.name, "score": avg_dist + std_dist})
+            score = change_of(original, denoiser.denoise(noise, items)).score("avg+std")
+            rows.append({"operator": operator.name, "score": score})
     model.unet = dense
     return pd.DataFrame(rows)
 

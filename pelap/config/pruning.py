@@ -20,7 +20,7 @@ Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
 # Ways to rank operators that need no denoising run for each of them.
 CheapCriterion: TypeAlias = Literal["random", "magnitude", "taylor", "output_error", "block_similarity"]
 # What operators are ranked by; `score` is LD-Pruner's by the formula of the section `score`.
-Criterion: TypeAlias = Literal["score"] | Formula | CheapCriterion
+Criterion: TypeAlias = Literal["score", "score_debiased"] | Formula | CheapCriterion
 
 
 class ScoreParams(Section):
@@ -35,7 +35,6 @@ class ScoreParams(Section):
     norm_replacement: Literal["identity", "affine"] = "identity"
     replacement_init: Literal["least_squares", "random", "parameter_free"] = "least_squares"
     early_stop: Share | None = None
-    num_resamples: Annotated[int, Field(ge=20)] = 200
     batch_size: PositiveInt = 256
     latency_batch_size: PositiveInt = 64
     latency_repeats: Annotated[int, Field(ge=3)] = 30

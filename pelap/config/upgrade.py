@@ -23,6 +23,7 @@ VALUES = {  # by today's key
     "replacement_init": {"fitted": "least_squares"},
     "selection": {"order": "lowest_first", "ratio": "per_ms"},
 }
+GONE = {"score": ("num_resamples",)}  # keys that nothing reads any more
 STEPS = {"scale_shift": "affine", "regroup": "channel_pool"}  # of replacements, joined by `+`
 OLD_STEPS = {step: old for old, step in STEPS.items()}
 ROWS = {"longer": "dense-finetuned"}  # of tables: the student of the default run
@@ -38,6 +39,8 @@ class Outdated(NamedTuple):
     value: Any
 
     def __str__(self) -> str:
+        if not self.key:
+            return f"{self.path}.{self.old} is no more"
         if self.old != self.key:
             return f"{self.path}.{self.old} is {self.key}"
         return f"{self.path}.{self.key}: {self.section[self.old]} is {self.value}"
@@ -50,7 +53,7 @@ def outdated(raw: Mapping[str, Any]) -> list[Outdated]:
         for pattern, names in KEYS.items()
         for path, section in _sections(raw, pattern.split("."))
         for old, was in section.items()
-        for key in [names.get(old, old)]
+        for key in ["" if old in GONE.get(pattern, ()) else names.get(old, old)]
         for value in [VALUES.get(key, {}).get(was, was) if isinstance(was, str) else was]
         if (key, value) != (old, was)
     ]
@@ -74,6 +77,8 @@ def rename(raw: MutableMapping[str, Any]) -> None:
             comment = comments.get(name)
             key, value = (each.key, each.value) if name == each.old else (name, each.section[name])
             del each.section[name]  # to stand behind what went before
+            if not key:
+                continue
             each.section[key] = value
             if comment:
                 comments[key] = comment

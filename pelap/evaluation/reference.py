@@ -261,21 +261,42 @@ def differences(
 
 
 def shares_recovered(
-    figures: Mapping[str, ImageMetrics], tuned_from: Mapping[str, str], dense: str | None
+    figures: Mapping[str, ImageMetrics], tuned_from: Mapping[str, str], dense: str | None, control: str | None
 ) -> dict[str, dict[str, float]]:
     """Of each row of `tuned_from`, by name, the share of what pruning cost that fine-tuning brought back.
 
-    That is of the first Frechet distance; 1 is all of it. The values of `tuned_from` are the pruned rows.
-    Left out where pruning cost nothing that could be told from chance.
+    That is of the first Frechet distance; 1 is all of it. Left out where pruning cost nothing that could be
+    told from chance.
+
+    Args:
+        figures: Of all rows.
+        tuned_from: The pruned rows that they were trained from.
+        dense: What the cost is against, for ``recovered``; None: nothing was pruned.
+        control: The dense network trained as long, for ``recovered_as_long``.
+
+    Returns:
+        Both shares and their standard errors (``_se``): the jackknife's of the ratio, of these pictures.
     """
-    result = {}
-    for name, pruned in tuned_from.items() if dense else ():
-        metric = main_metric(figures)
-        cost, error = difference(figures[pruned], figures[str(dense)], metric)
-        if cost > CERTAIN * error:
-            gain, _ = difference(figures[pruned], figures[name], metric)
-            result[name] = {"recovered": gain / cost}
-    return result
+    result: dict[str, dict[str, float]] = {name: {} for name in tuned_from}
+    against = {"recovered": dense, "recovered_as_long": control}
+    for name, pruned in tuned_from.items():
+        for key, other in against.items():
+            if other is not None:
+                whole = figures[other]
+                result[name] |= _share(key, figures[pruned], figures[name], whole, main_metric(figures))
+    return {name: shares for name, shares in result.items() if shares}
+
+
+def _share(
+    key: str, pruned: ImageMetrics, tuned: ImageMetrics, whole: ImageMetrics, metric: str
+) -> dict[str, float]:
+    cost, error = difference(pruned, whole, metric)
+    if not cost > CERTAIN * error:
+        return {}
+    triples = zip(*(each.replicates[metric] for each in (pruned, tuned, whole)), strict=True)
+    shares = [(before - after) / (before - dense) for before, after, dense in triples if before != dense]
+    share = difference(pruned, tuned, metric)[0] / cost
+    return {key: share, f"{key}_se": standard_error(shares)}
 
 
 def with_metrics(

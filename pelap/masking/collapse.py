@@ -22,6 +22,7 @@ MASK_COLLAPSE = "mask collapse"
 SCALE_COLLAPSE = "latent scale collapse"
 
 NUM_BINS = 10  # bins of time steps in the table of losses
+NUM_FOLDS, MIN_PER_COORDINATE = 10, 3  # of `full_gaussian_floor`
 
 
 def gaussian_floor(variances: torch.Tensor, alphas: torch.Tensor) -> float:
@@ -41,15 +42,29 @@ def gaussian_floor(variances: torch.Tensor, alphas: torch.Tensor) -> float:
 
 
 def full_gaussian_floor(inputs: torch.Tensor, alphas: torch.Tensor) -> float:
-    """`gaussian_floor` with the full covariance of inputs (N, C, h, w).
+    """`gaussian_floor` with the full covariance of inputs (N, C, h, w), of which these alone are known.
 
-    NaN unless N exceeds the number of coordinates: with fewer pictures the covariance has directions
-    without variance that the pictures at large do have.
+    A predictor fitted to inputs and judged by the same ones looks too good; fitted to nine tenths and judged
+    by the tenth that is left, each in turn, too bad by about as much. The mean of both is within 3 % of the
+    truth from three times as many inputs as coordinates on, and NaN below.
     """
     flat = inputs.flatten(1).double()  # (N, coordinates)
-    if len(flat) <= flat.shape[1] or not flat.shape[1]:
+    num, size = flat.shape
+    if num < MIN_PER_COORDINATE * size or not size:
         return float("nan")
-    return gaussian_floor(torch.linalg.eigvalsh(torch.cov(flat.T)).clamp_min(0), alphas)
+    fold = torch.arange(num) % NUM_FOLDS
+    left_out = [_judged(flat[fold != k], flat[fold == k], alphas) for k in range(NUM_FOLDS)]
+    return (_judged(flat, flat, alphas) + sum(left_out) / NUM_FOLDS) / 2
+
+
+def _judged(known: torch.Tensor, judges: torch.Tensor, alphas: torch.Tensor) -> float:
+    """Error on some inputs of the affine predictor that is best for a Gaussian like the known ones."""
+    centred = known - known.mean(dim=0)
+    v, axes = torch.linalg.eigh(centred.T @ centred / (len(known) - 1))
+    v = v.clamp_min(0)
+    seen = ((judges - known.mean(dim=0)) @ axes).square().mean(dim=0)  # along the axes
+    a = alphas.double()[:, None]  # (T, 1)
+    return float((a * (a * v.square() + (1 - a) * seen) / (a * v + 1 - a).square()).mean())
 
 
 def channel_std(inputs: torch.Tensor) -> torch.Tensor:

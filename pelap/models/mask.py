@@ -12,7 +12,7 @@ INITIAL_LOGIT = 3.0  # where every logit starts: a sigmoid mask starts at 0.95 (
 
 STRETCH_LOW, STRETCH_HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # of hard concrete (arXiv 1712.01312, section 4)
 HARD_GATES = ("topk", "hard_concrete")  # gates that give exact zeros
-VARIANCE_FLOOR = 1e-8  # before division: an input scaled by 1e-3 still comes out at unit variance
+VARIANCE_FLOOR = 1e-8  # before division: an input scaled by 1e-3 still comes out at a variance of 0.99
 
 
 class Gates(NamedTuple):

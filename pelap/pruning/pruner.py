@@ -23,7 +23,7 @@ from pelap.pruning.rounds import TimeBudgetPlanner
 from pelap.pruning.selection import check_scores, plan_of, single_operator_plans
 from pelap.scoring.score import MEND, ORIGINAL, ORIGINALS, LatentStore
 from pelap.scoring.scorer import Scorer
-from pelap.scoring.statistic import score
+from pelap.scoring.statistic import change_of
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.operators import MISFITS, is_inside, swapped_modules
 from pelap.surgery.plan import Plan, complete_plan
@@ -194,7 +194,7 @@ class Pruner(Scorer):
         """
         original = self.original
         with swapped_modules(self.denoiser.network, prepared.replacements), full_precision():
-            return score(self.params.formula, original, self.latents().cpu())
+            return change_of(original, self.latents().cpu()).score(self.params.formula)
 
     def rescore(self, names: Sequence[str], plan: Plan) -> pd.DataFrame:
         """Scores of what a plan leaves of the named operators, for one more to be removed.

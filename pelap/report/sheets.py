@@ -64,8 +64,9 @@ TERMS = (
          "The same UNet's error where the clean latent is 0 and only noise comes in. The closer to the "
          "diffusion loss, the less difference the latent makes to the UNet."),
     Term("zero_latent_floor", "zero-latent floor", 4,
-         "The least error that a UNet of this structure can reach there: 0 where it begins with a "
-         "convolution, more where a norm comes first and takes the noise's own scale away."),
+         "The least error there of a UNet that knows the noise up to mean and scale: 0 where it begins "
+         "with a convolution, more where a norm comes first. No strict bound: the norm's epsilon lets some "
+         "of the scale through."),
     Term("recon_mse", "recon. from z", 2,
          "Squared error of pictures decoded from the plain latent, summed over the values of a picture."),
     Term("masked_recon_mse", "recon. from z·m", 2,

@@ -21,7 +21,7 @@ from pelap.config.pruning import Formula
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError, finite
 from pelap.core.rng import generator
-from pelap.scoring.statistic import Bootstrap, distances, score
+from pelap.scoring.statistic import Change, LatentSet, change_of, quantile, standard_error
 from pelap.surgery.operators import Operator, in_passes, replaced_on_slices
 from pelap.surgery.replacements import Replacement
 
@@ -105,7 +105,6 @@ def score_operators(
     replacements: Mapping[str, Replacement],
     noise: torch.Tensor,
     params: ScoreParams,
-    seed: int = 0,
     store: LatentStore | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> Scores:
@@ -122,15 +121,14 @@ def score_operators(
         noise: (N, ...), N >= 2, the starting points of the set of latents; row i is item i.
         params: How. Several operators share a pass of `batch_size` rows of noise, or one takes several. Item
             i is of seed i % `num_seeds`; the rank correlation is between seeds. With `early_stop` that share
-            of the operators, those of the lowest scores, is surely scored to the end.
-        seed: Names the bootstrap's draws.
+            of the operators, those of the lowest scores, is usually scored to the end (docs/scoring.md).
         store: Where latents are kept, and where those of an interrupted call are found.
         report: Called with the number of rows done, of N times the number of operators.
 
     Returns:
         The table has the columns operator, kind, replacement, parent, num_calls, avg_dist, std_dist,
-        score, score_low, score_high (95 % bootstrap interval), num_latents (that these come from) and
-        stopped_early.
+        score, score_low, score_high (95 % interval by the jackknife), score_debiased, avg_noise, std_noise
+        (what chance adds to the squares of the parts), num_latents (that these come from) and stopped_early.
 
     Raises:
         ModelError: The same noise gives other latents the next time, or in another batch, or the untouched
@@ -161,11 +159,11 @@ def score_operators(
             num_done += len(group) * len(items)
             report(num_done)
         if end < len(noise):
-            bootstrap = Bootstrap(original[:end], params.num_resamples, seed)
-            running = _still_running(running, num_wanted, bootstrap, params.formula, store)
+            seen = LatentSet(original[:end])
+            running = _still_running(running, num_wanted, seen, params.formula, store)
     if num_done < len(operators) * len(noise):
         report(len(operators) * len(noise))
-    return _scores(operators, original, order.argsort(), params, seed, store)
+    return _scores(operators, original, order.argsort(), params, store)
 
 
 def _order(num: int, params: ScoreParams) -> torch.Tensor:
@@ -233,14 +231,22 @@ def _work(
 
 
 def _still_running(
-    running: Sequence[Operator], num_wanted: int, bootstrap: Bootstrap, formula: Formula, store: LatentStore
+    running: Sequence[Operator], num_wanted: int, original: LatentSet, formula: Formula, store: LatentStore
 ) -> list[Operator]:
-    """Those that may be among the lowest `num_wanted`: that are in at least one resampled set."""
-    latents = [store.get(operator.name)[: bootstrap.num_latents] for operator in running]
-    draws = torch.stack([bootstrap.draws(formula, each) for each in latents])  # (O, R)
-    ceilings = draws.kthvalue(min(num_wanted, len(running)), dim=0).values  # (R,)
-    among = (draws <= ceilings).any(dim=1).tolist()
-    return [operator for operator, may_be in zip(running, among, strict=True) if may_be]
+    """Those that may be among the lowest `num_wanted`: fewer others are lower by more than chance.
+
+    What chance adds to a score is taken off first: it is other for every operator, and at few latents larger
+    than what many of them change.
+    """
+    latents = (store.get(operator.name)[: original.num] for operator in running)
+    changes = [Change(original, LatentSet(each)) for each in latents]
+    scores = torch.tensor([change.debiased(formula) for change in changes], dtype=torch.float64)
+    replicates = torch.stack([change.replicates(formula) for change in changes])  # (O, N)
+    above = scores[:, None] - scores  # (O, O): how far each is above each other one
+    errors = standard_error(replicates[:, None] - replicates)
+    lower = (above > quantile(original.num) * errors) | (scores[:, None].isinf() & scores.isfinite())
+    may_be = (lower.sum(dim=1) < num_wanted).tolist()
+    return [operator for operator, stays in zip(running, may_be, strict=True) if stays]
 
 
 def _scores(
@@ -248,22 +254,22 @@ def _scores(
     original: torch.Tensor,
     place_of: torch.Tensor,
     params: ScoreParams,
-    seed: int,
     store: LatentStore,
 ) -> Scores:
     """Scores of latents in the order that they were looked at; `place_of` (N,) says where an item is."""
-    bootstraps: dict[int, Bootstrap] = {}
-    rows, by_set = [], []
+    sets: dict[int, LatentSet] = {}  # of the untouched model, by their number
+    rows, by_seed = [], []
     first, original = original, original[place_of]
     for operator in operators:
         latents = store.get(operator.name)
         num = len(latents)
         whole = num == len(original)
         untouched, latents = (original, latents[place_of]) if whole else (first[:num], latents)
-        if num not in bootstraps:
-            bootstraps[num] = Bootstrap(untouched, params.num_resamples, seed)
-        avg_dist, std_dist = distances(untouched, latents)
-        low, high = bootstraps[num].interval(params.formula, latents)
+        if num not in sets:
+            sets[num] = LatentSet(untouched)
+        change = Change(sets[num], LatentSet(latents))
+        (avg_dist, std_dist), (avg_noise, std_noise) = change.parts.tolist(), change.noise.tolist()
+        low, high = change.interval(params.formula)
         row = {
             "operator": operator.name,
             "kind": operator.kind,
@@ -272,18 +278,22 @@ def _scores(
             "num_calls": operator.num_calls,
             "avg_dist": avg_dist,
             "std_dist": std_dist,
-            "score": score(params.formula, untouched, latents),
+            "score": change.score(params.formula),
             "score_low": low,
             "score_high": high,
+            "score_debiased": change.debiased(params.formula),
+            "avg_noise": avg_noise,
+            "std_noise": std_noise,
             "num_latents": num,
             "stopped_early": not whole,
         }
         rows.append(row)
         if whole:
             step = params.num_seeds
-            by_set.append([score(params.formula, original[i::step], latents[i::step]) for i in range(step)])
+            changes = [change_of(original[i::step], latents[i::step]) for i in range(step)]
+            by_seed.append([change.score(params.formula) for change in changes])
     table = pd.DataFrame(rows).sort_values(["score", "operator"], ignore_index=True)
-    return Scores(table, original, _rank_correlation(by_set), int(table["num_latents"].sum()))
+    return Scores(table, original, _rank_correlation(by_seed), int(table["num_latents"].sum()))
 
 
 def _rank_correlation(by_set: Sequence[Sequence[float]]) -> float | None:

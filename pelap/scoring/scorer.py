@@ -146,7 +146,7 @@ class Scorer:
         with progress(f"score {subject.name}{note}", size) as report, full_precision():
             scores = score_operators(
                 *(subject.network, subject.denoise, operators, replacements, self.noise),
-                *(self.params, self.seed, store, report),
+                *(self.params, store, report),
             )
         return replace(scores, table=scores.table.merge(self.costs(operators, replacements)))
 

@@ -60,7 +60,8 @@ def run(context: Context) -> None:
             {name: model.reconstruct for name, model in models.items()},
             lambda name, images: save_grid(images[:NUM_SHOWN], partial / "reconstructions" / f"{name}.png"),
         )
-        shares = shares_recovered(figures, known.tuned_from, known.scored)
+        control = next(iter(known.of_start("dense")), None)
+        shares = shares_recovered(figures, known.tuned_from, known.scored, control)
         own_times = {name: times.get((name, steps), {}) for name in models}
         metrics = with_metrics(figures, decoded, costs, own_times, shares)
         files.write_json(partial / paths.metrics.name, metrics)

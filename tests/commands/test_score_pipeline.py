@@ -19,7 +19,7 @@ from pelap.core.keys import Key, key
 from pelap.pipelines.latent import LatentPipeline, pipeline_denoiser
 from pelap.pipelines.pipeline_io import load_pipeline
 from pelap.scoring.scorer import Scorer
-from pelap.scoring.statistic import distances
+from pelap.scoring.statistic import change_of
 from pelap.surgery.apply import apply_plan, removed_operators
 from pelap.surgery.plan import Plan, load_plan, plan_from_json
 
@@ -102,7 +102,7 @@ def test_a_score_can_be_repeated_from_the_saved_latents(case: Case) -> None:
         pipeline = case.pipeline()
         pipeline.denoiser = apply_plan(pipeline.denoiser, plan_from_json({"operators": [row.operator]}, ""))
         modified = pipeline.denoise(tensors["noise"], ITEMS, SEEDS)
-        avg, std = distances(tensors["original"], modified)
+        avg, std = change_of(tensors["original"], modified).parts.tolist()
         assert (row.avg_dist, row.std_dist) == pytest.approx((avg, std), rel=1e-3, abs=1e-3)
         assert row.score == pytest.approx(row.avg_dist + row.std_dist)
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -113,13 +114,30 @@ def test_every_row_is_against_all_others_but_itself() -> None:
 
 def recovered(pruned: ImageMetrics, tuned: ImageMetrics, dense: ImageMetrics) -> float | None:
     figures = {"dense": dense, "pruned": pruned, "tuned": tuned, REAL_ROW: at(0, 0, 0, 0)}
-    assert shares_recovered(figures, {"tuned": "pruned"}, None) == {}
-    return shares_recovered(figures, {"tuned": "pruned"}, "dense").get("tuned", {}).get("recovered")
+    assert shares_recovered(figures, {"tuned": "pruned"}, None, None) == {}
+    found = shares_recovered(figures, {"tuned": "pruned"}, "dense", "dense").get("tuned", {})
+    assert found.get("recovered") == found.get("recovered_as_long")
+    return found.get("recovered")
 
 
 @pytest.mark.parametrize(("tuned", "share"), [(6, 1.0), (8, 0.5), (10, 0.0), (12, -0.5), (5, 1.25)])
 def test_share_that_was_recovered(tuned: float, share: float) -> None:
     assert recovered(at(10, 9, 10, 11), at(tuned, 1, 1, 1), at(6, 5, 6, 7)) == share
+
+
+def test_error_of_a_share_is_how_far_it_scatters() -> None:
+    """Over 400 draws of ten groups of pictures each, whose distances share some of their chance."""
+    stream, found = np.random.default_rng(0), []
+    for _ in range(400):
+        shared, figures = stream.normal(0, 5, 10), {REAL_ROW: at(0, 0)}
+        for name, value in {"dense": 100, "pruned": 150, "tuned": 110}.items():
+            groups = value + shared + stream.normal(0, 4, 10)
+            without = (groups.sum() - groups) / 9
+            figures[name] = ImageMetrics({"fd": float(groups.mean())}, {"fd": tuple(without)})
+        found.append(shares_recovered(figures, {"tuned": "pruned"}, "dense", None)["tuned"])
+    shares, errors = (np.array([each[key] for each in found]) for key in ("recovered", "recovered_se"))
+    assert shares.mean() == pytest.approx(0.8, abs=0.01)
+    assert errors.mean() == pytest.approx(shares.std(), rel=0.1)
 
 
 @pytest.mark.parametrize(("cost", "stated"), [(2.1, True), (1.99, False), (0, False), (-3, False)])

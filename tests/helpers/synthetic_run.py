@@ -39,17 +39,29 @@ def _row(distance: float, costs: dict[str, float], **more: float | None) -> Row:
     return {**quality, **more, **costs}
 
 
+def _recovered(share: float) -> Row:
+    return {"recovered": share, "recovered_se": 0.05}
+
+
 METRICS: dict[str, Row] = {
     "baseline": _row(96.4213, {**DENSE, "latency_ms": 31.52}, psnr=24.1234, ssim=0.8123),
     "pelap": _row(214.9876, {**DENSE, "latency_ms": 31.61}, psnr=11.2345, ssim=0.2311),
     "invariant": _row(91.7345, DENSE, psnr=25.4567, ssim=0.8391),
     "pruned-25": _row(131.5511, SMALL["25"], psnr=None, psnr_to_dense=19.81, ssim_to_dense=0.61),
     "pruned-35": _row(172.2413, SMALL["35"], psnr_to_dense=15.33, ssim_to_dense=0.44),
-    "distilled-25": _row(93.2222, SMALL["25"], psnr_to_dense=22.5, ssim_to_dense=0.71, recovered=0.9627),
-    "output-only-25": _row(97.1, SMALL["25"], psnr_to_dense=22.1, ssim_to_dense=0.70, recovered=0.8653),
+    "distilled-25": _row(
+        93.2222, SMALL["25"], psnr_to_dense=22.5, ssim_to_dense=0.71, recovered=0.9627, recovered_se=0.05
+    ),
+    "output-only-25": _row(
+        97.1, SMALL["25"], psnr_to_dense=22.1, ssim_to_dense=0.70, recovered=0.8653, recovered_se=0.05
+    ),
     "scratch-25": _row(118.8, SMALL["25"], psnr_to_dense=14.2, ssim_to_dense=0.38),
-    "distilled-35": _row(99.81, SMALL["35"], psnr_to_dense=20.5, ssim_to_dense=0.65, recovered=0.8997),
-    "output-only-35": _row(104.3, SMALL["35"], psnr_to_dense=20.3, ssim_to_dense=0.64, recovered=0.8439),
+    "distilled-35": _row(
+        99.81, SMALL["35"], psnr_to_dense=20.5, ssim_to_dense=0.65, recovered=0.8997, recovered_se=0.05
+    ),
+    "output-only-35": _row(
+        104.3, SMALL["35"], psnr_to_dense=20.3, ssim_to_dense=0.64, recovered=0.8439, recovered_se=0.05
+    ),
     "scratch-35": _row(125.6, SMALL["35"], psnr_to_dense=14.0, ssim_to_dense=0.37),
     "dense-finetuned": _row(88.9, DENSE, psnr_to_dense=21.9, ssim_to_dense=0.69),
     "real": _row(22.8765, {}),

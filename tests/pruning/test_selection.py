@@ -14,7 +14,7 @@ from pelap.config.pruning import Formula, Selection
 from pelap.core.errors import PlanError
 from pelap.pruning.selection import SELECTIONS, importance_by, make_plan, single_operator_plans
 from pelap.scoring import criteria
-from pelap.scoring.statistic import distances, score
+from pelap.scoring.statistic import change_of
 from pelap.surgery.operators import is_inside
 
 NESTED = ("a", "a.b", "a.b.c", "a.b.d", "a.e", "ab", "f", "f.g", "h")
@@ -184,7 +184,8 @@ def test_what_breaks_the_latents_is_never_taken(selection: Selection, criterion:
     original = torch.randn(4, 2, 3)
     broken = original.clone()
     broken[1, 0, 0] = math.nan
-    (avg, std), value = distances(original, broken), score("avg+std", original, broken)
+    change = change_of(original, broken)
+    (avg, std), value = change.parts.tolist(), change.score("avg+std")
     assert (avg, std, value) == (math.inf, math.inf, math.inf)
     scores = ranked(taylor=[0.0, 0.0, 0.0])
     scores.loc[0, ["score", "avg_dist", "std_dist"]] = value, avg, std

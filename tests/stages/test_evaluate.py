@@ -200,7 +200,8 @@ def test_recovered_is_of_the_plans_own_pruned_row(context: Context) -> None:
     figures = {name: at(2) for name in ROWS} | {SCORED: at(1), PRUNED: at(5)}
     models = run_models(context.paths, context.params.variants)
     assert models.tuned_from == {TUNED: PRUNED}
-    assert shares_recovered(figures, models.tuned_from, SCORED) == {TUNED: {"recovered": 0.75}}
+    found = shares_recovered(figures, models.tuned_from, SCORED, None)
+    assert found == {TUNED: {"recovered": 0.75, "recovered_se": 0}}
 
 
 # --- budgets and costs ------------------------------------------------------------------------------

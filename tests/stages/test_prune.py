@@ -169,7 +169,7 @@ def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(
     with torch.no_grad():
         without = denoiser.denoise(start, range(len(start)))
         original = pruner.denoiser.denoise(start, range(len(start)))
-    expected = statistic.score(params.formula, original, without)
+    expected = statistic.change_of(original, without).score(params.formula)
     assert expected > 0
     assert pruner.joint_score(prepared) == pytest.approx(expected, rel=1e-3)
     assert pruner.joint_score(pruner.prepare(Plan(()))) == pytest.approx(0, abs=1e-5)

@@ -283,6 +283,8 @@ def test_dvc_reruns_what_a_change_affects_and_nothing_else(
     assert calls(project, "dvc", "repro") == {"train@own", "collapse", "evaluate", "report"}
     edit(project, *NUM_IMAGES)
     assert calls(project, "dvc", "repro") == {"evaluate", "report"}
+    append(project / "pelap" / "scoring" / "score.py")
+    assert calls(project, "dvc", "repro") == {"score", *AFTER_PRUNE}
     append(project / "pelap" / "report" / "tables.py")
     assert calls(project, "dvc", "repro") == {"report"}
 
