@@ -13,6 +13,7 @@ from tiny import ROOT
 from tiny_pipelines import PROMPTS, tiny_stable_diffusion
 
 import pelap
+from workflow import docs
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,3 +106,22 @@ def test_the_examples_pictures_are_of_two_classes(tiny_pipeline: Any) -> None:
     assert labels.tolist() == [0, 1] * 3
     assert pictures.abs().max() <= 1
     assert torch.equal(tiny_pipeline.draw(6, seed=0)[0], pictures)
+
+
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.stem)
+def test_tables_and_marked_numbers_are_those_of_the_results(page: Path) -> None:
+    """``python -m workflow.docs`` writes the tables."""
+    assert docs.up_to_date(page) == page.read_text(encoding="utf-8")
+    assert list(docs.wrong_numbers(page)) == []
+
+
+def test_a_wrong_number_is_found(tmp_path: Path) -> None:
+    page, mark = (
+        tmp_path / "page.md",
+        "<!-- choosing/methods lost_after dataset=photos method=knapsack amount=35 -->",
+    )
+    page.write_text(f"+1.5 ± 3.0{mark} and +1.6 ± 3.0{mark}")
+    (problem,) = docs.wrong_numbers(page)
+    assert problem.startswith("page.md: +1.6 is 1.52983 in choosing/methods.csv, lost_after_mean")
+    page.write_text("<!-- table: choosing_ways amount=35 methods=knapsack -->\nold\n<!-- end -->\n")
+    assert "knapsack of measured milliseconds | +1.5 [" in docs.up_to_date(page)

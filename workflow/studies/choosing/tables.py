@@ -32,8 +32,8 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
 
     Returns:
         dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; of the
-        mean of lost_after the interval, p-values, margin and verdict of `pelap.report.verdicts`, all rows of
-        a data set being one family.
+        mean of lost_after the interval, p-values, margin and verdict of `pelap.report.verdicts`, the methods
+        of a data set at one amount being one family.
         Then mean and std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of
         pruned and (``_tuned``) of further trained networks; and to the ``curve`` at the same measured time:
         the method with the most amounts, between its plans of the same seed, from no loss at no time on.
@@ -44,11 +44,11 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
     table.columns = [name.removesuffix("_mean") if name.startswith("vs_") else name for name in table.columns]
     after = pd.Series([list(own) for _, own in named.groupby(keys, sort=False)["lost_after"]], dtype=object)
     judged = []
-    for dataset, rows in table.groupby("dataset", sort=False):
+    for (dataset, _), rows in table.groupby(["dataset", "amount"], sort=False):
         margin = (margins or {}).get(str(dataset))
         found = verdicts.over_seeds(after[rows.index], margin).assign(margin=margin)
         judged.append(found.set_index(rows.index).drop(columns=["n", "difference"]))
-    family = pd.concat([table.iloc[:0], *judged]).reindex(columns=_JUDGED)
+    family = pd.concat([table.iloc[:0], *judged]).reindex(table.index, columns=_JUDGED)
     family = family.rename(columns={"low": "lost_after_low", "high": "lost_after_high"})
     last = 2 * len(_AGAINST)
     return pd.concat([table.iloc[:, :-last], family, table.iloc[:, -last:]], axis="columns")
