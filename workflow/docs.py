@@ -60,7 +60,7 @@ def wrong_numbers(page: Path) -> Iterator[str]:
         text, spread, percent, file, column, keys = match.groups()
         row, scale = _row(file, _options(keys)), 100 if percent else 1
         names = [(f"{column}_mean", f"{column}_std"), (column, f"{column}_std"), ("mean", "std")]
-        mean, std = next(pair for pair in names if pair[1] in row) if spread else (column, "")
+        mean, std = next(pair for pair in names if {*pair} <= {*row.index}) if spread else (column, "")
         for shown, name in ((text, mean), (spread, std)):
             if shown is not None and not _is_rounded(shown, scale * float(row[name])):
                 yield f"{page.name}: {shown} is {scale * float(row[name]):.6g} in {file}.csv, {name}{keys}"
@@ -89,7 +89,8 @@ def _row(file: str, keys: dict[str, str]) -> "pd.Series[Any]":
         table = table[column == (float(value) if pd.api.types.is_numeric_dtype(column) else value)]
     if len(table) != 1:
         raise ValueError(f"results/{file}.csv: {len(table)} rows have {keys}")
-    return table.iloc[0]
+    found: pd.Series[Any] = table.iloc[0]
+    return found
 
 
 def _table(match: re.Match[str]) -> str:
