@@ -55,8 +55,13 @@ def up_to_date(page: Path) -> str:
 
 
 def wrong_numbers(page: Path) -> Iterator[str]:
-    """The marked numbers of a page that are not those of their files."""
-    for match in NUMBER.finditer(page.read_text(encoding="utf-8")):
+    """The marked numbers of a page that are not those of their files, and marks that stand behind none."""
+    text_of_page = page.read_text(encoding="utf-8")
+    read = {match.start(): match for match in NUMBER.finditer(text_of_page)}
+    marks = len(re.findall("<!-- (?!end )", TABLE.sub("", text_of_page)))
+    if marks != len(read):
+        yield f"{page.name}: {marks - len(read)} marks are behind no number, or of a table without an end"
+    for match in read.values():
         text, spread, percent, file, column, keys = match.groups()
         row, scale = _row(file, _options(keys)), 100 if percent else 1
         names = [(f"{column}_mean", f"{column}_std"), (column, f"{column}_std"), ("mean", "std")]

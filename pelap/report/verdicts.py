@@ -13,7 +13,7 @@ from scipy import stats
 
 from pelap.core.errors import ConfigError
 
-LEVEL = 0.05  # probability of a wrong `better`, `worse` or `equivalent` in a family of comparisons
+LEVEL = 0.05  # of a family: probability of a wrong `better` or `worse`, and of a wrong `equivalent`
 SAME = "not told apart"  # may be chance; no proof that the two are alike
 NO_VERDICT = "no verdict"  # of a single seed, or of differences that do not vary
 VERDICTS = ("better", "worse", "equivalent", SAME, NO_VERDICT)
@@ -51,11 +51,11 @@ def judged(
 
     `better` and `worse`: a two-sided t-test, corrected for the number of comparisons (Holm). `equivalent`:
     two one-sided tests, corrected alike, say that the difference lies within the margin on either side; what
-    is better or worse by the first test is called so however small it is.
+    is better or worse by the first test is called so even there.
 
     Args:
         means: Differences (N,).
-        errors: Their standard errors (N,); NaN: none is known, and there is no verdict.
+        errors: Their standard errors (N,); NaN or 0: none is known, and there is no verdict.
         freedom: Degrees of freedom of these (N,) or ().
         margin: In the unit of the differences, above 0: what is too small to matter. None: there is none.
 
@@ -73,6 +73,7 @@ def judged(
             f"margin: {margin} is not above 0; give the largest difference that does not matter"
         )
     means, errors = (np.asarray(each, dtype=np.float64) for each in (means, errors))
+    errors = np.where(np.isfinite(means) & (errors > 0), errors, np.nan)
     law: Any = stats.t(np.where(np.asarray(freedom) > 0, freedom, np.nan))
     half = law.ppf(1 - LEVEL / 2) * errors
     table = pd.DataFrame({"difference": means, "low": means - half, "high": means + half})
@@ -94,22 +95,3 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     scaled = p[order] * np.arange(len(order), 0, -1)
     result[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return result
-
-
-def seeds_needed(deviation: float, margin: float, difference: float = 0.0, power: float = 0.8) -> int | None:
-    """How many seeds an equivalence within the margin takes, found with this probability; None: above 1,000.
-
-    Args:
-        deviation: Of the paired difference from seed to seed.
-        margin: Above 0.
-        difference: The true one.
-        power: Probability that the tests say `equivalent`.
-    """
-    room = margin - abs(difference)
-    for n in range(2, 1001):
-        error, law = deviation / np.sqrt(n), stats.t(n - 1)
-        # Of both sides when the truth is in the middle, of the nearer one otherwise.
-        sides = 2 if difference == 0 else 1
-        if room > 0 and 1 - sides * law.cdf(law.ppf(1 - LEVEL) - room / error) >= power:
-            return n
-    return None

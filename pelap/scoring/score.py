@@ -121,7 +121,7 @@ def score_operators(
         noise: (N, ...), N >= 2, the starting points of the set of latents; row i is item i.
         params: How. Several operators share a pass of `batch_size` rows of noise, or one takes several. Item
             i is of seed i % `num_seeds`; the rank correlation is between seeds. With `early_stop` that share
-            of the operators, those of the lowest scores, is usually scored to the end (docs/scoring.md).
+            of the operators, those of the lowest debiased scores, is usually scored to the end.
         store: Where latents are kept, and where those of an interrupted call are found.
         report: Called with the number of rows done, of N times the number of operators.
 

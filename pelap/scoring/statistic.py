@@ -97,8 +97,9 @@ class Change:
     def interval(self, formula: Formula) -> tuple[float, float]:
         """Where the expected score of as many latents lies at 95 %, as (low, high); NaN of two latents.
 
-        By Student's t and the jackknife's standard error. It covers 95 to 99 %: most where the operator
-        changes nothing, for what is chance alone scatters less than the parts of it do.
+        By Student's t and the jackknife's standard error. For changes that are Gaussian it covers 95 to 99 %:
+        most where the operator changes nothing, as chance alone scatters less than its parts do. Where one
+        latent in ten carries the change, or its tails are long, it may cover but half at eight latents.
         """
         value = self.score(formula)
         if math.isinf(value):

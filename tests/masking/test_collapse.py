@@ -83,6 +83,14 @@ def test_full_floor_of_a_known_gaussian(size: int, times: int) -> None:
     assert found.mean().item() == pytest.approx(gaussian_floor(variances, ALPHAS), rel=0.03)
 
 
+def test_full_floor_does_not_depend_on_the_order_of_the_classes() -> None:
+    centres = 2 * torch.randn(10, 8)
+    mixed = torch.randn(400, 8) + centres[torch.arange(400) % 10]
+    sorted_by_class = mixed[torch.arange(400).view(40, 10).T.flatten()]
+    found = [full_gaussian_floor(x[:, :, None, None], ALPHAS) for x in (mixed, sorted_by_class)]
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
 @pytest.mark.parametrize(("num", "known"), [(23, False), (7, False), (24, True)])
 def test_full_floor_needs_three_times_as_many_pictures_as_coordinates(num: int, known: bool) -> None:
     assert math.isfinite(full_gaussian_floor(torch.randn(num, 2, 2, 2), ALPHAS)) is known

@@ -256,7 +256,7 @@ KINDS = ("others", "scattered", "shifted", "drawn together")
 @pytest.mark.parametrize("size", [4, 16, 256])
 @pytest.mark.parametrize("num", [8, 32, 128])
 def test_interval_covers_the_expected_score(kind: str, size: int, num: int) -> None:
-    """At 95 to 99 %, and so it is never twice as wide as it had to be; of 150 sets that is +- 2 %."""
+    """Of Gaussian changes at 95 to 99 % (of 150 sets that is +- 2 %), less than twice as wide as need be."""
     pairs = [change_of(*pair) for pair in zip(*changed(kind, 150, num, size), strict=True)]
     scores = np.array([pair.score("avg+std") for pair in pairs])
     low, high = np.array([pair.interval("avg+std") for pair in pairs]).T

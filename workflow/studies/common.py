@@ -244,23 +244,22 @@ def wide_over_seeds(
 
 
 def say_incomplete(table: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Name what some seeds of a data set have a value of and others have not; it counts where it is there.
+    """Name what some seeds of a place have a value of and others have not; it counts where it is there.
 
     Args:
         table: Long.
-        keys: Columns that tell its rows apart beside seed and metric, the data set among them.
+        keys: Columns that tell its rows apart beside seed and metric: those of the place, then the model's.
     """
     there = table[np.isfinite(table["value"])]
-    seeds = {dataset: set(own["seed"]) for dataset, own in table.groupby("dataset")}
-    lacking: dict[tuple[Any, ...], list[str]] = {}
+    seeds = {place: set(own["seed"]) for place, own in table.groupby(list(keys[:-1]))}
+    lacking: dict[str, list[str]] = {}
     for (*names, metric), own in there.groupby([*keys, "metric"], sort=False):
-        missing = sorted(seeds[names[keys.index("dataset")]] - set(own["seed"]))
+        missing = sorted(seeds[tuple(names[:-1])] - set(own["seed"]))
         if missing:
-            lacking.setdefault((*names, *missing), []).append(str(metric))
-    for (*place, seed), metrics in lacking.items():
-        named, others = place[: len(keys)], [*place[len(keys) :], seed]
-        text = f"{' '.join(map(str, named))}: nothing at seed {', '.join(map(str, others))}"
-        print(f"{text} of {', '.join(metrics)}")
+            where = f"{' '.join(map(str, names))}: nothing at seed {', '.join(map(str, missing))}"
+            lacking.setdefault(where, []).append(str(metric))
+    for where, metrics in lacking.items():
+        print(f"{where} of {', '.join(metrics)}")
 
 
 def panel_grid(

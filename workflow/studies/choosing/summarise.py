@@ -17,7 +17,7 @@ from workflow.studies.choosing.tables import (
     rival_table,
     shared_amount,
 )
-from workflow.studies.common import demand_alike, finished_cells, write_figure
+from workflow.studies.common import demand_alike, finished_cells, say_incomplete, write_figure
 
 ALIKE = ("num_images", "num_reference", "sampler", "extractors")  # in the protocols of all cells
 _WIDTH = 80  # characters of a line in the terminal
@@ -36,6 +36,9 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     cells = [read_cell(run) for run in runs]
     metric = cells[0].metric
     plans, rivals = plan_table(cells, metric), rival_table(cells, metric)
+    named = plans.dropna(subset=["amount"])
+    long = named.melt(["dataset", "seed", "plan"], ["fd_pruned", "fd_tuned"], "metric")
+    say_incomplete(long, ["dataset", "plan"])
     methods = method_table(plans, margins_of(rivals))
     additivity, prediction = additivity_table(plans), prediction_table(plans)
     for name, table in zip(TABLES, (plans, methods, additivity, prediction, rivals), strict=True):

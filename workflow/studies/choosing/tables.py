@@ -16,7 +16,7 @@ from workflow.studies.common import wide_over_seeds
 YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared with, by these names
 _MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *LOST)  # columns of plans that are averaged over seeds
 _AGAINST = tuple(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_tuned"))
-_JUDGED = ["low", "high", "p_value", "p_holm", "p_equivalent", "margin", "verdict"]
+_JUDGED = ["n_after", "low", "high", "p_value", "p_holm", "p_equivalent", "margin", "verdict"]
 _SPLIT = dict.fromkeys(("avg_dist", "std_dist"), ("shift_lost_before", "spread_lost_before"))
 """Further targets of a predictor: the distance's two parts, which LD-Pruner's two terms are after."""
 _PLAN_PREDICTORS = (*JUDGED, "num_operators", "time_reduction")
@@ -32,8 +32,8 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
 
     Returns:
         dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; of the
-        mean of lost_after the interval, p-values, margin and verdict of `pelap.report.verdicts`, the methods
-        of a data set at one amount being one family.
+        mean of lost_after n_after, interval, p-values, margin and verdict of `pelap.report.verdicts`, the
+        methods of a data set at one amount being one family.
         Then mean and std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of
         pruned and (``_tuned``) of further trained networks; and to the ``curve`` at the same measured time:
         the method with the most amounts, between its plans of the same seed, from no loss at no time on.
@@ -47,7 +47,7 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
     for (dataset, _), rows in table.groupby(["dataset", "amount"], sort=False):
         margin = (margins or {}).get(str(dataset))
         found = verdicts.over_seeds(after[rows.index], margin).assign(margin=margin)
-        judged.append(found.set_index(rows.index).drop(columns=["n", "difference"]))
+        judged.append(found.set_index(rows.index).drop(columns="difference").rename(columns={"n": "n_after"}))
     family = pd.concat([table.iloc[:0], *judged]).reindex(table.index, columns=_JUDGED)
     family = family.rename(columns={"low": "lost_after_low", "high": "lost_after_high"})
     last = 2 * len(_AGAINST)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pelap.core import files
 from pelap.core.errors import DataError
-from pelap.core.paths import RunPaths
+from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report import verdicts
 from pelap.report.tables import HIGHER, column
 from workflow.studies.common import (
@@ -80,7 +80,10 @@ def compared(cells: pd.DataFrame, control: str | None = None) -> pd.DataFrame:
 
 
 def _differences(cells: pd.DataFrame, other: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Of the differences to another model at the same seed; its own, 0 by construction, is in no family."""
+    """Of the differences to another model at the same seed.
+
+    Its own, which is 0, and those of real pictures are in no family.
+    """
     theirs = cells[cells["model"] == other].drop(columns="model")
     pairs = cells.merge(theirs, on=["dataset", "metric", "seed"], suffixes=("", "_other"))
     pairs["difference"] = pairs["value"] - pairs["value_other"]
@@ -89,11 +92,13 @@ def _differences(cells: pd.DataFrame, other: str, columns: Sequence[str]) -> pd.
         better = column(str(metric)).better
         sign = -1 if better == HIGHER else 1
         models = dict(list(family.groupby("model", sort=False)["difference"]))
-        judged = verdicts.over_seeds([sign * own for name, own in models.items() if name != other])
+        judged = verdicts.over_seeds(
+            [sign * own for name, own in models.items() if name not in (other, REAL_ROW)]
+        )
         told = iter(judged[["p_value", "p_holm", "verdict"]].itertuples(index=False))
         for name, own in models.items():
-            p, p_holm, word = next(told) if name != other else (np.nan, np.nan, None)
-            said = word if better and word != verdicts.NO_VERDICT else None
+            p, p_holm, word = next(told) if name not in (other, REAL_ROW) else (np.nan, np.nan, None)
+            said = word if better else None
             rows.append((dataset, name, metric, own.mean(), own.std(), p, p_holm, said))
     return pd.DataFrame(rows, columns=[*_KEYS, *columns])
 

@@ -10,7 +10,14 @@ import pandas as pd
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
-from workflow.studies.common import NAMED_CELLS, demand_alike, finished_cells, over_seeds, write_figure
+from workflow.studies.common import (
+    NAMED_CELLS,
+    demand_alike,
+    finished_cells,
+    over_seeds,
+    say_incomplete,
+    write_figure,
+)
 from workflow.studies.tasks import NEEDS, TARGET
 from workflow.studies.tasks.cell import KEYS, TaskCell, cell_values, first_cells, read_cell
 from workflow.studies.tasks.figures import tasks_figure
@@ -40,6 +47,7 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     for first in first_cells(cells):
         demand_alike({run: _stated(run, cell) for run, cell in found.items() if cell.place == first.place})
     values = pd.concat(map(cell_values, cells), ignore_index=True)
+    say_incomplete(values, ["task", "dataset", "model"])
     measured = values[~values["metric"].str.endswith(_ERRORS)]
     summary = over_seeds(measured, KEYS)
     files.write_csv(root / "cells.csv", values)
