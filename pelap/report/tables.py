@@ -88,7 +88,7 @@ _COLUMNS = (
            error="prompt_agreement_se", short="prompt\nagrees\n%"),
     Column("recovered", "recovered", "%", HIGHER, decimals=0, scale=100, error="recovered_se",
            short="reco-\nvered\n%"),
-    Column("recovered_as_long", "recovered, against the dense one trained as long", "%", HIGHER, decimals=0,
+    Column("recovered_as_long", "recovered as long", "%", HIGHER, decimals=0,
            scale=100, error="recovered_as_long_se", brief=False),
     Column("psnr", "PSNR", "dB, reconstructions", HIGHER, short="PSNR\ndB", group="pictures"),
     Column("ssim", "SSIM", "reconstructions", HIGHER, decimals=3, brief=False, short="SSIM",
