@@ -21,7 +21,11 @@ RESUMING = ("train", "score", "distill", "paper")
 
 def _number(least: float, kind: Callable[[str], float], what: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            whole = "whole " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"{text!r} is no {whole}number") from None
         if not least <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"{value} is {what}")
         return value
@@ -262,6 +266,14 @@ def _add(parser: argparse.ArgumentParser, options: str, call: Callable[..., obje
         parser.add_argument(flag if flag in POSITIONAL else f"--{flag}", **option)
 
 
+def _demand_command(words: Sequence[str]) -> None:
+    """Refuse a command that there is not; argparse would list all, spellings of our own among them."""
+    known = {"pipeline", *CALLS, *(name for names in ALIASES.values() for name in names)}
+    named = next((word for word in words if not word.startswith("-")), None)
+    if named is not None and named not in known:
+        raise ConfigError(f"{named}: no such command; see pelap --help")
+
+
 def _respelled(words: Sequence[str]) -> list[str]:
     """`pelap STAGE --pipeline DIR` as `pelap pipeline STAGE DIR`, and `evaluate` of folders as what it is."""
     if not words or words[0] not in PIPELINE:
@@ -301,6 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     words = sys.argv[1:] if argv is None else argv
     try:
+        _demand_command(words)
         begun = argparse.Namespace(started=started)
         args, stray = build_parser().parse_known_args(_respelled(words), begun)
         if stray:

@@ -42,7 +42,7 @@ def run_pipeline(args: argparse.Namespace) -> None:
 
     if getattr(args, "save_latents", None) is not None:
         check_writable(args.save_latents.parent)
-    _check_out(args.out, is_file=args.command in ("score", "evaluate"))
+    check_out(args.out, is_file=args.command in ("score", "evaluate"))
     device = choose_device(args.device)
     scored = args.command == "prune" and protocol_beside(args.scores).exists()
     unused = unused_by_pipeline(args.command, params, scored, getattr(args, "plan", None) is not None)
@@ -60,7 +60,7 @@ def run_pipeline(args: argparse.Namespace) -> None:
 
 def compare_folders(args: argparse.Namespace) -> None:
     """`pelap evaluate --samples DIR`."""
-    _check_out(args.out, is_file=True)
+    check_out(args.out, is_file=True)
     _say_unused("for folders", args)
     from pelap.commands.evaluate_folders import evaluate_folders
     from pelap.core.device import choose_device
@@ -69,7 +69,7 @@ def compare_folders(args: argparse.Namespace) -> None:
     evaluate_folders(args.samples, args.reference, args.extractor, args.out, device, weights, args.paired)
 
 
-def _check_out(out: Path, is_file: bool) -> None:
+def check_out(out: Path, is_file: bool) -> None:
     """Refuse a place that cannot be written."""
     from pelap.core.files import check_writable
 

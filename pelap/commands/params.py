@@ -8,12 +8,14 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from pelap.commands.modes import check_out
 from pelap.config.load import parse_overrides, parse_params, read_yaml, resolved
 from pelap.config.upgrade import rename
 from pelap.core import files
 from pelap.core.errors import ConfigError
 
 NULL = "tag:yaml.org,2002:null"
+REMEDY = "give the path of a parameter file"
 EXPLAINED = Path("params.yaml")  # where the comments are from, if it is there
 
 
@@ -33,6 +35,8 @@ def params(file: Path, overrides: Sequence[str] = (), upgrade: bool = False, out
         raise ConfigError(
             "--set: does not go with --upgrade, which changes names alone; leave one of them out"
         )
+    if out is not None:
+        check_out(out, is_file=True)
     yaml = _yaml()
     if not upgrade:
         yaml.representer.ignore_aliases = lambda _: True  # values of one preset may be one object
@@ -46,7 +50,7 @@ def params(file: Path, overrides: Sequence[str] = (), upgrade: bool = False, out
 
 
 def _whole(file: Path, overrides: Sequence[str]) -> Any:
-    whole = resolved(file, parse_overrides(overrides))
+    whole = resolved(file, parse_overrides(overrides), REMEDY)
     parse_params(whole, str(file))
     if not EXPLAINED.is_file():
         return whole
@@ -67,7 +71,7 @@ def _fill(explained: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _upgraded(file: Path) -> Any:
-    read_yaml(file)  # says what is wrong
+    read_yaml(file, REMEDY)  # says what is wrong
     raw = _yaml().load(file)
     if isinstance(raw, Mapping):
         rename(raw)  # type: ignore[arg-type]

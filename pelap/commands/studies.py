@@ -143,7 +143,7 @@ def load_study(path: Path, dataset: str | None = None) -> Study:
     Raises:
         ConfigError: One line: what is wrong where.
     """
-    raw = read_yaml(path)
+    raw = read_yaml(path, "give a study file with --study")
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise ConfigError(f"{path}: expected a mapping; start from workflow/paper.yaml of PeLAP")
     try:

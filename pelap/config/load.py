@@ -22,7 +22,7 @@ from pelap.config import (
 )
 from pelap.config.pruning import TARGETS
 from pelap.config.rules import disagreements
-from pelap.config.upgrade import outdated
+from pelap.config.upgrade import Outdated, outdated
 from pelap.core.errors import ConfigError
 
 # The keys of `params.yaml` that each stage reads; `dvc.yaml` and the sweeps list the same ones.
@@ -45,6 +45,7 @@ PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Where keys are names that a user gives: a file that has such a table has all of it.
 TABLES = ("variants", "prune.methods", "distill.students", "download.folders")
+WITH_PARAMS = "give a parameter file with --params"  # where most commands take it
 EXTENDS = "extends"  # key of a parameter file that says the differences from another one, by its path from it
 
 
@@ -116,14 +117,22 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused), or raise a `ConfigError`."""
+def read_yaml(path: Path, remedy: str = WITH_PARAMS) -> Any:
+    """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused).
+
+    Args:
+        path: The file.
+        remedy: What to do where there is none.
+
+    Raises:
+        ConfigError: It is missing, a folder, or no YAML.
+    """
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; give a parameter file with --params")
+        raise ConfigError(f"{path}: is a folder; {remedy}")
     try:
         return _parsed(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give a parameter file with --params") from None
+        raise ConfigError(f"{path}: no such file; {remedy}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
 
@@ -138,39 +147,53 @@ def _parsed(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
-def read_params(path: Path) -> dict[str, Any]:
+def read_params(
+    path: Path, remedy: str = WITH_PARAMS, keys: Collection[str] = tuple(DEFAULTS)
+) -> dict[str, Any]:
     """What a parameter file says, over the one that it extends; sections that it leaves out are not there.
 
     A dotted key changes one value, an entry of a table too.
 
+    Args:
+        path: The file.
+        remedy: What to do where there is none.
+        keys: Sections in which names of version 0.1 are refused.
+
     Raises:
-        ConfigError: A file is missing, is no mapping, or extends itself.
+        ConfigError: A file is missing, is no mapping, extends itself, or has names of version 0.1.
     """
-    return _layers(path, ())
+    return _layers(path, (), remedy, keys)
 
 
-def _layers(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    raw = dict(_mapping(read_yaml(path), str(path)))
+def _layers(path: Path, above: tuple[Path, ...], remedy: str, keys: Collection[str]) -> dict[str, Any]:
+    raw = dict(_mapping(read_yaml(path, remedy), str(path)))
+    if old := outdated({key: value for key, value in raw.items() if key.partition(".")[0] in keys}):
+        raise ConfigError(
+            f"{path}: {_names_of_0_1(old)}; `pelap params {path} --upgrade --out {path}` writes it with "
+            "those of today"
+        )
     dotted = {key: raw.pop(key) for key in list(raw) if "." in key}
     base = {key: DEFAULTS[key] for key in DEFAULTS.keys() & {key.partition(".")[0] for key in dotted}}
     other = raw.pop(EXTENDS, None)
     if other is not None:
         if not isinstance(other, str):
             raise ConfigError(f"{path}: {EXTENDS}: expected the path of a parameter file (it is {other!r})")
-        below = path.parent / other
+        below, correct = path.parent / other, f"correct {EXTENDS} of {path}"
         if below.resolve() in (path.resolve(), *above):
             raise ConfigError(f"{path}: {EXTENDS}: {other} extends this file; drop one of the two")
-        base |= _layers(below, (*above, path.resolve()))
+        base |= _layers(below, (*above, path.resolve()), correct, keys)
     return dict(with_overrides(merge(base, raw), dotted))
 
 
-def resolved(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def resolved(
+    path: Path, overrides: Mapping[str, Any] | None = None, remedy: str = WITH_PARAMS
+) -> dict[str, Any]:
     """A whole parameter mapping, unchecked: defaults < what the file extends < file < overrides.
 
     Raises:
         ConfigError: See `read_params`.
     """
-    whole = merge(DEFAULTS, read_params(path))
+    whole = merge(DEFAULTS, read_params(path, remedy))
     return copy.deepcopy(dict(with_overrides(whole, overrides or {})))
 
 
@@ -191,7 +214,7 @@ def load_params(path: Path, stage: str | None = None, overrides: Mapping[str, An
 def load_pipeline_params(path: Path, stage: str, overrides: Mapping[str, Any] | None = None) -> Params:
     """`load_params` of what a stage needs for a diffusers pipeline; nothing else is looked at."""
     keys = PIPELINE_KEYS[stage]
-    raw = {key: value for key, value in read_params(path).items() if key in keys}
+    raw = {key: value for key, value in read_params(path, keys=keys).items() if key in keys}
     return parse_params(raw, str(path), demanded=keys, overrides=overrides)
 
 
@@ -218,12 +241,11 @@ def parse_params(
         demanded = STAGE_KEYS[stage] if stage else list(DEFAULTS)
     wanted = {*demanded, *raw, *(key.partition(".")[0] for key in overrides)}
     base = {key: value for key, value in DEFAULTS.items() if key in wanted}
+    if old := outdated(with_overrides({}, overrides)):
+        raise ConfigError(f"--set: {_names_of_0_1(old)}; give those of today")
     whole = with_overrides(merge(base, raw), overrides)
     if old := outdated(whole):
-        raise ConfigError(
-            f"{source}: names of version 0.1: {'; '.join(map(str, old))}; "
-            f"`pelap params {source.removesuffix(' with --set')} --upgrade` writes it with those of today"
-        )
+        raise ConfigError(f"{source}: {_names_of_0_1(old)}; give those of today")
     try:
         params = Params(**whole)
     except ValidationError as error:
@@ -234,6 +256,10 @@ def parse_params(
     if problems := disagreements(params, fields):
         raise ConfigError(f"{source}: {'; '.join(problems)}")
     return params
+
+
+def _names_of_0_1(old: Sequence[Outdated]) -> str:
+    return f"names of version 0.1: {'; '.join(map(str, old))}"
 
 
 def _mapping(raw: Any, source: str) -> Mapping[str, Any]:
@@ -258,17 +284,31 @@ def select_keys(raw: Mapping[str, Any], stage: str, variant: str | None = None) 
 
 def explain(error: ValidationError) -> str:
     """Every offending key with its fault, on one line."""
-    parts = []
+    found: dict[tuple[int | str, ...], list[Mapping[str, Any]]] = {}
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "parameters"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key; correct its spelling or remove it"
-        elif problem["type"] == "missing":
-            message = "missing; add it"
-        else:
-            message = f"{message[:1].lower()}{message[1:]}"
-            if not isinstance(problem["input"], Mapping):
-                message += f" (it is {problem['input']!r})"
-        parts.append(f"{where}: {message}")
-    return "; ".join(parts)
+        place = problem["loc"]
+        if problem["type"] == "literal_error" and str(place[-1]).startswith("literal["):
+            place = place[:-1]  # the last part names a branch of a union, not a key
+        found.setdefault(place, []).append(problem)
+    # Of a list with a wrong entry pydantic also says that it is too short without that.
+    inner = {place[:length] for place in found for length in range(len(place))}
+    return "; ".join(
+        f"{'.'.join(map(str, place)) or 'parameters'}: {_fault(problems)}"
+        for place, problems in found.items()
+        if place not in inner
+    )
+
+
+def _fault(problems: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong with one key; several problems are branches of a union that each want other words."""
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        return "unknown key; correct its spelling or remove it"
+    if first["type"] == "missing":
+        return "missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]}"
+    if len(problems) > 1 and all(each["type"] == "literal_error" for each in problems):
+        words = [each["ctx"]["expected"].replace(" or ", ", ") for each in problems]
+        message = f"input should be one of {', '.join(words)}"
+    return message if isinstance(first["input"], Mapping) else f"{message} (it is {first['input']!r})"

@@ -30,56 +30,65 @@ ROWS = {"longer": "dense-finetuned"}  # of tables: the student of the default ru
 
 
 class Outdated(NamedTuple):
-    """A key or value of 0.1, in the mapping that holds it."""
+    """A key or value of 0.1."""
 
-    path: str
-    section: MutableMapping[str, Any]
+    path: str  # of the section
     old: str
-    key: str
+    key: str  # empty where there is none any more
     value: Any
+    holder: MutableMapping[str, Any]  # the section, or all of the file where that has dotted keys
+    written: str  # the old key, as it stands there
 
     def __str__(self) -> str:
         if not self.key:
             return f"{self.path}.{self.old} is no more"
         if self.old != self.key:
             return f"{self.path}.{self.old} is {self.key}"
-        return f"{self.path}.{self.key}: {self.section[self.old]} is {self.value}"
+        return f"{self.path}.{self.key}: {self.holder[self.written]} is {self.value}"
 
 
 def outdated(raw: Mapping[str, Any]) -> list[Outdated]:
     """Every key and value of a parameter file that has another name today."""
     return [
-        Outdated(path, section, old, key, value)
+        Outdated(path, old, key, value, holder, written)
         for pattern, names in KEYS.items()
-        for path, section in _sections(raw, pattern.split("."))
-        for old, was in section.items()
+        for path, old, holder, written in _entries(raw, pattern.split("."))
+        for was in [holder[written]]
         for key in ["" if old in GONE.get(pattern, ()) else names.get(old, old)]
         for value in [VALUES.get(key, {}).get(was, was) if isinstance(was, str) else was]
         if (key, value) != (old, was)
     ]
 
 
-def _sections(raw: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(raw, Mapping):
+def _entries(
+    raw: Any, pattern: list[str], path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str, MutableMapping[str, Any], str]]:
+    """Every key of the sections of a pattern: the section's path, the key, what holds it, as what."""
+    if not isinstance(raw, MutableMapping):
         return
-    if not pattern:
-        yield path, raw
-        return
-    for name in raw if pattern[0] == "*" else {pattern[0]} & raw.keys():
-        yield from _sections(raw[name], pattern[1:], f"{path}.{name}".lstrip("."))
+    for written in raw:
+        names = [written] if path else str(written).split(".")  # at the top a key may be dotted
+        if not all(wanted in ("*", name) for wanted, name in zip(pattern, names, strict=False)):
+            continue
+        if len(names) == len(pattern) + 1:
+            yield ".".join((*path, *names[:-1])), names[-1], raw, written
+        elif len(names) <= len(pattern):
+            yield from _entries(raw[written], pattern[len(names) :], (*path, *names))
 
 
 def rename(raw: MutableMapping[str, Any]) -> None:
     """Put today's names in place, each where the old one stood; comments of ruamel.yaml's mappings stay."""
     for each in outdated(raw):
-        comments = getattr(getattr(each.section, "ca", None), "items", {})
-        for name in list(each.section)[list(each.section).index(each.old) :]:
+        holder, written = each.holder, each.written
+        today = f"{written.removesuffix(each.old)}{each.key}" if each.key else ""
+        comments = getattr(getattr(holder, "ca", None), "items", {})
+        for name in list(holder)[list(holder).index(written) :]:
             comment = comments.get(name)
-            key, value = (each.key, each.value) if name == each.old else (name, each.section[name])
-            del each.section[name]  # to stand behind what went before
+            key, value = (today, each.value) if name == written else (name, holder[name])
+            del holder[name]  # to stand behind what went before
             if not key:
                 continue
-            each.section[key] = value
+            holder[key] = value
             if comment:
                 comments[key] = comment
 

@@ -206,7 +206,7 @@ def _no_bars() -> Iterator[None]:
 def _read_index(folder: Path) -> Parts:
     if not folder.is_dir():
         raise ModelError(
-            f"{folder}: no such pipeline folder; correct the path, and fetch what is on a hub first"
+            f"{folder}: no such folder of a model or pipeline; correct the path, or download it first"
         )
     try:
         index = files.read_mapping(folder / INDEX, ["_class_name"])
@@ -225,7 +225,7 @@ def _read_index(folder: Path) -> Parts:
         if library == "transformers" and importlib.util.find_spec("transformers") is None:
             raise ModelError(
                 f"{folder}: its {name} is a {kind} of the package transformers, which is not "
-                "installed; pip install 'pelap[text]'"
+                "installed; run `pip install '.[text]'` in PeLAP's folder"
             )
     return parts
 

@@ -247,6 +247,23 @@ def test_latents_of_a_pretrained_autoencoder_must_suit_mask_and_unet(
 # --- files ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (_pruned(time_reduction=5), "prune.time_reduction.0: input should be less than 1 (it is 5)"),
+        (
+            _pruned(method={"criterion": "luck"}),
+            "prune.methods.a.criterion: input should be one of 'score', 'score_debiased', 'avg+std', "
+            "'avg', 'std', 'avg*std', 'random', 'magnitude', 'taylor', 'output_error', 'block_similarity' "
+            "(it is 'luck')",
+        ),
+    ],
+)
+def test_a_key_has_one_fault(overrides: dict[str, Any], fault: str) -> None:
+    assert _message(**overrides).endswith(f": {fault}")
+    assert _message(**overrides).count(fault.partition(" ")[0].rstrip(":")) == 1
+
+
 def test_every_offending_key_is_named_in_one_message() -> None:
     message = _message(seed="x", train__lr=-1.0, evaluate__typo=1)
     assert all(key in message for key in ("seed", "train.lr", "evaluate.typo"))

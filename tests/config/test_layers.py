@@ -136,6 +136,7 @@ def test_the_command_line_reaches_into_tables_and_exchanges_kinds() -> None:
         ("=3", "--set =3: expected KEY=VALUE"),
         ("train.lr=[", "--set train.lr: not valid YAML"),
         ("score.variant=best", "score.variant: 'best' is not a variant"),
+        ("train.at_once=2", "--set: names of version 0.1: train.at_once is parallel_variants; give those"),
     ],
 )
 def test_the_command_line_is_checked_like_the_file(word: str, message: str) -> None:
@@ -148,7 +149,11 @@ def test_the_command_line_is_checked_like_the_file(word: str, message: str) -> N
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a": {"extends": "nowhere.yaml"}}, "nowhere.yaml: no such file"),
+        ({"a": {"extends": "nowhere.yaml"}}, "nowhere.yaml: no such file; correct extends of "),
+        (
+            {"b": {"train": {"at_once": 2}}, "a": {"extends": "b.yaml"}},
+            "b.yaml: names of version 0.1: train.",
+        ),
         ({"a": {"extends": "a.yaml"}}, "a.yaml: extends: a.yaml extends this file"),
         ({"a": {"extends": "b.yaml"}, "b": {"extends": "a.yaml"}}, "extends this file"),
         ({"a": {"extends": ["b.yaml"]}}, "a.yaml: extends: expected the path of a parameter file"),

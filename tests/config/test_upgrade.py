@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import ROOT, raw_params, tiny_raw
 
 from pelap.cli import main
-from pelap.config.load import DEFAULTS, load_params, parse_params
+from pelap.config.load import DEFAULTS, load_params, load_pipeline_params, parse_params
 from pelap.config.upgrade import rename, renamed_steps
 from pelap.core import files
 from pelap.core.errors import ConfigError, PlanError
@@ -128,15 +128,44 @@ OLD_KEYS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("overrides", "expected"), OLD_KEYS, ids=[message for _, message in OLD_KEYS])
-def test_an_old_name_is_refused_with_that_of_today(overrides: dict[str, Any], expected: str) -> None:
+def test_an_old_name_is_refused_with_that_of_today(
+    overrides: dict[str, Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     raw = raw_params(**overrides)
+    with pytest.raises(ConfigError, match=r"^here: names of version 0\.1: ") as caught:
+        parse_params(raw, "here")
+    assert expected in str(caught.value)
+    _write(Path("mine.yaml"), raw)
     with pytest.raises(ConfigError) as caught:
-        parse_params(raw, "mine.yaml")
-    message = str(caught.value)
-    assert f"mine.yaml: names of version 0.1: {expected}; `pelap params mine.yaml --upgrade`" in message
-    assert "\n" not in message
+        load_params(Path("mine.yaml"))
+    mend = "`pelap params mine.yaml --upgrade --out mine.yaml`"
+    assert f"mine.yaml: names of version 0.1: {expected}; {mend} writes it" in str(caught.value)
+    assert "\n" not in str(caught.value)
     rename(raw)
     assert expected.rpartition(" is ")[2] in str(raw)
+
+
+def _write(path: Path, raw: Any) -> None:
+    with path.open("w") as file:
+        YAML().dump(raw, file)
+
+
+def test_dotted_keys_are_renamed_too(tmp_path: Path) -> None:
+    old = "train.at_once: 2  # both\nscore.num_resamples: 3\nvariants.pelap: {decode_from: z}\nseed: 1\n"
+    new = "train.parallel_variants: 2 # both\nvariants.pelap: {decoder_input: unmasked}\nseed: 1\n"
+    file = tmp_path / "mine.yaml"
+    file.write_text(old)
+    with pytest.raises(ConfigError, match=r"train\.at_once is parallel_variants; .*num_resamples is no more"):
+        load_params(file)
+    assert main(["params", str(file), "--upgrade", "--out", str(file)]) == 0
+    assert file.read_text() == new
+    assert load_params(file).train.parallel_variants == 2
+
+
+def test_a_pipeline_looks_at_old_names_of_its_own_keys_alone(tmp_path: Path) -> None:
+    _write(tmp_path / "mine.yaml", {"train": {"at_once": 2}})
+    load_pipeline_params(tmp_path / "mine.yaml", "score")
 
 
 def test_the_file_of_0_1_is_written_anew_with_its_comments(

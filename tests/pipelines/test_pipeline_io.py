@@ -607,7 +607,7 @@ def of_class(name: str | None) -> Callable[[Path], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no_folder": (shutil.rmtree, "no such pipeline folder"),
+    "no_folder": (shutil.rmtree, "no such folder of a model or pipeline; correct the path"),
     "no_index": (lambda f: (f / "model_index.json").unlink(), "index.json: missing or damaged"),
     "bad_index": (lambda f: overwrite(f / "model_index.json", "{"), "missing or damaged"),
     "no_class": (lambda f: overwrite(f / "model_index.json", {}), "missing or damaged"),
