@@ -253,8 +253,8 @@ def unused_by_pipeline(stage: str, params: Params, scored: bool = False, planned
     """
     keys = list(PIPELINE_UNUSED[stage])
     if stage == "prune":
-        rescores = not planned and any(method.iterative_step for method in params.prune.methods.values())
-        keys += [] if rescores else ["score.early_stop"]
+        scores_rest = not planned and any(method.iterative_step for method in params.prune.methods.values())
+        keys += [] if scores_rest else ["score.early_stop"]
         keys = (["seed", "score"] if scored else keys) + _unused_by_pruning(params, planned)
     if stage == "distill":
         keys += [f"distill.students.{name}.skip" for name in params.distill.students]

@@ -50,7 +50,7 @@ class ImageGenerator(Protocol):
         """Latents from noise, both (B, C, h, w); row i is item ``indices[i]`` of the seed."""
 
     def paint(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures, float (B, 3 or 1, H, W) in [-1, 1] or a bit beyond, on the source's device."""
+        """Pictures, float (B, 3 or 1, H, W) in [-1, 1] or a bit beyond, on the model's device."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The same as uint8, on its device or the CPU; a `ModelError` where they are not finite."""
@@ -110,7 +110,7 @@ class ModelGenerator:
         step_noise = [generator(seed, "sample-step", i) for i in indices]
         with autocast(self.device, self.precision):
             start = noise.to(self.device)
-            return self._process.run(self.model.unet, start, step_noise, self._support, told)
+            return self._process.run(self.model.unet, start, step_noise, self._open_channels, told)
 
     def paint(self, latents: torch.Tensor) -> torch.Tensor:
         return self.model.decode_sample(latents)
@@ -126,13 +126,13 @@ class ModelGenerator:
         return ReverseProcess(self.model.info.diffusion, self.sampler, self.device)
 
     @cached_property
-    def _support(self) -> torch.Tensor | None:
+    def _open_channels(self) -> torch.Tensor | None:
         with torch.no_grad():
             return self.model.open_channels()
 
     @cached_property
     def _denoise(self) -> Graphed[torch.Tensor]:
-        process, open_channels = self._process, self._support  # made before anything is recorded
+        process, open_channels = self._process, self._open_channels  # made before anything is recorded
         conditioner = self.model.conditioner
 
         def denoise(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:

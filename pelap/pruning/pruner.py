@@ -90,16 +90,16 @@ class Pruner(Scorer):
         Raises:
             PlanError: A target is out of reach.
         """
-        rescore = partial(self.rescore, list(scores["operator"]))
-        planner = TimeBudgetPlanner(scores, self.saved, rescore, params.max_measurements)
+        score_rest = partial(self.score_rest, list(scores["operator"]))
+        planner = TimeBudgetPlanner(scores, self.saved, score_rest, params.max_measurements)
         plans = {}
         with progress(f"prune {self.denoiser.name}", len(params.plans)) as report:
             for done, (name, wanted) in enumerate(params.plans.items(), start=1):
                 plan = planner.plan(wanted.method, params.target, wanted.amount)
                 plans[name] = plan_of(scores, plan)
                 report(done, name)
-        singles = single_operator_plans(scores, params.single_operator_plans)
-        return plans | {f"only-{name}": plan for name, plan in singles.items()}
+        single_plans = single_operator_plans(scores, params.single_operator_plans)
+        return plans | {f"only-{name}": plan for name, plan in single_plans.items()}
 
     def apply(self, plan: Plan, scores: pd.DataFrame | None = None) -> Pruned:
         """The network without a plan's operators; see `apply_all`."""
@@ -196,7 +196,7 @@ class Pruner(Scorer):
         with swapped_modules(self.denoiser.network, prepared.replacements), full_precision():
             return change_of(original, self.latents().cpu()).score(self.params.formula)
 
-    def rescore(self, names: Sequence[str], plan: Plan) -> pd.DataFrame:
+    def score_rest(self, names: Sequence[str], plan: Plan) -> pd.DataFrame:
         """Scores of what a plan leaves of the named operators, for one more to be removed.
 
         Returns:

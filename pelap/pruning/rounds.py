@@ -22,7 +22,7 @@ TOLERANCE = 0.01  # share of the time that a plan may miss a target by; no other
 
 Measure: TypeAlias = Callable[[Plan], float]
 """From a plan to the share of the network's time that it saves by the clock."""
-Rescore: TypeAlias = Callable[[Plan], pd.DataFrame]
+ScoreRest: TypeAlias = Callable[[Plan], pd.DataFrame]
 """From a plan to the scores of what it leaves: how much the score of the network rises without an operator
 more, and shares of the untouched network's time."""
 
@@ -42,16 +42,16 @@ class TimeBudgetPlanner:
     Args:
         scores: Of the untouched network.
         measure: Reads the clock.
-        rescore: Scores what a plan leaves.
+        score_rest: Scores what a plan leaves.
         max_measurements: Plans to measure at most for a time target, before the nearest is taken; 0: none,
             the times in the scores are believed.
     """
 
     def __init__(
-        self, scores: pd.DataFrame, measure: Measure, rescore: Rescore, max_measurements: int
+        self, scores: pd.DataFrame, measure: Measure, score_rest: ScoreRest, max_measurements: int
     ) -> None:
         self._measure = measure
-        self._rescore = rescore
+        self._score_rest = score_rest
         self._max_measurements = max_measurements
         self._states: dict[tuple[MethodParams, int], _State] = {}
         self._start = _State(Plan(()), 0.0, scores)
@@ -75,7 +75,7 @@ class TimeBudgetPlanner:
             before = self._after(method, num_rounds - 1)
             plan, saved = self._towards(before, method, num_rounds * method.iterative_step)
             nothing_more = plan == before.plan
-            self._states[key] = before if nothing_more else _State(plan, saved, self._rescore(plan))
+            self._states[key] = before if nothing_more else _State(plan, saved, self._score_rest(plan))
         return self._states[key]
 
     def _towards(self, state: _State, method: MethodParams, amount: float) -> tuple[Plan, float]:

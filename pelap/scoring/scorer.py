@@ -1,4 +1,4 @@
-"""A denoiser on the bench: its operators, their replacements, what they cost and how much they matter."""
+"""A denoiser that is scored: its operators, their replacements, what they cost and how much they matter."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -142,10 +142,10 @@ class Scorer:
         note: str = "",
     ) -> Scores:
         """Scores of operators in the network as it is now, with their costs."""
-        subject, size = self.denoiser, len(operators) * len(self.noise)
-        with progress(f"score {subject.name}{note}", size) as report, full_precision():
+        denoiser, size = self.denoiser, len(operators) * len(self.noise)
+        with progress(f"score {denoiser.name}{note}", size) as report, full_precision():
             scores = score_operators(
-                *(subject.network, subject.denoise, operators, replacements, self.noise),
+                *(denoiser.network, denoiser.denoise, operators, replacements, self.noise),
                 *(self.params, store, report),
             )
         return replace(scores, table=scores.table.merge(self.costs(operators, replacements)))

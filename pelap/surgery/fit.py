@@ -48,6 +48,7 @@ def fit_replacements(
     fittable = {name: found[0] for name, found in steps.items() if found}
     if init == "random":
         for name, step in fittable.items():
+            # The name decides the numbers: another one would start replacements elsewhere.
             _start_at_random(step, generator(seed, f"stand-in {name}"))
     elif fittable:
         _fit(unet, {name: _Sums(replacements[name], step) for name, step in fittable.items()}, run)

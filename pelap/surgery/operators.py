@@ -205,9 +205,9 @@ def _choose_replacement(
     replacement = _reshaping(kind, call, "channel_pool" if init == "parameter_free" else "projection")
     if replacement is None:
         return None
-    stand_in = build_replacement(replacement, module)
+    built = build_replacement(replacement, module)
     # A projection in place of a 1x1 convolution or a linear layer would change nothing but the weights.
-    sizes = [sum(weight.numel() for weight in each.parameters()) for each in (stand_in, module)]
+    sizes = [sum(weight.numel() for weight in each.parameters()) for each in (built, module)]
     return replacement if sizes[0] < max(sizes[1], 1) else None
 
 

@@ -83,11 +83,11 @@ def _step(training: Training[Result], end: "Future[Result]") -> bool:
     return not end.done()
 
 
-def _in_turns(works: Sequence[Work[Result]], device: torch.device, at_once: int) -> None:
+def _in_turns(works: Sequence[Work[Result]], device: torch.device, num_parallel: int) -> None:
     # What they share was made in the stream of now.
     torch.cuda.current_stream(device).synchronize()
     waiting = iter(works)
-    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, at_once)]
+    running = [(each, torch.cuda.Stream(device)) for each in islice(waiting, num_parallel)]
     try:
         while running:
             going_on = []
@@ -105,9 +105,9 @@ def _in_turns(works: Sequence[Work[Result]], device: torch.device, at_once: int)
             each[0].close()
 
 
-def _in_threads(works: Sequence[Work[Result]], at_once: int) -> None:
+def _in_threads(works: Sequence[Work[Result]], num_parallel: int) -> None:
     num_threads = torch.get_num_threads()
-    share = num_threads // min(at_once, len(works))
+    share = num_threads // min(num_parallel, len(works))
     stop, starting = Event(), Lock()
 
     def run(training: Training[Result], end: "Future[Result]") -> None:
@@ -120,7 +120,7 @@ def _in_threads(works: Sequence[Work[Result]], at_once: int) -> None:
 
     torch.set_num_threads(share)
     try:
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        with ThreadPoolExecutor(num_parallel, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             try:
                 for future in [pool.submit(run, *work) for work in works]:
                     future.result()
@@ -146,10 +146,10 @@ def _prefetched(items: Iterator[Item], pin: bool = True) -> Iterator[Item]:
         return [_pinned(item) if pin else item for item in islice(items, 1)]
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = deque(pool.submit(make) for _ in range(PREFETCHED))
+        prefetched = deque(pool.submit(make) for _ in range(PREFETCHED))
         try:
-            while made := ahead.popleft().result():
-                ahead.append(pool.submit(make))
+            while made := prefetched.popleft().result():
+                prefetched.append(pool.submit(make))
                 yield made[0]
         finally:  # nobody wants more
             pool.shutdown(cancel_futures=True)

@@ -40,7 +40,7 @@ class Network:
         self.table, self.clock = table, clock
         self.shares: Mapping[str, float] = dict(zip(table["operator"], table["latency_share"], strict=True))
         self.measured: list[list[str]] = []
-        self.rescored: list[list[str]] = []
+        self.scored_rest: list[list[str]] = []
 
     def saved(self, plan: Plan) -> float:
         return self.clock(sum(self.shares[name] for name in gone(plan)))
@@ -49,9 +49,9 @@ class Network:
         self.measured.append(gone(plan))
         return self.saved(plan)
 
-    def rescore(self, plan: Plan) -> pd.DataFrame:
+    def score_rest(self, plan: Plan) -> pd.DataFrame:
         """The same order, but for those that went."""
-        self.rescored.append(gone(plan))
+        self.scored_rest.append(gone(plan))
         left = [
             not any(name == other or is_inside(name, other) for other in gone(plan))
             for name in self.table["operator"]
@@ -59,14 +59,14 @@ class Network:
         return self.table[left]
 
     def planner(self, max_measurements: int) -> TimeBudgetPlanner:
-        return TimeBudgetPlanner(self.table, self.measure, self.rescore, max_measurements)
+        return TimeBudgetPlanner(self.table, self.measure, self.score_rest, max_measurements)
 
 
 def test_without_trials_the_scores_are_believed() -> None:
     network = Network(scores(), lambda promised: 0.5 * promised)
     plan = network.planner(0).plan(MethodParams(), "time_reduction", 0.3)
     assert gone(plan) == gone(make_plan(network.table, "time_reduction", 0.3))
-    assert network.measured == network.rescored == []
+    assert network.measured == network.scored_rest == []
 
 
 @pytest.mark.parametrize("target", ["num_params", "num_operators"])
@@ -127,13 +127,13 @@ def test_a_clock_that_asks_for_more_than_there_is_gets_the_most_that_was_found()
 def test_rounds_stop_where_the_share_says() -> None:
     network = Network(scores())
     plan = network.planner(4).plan(GREEDY, "time_reduction", 0.3)
-    assert [len(names) for names in network.rescored] == [5, 10]
+    assert [len(names) for names in network.scored_rest] == [5, 10]
     assert len(gone(plan)) == 15
     assert plan.target == {"time_reduction": 0.3}
     # The last round is not scored after.
     network = Network(scores())
     network.planner(4).plan(GREEDY, "time_reduction", 0.1)
-    assert network.rescored == []
+    assert network.scored_rest == []
 
 
 def test_a_larger_amount_goes_through_the_same_rounds() -> None:
@@ -141,7 +141,7 @@ def test_a_larger_amount_goes_through_the_same_rounds() -> None:
     planner = network.planner(4)
     small = planner.plan(GREEDY, "time_reduction", 0.26)
     large = planner.plan(GREEDY, "time_reduction", 0.46)
-    assert [len(names) for names in network.rescored] == [5, 10, 15, 20]
+    assert [len(names) for names in network.scored_rest] == [5, 10, 15, 20]
     assert set(gone(small)[:10]) < set(gone(large))
     alone = Network(scores()).planner(4).plan(GREEDY, "time_reduction", 0.46)
     assert gone(large) == gone(alone)
@@ -153,14 +153,14 @@ def test_ways_to_choose_have_rounds_of_their_own() -> None:
     knapsack = MethodParams(selection="knapsack", iterative_step=0.1)
     for method in (GREEDY, knapsack, MethodParams(iterative_step=0.06)):
         planner.plan(method, "time_reduction", 0.2)
-    assert [len(names) for names in network.rescored] == [5, 5, 3, 6, 9]
+    assert [len(names) for names in network.scored_rest] == [5, 5, 3, 6, 9]
 
 
 def test_what_was_scored_anew_decides() -> None:
     network = Network(scores(num=10, share=0.1))
 
     def reverse(plan: Plan) -> pd.DataFrame:
-        left = network.rescore(plan)
+        left = network.score_rest(plan)
         return left.assign(score=-left["score"])
 
     plan = TimeBudgetPlanner(network.table, network.measure, reverse, 4).plan(GREEDY, "time_reduction", 0.3)
@@ -170,15 +170,16 @@ def test_what_was_scored_anew_decides() -> None:
 def test_parts_that_went_go_with_the_block_around_them() -> None:
     network = Network(table(**{"a.b": 0.1, "c": 0.1, "a": 0.2, "d": 0.1, "ab": 0.1}))
 
-    def rescore(plan: Plan) -> pd.DataFrame:
+    def score_rest(plan: Plan) -> pd.DataFrame:
         """What is left of a block takes less time."""
-        left = network.rescore(plan).set_index("operator")
+        left = network.score_rest(plan).set_index("operator")
         for name in gone(plan):
             if name == "a.b":
                 left.loc["a", ["latency_share", "score"]] = [0.1, 0.0]
         return left.reset_index()
 
-    plan = TimeBudgetPlanner(network.table, network.measure, rescore, 4).plan(GREEDY, "time_reduction", 0.2)
+    planner = TimeBudgetPlanner(network.table, network.measure, score_rest, 4)
+    plan = planner.plan(GREEDY, "time_reduction", 0.2)
     assert gone(plan) == ["a"]  # a.b is inside of it
     assert network.saved(plan) == pytest.approx(0.2)
 
@@ -189,7 +190,7 @@ def test_a_round_takes_nothing_more_where_the_one_before_reached_the_amount(max_
     planner = network.planner(max_measurements)
     assert gone(planner.plan(GREEDY, "time_reduction", 0.3)) == ["a"]
     assert gone(planner.plan(GREEDY, "time_reduction", 0.35)) == ["a", "b"]
-    assert network.rescored == [["a"]]
+    assert network.scored_rest == [["a"]]
 
 
 def test_out_of_reach_where_nothing_is_left() -> None:

@@ -180,7 +180,7 @@ def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(
 ) -> None:
     plan = least(scores, 2)
     gone = [removal.operator for removal in plan.operators]
-    table = pruner.rescore([*scores["operator"]], plan).set_index("operator")
+    table = pruner.score_rest([*scores["operator"]], plan).set_index("operator")
     left = [
         name
         for name in scores["operator"]
@@ -209,7 +209,7 @@ def test_the_network_is_left_as_it_was(
 ) -> None:
     plan = least(scores, 2)
     before = list(states(pruner.denoiser.network))
-    pruner.rescore([*scores["operator"]], plan)
+    pruner.score_rest([*scores["operator"]], plan)
     pruner.saved(plan)
     assert list(states(pruner.denoiser.network)) == before
 
@@ -224,7 +224,7 @@ def test_the_network_is_left_as_it_was(
     prepared = pruner.prepare(plan)
     with monkeypatch.context() as patch:
         patch.setattr(pruner, "costs", fails)
-        stopped(lambda: pruner.rescore([*scores["operator"]], plan))
+        stopped(lambda: pruner.score_rest([*scores["operator"]], plan))
     pruner.denoiser = dataclasses.replace(pruner.denoiser, denoise=fails)
     stopped(lambda: pruner.joint_score(prepared))
 
