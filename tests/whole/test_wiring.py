@@ -1,5 +1,6 @@
 """dvc.yaml, the Snakefile and the packaging agree with the code: they cannot drift apart unseen."""
 
+import ast
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -167,10 +169,27 @@ def test_versions_agree() -> None:
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_lock_pins_every_dependency() -> None:
-    def named(requirement: str) -> str:
-        return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~!; ]", requirement)[0]).lower()
+def named(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~!; ]", requirement)[0]).lower()
 
+
+def test_what_is_imported_is_declared() -> None:
+    """Not left to other packages to bring along."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {*map(named, chain(project["dependencies"], *project["optional-dependencies"].values()))}
+    imported = set()
+    for path in chain((ROOT / "pelap").rglob("*.py"), (ROOT / "workflow").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    brought_by = packages_distributions()
+    others = imported - sys.stdlib_module_names - {"pelap", "workflow"}
+    assert [name for name in sorted(others) if not declared & {*map(named, brought_by[name])}] == []
+
+
+def test_lock_pins_every_dependency() -> None:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+", line)] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -182,7 +201,7 @@ def test_the_package_can_be_imported_without_its_extras() -> None:
     """Whoever prunes a pipeline installs no study, no sound and no tests."""
     modules = [path.with_suffix("") for path in (ROOT / "pelap").rglob("*.py") if path.stem != "__main__"]
     names = sorted(".".join(path.relative_to(ROOT).parts).removesuffix(".__init__") for path in modules)
-    absent = ["dvc", "librosa", "pytest", "skimage", "snakemake", "transformers"]
+    absent = ["dvc", "jsonschema", "librosa", "pytest", "skimage", "snakemake", "transformers"]
     code = f"import importlib, sys; sys.modules.update(dict.fromkeys({absent}))\n"
     code += f"for name in {names}: importlib.import_module(name)"
     result = run(ROOT, sys.executable, "-c", code)
