@@ -39,10 +39,6 @@ def _row(distance: float, costs: dict[str, float], **more: float | None) -> Row:
     return {**quality, **more, **costs}
 
 
-def _recovered(share: float) -> Row:
-    return {"recovered": share, "recovered_se": 0.05}
-
-
 METRICS: dict[str, Row] = {
     "baseline": _row(96.4213, {**DENSE, "latency_ms": 31.52}, psnr=24.1234, ssim=0.8123),
     "pelap": _row(214.9876, {**DENSE, "latency_ms": 31.61}, psnr=11.2345, ssim=0.2311),
