@@ -36,8 +36,8 @@ CHOOSING_FILE = ROOT / "presets" / "choosing.yaml"
 PRESETS = sorted((ROOT / "presets").rglob("*.yaml"))
 TASKS = read_yaml(ROOT / "workflow" / "config.yaml")["tasks"]
 PLUMBING = {"pelap.config", "pelap.stages"}
-"""No dependencies of DVC: an edit of a check or a message would train anew. (Nor is one of what a section works
-out from its keys seen: `dvc repro --force`.)"""
+"""No dependencies of DVC: an edit of a check or a message would train anew. Nor is seen what a section works
+out from its keys: `dvc repro --force`."""
 
 
 def resolve(value: Any, context: Mapping[str, Any]) -> Any:
