@@ -652,7 +652,7 @@ def test_text_needs_a_package_that_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *args: None if name == "transformers" else find(name, *args)
     )
-    with pytest.raises(ModelError, match=r"pip install 'pelap\[text\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[text\]'"):
         load_pipeline(tmp_path / "text")
     assert load_pipeline(tmp_path / "plain") is not None
 
