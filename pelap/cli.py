@@ -43,6 +43,7 @@ POSITIVE, NATURAL = _number(1, int, "not positive"), _number(0, int, "negative")
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": _path("DIR", "run folder", "results/default"),
     "params": _path("FILE", "parameters", "params.yaml"),
+    "params:pipeline": _path("FILE", "parameters [params.yaml, or the defaults where there is none]"),
     "set": {
         "dest": "overrides",
         "nargs": "+",
@@ -233,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages = pipeline.add_subparsers(dest="command", metavar="STAGE", required=True)
     for name, (text, options) in PIPELINE.items():
         each = stages.add_parser(name, help=text, description=_sentence(text))
-        _add(each, f"run? {options} params set device", run_pipeline)
+        _add(each, f"run? {options} params:pipeline set device", run_pipeline)
     return parser
 
 

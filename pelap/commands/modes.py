@@ -32,10 +32,13 @@ def run_stage(args: argparse.Namespace) -> None:
 
 def run_pipeline(args: argparse.Namespace) -> None:
     """`pelap pipeline STAGE DIR`."""
-    from pelap.config.load import PIPELINE_KEYS, load_pipeline_params, parse_overrides
+    from pelap.config.load import PIPELINE_KEYS, USUAL, load_pipeline_params, parse_overrides
     from pelap.config.rules import unused_by_pipeline
 
-    params = load_pipeline_params(args.params, args.command, parse_overrides(args.overrides))
+    file = USUAL if args.params is None and USUAL.exists() else args.params
+    params = load_pipeline_params(file, args.command, parse_overrides(args.overrides))
+    if file is None:
+        print(f"no {USUAL} here: all has its default, but for --set")
     from pelap.commands import pipelines
     from pelap.core.device import choose_device, protocol_beside
     from pelap.core.files import check_writable

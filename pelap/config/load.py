@@ -46,6 +46,7 @@ PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
 # Where keys are names that a user gives: a file that has such a table has all of it.
 TABLES = ("variants", "prune.methods", "distill.students", "download.folders")
 WITH_PARAMS = "give a parameter file with --params"  # where most commands take it
+USUAL = Path("params.yaml")  # in the working folder, where no other file is given
 EXTENDS = "extends"  # key of a parameter file that says the differences from another one, by its path from it
 
 
@@ -211,11 +212,22 @@ def load_params(path: Path, stage: str | None = None, overrides: Mapping[str, An
     return parse_params(read_params(path), str(path), stage, overrides=overrides)
 
 
-def load_pipeline_params(path: Path, stage: str, overrides: Mapping[str, Any] | None = None) -> Params:
-    """`load_params` of what a stage needs for a diffusers pipeline; nothing else is looked at."""
+def load_pipeline_params(path: Path | None, stage: str, overrides: Mapping[str, Any] | None = None) -> Params:
+    """`load_params` of what a stage needs for a diffusers pipeline; nothing else is looked at.
+
+    Args:
+        path: YAML file; None: the defaults alone.
+        stage: Of `PIPELINE_KEYS`.
+        overrides: Values by dotted key that stand above the file's.
+
+    Raises:
+        ConfigError: One line that names every offending key.
+    """
     keys = PIPELINE_KEYS[stage]
-    raw = {key: value for key, value in read_params(path, keys=keys).items() if key in keys}
-    return parse_params(raw, str(path), demanded=keys, overrides=overrides)
+    said = {} if path is None else read_params(path, keys=keys)
+    raw = {key: value for key, value in said.items() if key in keys}
+    source = "the defaults" if path is None else str(path)
+    return parse_params(raw, source, demanded=keys, overrides=overrides)
 
 
 def parse_params(

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from pipeline_pairs import CPU, KINDS, denoiser, dit_of_two_classes, save_data, save_pair
+from refusals import refusal
 from tiny import tiny_dataset, tiny_model, tiny_params
 from tiny_pipelines import PROMPTS, tiny_ddim, tiny_dit, tiny_ldm, tiny_stable_diffusion, unet2d
 
@@ -21,6 +22,7 @@ from pelap.api import quality
 from pelap.cli import main
 from pelap.commands.models import sample
 from pelap.commands.pipelines import evaluate_pipelines
+from pelap.config import Params
 from pelap.core import files, rng
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.evaluation.features import EffNetLite0
@@ -102,6 +104,47 @@ def test_pictures_are_not_replaced(tmp_path: Path, writer: str) -> None:
     with pytest.raises(ModelError, match="holds files that are no model's"):
         HELD[writer](tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
+
+
+# --- without a parameter file ------------------------------------------------------------------------
+
+STAGE_CALLS = {
+    "score": ("score_pipeline", ["--out", "s.csv"]),
+    "prune": ("prune_pipeline", ["--out", "small", "--scores", "s.csv"]),
+    "distill": ("distill_pipeline", ["--out", "fast", "--teacher", "dense"]),
+    "evaluate": ("evaluate_pipelines", ["--out", "m.json"]),
+}
+
+
+@pytest.mark.parametrize("spelling", ["pipeline STAGE DIR", "STAGE --pipeline DIR"])
+@pytest.mark.parametrize("stage", STAGE_CALLS)
+def test_in_an_empty_folder_a_pipeline_has_the_defaults(
+    stage: str,
+    spelling: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, options = STAGE_CALLS[stage]
+    seen: list[Any] = []
+    monkeypatch.setattr(f"pelap.commands.pipelines.{name}", lambda params, *_: seen.append(params))
+    monkeypatch.chdir(tmp_path)
+    words = [*spelling.replace("STAGE", stage).replace("DIR", "my-sd").split(), *options, "--device", "cpu"]
+    for given, seed in ([], Params().seed), (["--set", "seed=3"], 3):
+        assert main([*words, *given]) == 0
+        assert getattr(seen[-1], stage) == getattr(Params(), stage)
+        assert seen[-1].seed == seed
+        assert "no params.yaml here" in capsys.readouterr().out
+
+    assert "the defaults with --set: seeds: unknown key" in refusal(capsys, *words, "--set", "seeds=3")
+    assert "; correct --set" in refusal(capsys, *words, "--set", "score.norm=affine")
+    assert "params.yaml: no such file" in refusal(capsys, *words, "--params", "params.yaml")
+    if stage != "evaluate":
+        assert "params.yaml: no such file" in refusal(capsys, stage)  # a stage of a run
+    Path("params.yaml").write_text("seed: 5\n")
+    assert main(words) == 0
+    assert seen[-1].seed == 5
+    assert "no params.yaml" not in capsys.readouterr().out
 
 
 # --- sample -----------------------------------------------------------------------------------------
