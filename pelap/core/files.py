@@ -243,7 +243,7 @@ def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
 
 def missing(path: Path) -> DataError:
     """The error for a file that an earlier stage should have made."""
-    return DataError(f"{path}: no such file; run the stage that makes it first (see: pelap --help)")
+    return DataError(f"{path}: no such file; correct the path, or make it first (the stages: pelap --help)")
 
 
 def tensors_digest(tensors: Mapping[str, "torch.Tensor"]) -> str:

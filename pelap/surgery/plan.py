@@ -126,7 +126,7 @@ def complete_plan(plan: Plan, unet: nn.Module, operators: Sequence[Operator]) ->
         if entry.operator not in offered:
             raise PlanError(
                 f"plan: {type(unet).__name__} has no operator {entry.operator!r} that can be replaced; the "
-                "plan belongs to another model, or correct this entry (scores.csv lists all names)"
+                "plan belongs to another model, or correct this entry (the table of scores lists all names)"
             )
         operator = offered[entry.operator]
         replacement = _completed(entry.replacement, operator, unet.get_submodule(operator.name))
