@@ -1,5 +1,6 @@
 """`import pelap`: calls on objects in memory; nothing printed or written, the dense model untouched."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -20,6 +21,7 @@ from torch import nn
 
 import pelap
 from pelap.api import PruningPlan, Result, Scores
+from pelap.api.models import prints_as_warnings
 from pelap.cli import main
 from pelap.core.errors import ConfigError, DataError, ModelError, PlanError
 from pelap.data.dataset import save_dataset
@@ -237,6 +239,65 @@ def test_what_is_worth_saying_is_a_warning(ddim: DiffusionPipeline) -> None:
         pelap.evaluate({"dense": ddim}, data, num_images=4, num_reference=8, **SHORT)
 
 
+def test_a_warning_is_given_where_the_call_fails_too() -> None:
+    def fails_with_a_word() -> None:
+        with prints_as_warnings(progress=False):
+            print("warning: look here")
+            raise ModelError("as expected")
+
+    with pytest.warns(UserWarning, match="look here"), pytest.raises(ModelError, match="as expected"):
+        fails_with_a_word()
+
+
+IDLE: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "score": ({"variant": "mine", "criteria": ()}, {"score.variant"}),
+    "prune": ({"variant": "mine", "early_stop": 0.5}, {"score.variant", "score.early_stop"}),
+    "distill": (
+        {"students": {"mine": {"start": "pruned"}}, "quality": {"num_images": 4}},
+        {"distill.students", "distill.quality"},
+    ),
+    "evaluate": (
+        {"num_reconstructions": 4, "step_counts": (2,), "sampler_repeats": 4, **SHORT, "steps": None},
+        {"evaluate.num_reconstructions", "evaluate.step_counts", "evaluate.sampler_repeats"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["pixels", "ours"])
+@pytest.mark.parametrize("call", IDLE)
+def test_settings_that_a_call_has_no_use_for_are_named_once(call: str, kind: str) -> None:
+    build, side, _ = MODELS[kind]
+    (model, data), (idle, named) = (build(), tiny_dataset(side=side)), IDLE[call]
+    bench = BENCH | {"steps": None, "sampler": {"kind": "ddim", "steps": 4}}
+    calls: dict[str, Any] = {
+        "score": lambda: pelap.score(model, **bench, **idle),
+        "prune": lambda: pelap.prune(model, ["mid_block.resnets.0"], **bench, **idle),
+        "distill": lambda: pelap.distill(copy.deepcopy(model), model, data, **TRAINING, **idle),
+        "evaluate": lambda: pelap.evaluate(
+            {"dense": model}, data, num_images=4, sampler=bench["sampler"], **idle
+        ),
+    }
+    with pytest.warns(UserWarning, match="not used") as caught:
+        calls[call]()
+    (said,) = [each for each in caught if "not used" in str(each.message)]
+    if kind == "pixels" and call != "distill":  # it has a scheduler of its own
+        named = named | {"evaluate.sampler.kind" if call == "evaluate" else "score.sampler.kind"}
+    assert set(str(said.message).removeprefix(f"{call}: not used by this call: ").split(", ")) == named
+    assert said.filename == __file__
+
+
+def test_every_saved_model_has_its_size(tmp_path: Path, ddim: DiffusionPipeline) -> None:
+    ddim.save_pretrained(tmp_path / "one")
+    ddim.save_pretrained(tmp_path / "two")
+    models = {"one": tmp_path / "one", "two": str(tmp_path / "two"), "memory": ddim}
+    data = tiny_dataset(side=8)
+    timed = {"latency_repeats": 3, "sampler_repeats": 3, "latency_batch_sizes": [2]}
+    found = pelap.evaluate(models, data, num_images=4, num_reference=8, steps=2, **timed).metrics
+    sizes = [found[name].get("disk_mib") for name in models]
+    assert sizes[0] == sizes[1] is not None
+    assert sizes[2] is None
+
+
 def test_progress_and_files_are_had_by_asking(
     tmp_path: Path, ddim: DiffusionPipeline, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -276,6 +337,15 @@ REFUSED: list[tuple[type[Exception], str, Any]] = [
     (ModelError, "dense: makes pictures of 16",
      lambda p, s: pelap.evaluate({"dense": tiny_model()}, tiny_dataset(side=8))),
     (ConfigError, "distill: ", lambda p, s: pelap.distill(p, p, tiny_dataset(side=8), select="distance")),
+    (ConfigError, "sample: num: at least 1", lambda p, s: pelap.sample(p, num=0)),
+    (ConfigError, "sample: batch_size: at least 1", lambda p, s: pelap.sample(p, batch_size=0)),
+    (ConfigError, "num_images: at least 1",
+     lambda p, s: pelap.evaluate({"dense": p}, tiny_dataset(side=8), num_images=0)),
+    (ConfigError, "num_reference: at least 1",
+     lambda p, s: pelap.evaluate({"dense": p}, tiny_dataset(side=8), num_reference=0)),
+    (ConfigError, "give at least one by its name", lambda p, s: pelap.evaluate(p, tiny_dataset(side=8))),
+    (DataError, "correct the path", lambda p, s: pelap.make_plan("nowhere.csv")),
+    (PlanError, "the table of scores lists", lambda p, s: pelap.prune(p, ["nowhere"], **BENCH)),
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pelap.config import SamplerParams, ScoreParams, Section, SoundParams
+from pelap.config import Params, SamplerParams, ScoreParams, Section, SoundParams
 from pelap.config.load import explain
+from pelap.config.rules import unused_by_pipeline
 from pelap.core import files
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.keys import key
@@ -250,20 +251,67 @@ def section(kind: type[S], call: str, settings: Mapping[str, Any], /, **given: A
         raise ConfigError(f"{call}: {explain(error)}") from None
 
 
+def demand_positive(call: str, **numbers: int | None) -> None:
+    """Raise a `ConfigError` that names those below 1; None is a default."""
+    wrong = [f"{name}: at least 1 (it is {it})" for name, it in numbers.items() if it is not None and it < 1]
+    if wrong:
+        raise ConfigError(f"{call}: {'; '.join(wrong)}")
+
+
+def warn_of_unused(
+    call: str, params: Section, settings: Mapping[str, Any], models: Iterable[Any], more: Sequence[str] = ()
+) -> None:
+    """Warn, in one line, of settings that a call has no use for, by the command line's rule.
+
+    Args:
+        call: Named after the stage.
+        params: The section that the settings are of.
+        settings: What was given, by key of the section.
+        models: That the call is about.
+        more: Further keys that are not looked at, with the section's name.
+    """
+    name = "score" if call == "prune" else call
+    sections: dict[str, Any] = {name: params}
+    rule = unused_by_pipeline(call, Params(**sections), planned=True)
+    unused = [*more, *(each for each in rule if not each.startswith(tuple(f"{key}." for key in more)))]
+    if any(isinstance(model, LatentDiffusion) for model in models):
+        # These have no scheduler of their own, and their pictures are of a class.
+        used = (f"{name}.sampler.kind", f"{name}.classifier")
+        unused = [each for each in unused if each not in used]
+    given = [each for each in unused if _is_given(settings, each.split(".")[1:])]
+    if given:
+        warnings.warn(f"{call}: not used by this call: {', '.join(given)}", stacklevel=3)
+
+
+def _is_given(settings: Any, path: Sequence[str]) -> bool:
+    for name in path:
+        if isinstance(settings, Section):
+            settings = settings.model_dump(exclude_unset=True)
+        if not isinstance(settings, Mapping) or name not in settings:
+            return False
+        settings = settings[name]
+    return bool(path)
+
+
 def sampler_of(steps: int | None) -> SamplerParams | None:
     """A sampler of so many steps; None: the section's own."""
     return None if steps is None else section(SamplerParams, "sampler", {"kind": "ddim", "steps": steps})
 
 
 @contextmanager
-def told(progress: bool) -> Iterator[None]:
-    """With progress, bars and lines as on the command line; without, warnings alone, as Python's."""
+def prints_as_warnings(progress: bool) -> Iterator[None]:
+    """With progress, bars and lines as on the command line; without, warnings alone, as Python's.
+
+    They are given where the block fails too: they may say why.
+    """
     if progress:
         yield
         return
     said = StringIO()
-    with hidden(), redirect_stdout(said):
-        yield
-    for line in said.getvalue().splitlines():
-        if line.startswith("warning: "):
-            warnings.warn(line.removeprefix("warning: "), stacklevel=4)
+    try:
+        with hidden(), redirect_stdout(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.startswith("warning: "):
+                warnings.warn(line.removeprefix("warning: "), stacklevel=4)

@@ -13,10 +13,11 @@ from pelap.api.models import (
     is_of,
     name_of,
     opened,
+    prints_as_warnings,
     sampler_of,
     save,
     section,
-    told,
+    warn_of_unused,
     with_denoiser,
 )
 from pelap.api.results import PruningPlan, Scores, read_plan
@@ -42,7 +43,8 @@ def score(
     """Score every operator of a model's denoiser: how much latents change without it, and what it costs.
 
     Args:
-        model: It is left as it is.
+        model: Its weights keep their values; those of 2-D convolutions are laid out channels-last in memory,
+            which kernels are fastest with, and stay so.
         prompts: For text-to-image: latents of each seed go through them, from the first again after the last.
         num_latents: How many are compared; more make scores more certain.
         steps: Of the pipeline's own scheduler, or of DDIM.
@@ -57,8 +59,10 @@ def score(
     """
     sampler = sampler_of(steps)
     params = section(ScoreParams, "score", settings, num_latents=num_latents, sampler=sampler)
-    with told(progress):
-        pruner = Pruner(denoiser_for(opened(model), prompts, params, seed), params, seed)
+    with prints_as_warnings(progress):
+        scored = opened(model)
+        warn_of_unused("score", params, settings, [scored])
+        pruner = Pruner(denoiser_for(scored, prompts, params, seed), params, seed)
         found = pruner.score()
     scores = Scores(found.table, found.protocol, tuple(prompts or ()), pruner)
     if out is not None:
@@ -85,14 +89,14 @@ def make_plan(
 
     Args:
         scores: Of `score`, or a table, or its CSV file.
-        time_reduction: Share of the denoiser's time to save, 0..1.
+        time_reduction: Share of the denoiser's time to save, 0..1; 0.25 where no target is given.
         num_params: Parameters to remove.
         num_operators: Operators to remove.
         method: ``knapsack`` (the set of least importance that saves enough, the best at equal time in
             docs/choosing.md), ``lowest_first`` (LD-Pruner's) or ``per_ms``.
         criterion: ``score``, a formula of it, or a column of the table.
         iterative_step: Share of the time after whose removal the rest is scored again; None: never.
-        max_measurements: Plans to time at most.
+        max_measurements: Plans to time at most; None: 5.
         progress: Show how far it is.
 
     Raises:
@@ -110,7 +114,7 @@ def make_plan(
     way = {"criterion": criterion, "selection": method, "iterative_step": iterative_step}
     params = section(PruneParams, "make_plan", given, methods={"plan": way})
     (wanted,) = params.plans.values()
-    with told(progress):
+    with prints_as_warnings(progress):
         if scores.pruner is None:
             how = criterion, wanted.method.selection
             plan = choose_operators(scores.table, params.target, wanted.amount, *how)
@@ -156,12 +160,13 @@ def prune(
     dense, made = opened(model), read_plan(plan)
     demand_dense(dense, "prune the dense one with one plan that has all operators")
     changed = bool(settings) or any(each is not None for each in (prompts, steps, seed))
-    with told(progress):
+    with prints_as_warnings(progress):
         pruner = None if made.scores is None or changed else made.scores.pruner
         if pruner is None or not is_of(pruner.denoiser, dense):
             how = {name: value for name, value in made.how.items() if name in ScoreParams.model_fields}
             sampler = {"sampler": sampler_of(steps)} if steps is not None else {}
             params = section(ScoreParams, "prune", how | settings | sampler)
+            warn_of_unused("prune", params, settings, [dense])
             at = made.how.get("seed", 0) if seed is None else seed
             asked = prompts or made.how.get("prompts") or None
             pruner = Pruner(denoiser_for(dense, asked, params, at), params, at)

@@ -14,6 +14,7 @@ from pelap.api.models import (
     Model,
     dataset_of,
     demand_dense,
+    demand_positive,
     device_of,
     generator_for,
     meet_data,
@@ -21,11 +22,12 @@ from pelap.api.models import (
     network_of,
     opened,
     part_of,
+    prints_as_warnings,
     sampler_of,
     save,
     section,
-    told,
     warn_of_other_training,
+    warn_of_unused,
     with_denoiser,
     working_copy,
 )
@@ -71,7 +73,8 @@ def distill(
 
     Args:
         student: Of `prune`; it is left as it is.
-        teacher: The dense model that it was made from; so is this.
+        teacher: The dense model that it was made from. Its weights keep their values and are laid out
+            channels-last in memory, see `score`.
         data: A packed data set, its file, or a folder with ``train/<class>/*`` and ``test/<class>/*``. The
             caption of a picture is the name of its class.
         steps: Of training.
@@ -103,8 +106,9 @@ def distill(
     terms = {"task_weight": task_weight, "output_weight": output_weight, "feature_weight": feature_weight}
     weights = section(LossWeights, "distill", terms)
     pruned, dense = opened(student), opened(teacher)
+    warn_of_unused("distill", params, settings, [pruned], more=["distill.students"])
     demand_dense(dense, "give the dense one as teacher")
-    with told(progress):
+    with prints_as_warnings(progress):
         dataset = dataset_of(data, dense)
         learner = copy.deepcopy(network_of(pruned))
         if isinstance(pruned, LatentDiffusion):
@@ -159,61 +163,66 @@ def evaluate(
         ModelError: A model cannot be used, or makes pictures of another size.
         DataError: The data cannot be read, or are too few.
     """
-    if not models or REAL_ROW in models:
-        raise ConfigError(f"evaluate: models: give at least one, and none the name {REAL_ROW!r}")
+    if not isinstance(models, Mapping) or not models or REAL_ROW in models:
+        raise ConfigError(f"evaluate: models: give at least one by its name, and none the name {REAL_ROW!r}")
+    demand_positive("evaluate", num_images=num_images, num_reference=num_reference)
     first = next(iter(models))
-    with told(progress):
-        at_hand = dict(models) | {first: opened(models[first])}
-        dataset = dataset_of(reference, at_hand[first])
+    with prints_as_warnings(progress):
+        dense = opened(models[first])
+        dataset = dataset_of(reference, dense)
         usual, there = EvaluateParams(), len(dataset.train)
-        num_images = num_images or min(usual.num_images, there // 2)
-        num_reference = num_reference or min(usual.num_reference, max(2, there - num_images))
+        if num_images is None:
+            num_images = min(usual.num_images, there // 2)
+        if num_reference is None:
+            num_reference = min(usual.num_reference, max(2, there - num_images))
         sizes: dict[str, Any] = {"num_images": num_images, "num_reference": num_reference}
         params = section(EvaluateParams, "evaluate", settings, **sizes, sampler=sampler_of(steps))
-        result = compare(at_hand, dataset, params, prompts, seed, None if cache is None else Path(cache))
+        at_hand = {name: dense if name == first else opened(model) for name, model in models.items()}
+        warn_of_unused("evaluate", params, settings, at_hand.values())
+        keep = None if cache is None else Path(cache)
+        saved = {name: Path(model) for name, model in models.items() if isinstance(model, str | Path)}
+        result = compare(at_hand, dataset, params, prompts, seed, keep, saved)
     if out is not None:
         result.save(out)
     return result
 
 
 def compare(
-    models: Mapping[str, Model],
+    models: Mapping[str, Any],
     dataset: ImageDataset,
     params: EvaluateParams,
     prompts: Sequence[str] | None = None,
     seed: int = 0,
     cache: Path | None = None,
-    device: torch.device | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> Result:
     """What `evaluate` does, with the whole section of parameters; it says what it does.
 
     Args:
-        models: By the name of their row; those given by their folders get the size of their weights on disk.
+        models: By the name of their row, in memory.
         dataset: Real pictures.
         params: The section `evaluate`.
         prompts: For text-to-image.
         seed: Names the noise.
         cache: Folder to keep what is computed of the reference in.
-        device: Where models are loaded to from their folders.
+        folders: Of the models that are saved: they get the size of their weights on disk.
     """
-    at_hand = {name: opened(model, device) for name, model in models.items()}
     makers = {}
-    for name, model in at_hand.items():
+    for name, model in models.items():
         makers[name] = generator_for(model, prompts, params.sampler, params.precision)
         meet_data(makers[name], name, dataset)
-    warn_of_other_training(at_hand)
+    warn_of_other_training(models)
     pipes = {name: maker for name, maker in makers.items() if isinstance(maker, LatentPipeline)}
     if len(pipes) == len(makers) and CLASSIFIER not in params.extractors:
         # A pipeline's pictures are not asked to be of a class: as an extractor or not at all.
         params = params.model_copy(update={"classifier": None})
-    place = device_of(next(iter(at_hand.values())))
+    place = device_of(next(iter(models.values())))
     real = EvaluationReference.of(dataset, params, place, cache)
     samples: dict[str, torch.Tensor] = {}
-    saved = {name: Path(model) for name, model in models.items() if isinstance(model, str | Path)}
     metrics, protocol = Evaluator(real, params, seed, place).compare(
         makers,
         {name: _on_bench(maker, name, params, seed) for name, maker in makers.items()},
-        {name: folder / part_of(at_hand[name]) for name, folder in saved.items()},
+        {name: folder / part_of(models[name]) for name, folder in (folders or {}).items()},
         lambda name, images: samples.update({name: images[:NUM_KEPT].clone()}),
         **({} if len(pipes) == len(makers) else {"sampler": params.sampler.model_dump()}),
         pipelines={name: pipe.describe() | {"rows_per_latent": pipe.copies} for name, pipe in pipes.items()},
@@ -254,12 +263,13 @@ def sample(
         PIL images, in colour; of a model of sounds grey spectrograms.
 
     Raises:
-        ConfigError: Prompts are missing or out of place.
+        ConfigError: Prompts are missing or out of place, or a number is below 1.
         ModelError: The model cannot be used, or what it makes is not finite.
     """
     from torchvision.transforms.functional import to_pil_image
 
-    with told(progress):
+    demand_positive("sample", num=num, batch_size=batch_size)
+    with prints_as_warnings(progress):
         images = make_pictures(opened(model), num, prompts, seed, steps, batch_size)
     return [to_pil_image(image) for image in images]
 
@@ -276,4 +286,4 @@ def make_pictures(
     sampler = section(SamplerParams, "sample", {}, kind="ddim", steps=steps)
     maker = generator_for(model, prompts, sampler)
     usual = BATCH_SIZE if isinstance(maker, ModelGenerator) else PIPELINE_BATCH_SIZE
-    return sample_from(maker, num, seed, batch_size or usual)
+    return sample_from(maker, num, seed, usual if batch_size is None else batch_size)

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from pelap.api.models import opened
 from pelap.api.quality import compare
 from pelap.config import DistillParams, LossWeights, Params
 from pelap.config.upgrade import renamed_scores
@@ -223,7 +224,9 @@ def evaluate_pipelines(
     named, texts = _by_name(folders), None if prompts is None else read_prompts(prompts)
     with files.exclusive(out):
         dataset = load_dataset(packed_dataset(data, params.dataset))
-        result = compare(named, dataset, params.evaluate, texts, params.seed, reference_cache(data), device)
+        pipes = {name: opened(folder, device) for name, folder in named.items()}
+        cache = reference_cache(data)
+        result = compare(pipes, dataset, params.evaluate, texts, params.seed, cache, named)
         result.save(out)
     Console().print(rich_table(result.table, network="denoiser"))
     print(protocol_of.terminal(result.protocol))
