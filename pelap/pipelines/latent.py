@@ -74,8 +74,7 @@ class LatentPipeline:
         self._kind = kinds.kind_of(pipe, self.denoiser)
         self.classes: Sequence[int] = range(self._kind.num_classes(self.denoiser))
         if self._kind.takes_text and not self.prompts:
-            need = "makes pictures from text; give a list of them, or --prompts FILE"
-            raise ConfigError(f"prompts: {type(pipe).__name__} {need}")
+            raise ConfigError(f"prompts: {type(pipe).__name__} takes text; give a list, or --prompts FILE")
         if self.prompts and not self._kind.takes_text:
             raise ConfigError(f"prompts: {type(pipe).__name__} takes no text; leave them out")
         kinds.check_scheduler(pipe, self._kind, num_steps)

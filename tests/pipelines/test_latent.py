@@ -426,8 +426,8 @@ def test_a_prompt_that_is_encoded_in_two_ways_is_kept_in_both() -> None:
     [
         ("ddim", PROMPTS, STEPS, "DDIMPipeline takes no text; leave them out"),
         ("dit", PROMPTS, STEPS, "DiTPipeline takes no text"),
-        ("stable_diffusion", None, STEPS, "makes pictures from text; give a list of them, or --prompts FILE"),
-        ("stable_diffusion", [], STEPS, "makes pictures from text; give a list of them, or --prompts FILE"),
+        ("stable_diffusion", None, STEPS, "takes text; give a list, or --prompts FILE"),
+        ("stable_diffusion", [], STEPS, "takes text; give a list, or --prompts FILE"),
         ("ddpm", None, 0, r"0 is not in 1\.\.1000 of the pipeline's DDPMScheduler"),
         ("ddpm", None, 1001, r"1001 is not in 1\.\.1000"),
     ],
