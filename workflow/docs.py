@@ -5,6 +5,7 @@ be followed by ``<!-- FILE COLUMN key=value ... -->``: what that row of ``result
 a mean with its deviation in the columns that begin so. Both are checked by a test.
 """
 
+import itertools
 import math
 import re
 import sys
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from pelap.core import files
+from pelap.report import verdicts
 from pelap.report.tables import MINUS, PLUS_MINUS, markdown, number
 
 ROOT = Path(__file__).parents[1]
@@ -280,9 +283,50 @@ def default_run() -> str:
     return markdown([rows[0][i] for i in places], [[row[i] for i in places] for row in rows[2:]])
 
 
+def claims() -> str:
+    """What README says of seeds, each with its interval, verdict and command."""
+    rows: list[list[object]] = []
+    datasets = ("photos", "cifar10-jpeg")
+    for dataset, method in itertools.product(datasets, ("knapsack", "ld-pruner", "magnitude")):
+        row = _row("choosing/methods", {"dataset": dataset, "method": method, "amount": "35"})
+        interval = _interval(row["lost_after_mean"], row["lost_after_std"], row["n_after"])
+        what = f"35 % less time, `{method}`, {dataset}: distance above the dense model trained as long"
+        rows.append([what, int(row["n_after"]), interval, row["verdict"], "choosing"])
+    for dataset, model in itertools.product(datasets, ("pruned-35", "distilled-35", "scratch-35")):
+        keys = {"dataset": dataset, "model": model, "metric": "fd_effnet_lite0"}
+        row = _row("pruning_study/summary", keys)
+        mean, std = row["diff_to_dense-finetuned"], row["diff_to_dense-finetuned_std"]
+        interval, word = _interval(mean, std, row["n"]), row["verdict_to_dense-finetuned"]
+        rows.append([f"{model}, {dataset}: the same", row["n"], interval, word, "pruning_study"])
+    cells = _read("tasks/cells")
+    for task in ("image", "text", "audio"):
+        own = cells[(cells["task"] == task) & (cells["metric"] == "change_to_dense")]
+        family = {model: 100 * each for model, each in own.groupby("model", sort=False)["value"]}
+        word = dict(zip(family, verdicts.over_seeds(family.values())["verdict"], strict=True))["distilled-35"]
+        seeds = family["distilled-35"]
+        interval = _interval(seeds.mean(), seeds.std(), len(seeds))
+        what = f"{task}, distilled-35: change of the distance against the dense model (%)"
+        rows.append([what, len(seeds), interval, word, "all_tasks"])
+    for (penalty, control), dataset in itertools.product(
+        (("0", "pelap-0"), ("0.01", "pelap-1e-2")), datasets
+    ):
+        row = _row("collapse_study/summary", {"control": control, "dataset": dataset, "metric": "mean_mask"})
+        interval = _interval(row["mean"], row["std"], row["n"], 3)
+        rows.append([f"mean mask at lambda {penalty}, {dataset}", row["n"], interval, "", "collapse_study"])
+    headings = ["claim", "seeds", "mean [95 % interval]", "verdict", "`snakemake --cores 4 ...`"]
+    return markdown(headings, rows, left=(0, 4))
+
+
+def _interval(mean: float, std: float, n: int, decimals: int = 1) -> str:
+    half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
+    low, high, middle = (number(each, decimals, signed=True) for each in (mean - half, mean + half, mean))
+    return f"{middle} [{low}, {high}]"
+
+
 TABLES = {
     each.__name__: each
     for each in (
+        claims,
         default_run,
         choosing_ways,
         choosing_at,
