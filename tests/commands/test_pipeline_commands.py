@@ -137,7 +137,7 @@ def test_in_an_empty_folder_a_pipeline_has_the_defaults(
         assert "no params.yaml here" in capsys.readouterr().out
 
     assert "the defaults with --set: seeds: unknown key" in refusal(capsys, *words, "--set", "seeds=3")
-    assert "; correct --set" in refusal(capsys, *words, "--set", "score.norm=affine")
+    assert "give those of today" in refusal(capsys, *words, "--set", "score.norm=affine")
     assert "params.yaml: no such file" in refusal(capsys, *words, "--params", "params.yaml")
     if stage != "evaluate":
         assert "params.yaml: no such file" in refusal(capsys, stage)  # a stage of a run
