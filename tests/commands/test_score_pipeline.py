@@ -287,7 +287,7 @@ def test_what_is_wrong_is_one_line(ddim: Case, tmp_path: Path, capsys: pytest.Ca
         ("score", files_out | {"pipeline": tmp_path / "nowhere"}, "nowhere"),
         ("score", files_out | {"pipeline": tmp_path / "headless"}, "neither a unet nor a transformer"),
         ("score", own | files_out | {"prompts": tmp_path / "cat.txt"}, "takes no text"),
-        ("score", files_out | {"pipeline": tmp_path / "text"}, "give a list of them, or --prompts FILE"),
+        ("score", files_out | {"pipeline": tmp_path / "text"}, "give a list, or --prompts FILE"),
         (
             "score",
             files_out | {"pipeline": tmp_path / "text", "prompts": tmp_path / "empty.txt"},
