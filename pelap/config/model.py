@@ -226,6 +226,15 @@ class VariantParams(Section):
             or ("sparsity" in self.mask_losses and self.weight(lambda_) > 0)
         )
 
+    @property
+    def mask_with_autoencoder(self) -> bool:
+        """Whether the mask is trained, and then frozen, with an autoencoder that is trained first.
+
+        It can be where the diffusion loss does not reach it: all that it learns from is there then.
+        """
+        learns_there = self.decoder_input == "masked" and "reconstruction" in self.mask_losses
+        return self.vae_training == "two_stage" and learns_there and "diffusion" not in self.mask_losses
+
     def _normalised_away(self) -> bool:
         """Whether the UNet sees the same whatever the mask: one factor a channel, then unit variance."""
         return not self.adaptive and self.normalise == "after_mask" and self.gate != "hard_concrete"

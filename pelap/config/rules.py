@@ -137,12 +137,13 @@ def _masks_can_learn(params: Params) -> Iterator[str]:
 
 
 def _schedules_end_in_time(params: Params) -> Iterator[str]:
-    epochs = params.train.epochs
     for name, variant in params.variants.items():
+        key = "vae_epochs" if variant.mask_with_autoencoder else "epochs"
+        epochs = getattr(params.train, key)
         start, end = variant.start_epoch, variant.start_epoch + variant.warmup_epochs
         if start >= epochs:
             where = f"variants.{name}.start_epoch"
-            yield f"{where}: {start} leaves none of the {epochs} train.epochs to the mask"
+            yield f"{where}: {start} leaves none of the {epochs} train.{key} to the mask"
         elif end > epochs:
             yield (
                 f"variants.{name}.warmup_epochs: ends after start_epoch + warmup_epochs = {end} epochs, "

@@ -133,7 +133,7 @@ class _JointTraining:
             self.schedule.lr_at,
             params,
             keep="loss" if params.select == "best" else None,
-            keep_after=self.schedule.mask_step,
+            keep_after=max(self.schedule.mask_step, self.schedule.vae_steps),
             lr_factors={} if variant.mask_lr is None else {"mask": variant.mask_lr / params.lr},
         )
         self.trainer = Trainer(model, how, device, checkpoint, f"train {model.info.name}")
@@ -170,7 +170,8 @@ class _JointTraining:
 
     def _autoencoder_losses(self, given: StepInputs) -> Losses:
         images = gather_batch(self.images, given.indices)
-        return autoencoder_losses(self.model, images, given.random, self.params.kl_weight)
+        weights = (self.params.kl_weight, given.sparsity_weight)
+        return autoencoder_losses(self.model, images, given.random, *weights)
 
     def _joint_losses(self, given: StepInputs) -> Losses:
         images = gather_batch(self.images, given.indices)
@@ -179,12 +180,14 @@ class _JointTraining:
         return joint_losses(self.model, images, given.random, *weights, self.alphas, posterior)
 
     def _frozen_posteriors(self, step: int) -> Posteriors:
-        """Keep the autoencoder as it is from `step` on; its average is the one that will be kept."""
-        if self.model.info.variant.vae_training == "two_stage":
+        """Keep what is trained first as it is from `step` on; its average is the one that will be kept."""
+        variant, current = self.model.info.variant, cast(LatentDiffusion, self.trainer.current)
+        parts = ["vae"] if variant.vae_training == "two_stage" else []
+        for name in [*parts, *(["mask"] if variant.mask_with_autoencoder else [])]:
+            part = getattr(self.model, name)
             if step == self.schedule.vae_steps:
-                current = cast(LatentDiffusion, self.trainer.current)
-                self.model.vae.load_state_dict(current.vae.state_dict())
-            self.model.vae.requires_grad_(False)
+                part.load_state_dict(getattr(current, name).state_dict())
+            part.requires_grad_(False)
         num_draws = (self.schedule.num_steps - self.schedule.vae_steps) * self.params.batch_size
         how = self.params.horizontal_flip, num_draws, self.params.precision
         return frozen_posteriors(self.model, self.images, *how)

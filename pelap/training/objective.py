@@ -61,13 +61,26 @@ def draw_step_noise(
 
 
 def autoencoder_losses(
-    model: LatentDiffusion, images: torch.Tensor, random: StepNoise, kl_weight: float
+    model: LatentDiffusion,
+    images: torch.Tensor,
+    random: StepNoise,
+    kl_weight: float,
+    sparsity_weight: float | torch.Tensor,
 ) -> Losses:
-    """The autoencoder alone on pictures (B, 3 or 1, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl."""
+    """The autoencoder alone on pictures (B, 3 or 1, H, W) in [-1, 1]: ``loss`` = recon + kl_weight * kl.
+
+    A mask that is trained with it adds sparsity_weight * sparsity, and the decoder sees z*m.
+    """
     encoded = model.encode(images, random.posterior)
-    recon = F.mse_loss(model.vae.decode(encoded.latents).float(), images)
     kl = encoded.kl().mean()
-    return {"loss": recon + kl_weight * kl, "recon": recon, "kl": kl}
+    if not model.info.variant.mask_with_autoencoder:
+        recon = F.mse_loss(model.vae.decode(encoded.latents).float(), images)
+        return {"loss": recon + kl_weight * kl, "recon": recon, "kl": kl}
+    reached = model.reached_by("reconstruction", encoded.latents, random.gates)
+    recon = F.mse_loss(model.vae.decode(model.decoder_input(*reached)).float(), images)
+    gates = model.reached_by("sparsity", encoded.latents, random.gates)[1]
+    loss = recon + kl_weight * kl + sparsity_weight * gates.open_probability.mean()
+    return {"loss": loss, "recon": recon, "kl": kl, "mean_mask": gates.values.mean()}
 
 
 def joint_losses(
@@ -89,10 +102,12 @@ def joint_losses(
     reconstruction either, nothing does, and its terms are left out.
     """
     encoded = model.encoded(model.posterior(images) if posterior is None else posterior, random.posterior)
-    masked = model.mask is not None and "reconstruction" in model.info.variant.mask_losses
+    variant = model.info.variant
+    learns = "reconstruction" in variant.mask_losses and not variant.mask_with_autoencoder
+    masked = model.mask is not None and learns
     if posterior is not None and not masked:
         return denoising_losses(model, encoded.latents, random, sparsity_weight, alphas)
-    uniform = random.gates if model.training else None
+    uniform = _gate_noise(model, random)
     reached = model.reached_by("reconstruction", encoded.latents, uniform)
     recon = F.mse_loss(model.vae.decode(model.decoder_input(*reached)).float(), images)
     kl = encoded.kl().mean()
@@ -109,7 +124,7 @@ def denoising_losses(
     alphas: torch.Tensor,
 ) -> Losses:
     """What `joint_losses` has beside the autoencoder: ``loss`` = noise + sparsity_weight * sparsity."""
-    uniform = random.gates if model.training else None
+    uniform = _gate_noise(model, random)
     seen = model.reached_by("diffusion", latents, uniform)
     noisy = add_noise_to(model, *seen, random.noise, random.timesteps, alphas)
     conditions = model.conditions(random.tokens)
@@ -118,6 +133,12 @@ def denoising_losses(
     gates = model.reached_by("sparsity", latents, uniform)[1]
     loss = noise + sparsity_weight * gates.open_probability.mean()
     return {"loss": loss, "noise": noise, "mean_mask": gates.values.mean()}
+
+
+def _gate_noise(model: LatentDiffusion, random: StepNoise) -> torch.Tensor | None:
+    """What hard concrete gates are drawn with: none where the mask is as it will be used."""
+    learns = model.mask is not None and any(each.requires_grad for each in model.mask.parameters())
+    return random.gates if model.training and learns else None
 
 
 def frozen_posteriors(
@@ -168,6 +189,8 @@ class Phase:
 class Schedule:
     """A run in phases: the VAE alone (`vae_training: two_stage`), all without mask, all with mask.
 
+    A mask that is trained with the VAE alone (`VariantParams.mask_with_autoencoder`) has its start there.
+
     Args:
         variant: Says which phases there are.
         sparsity_weight: Weight of the sparsity penalty once any warm-up is over.
@@ -183,7 +206,8 @@ class Schedule:
         self.params = params
         self.steps_per_epoch = steps_per_epoch
         self.vae_steps = params.vae_epochs * steps_per_epoch if variant.vae_training == "two_stage" else 0
-        self.mask_step = self.vae_steps + variant.start_epoch * steps_per_epoch
+        first = 0 if variant.mask_with_autoencoder else self.vae_steps
+        self.mask_step = first + variant.start_epoch * steps_per_epoch
         self.num_steps = self.vae_steps + params.epochs * steps_per_epoch
 
     def at(self, step: int) -> Phase:

@@ -144,6 +144,26 @@ def test_the_others_wait_for_the_autoencoder_trained_first_and_learn_on_what_is_
     assert [(row["epoch"], row["step"]) for row in progress.validation] == [(1, 4), (2, 8), (3, 12)]
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_mask_that_learns_from_pictures_alone_is_trained_and_frozen_with_the_autoencoder(
+    trained: Train, ema_decay: float
+) -> None:
+    fields = FIRST | {
+        "gate": "hard_concrete",
+        "adaptive": False,
+        "mask_losses": ["reconstruction", "sparsity"],
+    }
+    weights, kept, progress = trained(fields, epochs=2, vae_epochs=1, ema_decay=ema_decay)
+    for part in ("vae", "mask"):
+        assert _moves(weights, part) == [True] * 4 + [False] * 8
+    assert _moves(weights, "unet") == [False] * 4 + [True] * 8
+    assert kept.mask is not None
+    assert torch.equal(kept.mask.logits, weights[4]["mask.logits"])  # their average, if there is one
+    means = [row["mean_mask"] for row in progress.history]
+    assert len(set(means[:4])) == 4  # gates are drawn while they learn
+    assert len(set(means[4:])) == 1  # and used as they are afterwards
+
+
 def test_until_its_start_epoch_the_mask_is_open_and_does_not_learn(trained: Train) -> None:
     fields = {
         "gate": "sigmoid",
