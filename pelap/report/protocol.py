@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from textwrap import fill
-from typing import Any, NamedTuple
-
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pelap.report.tables import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES, SOUNDS = "pictures", "sounds"
 CLASSIFIER = "classifier"  # extractor that is trained on the real items at hand
@@ -37,8 +37,10 @@ class ModalityNames(NamedTuple):
 
         return text if self.many == PICTURES else _WORD.sub(noun, text)
 
-    def label(self, figure: Figure) -> Figure:
+    def label(self, figure: "Figure") -> "Figure":
         """The same figure, its texts about these; one that is a single word is a name, not ours."""
+        from matplotlib.text import Text  # where there is a figure, it has been waited for
+
         for text in figure.findobj(Text):
             assert isinstance(text, Text)
             if not _WORD.fullmatch(text.get_text()):

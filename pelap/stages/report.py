@@ -4,12 +4,10 @@ from typing import TYPE_CHECKING
 
 from pelap.core import files
 from pelap.core.paths import RunPaths
-from pelap.report import page, protocol, tables
-from pelap.report.data import RunData, read_run
-from pelap.report.figures import overview
-from pelap.report.figures.style import to_png
+from pelap.report import protocol, tables
 
 if TYPE_CHECKING:
+    from pelap.report.data import RunData
     from pelap.stages.shared import Context
 
 
@@ -19,6 +17,9 @@ def run(context: "Context") -> None:
     Raises:
         DataError: A file of an earlier stage is missing or not what it should be.
     """
+    from pelap.report import page  # with scipy and matplotlib, for which `show` need not wait
+    from pelap.report.data import read_run
+
     params, paths = context.params, context.paths
     with files.exclusive(paths.report):
         data = read_run(params.dataset, params.seed, params.variants, paths)
@@ -41,10 +42,13 @@ def show(paths: RunPaths) -> None:
     print(paths.report_page if paths.report_page.is_file() else "no page yet: run pelap report")
 
 
-def _table(data: RunData) -> str:
+def _table(data: "RunData") -> str:
     return data.modality_names.put(tables.markdown_table(data.frame)) + protocol.markdown(data.protocol)
 
 
-def _overview(data: RunData) -> bytes:
+def _overview(data: "RunData") -> bytes:
+    from pelap.report.figures import overview
+    from pelap.report.figures.style import to_png
+
     strips = {name: overview.image_strip(png) for name, png in data.samples.items()}
     return to_png(data.modality_names.label(overview.overview(data, strips)))
