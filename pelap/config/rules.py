@@ -19,6 +19,7 @@ from pelap.config import (
 from pelap.core.paths import REAL_ROW
 
 BUILTIN_DATASETS = {  # and the modules of `pelap.datasets` that make them
+    "digits": "digits",
     "photos": "photos",
     "sounds": "synthesis",
     **dict.fromkeys(("cifar10", "cifar100", "svhn"), "torchvision_sets"),
@@ -26,7 +27,7 @@ BUILTIN_DATASETS = {  # and the modules of `pelap.datasets` that make them
 STAGES = ("download", "train", "collapse", "score", "prune", "distill", "evaluate", "report")
 
 # Repeated from the modules that they belong to: those import torch, a check must not. Tests compare.
-NUM_PHOTOGRAPHS, NUM_RECIPES = 8, 8
+NUM_DIGITS, NUM_PHOTOGRAPHS, NUM_RECIPES = 6000, 8, 8
 
 OWN_SAMPLING = ("score.variant", "score.sampler.kind")
 # What of these sections is for models of this project alone: a pipeline is one network, with a scheduler.
@@ -78,6 +79,7 @@ def _dataset_exists(params: Params) -> Iterator[str]:
 def _made_items_suffice(params: Params) -> Iterator[str]:
     download, evaluate = params.download, params.evaluate
     made = {
+        "digits": (NUM_DIGITS, ""),
         "photos": (NUM_PHOTOGRAPHS * download.photos.train_per_photo, "photos.train_per_photo"),
         "sounds": (NUM_RECIPES * download.sounds.train_per_class, "sounds.train_per_class"),
     }
@@ -88,8 +90,8 @@ def _made_items_suffice(params: Params) -> Iterator[str]:
     }
     for what, wanted in needs.items():
         if wanted > there:
-            items = f"{there} train items of {params.dataset}"
-            yield f"{what} is {wanted}, but with download.{key} there are {items}"
+            limit = f" with download.{key}" if key else ""
+            yield f"{what} is {wanted}, but{limit} there are {there} train items of {params.dataset}"
 
 
 def _names_are_free(params: Params) -> Iterator[str]:

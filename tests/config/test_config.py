@@ -8,8 +8,9 @@ from tiny import ROOT, raw_params, tiny_raw
 
 from pelap.config import DiffusionParams, LightUNetParams, PelapVAEParams, VariantParams
 from pelap.config.load import STAGE_KEYS, load_params, parse_params, read_yaml, select_keys
-from pelap.config.rules import NUM_PHOTOGRAPHS, NUM_RECIPES, STAGES, latent_problem
+from pelap.config.rules import NUM_DIGITS, NUM_PHOTOGRAPHS, NUM_RECIPES, STAGES, latent_problem
 from pelap.core.errors import ConfigError
+from pelap.datasets import digits
 from pelap.datasets.photos import PHOTOGRAPHS
 from pelap.datasets.synthesis import RECIPES
 
@@ -48,7 +49,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed: "),
     ({"seed": 10**30}, "seed: "),
     ({"lambda": -0.1}, "lambda: "),
-    ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of photos, sounds, cifar10"),
+    ({"dataset": "cifar11"}, "dataset: 'cifar11' is unknown; use one of digits, photos, sounds, cifar10"),
     ({"download__folders": {"photos": "x"}}, "download.folders.photos: is the name of a built-in"),
     ({"download__photos__min_crop": 200}, "min_crop must not exceed max_crop"),
     ({"download__image_size": 20}, "halves latents 2 times, but those of 20 pixels have a side of 5"),
@@ -338,6 +339,7 @@ def test_not_a_parameter_file(raw: object) -> None:
 
 
 def test_numbers_repeated_for_the_check_are_those_of_their_modules() -> None:
+    assert digits.COUNTS["train"] == NUM_DIGITS
     assert len(PHOTOGRAPHS) == NUM_PHOTOGRAPHS
     assert len(RECIPES) == NUM_RECIPES
 

@@ -31,6 +31,7 @@ from pelap.data.dataset import (
     to_uint8,
 )
 from pelap.data.pictures import decode
+from pelap.datasets import digits
 from pelap.datasets.photos import draw_crop, regions
 from pelap.datasets.sources import build_dataset
 from pelap.stages import download
@@ -69,6 +70,26 @@ def test_what_is_made_depends_on_the_seed_alone_and_more_keep_the_first(
     for label in range(8):
         few = first.train.images[first.train.labels == label]
         assert torch.equal(many.images[many.labels == label][:num_train], few)
+
+
+def test_digits_are_the_same_for_every_seed_and_differ_from_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(digits, "COUNTS", {"train": 30, "test": 10})
+    made, other = (build_dataset("digits", tiny_download(), seed, Path("nowhere")) for seed in (0, 1))
+    assert made.checksum == other.checksum == pixel_checksum(made.train, made.test)
+    assert made.train.images.shape == (30, 3, 16, 16)
+    assert made.train.labels.bincount().tolist() == [3] * 10
+    assert made.test.labels.bincount().tolist() == [1] * 10
+    assert len(torch.cat([made.train.images, made.test.images]).flatten(1).unique(dim=0)) == 40
+    red = made.train.images[:, 0]
+    assert (red[:, 4:12, 4:12].amax(dim=(1, 2)) > 200).all()  # ink in the middle
+    assert (red[:, 0, 0] < 50).all()  # ground in the corner
+
+
+def test_digits_without_their_font_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
+    expect_error(lambda: build_dataset("digits", tiny_download(), 0, tmp_path), "DejaVuSans-Bold", "install")
 
 
 @pytest.mark.parametrize("size", [(451, 300), (300, 451), (512, 512), (150, 96)])
