@@ -301,7 +301,6 @@ def test_every_saved_model_has_its_size(tmp_path: Path, ddim: DiffusionPipeline)
 def test_progress_and_files_are_had_by_asking(
     tmp_path: Path, ddim: DiffusionPipeline, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("pelap.core.terminal.SECONDS_BETWEEN_LINES", 0.0)
     pelap.score(ddim, progress=True, out=tmp_path / "scores.csv", **BENCH)
     assert "score DDIMPipeline: " in capfd.readouterr().err
     paths = {"out": tmp_path / "f.json", "cache": tmp_path / "c"}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.progress import Progress
 
-SECONDS_BETWEEN_LINES = 15.0
+SECONDS_TO_FIRST_LINE, SECONDS_BETWEEN_LINES = 1.0, 15.0
 _SHOWN = ContextVar("shown", default=True)
 _LOCK = Lock()
 # Heading in the terminal, and factor, of what is listed before and after.
@@ -39,14 +39,14 @@ def hidden() -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Report]:
-    """A bar with time left on standard error, or a line now and then where that is not a terminal."""
+    """A bar on standard error, or where that is no terminal a line now and then, with the time left."""
     if not _SHOWN.get():
         yield lambda done, note="": None
     elif sys.stderr.isatty():
         with _bar(label, total, done) as report:
             yield report
     else:
-        yield _lines(label, total)
+        yield _lines(label, total, done)
 
 
 @cache
@@ -84,16 +84,29 @@ def _bar(label: str, total: int, done: int) -> Iterator[Report]:
             bars.remove_task(task)
 
 
-def _lines(label: str, total: int) -> Report:
-    last = time.monotonic()
+def _lines(label: str, total: int, before: int) -> Report:
+    started = time.monotonic()
+    next_at = started + SECONDS_TO_FIRST_LINE
 
     def report(done: int, note: str = "") -> None:
-        nonlocal last
-        if done >= total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{label}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+        nonlocal next_at
+        now = time.monotonic()
+        if done < total and now < next_at:
+            return
+        next_at = now + SECONDS_BETWEEN_LINES
+        left = (total - done) * (now - started) / max(done - before, 1)
+        parts = [f"{label}: {done}/{total}", f"{duration(left)} left" * (left > 0), note]
+        print(*filter(None, parts), sep=", ", file=sys.stderr, flush=True)
 
     return report
+
+
+def duration(seconds: float) -> str:
+    """In whole seconds below two minutes, in minutes below two hours, else in hours and minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # --- the listing of a pruning: operator, action, parameters, MACs and milliseconds, before and after
