@@ -1,6 +1,6 @@
 """The one rule for a difference: its interval, its p-values, and a word that says no more than they do.
 
-Positive differences are worse: what is compared is a distance or a loss, or is turned around.
+Positive differences are worse, unless it is said otherwise: what is compared is a distance or a loss.
 """
 
 from collections.abc import Iterable
@@ -16,16 +16,20 @@ from pelap.core.errors import ConfigError
 LEVEL = 0.05  # of a family: probability of a wrong `better` or `worse`, and of a wrong `equivalent`
 SAME = "not told apart"  # may be chance; no proof that the two are alike
 NO_VERDICT = "no verdict"  # of a single seed, or of differences that do not vary
-VERDICTS = ("better", "worse", "equivalent", SAME, NO_VERDICT)
+WITHIN = ", by less than the margin"  # follows `better` or `worse` where that is shown, too
+VERDICTS = ("better", "worse", f"better{WITHIN}", f"worse{WITHIN}", "equivalent", SAME, NO_VERDICT)
 _ROUNDING = 1e-12  # relative size below which a spread of differences is rounding, not data
 
 
-def over_seeds(families: Iterable[ArrayLike], margin: float | None = None) -> pd.DataFrame:
+def over_seeds(
+    families: Iterable[ArrayLike], margin: float | None = None, higher_is_better: bool = False
+) -> pd.DataFrame:
     """Verdicts on a family of paired differences over seeds, one row each, in their order.
 
     Args:
         families: Of each comparison the differences, a seed an entry; NaN counts as a seed without a value.
         margin: See `judged`.
+        higher_is_better: Negative differences are worse.
 
     Returns:
         See `judged`; n counts the seeds with a value.
@@ -39,7 +43,9 @@ def over_seeds(families: Iterable[ArrayLike], margin: float | None = None) -> pd
         error = np.nan if steady else float(stats.sem(values))
         rows.append((values.mean() if len(values) else np.nan, error, len(values) - 1, len(values)))
     means, errors, freedom, counts = np.array(rows, dtype=np.float64).reshape(-1, 4).T
-    table = judged(means, errors, freedom, margin)
+    table = judged(-means if higher_is_better else means, errors, freedom, margin)
+    if higher_is_better:
+        table[["difference", "low", "high"]] = -table[["difference", "high", "low"]].to_numpy()
     table.insert(0, "n", counts.astype(int))
     return table
 
@@ -50,8 +56,8 @@ def judged(
     """Verdicts on a family of estimated differences.
 
     `better` and `worse`: a two-sided t-test, corrected for the number of comparisons (Holm). `equivalent`:
-    two one-sided tests, corrected alike, say that the difference lies within the margin on either side; what
-    is better or worse by the first test is called so even there.
+    two one-sided tests, corrected alike, say that the difference lies within the margin on either side. Where
+    either is shown, and the interval lies within the margin, it is better or worse "by less than the margin".
 
     Args:
         means: Differences (N,).
@@ -83,7 +89,10 @@ def judged(
     verdict = np.where(table["p_holm"] < LEVEL, words, SAME)
     if margin is not None:
         table["p_equivalent"] = holm(law.sf((margin - np.abs(means)) / errors))
-        verdict = np.where((verdict == SAME) & (table["p_equivalent"] < LEVEL), "equivalent", verdict)
+        near = table["p_equivalent"] < LEVEL
+        within = near & (np.maximum(-table["low"], table["high"]) < margin)
+        told = np.where(within, np.char.add(verdict.astype(str), WITHIN), verdict)
+        verdict = np.where(verdict == SAME, np.where(near, "equivalent", SAME), told)
     return table.assign(verdict=np.where(np.isnan(table["p_value"]), NO_VERDICT, verdict))
 
 

@@ -3,11 +3,12 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from pelap.core.errors import ConfigError
-from pelap.report.verdicts import NO_VERDICT, SAME, holm, judged, over_seeds
+from pelap.report.verdicts import NO_VERDICT, SAME, VERDICTS, WITHIN, holm, judged, over_seeds
 
 
 def draws(*shape: int, mean: float = 0.0) -> np.ndarray:
@@ -42,6 +43,43 @@ def test_a_difference_as_large_as_the_margin_is_rarely_called_equivalent() -> No
     found = [over_seeds([list(each)], margin=1.0)["verdict"][0] for each in draws(300, 8, mean=1.0)]
     assert found.count("equivalent") <= 25  # 5 % and chance
     assert "equivalent" not in set(over_seeds(map(list, draws(50, 8)))["verdict"])  # without a margin
+
+
+@pytest.mark.parametrize(
+    ("margin", "words"),
+    [
+        # The interval is 2 +- 0.69.
+        (3.0, {"worse": f"worse{WITHIN}", "better": f"better{WITHIN}"}),
+        (2.6, {"worse": "worse", "better": "better"}),
+        (None, {"worse": "worse", "better": "better"}),
+    ],
+)
+def test_a_difference_that_is_told_says_whether_it_is_within_the_margin(
+    margin: float | None, words: dict[str, str]
+) -> None:
+    worse = np.array([1.5, 2.0, 2.5, 1.4, 2.6])
+    for family in ([worse], [-worse]):
+        (row,) = over_seeds(family, margin).to_dict("records")
+        assert row["verdict"] == words["worse" if row["difference"] > 0 else "better"]
+        assert margin is None or (max(-row["low"], row["high"]) < margin) == (WITHIN in row["verdict"])
+    assert set(words.values()) <= set(VERDICTS)
+
+
+def test_the_correction_counts_for_what_is_within_the_margin() -> None:
+    """The interval of one among many lies within the margin, and its corrected test does not say so."""
+    one, margin = [2.4, 2.5, 2.6, 2.45, 2.55], 2.61
+    alone, among = over_seeds([one], margin), over_seeds([one, *[[90.0, -90.0, 10.0, 5.0, 9.0]] * 40], margin)
+    assert alone["high"][0] == among["high"][0] < margin
+    assert (alone["verdict"][0], among["verdict"][0]) == (f"worse{WITHIN}", "worse")
+
+
+def test_of_what_is_better_when_it_is_higher_the_interval_is_not_turned_around() -> None:
+    values = [[1.4, 1.6, 1.5], [-1.4, -1.6, -1.5]]
+    lower, higher = over_seeds(values), over_seeds(values, higher_is_better=True)
+    numbers = ["n", "difference", "low", "high", "p_value", "p_holm"]
+    pd.testing.assert_frame_equal(lower[numbers], higher[numbers])
+    assert list(lower["verdict"]) == ["worse", "better"]
+    assert list(higher["verdict"]) == ["better", "worse"]
 
 
 def test_scatter_makes_nothing_equivalent() -> None:

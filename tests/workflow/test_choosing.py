@@ -122,7 +122,7 @@ def test_verdicts(done: Path) -> None:
     table = read(done / "methods.csv", "amount > 0")
     assert (table["margin"] == table["margin"].iloc[0]).all()
     assert {(row.method, row.amount): row.verdict for row in table.itertuples()} == {
-        ("ld-pruner", 20): "better",
+        ("ld-pruner", 20): "better, by less than the margin",
         ("ld-pruner", 35): "equivalent",
         ("ld-pruner", 50): "worse",
         ("random", 35): "worse",
@@ -162,18 +162,17 @@ def test_findings_fit_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture
     summarise(tmp_path)
     *lines, last = capsys.readouterr().out.splitlines()
     assert lines == [
-        "photos, 35 against the control: equivalent ld-pruner; worse random; no verdict",
-        "  avg",
+        "photos, 35 against the control; equivalent: ld-pruner; worse: random; no",
+        "  verdict: avg",
     ]
     assert last == f"3 cells summarised in {tmp_path}"
 
 
-def test_the_margin_is_what_half_of_the_steps_cost() -> None:
-    rows = [("a", "dense", 20, 0.0), ("a", "dense", 10, 3.5), ("a", "other", 10, 9.0),
-            ("b", "dense", 20, 0.0), ("b", "dense", 5, 3.0),
-            ("c", "dense", 20, 0.0), ("c", "dense", 10, -1.0)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["dataset", "model", "steps", "fd_less_full_mean"])
-    assert report.margins_of(table) == {"a": 3.5}  # not measured of b, nothing lost by c
+def test_the_margin_is_what_half_of_the_steps_cost(done: Path) -> None:
+    rivals = files.read_csv(done / "rivals.csv").query("model == 'dense' and steps == 10")
+    assert (
+        files.read_csv(done / "methods.csv")["margin"].unique() == rivals["fd_less_full_mean"].unique() == [8]
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,12 @@ def test_summary_equals_the_sums_by_hand() -> None:
     cells = cells_of({"baseline": [1.0, 2.0, 4.0], "pelap": [2.0, 4.0, 9.0]}).sample(frac=1, random_state=3)
     summary = compared(cells)
     assert list(summary.columns) == [
-        "dataset", "model", "metric", "mean", "std", "n", "diff_to_baseline", "diff_std", "p_value",
-        "p_holm", "verdict",
+        "dataset", "model", "metric", "mean", "std", "n", "diff_to_baseline", "diff_std", "diff_n",
+        "diff_low", "diff_high", "p_value", "p_holm", "verdict",
     ]  # fmt: skip
     p = 2 * stats.t.sf((8 / 3) / math.sqrt(13 / 9), df=2)
-    expected = [5, math.sqrt(13), 3, 8 / 3, math.sqrt(13 / 3), p, p]
+    half = stats.t.ppf(0.975, 2) * math.sqrt(13) / 3
+    expected = [5, math.sqrt(13), 3, 8 / 3, math.sqrt(13 / 3), 3, 8 / 3 - half, 8 / 3 + half, p, p]
     assert row_of(summary, "pelap")["mean":"p_holm"].tolist() == pytest.approx(expected)
     assert row_of(summary, "baseline")["diff_to_baseline"] == 0
     assert math.isnan(row_of(summary, "baseline")["p_value"])
@@ -47,7 +48,8 @@ def test_summary_equals_the_sums_by_hand() -> None:
 def test_only_pairs_are_compared() -> None:
     values = {"baseline": [1.0, 2.0, None, 3.0], "pelap": [5.0, None, 100.0, 9.0]}
     row = row_of(compared(cells_of(values)), "pelap")
-    assert row[["n", "diff_to_baseline", "diff_std"]].tolist() == pytest.approx([3, 5, math.sqrt(2)])
+    found = row[["n", "diff_n", "diff_to_baseline", "diff_std"]].tolist()
+    assert found == pytest.approx([3, 2, 5, math.sqrt(2)])
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,16 @@ import pandas as pd
 
 from pelap.core import files
 from workflow.studies.choosing import FIGURES, NEEDS, TABLES, TARGET, figures
-from workflow.studies.choosing.plans import plan_table, read_cell
+from workflow.studies.choosing.plans import LOST, plan_table, read_cell
 from workflow.studies.choosing.tables import (
     additivity_table,
-    margins_of,
     method_table,
     prediction_table,
     rival_table,
     shared_amount,
 )
 from workflow.studies.common import demand_alike, finished_cells, say_incomplete, write_figure
+from workflow.studies.margins import half_steps_cost, margins_of
 
 ALIKE = ("num_images", "num_reference", "sampler", "extractors")  # in the protocols of all cells
 _WIDTH = 80  # characters of a line in the terminal
@@ -37,9 +37,10 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     metric = cells[0].metric
     plans, rivals = plan_table(cells, metric), rival_table(cells, metric)
     named = plans.dropna(subset=["amount"])
-    long = named.melt(["dataset", "seed", "plan"], ["fd_pruned", "fd_tuned"], "metric")
-    say_incomplete(long, ["dataset", "plan"])
-    methods = method_table(plans, margins_of(rivals))
+    say_incomplete(named.melt(["dataset", "seed", "plan"], LOST, "metric"), ["dataset", "plan"])
+    costs = (((each.dataset,), each.seed, half_steps_cost(each.budget, each.dense, metric)) for each in cells)
+    margins = {dataset: margin for (dataset,), margin in margins_of(costs).items()}
+    methods = method_table(plans, margins)
     additivity, prediction = additivity_table(plans), prediction_table(plans)
     for name, table in zip(TABLES, (plans, methods, additivity, prediction, rivals), strict=True):
         files.write_csv(root / f"{name}.csv", table)
@@ -60,6 +61,6 @@ def _print_findings(methods: pd.DataFrame) -> None:
     amount = shared_amount(methods)
     for dataset, rows in methods[methods["amount"] == amount].groupby("dataset", sort=False):
         ranked = rows.sort_values(["lost_after_mean", "lost_before_mean"])
-        said = [f"{word} {', '.join(own)}" for word, own in ranked.groupby("verdict", sort=False)["method"]]
-        text = f"{dataset}, {amount:g} against the control: {'; '.join(said)}"
+        said = [f"{word}: {', '.join(own)}" for word, own in ranked.groupby("verdict", sort=False)["method"]]
+        text = "; ".join([f"{dataset}, {amount:g} against the control", *said])
         print(textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False))

@@ -28,7 +28,7 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
 
     Args:
         plans: From `plan_table`.
-        margins: By data set, what is too small to matter; see `margins_of`.
+        margins: By data set, what is too small to matter.
 
     Returns:
         dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; of the
@@ -52,20 +52,6 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
     family = family.rename(columns={"low": "lost_after_low", "high": "lost_after_high"})
     last = 2 * len(_AGAINST)
     return pd.concat([table.iloc[:, :-last], family, table.iloc[:, -last:]], axis="columns")
-
-
-def margins_of(rivals: pd.DataFrame) -> dict[str, float]:
-    """What half of the sampling steps cost the dense model, by data set: a loss that is accepted every day.
-
-    Args:
-        rivals: From `rival_table`; the dense model is the first of a data set.
-    """
-    margins: dict[str, float] = {}
-    for dataset, rows in rivals.groupby("dataset", sort=False):
-        own = rows[rows["model"] == rows["model"].iloc[0]]
-        half = own.loc[own["steps"] == own["steps"].max() / 2, "fd_less_full_mean"]
-        margins |= {str(dataset): float(cost) for cost in half if cost > 0}
-    return margins
 
 
 def curve_of(plans: pd.DataFrame) -> str | None:

@@ -18,7 +18,7 @@ from workflow.studies.seeds.summarise import compared
 MIN_SEEDS = 3  # fewer say nothing about a standard deviation
 CELL_COLUMNS = ["control", "dataset", "seed", "metric", "value"]
 SUMMARY_COLUMNS = ["control", "dataset", "metric", "mean", "std", "n", "diff_to_baseline", "diff_std"]
-SUMMARY_COLUMNS += ["p_value", "p_holm", "verdict"]
+SUMMARY_COLUMNS += ["diff_n", "diff_low", "diff_high", "p_value", "p_holm", "verdict"]
 NAMES = ("variant", "verdict", "reason")  # columns of `collapse.csv` that are no metrics
 QUALITY = (DISTANCE, "psnr", "ssim")  # what is taken from `metrics.json`
 DEMANDED = [*NAMES, *(name for name in (*FIGURE_METRICS, OPEN, CHANNELS) if name not in QUALITY)]

@@ -12,13 +12,16 @@ from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report.protocol import modality_names, rows_per_latent
 from pelap.report.tables import PRUNED, split_row
 from workflow.studies.common import PrunedCell, pruned_cell
+from workflow.studies.margins import half_steps_cost
 
 VALUE_COLUMNS = ["task", "dataset", "seed", "model", "metric", "value"]
 KEYS = ["task", "dataset", "model", "metric"]
-AGREEMENT = "prompt_agreement"
+AGREEMENT, AGREEMENT_LESS = "prompt_agreement", "agreement_difference_to_"
 TIME_SAVED, ITEM_TIME_SAVED = "time_saved", "image_time_saved"
 """Shares of the dense model's time: of one pass of the UNet, and of a whole picture or sound."""
 OPERATORS, PARAMS_REMOVED = "operators_removed", "params_removed"
+HALF_STEPS = "change_at_half_steps"
+"""Relative change of the dense model's distance with half of the sampling steps, where that was sampled."""
 _RESULT = ("measured_time_reduction", "num_operators", "params_before", "params_after")
 _DIFFERENCES = ("model", "against", "metric", "difference", "se")
 
@@ -31,6 +34,7 @@ class TaskCell(PrunedCell):
     item: str  # what the model makes, in the singular
     students: Mapping[str, str]  # what each that was trained on started from: pruned, dense or scratch
     differences: pd.DataFrame  # as in `evaluate/differences.csv`
+    half_steps_cost: float = math.nan  # of the dense model, in units of the distance
     rows_per_latent: int = 1  # rows that a latent takes in the UNet's batch: 2 with guidance
 
     @property
@@ -75,12 +79,15 @@ def read_cell(run: RunPaths) -> TaskCell:
     students = protocol["students"]
     if not isinstance(students, dict):
         raise DataError(f"{run.evaluate_protocol}: students: expected a mapping; evaluate again")
+    own = pruned_cell(run, students, _RESULT)
+    budget = files.read_csv(run.budget, ["model", "steps"]) if run.budget.is_file() else None
     return TaskCell(
-        **pruned_cell(run, students, _RESULT),
+        **own,
         task=run.root.parents[1].name,
         item=modality_names(protocol).one,
         students=students,
         differences=files.read_csv(run.differences, _DIFFERENCES),
+        half_steps_cost=math.nan if budget is None else half_steps_cost(budget, own["dense"], own["metric"]),
         rows_per_latent=rows_per_latent(protocol),
     )
 
@@ -95,7 +102,7 @@ def cell_values(cell: TaskCell) -> pd.DataFrame:
 
     Derived are shares (0..1) of time, parameters and operators that went, and against the dense model and
     the one trained as long the difference of the distance and of the prompt agreement, and the relative
-    change of the distance.
+    change of the distance; of the dense model `HALF_STEPS`.
     """
     rows = [
         (*cell.place, cell.seed, model, metric, value)
@@ -119,6 +126,8 @@ def _derived(cell: TaskCell, model: str) -> Iterator[tuple[str, float]]:
         yield TIME_SAVED, plan["measured_time_reduction"] if math.isnan(saved) else saved
         yield OPERATORS, plan["num_operators"]
         yield PARAMS_REMOVED, 1 - plan["params_after"] / plan["params_before"]
+    if model == cell.dense and cell.value(model, cell.metric):
+        yield HALF_STEPS, cell.half_steps_cost / cell.value(model, cell.metric)
     ours, whole = both("image_ms")
     if model != cell.dense and whole:
         yield ITEM_TIME_SAVED, 1 - ours / whole
@@ -137,4 +146,4 @@ def _against(cell: TaskCell, model: str, other: str) -> Iterator[tuple[str, floa
     named = (table["model"] == model) & (table["against"] == other) & (table["metric"] == cell.metric)
     for error in table.loc[named, "se"][:1]:
         yield f"difference_to_{other}_se", float(error)
-    yield f"agreement_difference_to_{other}", cell.value(model, AGREEMENT) - cell.value(other, AGREEMENT)
+    yield f"{AGREEMENT_LESS}{other}", cell.value(model, AGREEMENT) - cell.value(other, AGREEMENT)

@@ -11,10 +11,13 @@ from pelap.core.paths import REAL_ROW
 from pelap.report import verdicts
 from pelap.report.protocol import guided
 from pelap.report.tables import DASH, HIGHER, LOWER, MINUS, PLUS_MINUS, VOCODED, Column, column, markdown
-from pelap.report.verdicts import LEVEL, NO_VERDICT, SAME
+from pelap.report.verdicts import LEVEL, SAME
 from workflow.studies.common import over_seeds
+from workflow.studies.margins import REASON, Place, margins_of
 from workflow.studies.tasks.cell import (
     AGREEMENT,
+    AGREEMENT_LESS,
+    HALF_STEPS,
     ITEM_TIME_SAVED,
     KEYS,
     OPERATORS,
@@ -34,7 +37,7 @@ has every metric, `cells.csv` every seed.
   item, which is denoising and decoding (of a sound: without Griffin-Lim).
 - Changes and differences are paired, between models of the same seed; the verdict is that of a t-test,
   corrected for the number of models in its column (Holm, {100 * LEVEL:g} %). `{SAME}` is no proof that two
-  are alike.
+  are alike; that is `equivalent`, within the margin that stands below a table, if there is one.
 - A classifier is trained for each seed: the mean of `fd_classifier` mixes feature spaces, and only relative
   changes compare.
 - `{REAL_ROW}`: another draw of real items.
@@ -76,41 +79,70 @@ class Table(dict[tuple[str, str], Moments]):
 
 def page(values: pd.DataFrame, cells: Sequence[TaskCell]) -> str:
     """What the tasks gave in Markdown, a table each by `cell_values`; then LD-Pruner's own figures."""
-    parts, summary = ["# The tasks\n", LEGEND], over_seeds(values, KEYS)
+    parts, summary, margins = ["# The tasks\n", LEGEND], over_seeds(values, KEYS), margins_of_tasks(values)
     for first in first_cells(cells):
         seeds = [str(cell.seed) for cell in cells if cell.place == first.place]
         parts.append(f"## {first.task}: {first.dataset}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}\n")
         own = values[(values["task"] == first.task) & (values["dataset"] == first.dataset)]
-        parts.append(_table(Table(summary, first), own, first, len(seeds)))
+        table, margin = Table(summary, first), margins.get(first.place)
+        parts += [
+            _table(table, own, first, len(seeds), margin),
+            _what_is_told(table, first, len(seeds), margin),
+        ]
         parts += [f"{text}\n" for text in [guided({"rows_per_latent": first.rows_per_latent})] if text]
     published = markdown(("task", "model", "saved", "quality"), PUBLISHED)
     return "\n".join([*parts, "## LD-Pruner's own figures\n", PUBLISHED_NOTE, published])
 
 
-def _table(table: Table, values: pd.DataFrame, cell: TaskCell, num_seeds: int) -> str:
+def margins_of_tasks(values: pd.DataFrame) -> dict[Place, float]:
+    """The margins of relative changes, by task and data set; see `cell_values`."""
+    rows = values[values["metric"] == HALF_STEPS]
+    places = zip(rows["task"], rows["dataset"], strict=True)
+    return margins_of(zip(places, rows["seed"], rows["value"], strict=True))
+
+
+def judged(values: pd.DataFrame, key: str, margin: float | None) -> pd.DataFrame:
+    """What `pelap.report.verdicts` says of a change or a difference, by model.
+
+    Args:
+        values: The rows of `cell_values` of one task.
+        key: A metric such as `change_to_dense`; all models that have it are one family.
+        margin: Of relative changes.
+    """
+    models = dict(list(values[values["metric"] == key].groupby("model", sort=False)["value"]))
+    of_agreement = key.startswith(AGREEMENT_LESS)
+    table = verdicts.over_seeds(models.values(), None if of_agreement else margin, of_agreement)
+    return table.set_index(pd.Index(list(models)))
+
+
+def _table(table: Table, values: pd.DataFrame, cell: TaskCell, num_seeds: int, margin: float | None) -> str:
     metrics = {metric for _, metric in table}
     columns = [each for each in _columns(cell, num_seeds) if each.key in metrics]
-    words = {each.key: _verdicts(values, each) for each in columns if each.signed and not each.error}
+    told = [each.key for each in columns if each.signed and num_seeds > 1]
+    words = {
+        (key, model): word for key in told for model, word in judged(values, key, margin)["verdict"].items()
+    }
     rows = (
         [
             model,
             cell.students.get(model, DASH),
-            *(
-                _shown(table, model, each, num_seeds, words.get(each.key, {}).get(model, NO_VERDICT))
-                for each in columns
-            ),
+            *(_shown(table, model, each, num_seeds, words.get((each.key, model), "")) for each in columns),
         ]
         for model in cell.rows
     )
     return markdown(["model", "trained on from", *(each.heading for each in columns)], rows, left=(0, 1))
 
 
-def _verdicts(values: pd.DataFrame, each: Column) -> dict[str, str]:
-    """On all models of a column, which are one family."""
-    own = values[values["metric"] == each.key]
-    sign = 1 if each.better == LOWER else -1
-    found = {str(model): sign * seeds for model, seeds in own.groupby("model", sort=False)["value"]}
-    return dict(zip(found, verdicts.over_seeds(found.values())["verdict"], strict=True))
+def _what_is_told(table: Table, cell: TaskCell, num_seeds: int, margin: float | None) -> str:
+    """The margin of a task's verdicts, or why there is none."""
+    if num_seeds == 1:
+        return "One seed: no verdicts.\n"
+    cost = table[cell.dense, HALF_STEPS]
+    shown = f"{Column('', '', decimals=1, scale=PERCENT).cell(cost.mean, cost.std)} %, {REASON}"
+    if margin is not None:
+        return f"Margin of the changes: {shown}, over {cost.n} seeds.\n"
+    why = f"it would be {shown}" if cost.n else "nothing was sampled in half of the steps"
+    return f"No margin, so no change can be called equivalent: {why}.\n"
 
 
 def _columns(cell: TaskCell, num_seeds: int) -> Iterator[Column]:
@@ -132,7 +164,7 @@ def _columns(cell: TaskCell, num_seeds: int) -> Iterator[Column]:
             yield replace(difference, signed=True, error=f"{key}_se")
     yield replace(share, key=AGREEMENT, title="prompt agreement", better=HIGHER)
     for other in cell.references:
-        key, title = f"agreement_difference_to_{other}", f"agreement less that of {other}"
+        key, title = f"{AGREEMENT_LESS}{other}", f"agreement less that of {other}"
         yield replace(change, key=key, title=title, unit="points", better=HIGHER)
 
 
@@ -144,5 +176,5 @@ def _shown(table: Table, model: str, each: Column, num_seeds: int, said: str) ->
     if each.decimals == 0 and std > 0:
         each = replace(each, decimals=1)
     text = each.cell(mean, std)
-    text += f", {said}" if said != NO_VERDICT else ""
+    text += f", {said}" if said else ""
     return text + (f" (n = {n})" if 0 < n < num_seeds else "")
