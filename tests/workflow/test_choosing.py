@@ -53,6 +53,7 @@ def write_cell(root: Path, dataset: str, seed: int) -> RunPaths:
         own = np.array([scores[operator] for operator in operators])
         results[name] = {
             "measured_time_reduction": time,
+            "params_after": 100 - 10 * len(operators),
             "joint_score": joint,
             "sum_of_scores": float(own.sum()),
             "norm_of_scores": float(np.linalg.norm(own)),
@@ -96,7 +97,7 @@ def test_plans_hold_what_each_saves_and_costs(done: Path) -> None:
     assert len(files.read_csv(done / "plans.csv")) == 2 * len(SEEDS) * len(PLANS)
     (row,) = read(done / "plans.csv", "seed == 10 and plan == 'ld-pruner-35'").to_dict("records")
     assert (row["method"], row["target"], row["amount"]) == ("ld-pruner", "time_reduction", 35)
-    assert (row["num_operators"], row["time_reduction"]) == (3, 0.36)
+    assert (row["num_operators"], row["time_reduction"], row["params_after"]) == (3, 0.36, 70)
     assert (row["joint_score"], row["sum_of_scores"]) == (8, 7)
     assert (row["fd_pruned"], row["fd_tuned"]) == (440, 409.5)
     assert (row["lost_before"], row["lost_after"]) == (20, 1.5)
@@ -230,7 +231,7 @@ def test_a_single_plan_of_a_single_seed(tmp_path: Path, few: tuple[str, ...]) ->
         ("evaluate/metrics.json", '{"dense": {"psnr": 3}}', "no Frechet distance of dense"),
         ("evaluate/metrics.json", '{"dense": {"fd_effnet_lite0": 3}}', "lacks fd_effnet_lite0 of pruned-ld"),
         ("evaluate/budget.csv", "model,steps\n", "lacks the columns fd_effnet_lite0"),
-        ("prune/result.json", '{"random-35": {}}', "lacks measured_time_reduction, joint_score"),
+        ("prune/result.json", '{"random-35": {}}', "lacks measured_time_reduction, params_after, joint_score"),
         ("prune/plans/random-35.json", "[]", "not a pruning plan"),
         ("distill/result.json", '{"x": {"start": "pruned", "plan": "y"}}', "x is of plan y, "),
         ("distill/result.json", '{"x": 3}', "x: lacks a mapping; distill again"),

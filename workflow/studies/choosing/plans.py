@@ -24,6 +24,7 @@ UNNAMED = "plan"  # what the one method of a study is called whose plans name an
 LOST = ("lost_before", "lost_after")
 _AMOUNT = re.compile(r"(?:(?P<method>.+)-)?(?P<amount>\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 _TIME = "measured_time_reduction"
+_SIZE = "params_after"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_cell(run: RunPaths) -> Cell:
     control = next((name for name, how in students.items() if how["start"] == "dense"), None)
     pruned = [(how["plan"], name) for name, how in students.items() if how["start"] == "pruned"]
     tuned = dict(reversed(pruned))  # by the first student of each plan
-    own = pruned_cell(run, [*tuned.values(), *([control] if control else [])], [_TIME], JUDGED)
+    own = pruned_cell(run, [*tuned.values(), *([control] if control else [])], [_TIME, _SIZE], JUDGED)
     budget = files.read_csv(run.budget, ("model", "steps", own["metric"]))
     if "image_ms" not in budget:  # where no times were measured
         budget = budget.assign(image_ms=float("nan"))
@@ -73,9 +74,10 @@ def plan_table(cells: Iterable[Cell], metric: str) -> pd.DataFrame:
 
     Returns:
         dataset, seed, plan; method, target, amount (empty for plans of one operator); operator (of those
-        alone); num_operators; time_reduction (measured, 0..1); `JUDGED`; the distance before and after
-        further training; lost_before and lost_after, what it is above the dense model's and above the
-        control's; the same of its shift and of the rest, its spread; for plans of one operator `CRITERIA`.
+        alone); num_operators; time_reduction (measured, 0..1); params_after; `JUDGED`; the distance before
+        and after further training; lost_before and lost_after, what it is above the dense model's and above
+        the control's; the same of its shift and of the rest, its spread; for plans of one operator
+        `CRITERIA`.
     """
     cells = list(cells)
     known = [name for name in CRITERIA if any(name in cell.scores for cell in cells)]
@@ -98,6 +100,7 @@ def _row(cell: Cell, name: str, metric: str, criteria: Sequence[str]) -> dict[st
         "operator": single,
         "num_operators": len(operators),
         "time_reduction": result[_TIME],
+        _SIZE: result[_SIZE],
         **{key: np.nan if result[key] is None else result[key] for key in JUDGED},
         "fd_pruned": cell.value(pruned, metric),
         "fd_tuned": cell.value(tuned, metric),

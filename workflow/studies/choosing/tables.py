@@ -14,7 +14,8 @@ from workflow.studies.choosing.plans import CRITERIA, JUDGED, LOST, Cell
 from workflow.studies.common import wide_over_seeds
 
 YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared with, by these names
-_MEANS = ("time_reduction", "fd_pruned", "fd_tuned", *LOST)  # columns of plans that are averaged over seeds
+_MEANS = ("time_reduction", "params_after", "fd_pruned", "fd_tuned", *LOST)
+"""Columns of plans that are averaged over seeds."""
 _AGAINST = tuple(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_tuned"))
 _JUDGED = ["n_after", "low", "high", "p_value", "p_holm", "p_equivalent", "margin", "verdict"]
 _SPLIT = dict.fromkeys(("avg_dist", "std_dist"), ("shift_lost_before", "spread_lost_before"))
@@ -31,9 +32,9 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
         margins: By data set, what is too small to matter.
 
     Returns:
-        dataset, method, amount, n; mean and std (of a sample) of time, distances and what is lost; of the
-        mean of lost_after n_after, interval, p-values, margin and verdict of `pelap.report.verdicts`, the
-        methods of a data set at one amount being one family.
+        dataset, method, amount, n; mean and std (of a sample) of time, size, distances and what is lost; of
+        the mean of lost_after n_after, interval, p-values, margin and verdict of `pelap.report.verdicts`,
+        the methods of a data set at one amount being one family.
         Then mean and std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of
         pruned and (``_tuned``) of further trained networks; and to the ``curve`` at the same measured time:
         the method with the most amounts, between its plans of the same seed, from no loss at no time on.
