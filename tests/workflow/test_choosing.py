@@ -13,6 +13,7 @@ from pelap.config.load import resolved
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths
+from pelap.report.verdicts import NO_VERDICT
 from workflow.studies.choosing import FILES, figures, plans
 from workflow.studies.choosing import tables as report
 from workflow.studies.choosing.summarise import summarise
@@ -117,6 +118,17 @@ def test_methods_over_seeds(done: Path) -> None:
     assert row["p_value"] == pytest.approx(1 - t / math.sqrt(2 + t**2))
     assert (row["vs_random"], row["vs_random_std"], row["vs_random_tuned"]) == (-70, 0, -11.5)
     assert math.isnan(row["vs_magnitude"])  # nobody is called so
+
+
+@pytest.mark.parametrize(("margin", "word"), [(None, "better"), (30.0, "better, by less than the margin")])
+def test_verdicts_on_other_methods(done: Path, margin: float | None, word: str) -> None:
+    """Differences to them scatter between seeds here, by less than they are."""
+    plans = files.read_csv(done / "plans.csv")
+    plans["fd_tuned"] -= 0.5 * plans["seed"] * (plans["method"] == "ld-pruner")
+    table = report.method_table(plans, margin and {"photos": margin}).query("dataset == 'photos'")
+    told = table.query("amount == 35").set_index("method")["vs_random_tuned_verdict"]
+    assert dict(told) == {"ld-pruner": word, "random": NO_VERDICT, "avg": NO_VERDICT}
+    assert set(table["vs_magnitude_tuned_verdict"]) == {NO_VERDICT}  # nobody is called so
 
 
 def test_verdicts(done: Path) -> None:
@@ -231,7 +243,7 @@ def test_a_single_plan_of_a_single_seed(tmp_path: Path, few: tuple[str, ...]) ->
         ("evaluate/metrics.json", '{"dense": {"psnr": 3}}', "no Frechet distance of dense"),
         ("evaluate/metrics.json", '{"dense": {"fd_effnet_lite0": 3}}', "lacks fd_effnet_lite0 of pruned-ld"),
         ("evaluate/budget.csv", "model,steps\n", "lacks the columns fd_effnet_lite0"),
-        ("prune/result.json", '{"random-35": {}}', "lacks measured_time_reduction, params_after, joint_score"),
+        ("prune/result.json", '{"random-35": {}}', "lacks measured_time_reduction, params_after,"),
         ("prune/plans/random-35.json", "[]", "not a pruning plan"),
         ("distill/result.json", '{"x": {"start": "pruned", "plan": "y"}}', "x is of plan y, "),
         ("distill/result.json", '{"x": 3}', "x: lacks a mapping; distill again"),

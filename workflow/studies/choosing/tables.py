@@ -17,7 +17,9 @@ YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared
 _MEANS = ("time_reduction", "params_after", "fd_pruned", "fd_tuned", *LOST)
 """Columns of plans that are averaged over seeds."""
 _AGAINST = tuple(f"vs_{other}{end}" for other in (*YARDSTICKS, "curve") for end in ("", "_tuned"))
-_JUDGED = ["n_after", "low", "high", "p_value", "p_holm", "p_equivalent", "margin", "verdict"]
+_JUDGED = {"n": "n_after", "low": "lost_after_low", "high": "lost_after_high"}
+_JUDGED |= {name: name for name in ("p_value", "p_holm", "p_equivalent", "margin", "verdict")}
+"""What the one rule says of lost_after, and what that is called here."""
 _SPLIT = dict.fromkeys(("avg_dist", "std_dist"), ("shift_lost_before", "spread_lost_before"))
 """Further targets of a predictor: the distance's two parts, which LD-Pruner's two terms are after."""
 _PLAN_PREDICTORS = (*JUDGED, "num_operators", "time_reduction")
@@ -38,21 +40,33 @@ def method_table(plans: pd.DataFrame, margins: Mapping[str, float] | None = None
         Then mean and std of the paired difference of distances to each of `YARDSTICKS` at the same amount, of
         pruned and (``_tuned``) of further trained networks; and to the ``curve`` at the same measured time:
         the method with the most amounts, between its plans of the same seed, from no loss at no time on.
+        Last the verdicts on these, families and margin as above.
     """
     keys = ["dataset", "method", "amount"]
     named = _beside_yardsticks(_beside_curve(plans.dropna(subset=["amount"])))
     table = wide_over_seeds(named, keys, (*_MEANS, *_AGAINST), "fd_pruned")
     table.columns = [name.removesuffix("_mean") if name.startswith("vs_") else name for name in table.columns]
-    after = pd.Series([list(own) for _, own in named.groupby(keys, sort=False)["lost_after"]], dtype=object)
     judged = []
     for (dataset, _), rows in table.groupby(["dataset", "amount"], sort=False):
-        margin = (margins or {}).get(str(dataset))
-        found = verdicts.over_seeds(after[rows.index], margin).assign(margin=margin)
-        judged.append(found.set_index(rows.index).drop(columns="difference").rename(columns={"n": "n_after"}))
-    family = pd.concat([table.iloc[:0], *judged]).reindex(table.index, columns=_JUDGED)
-    family = family.rename(columns={"low": "lost_after_low", "high": "lost_after_high"})
+        told = _told(named, keys, rows, (margins or {}).get(str(dataset)))
+        judged.append(told.set_index(rows.index))
+    words = [f"{name}_verdict" for name in _AGAINST]
+    family = pd.concat([table.iloc[:0], *judged]).reindex(table.index, columns=[*_JUDGED.values(), *words])
     last = 2 * len(_AGAINST)
-    return pd.concat([table.iloc[:, :-last], family, table.iloc[:, -last:]], axis="columns")
+    parts = table.iloc[:, :-last], family[[*_JUDGED.values()]], table.iloc[:, -last:], family[words]
+    return pd.concat(parts, axis="columns")
+
+
+def _told(plans: pd.DataFrame, keys: list[str], rows: pd.DataFrame, margin: float | None) -> pd.DataFrame:
+    """What the one rule says of a family: of lost_after `_JUDGED`, of each of `_AGAINST` the verdict."""
+    places = pd.MultiIndex.from_frame(rows[keys])
+    own = dict(list(plans.groupby(keys, sort=False)))
+    found = verdicts.over_seeds([own[place]["lost_after"] for place in places], margin)
+    found = found.assign(margin=margin).reindex(columns=[*_JUDGED]).rename(columns=_JUDGED)
+    for name in _AGAINST:
+        theirs = verdicts.over_seeds([own[place][name] for place in places], margin)
+        found[f"{name}_verdict"] = theirs["verdict"]
+    return found
 
 
 def curve_of(plans: pd.DataFrame) -> str | None:
