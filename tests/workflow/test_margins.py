@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from test_choosing import write_cell as choosing_cell
 from test_tasks import SEEDS, rows_of, section
 from test_tasks import write_cell as task_cell
@@ -14,10 +16,10 @@ from test_tasks import write_cell as task_cell
 from pelap.core import files
 from pelap.core.paths import RunPaths
 from pelap.report.tables import MINUS
-from pelap.report.verdicts import NO_VERDICT, SAME
+from pelap.report.verdicts import LEVEL, NO_VERDICT, SAME
 from workflow.studies.choosing.summarise import summarise as summarise_choosing
 from workflow.studies.collapse.summarise import over_enough_seeds
-from workflow.studies.margins import half_steps_cost, lost_by_steps, margins_of
+from workflow.studies.margins import half_steps_cost, lost_by_steps, margins_of, seeds_needed
 from workflow.studies.seeds.summarise import summarise as summarise_seeds
 from workflow.studies.tasks.summarise import summarise as summarise_tasks
 
@@ -227,3 +229,50 @@ def test_controls_of_a_collapse_study_name_the_seed_that_lacks_something(
     )
     assert table.set_index("control")["diff_n"].to_dict() == {"baseline": 4, "pelap": 3}
     assert capsys.readouterr().out == "photos pelap: nothing at seed 3 of recon_mse\n"
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 2.0), (1.5, 2.0), (-2.0, 3.0)])
+@pytest.mark.parametrize("family", [1, 10])
+def test_as_many_seeds_as_are_needed(mean: float, std: float, family: int) -> None:
+    num = seeds_needed(mean, std, 5.0, family)
+    assert num is not None
+
+    def share(size: int) -> float:
+        drawn = np.random.default_rng(0).normal(mean, std, (4000, size))
+        errors = drawn.std(axis=1, ddof=1) / math.sqrt(size)
+        law = stats.t(size - 1)
+        return float(np.mean(law.sf((5.0 - np.abs(drawn.mean(axis=1))) / errors) < LEVEL / family))
+
+    assert share(num - 1) < 0.82
+    assert share(num) > 0.78
+
+
+def test_no_number_of_seeds_makes_what_is_beyond_the_margin_equivalent() -> None:
+    assert seeds_needed(5.1, 0.5, 5.0) is None
+    assert seeds_needed(0.0, 50.0, 5.0, most=20) is None
+
+
+def test_a_sweep_names_the_seed_that_lacks_the_model_that_is_compared_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in DENSE:
+        run = sweep_cell(tmp_path, seed)
+    metrics = files.read_metrics(run.metrics)
+    write_metrics(run, {name: own for name, own in metrics.items() if name != "on"})
+    row = swept(tmp_path)
+    assert (row["n"], row["diff_to_on_n"]) == (3, 2)
+    assert f"photos on: nothing at seed 2 of {METRIC}\n" in capsys.readouterr().out
+
+
+def test_the_choosing_study_has_no_verdict_by_one_seed(tmp_path: Path) -> None:
+    choosing_cell(tmp_path, "photos", 0)
+    summarise_choosing(tmp_path)
+    table = files.read_csv(tmp_path / "methods.csv")
+    assert set(table.filter(regex="verdict").to_numpy().ravel()) == {NO_VERDICT}
+
+
+def test_controls_of_too_few_seeds_are_in_no_table() -> None:
+    rows = [("pelap", "photos", seed, "recon_mse", 9.0 + seed) for seed in range(2)]
+    cells = pd.DataFrame(rows, columns=["control", "dataset", "seed", "metric", "value"])
+    table, few = over_enough_seeds(cells)
+    assert (len(table), few["n"].tolist()) == (0, [2])

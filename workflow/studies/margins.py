@@ -11,8 +11,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+
+from pelap.report.verdicts import LEVEL
 
 Place = tuple[str, ...]  # what seeds have in common, such as data set and metric
+_PARTS = 2000  # of a distribution that is averaged over
 REASON = "what half of the sampling steps cost the dense model"
 
 
@@ -62,3 +66,30 @@ def margins_of(costs: Iterable[tuple[Place, int, float]]) -> dict[Place, float]:
         elif known:
             print(f"{' '.join(place)}: no margin, nothing is called equivalent: {REASON} is {margin:.3g}")
     return found
+
+
+def seeds_needed(
+    mean: float, std: float, margin: float, family: int = 1, power: float = 0.8, most: int = 100
+) -> int | None:
+    """How many seeds it takes to call a difference `equivalent`, if it is what was seen.
+
+    Args:
+        mean: True difference.
+        std: Its true deviation between seeds, above 0.
+        margin: As in `pelap.report.verdicts.judged`.
+        family: Comparisons that it is the clearest of; Holm's correction is less for the others.
+        power: With what probability, 0..1.
+        most: Seeds beyond which nobody asks.
+
+    Returns:
+        None: even the most do not do.
+    """
+    for num in range(2, most + 1):
+        # Given the deviation of a sample, which the chance of its size is averaged over, a mean has to lie
+        # within what is left of the margin.
+        seen = std * np.sqrt(stats.chi2(num - 1).ppf((np.arange(_PARTS) + 0.5) / _PARTS) / (num - 1))
+        room = np.maximum(margin - stats.t(num - 1).ppf(1 - LEVEL / family) * seen / math.sqrt(num), 0)
+        law = stats.norm(mean, std / math.sqrt(num))
+        if np.mean(law.cdf(room) - law.cdf(-room)) >= power:
+            return num
+    return None
