@@ -1,0 +1,9 @@
+"""Write the tables anew, and say which marks are wrong."""
+
+import sys
+
+from workflow.docs import PAGES, up_to_date, wrong_marks
+
+for page in PAGES:
+    page.write_text(up_to_date(page), encoding="utf-8")
+sys.exit("\n".join(problem for page in PAGES for problem in wrong_marks(page)))
