@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,39 +118,65 @@ def test_tables_and_marks_are_those_of_the_results(page: Path) -> None:
     assert list(docs.wrong_marks(page)) == []
 
 
+@pytest.fixture
+def page_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Of a text a page, of which a file of two rows is the results."""
+    monkeypatch.setattr(docs.results, "RESULTS", tmp_path)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "rows.csv").write_text(
+        "name,of,lost_mean,lost_std,verdict\n"
+        'a,1,-1.46,2.98,worse\nb c,2,1234.5,0.1,"worse, by less than the margin"\n'
+    )
+
+    def write(text: str) -> Path:
+        page = tmp_path / "page.md"
+        page.write_text(text, encoding="utf-8")
+        return page
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("+9.9 ± 9.9<!-- study/rows lost name=a -->", f"{MINUS}1.5 ± 3.0"),
+        ("about 9.99<!-- study/rows lost_mean of=1 -->", f"about {MINUS}1.46"),
+        ("+1 ± 1 %<!-- study/rows lost name=b+c of=2 -->", "+123,450 ± 10 %"),
+        ("1.0<!-- study/rows lost_mean name=b+c -->", "1,234.5"),
+    ],
+)
+def test_a_marked_number_is_made_anew(page_of: Callable[[str], Path], old: str, new: str) -> None:
+    page = page_of(f"It is {old}, on average.")
+    (mark,) = re.findall("<!--.*-->", old)
+    assert docs.up_to_date(page) == f"It is {new}{mark}, on average."
+    page.write_text(docs.up_to_date(page), encoding="utf-8")
+    assert docs.up_to_date(page) == page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("+1.5 ± 3.0<!-- study/rows lost name=a -->", None),
-        (f"{MINUS}1.5 ± 3.0<!-- study/rows lost name=a -->", f"{MINUS}1.5 is 1.46 in"),
-        ("+1.46 ± 3.00<!-- study/rows lost name=a -->", "3.00 is 2.98 in"),
-        ("150 %<!-- study/rows lost_mean name=b+c of=2 -->", None),
-        ("1.5 %<!-- study/rows lost_mean name=b+c -->", "1.5 is 150 in"),
         ("worse<!-- study/rows verdict name=a -->", None),
         ("better<!-- study/rows verdict name=a -->", "better is worse in"),
         ("worse<!-- study/rows verdict name=a,b+c -->", "worse is worse, by less than the margin in"),
         ("worse, by less than the margin<!-- study/rows verdict name=b+c -->", None),
         ("fine<!-- study/rows verdict name=a -->", "1 marks are behind nothing"),
-        ("worse<!-- study/rows verdict name=d -->", "0 rows have"),
     ],
 )
-def test_a_mark_is_held_against_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wrong: str | None
+def test_a_marked_verdict_is_that_of_its_rows(
+    page_of: Callable[[str], Path], text: str, wrong: str | None
 ) -> None:
-    monkeypatch.setattr(docs.results, "RESULTS", tmp_path)
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "rows.csv").write_text(
-        "name,of,lost_mean,lost_std,verdict\n"
-        'a,1,1.46,2.98,worse\nb c,2,1.5,0.1,"worse, by less than the margin"\n'
-    )
-    page = tmp_path / "page.md"
-    page.write_text(f"It is {text}, on average.", encoding="utf-8")
-    try:
-        problems = list(docs.wrong_marks(page))
-    except ValueError as error:
-        problems = [str(error)]
+    page = page_of(f"It is {text}.")
+    problems = list(docs.wrong_marks(page))
     assert len(problems) == (wrong is not None)
     assert wrong is None or wrong in problems[0]
+    assert docs.up_to_date(page) == page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("keys", ["name=d", "name=a,b+c", "verdict=worse of=2"])
+def test_a_mark_of_no_row_is_refused(page_of: Callable[[str], Path], keys: str) -> None:
+    with pytest.raises(ValueError, match=r"study/rows\.csv: 0 rows have"):
+        docs.up_to_date(page_of(f"It is 1.5<!-- study/rows lost_mean {keys} -->."))
 
 
 def test_a_table_is_made_anew(tmp_path: Path) -> None:

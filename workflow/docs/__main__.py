@@ -1,4 +1,4 @@
-"""Write the tables anew, and say which marks are wrong."""
+"""Write tables and numbers anew, and say which verdicts are wrong."""
 
 import sys
 
