@@ -131,6 +131,16 @@ def test_verdicts_on_other_methods(done: Path, margin: float | None, word: str) 
     assert set(table["vs_magnitude_tuned_verdict"]) == {NO_VERDICT}  # nobody is called so
 
 
+def test_what_others_are_compared_with_is_itself_compared_once(done: Path) -> None:
+    plans = files.read_csv(done / "plans.csv").replace({"method": {"avg": "magnitude"}})
+    rows = report.method_table(plans).query("dataset == 'photos' and amount == 35").set_index("method")
+    assert (
+        rows.loc["magnitude", "vs_random"]
+        == -rows.loc["ld-pruner", "vs_magnitude"] + rows.loc["ld-pruner", "vs_random"]
+    )
+    assert rows.loc[["random", "magnitude"], "vs_magnitude"].isna().all()
+
+
 def test_verdicts(done: Path) -> None:
     table = read(done / "methods.csv", "amount > 0")
     assert (table["margin"] == table["margin"].iloc[0]).all()
@@ -210,6 +220,18 @@ def test_rank_correlation_of_what_does_not_vary() -> None:
     same, more = pd.Series([1.0, 1.0, 1.0]), pd.Series([1.0, 2.0, math.nan])
     assert math.isnan(report.spearman(same, pd.Series([1.0, 2.0, 3.0]))[0])
     assert report.spearman(more, more)[2] == 2
+
+
+def test_rank_correlations_are_of_the_seeds_with_all_plans(done: Path) -> None:
+    plans = files.read_csv(done / "plans.csv")
+    few = plans[(plans["seed"] != 10) | plans["method"].isin(["ld-pruner", "random"])]
+    means = []
+    for table, num in ((plans, 3), (few, 2)):
+        found = report.prediction_table(table).query("dataset == 'photos' and of == 'plans'")
+        (row,) = found.query("predictor == 'sum_of_scores' and target == 'lost_before'").to_dict("records")
+        assert (row["num_seeds"], row["n"]) == (num, 5 * num)
+        means.append(row["rho"])
+    assert means[0] == means[1]
 
 
 def test_without_shift_control_times_and_students(tmp_path: Path) -> None:

@@ -6,4 +6,4 @@ from workflow.docs import PAGES, up_to_date, wrong_marks
 
 for page in PAGES:
     page.write_text(up_to_date(page), encoding="utf-8")
-sys.exit("\n".join(problem for page in PAGES for problem in wrong_marks(page)))
+sys.exit("\n".join(problem for page in PAGES for problem in wrong_marks(page)) or 0)

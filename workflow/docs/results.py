@@ -42,10 +42,11 @@ def row_of(file: str, **keys: str) -> "pd.Series[Any]":
 
 
 def spread(mean: float, std: float, decimals: int = 1, signed: bool = True) -> str:
-    """`+1.5 ± 3.0`; nothing where there is no mean."""
+    """`+1.5 ± 3.0`; of a single seed `+1.5`, nothing where there is no mean."""
     if math.isnan(mean):
         return ""
-    return f"{number(mean, decimals, signed)} {PLUS_MINUS} {number(std, decimals)}"
+    shown = number(mean, decimals, signed)
+    return shown if math.isnan(std) else f"{shown} {PLUS_MINUS} {number(std, decimals)}"
 
 
 class Found(NamedTuple):
@@ -58,11 +59,11 @@ class Found(NamedTuple):
     verdict: Any = None
 
     def interval(self, decimals: int = 1) -> str:
-        """`+1.5 [-5.9, +8.9]`; nothing where there is no mean."""
+        """`+1.5 [-5.9, +8.9]`; of a single seed `+1.5`, nothing where there is no mean."""
         if math.isnan(self.mean):
             return ""
         middle, low, high = (number(each, decimals, signed=True) for each in self[:3])
-        return f"{middle} [{low}, {high}]"
+        return middle if math.isnan(self.low) else f"{middle} [{low}, {high}]"
 
     def told(self) -> str:
         """`+1.5 [-5.9, +8.9], not told apart`."""

@@ -93,11 +93,11 @@ def _beside_curve(plans: pd.DataFrame) -> pd.DataFrame:
 def _beside_yardsticks(plans: pd.DataFrame) -> pd.DataFrame:
     """The plans with the paired differences to what chance, and the size of weights, would have chosen."""
     keys, distances = ["dataset", "seed", "amount"], ["fd_pruned", "fd_tuned"]
-    for other in YARDSTICKS:
+    for place, other in enumerate(YARDSTICKS):
         theirs = plans[plans["method"] == other].drop_duplicates(keys).set_index(keys)[distances]
         there = plans[keys].join(theirs, on=keys)
         difference = (plans[distances] - there[distances]).astype(float)
-        difference = difference.where(plans["method"] != other)
+        difference = difference.where(~plans["method"].isin(YARDSTICKS[: place + 1]))  # a pair once
         plans = plans.assign(
             **{f"vs_{other}": difference["fd_pruned"], f"vs_{other}_tuned": difference["fd_tuned"]}
         )
@@ -154,7 +154,8 @@ def prediction_table(plans: pd.DataFrame) -> pd.DataFrame:
     Returns:
         `PREDICTION_COLUMNS`. ``of`` operators: plans of one operator, all seeds of a data set together, with
         the p-value, as if they were independent. ``of`` plans: those of several operators, within each seed;
-        mean and std over seeds. ``of`` plans of N: the same of the amount that most methods have alone.
+        mean and std over the seeds that have the most plans, as fewer are not the same choice of plans.
+        ``of`` plans of N: the same of the amount that most methods have alone.
         n counts points, num_seeds the seeds with a correlation (operators: with points).
     """
     rows = []
@@ -179,6 +180,7 @@ def _pooled(plans: pd.DataFrame, predictor: str, target: str) -> tuple[float, fl
 
 def _by_seed(plans: pd.DataFrame, predictor: str, target: str) -> tuple[float, float, float, int, int]:
     found = [spearman(own[predictor], own[target]) for _, own in plans.groupby("seed")]
+    found = [each for each in found if each[2] == max(n for *_, n in found)]
     values = pd.Series([rho for rho, _, _ in found], dtype=float).dropna()
     return float(values.mean()), float(values.std(ddof=1)), np.nan, sum(n for *_, n in found), len(values)
 
