@@ -88,7 +88,7 @@ def distill(
 
     Returns:
         A model like `student` with the trained denoiser. Its attribute `history` is a DataFrame of the losses
-        on test pictures by step.
+        on test pictures by step, with what each term is of the loss and of its gradient.
 
     Raises:
         ConfigError: A setting is unknown or out of range.

@@ -82,9 +82,11 @@ def distill(
         if step % params.validate_every and step < params.steps:
             return
         network = trainer.current
-        with autocast(device, params.precision):
+        with torch.no_grad(), autocast(device, params.precision):
             row = held_out_losses(network, objective, batches)
+            first = next(iter(batches.held_out()))
         trainer.demand_finite(row)
+        row |= objective.shares(student, first, params.precision)
         if quality is not None:
             row |= quality(network)
             trainer.demand_finite(row)

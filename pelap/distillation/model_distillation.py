@@ -17,6 +17,7 @@ from pelap.data.modality import modality_of
 from pelap.diffusion.sampler import ModelGenerator, in_turn, said_if_alike, sample_from
 from pelap.distillation.batches import KEPT_BYTES, ModelBatches, SharedBatches
 from pelap.distillation.distill import Distilled, Quality, distill, training_key
+from pelap.distillation.objective import TERMS
 from pelap.evaluation.features import make_extractor
 from pelap.evaluation.reference import Reference
 from pelap.models.latent_diffusion import LatentDiffusion
@@ -25,10 +26,13 @@ from pelap.surgery.plan import Plan
 
 EXTRACTOR = "effnet-lite0"
 # Always there; `output` and `feature` are empty for a student without a teacher, `feature` for one that gives
-# it no weight too.
+# it no weight too. The shares of a term that a student gives no weight are empty.
 COLUMNS = {
-    "history": ["student", "step", "loss", "task", "output", "feature", "lr", "images_per_s"],
-    "validation": ["student", "step", "task", "output", "feature"],
+    "history": ["student", "step", "loss", *TERMS, "lr", "images_per_s"],
+    "validation": [
+        *("student", "step", *TERMS),
+        *(f"{term}_{kind}_share" for kind in ("loss", "gradient") for term in TERMS),
+    ],
 }
 
 

@@ -11,26 +11,31 @@ LD-Pruner names the task and the two distances to the teacher; what is compared 
 2023): the last output and those of the blocks. Plain squared distances differ by orders of magnitude from
 block to block, so that a few decide; LAPTOP-Diff (Zhang et al., 2024) weights the terms by the norms of the
 teacher's features. Here every distance is divided by the teacher's mean square: 0 is the teacher, 1 is what
-a student that gives zeros has.
+a student that gives zeros has. That takes scale away; it does not make the terms equal. `Objective.shares`
+says what each is of the whole, and docs/evaluation.md what was found.
 
 ``task`` is always computed, ``output`` wherever the teacher is run at all, ``feature`` only where it counts.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pelap.config import LossWeights
+from pelap.core.device import autocast
 from pelap.core.errors import TrainingError
 from pelap.diffusion.loss import noise_error
 from pelap.distillation.batches import NoisyBatch
 from pelap.surgery.operators import forward_hooks
 from pelap.training.trainer import Losses
 
+TERMS = ("task", "output", "feature")
 BLOCK_LISTS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks")  # diffusers' names
 
 
@@ -66,7 +71,7 @@ def block_outputs(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str
 def relative_distance(
     student: torch.Tensor, teacher: torch.Tensor, open_channels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared difference over the teacher's mean square: nothing dominates by its scale.
+    """Mean squared difference over the teacher's mean square: the scale of both does not count.
 
     Of any shape; (B, C, h, w) where `open_channels` says which channels are counted, as in `NoisyBatch`.
     """
@@ -113,10 +118,43 @@ class Objective:
     def __call__(self, student: nn.Module, batch: NoisyBatch) -> Losses:
         """``loss`` and its terms for a network on a batch."""
         terms = self._terms(student, batch)
-        weighted = {name: getattr(self.weights, f"{name}_weight") for name in terms}
-        # What does not count is left out, not multiplied by 0: it would be differentiated all the same.
-        loss = torch.stack([weight * terms[name] for name, weight in weighted.items() if weight]).sum()
+        loss = torch.stack(list(self.weighted(terms).values())).sum()
         return {"loss": loss, **terms}
+
+    def weighted(self, terms: Losses) -> Losses:
+        """The terms that count, each times its weight; ``loss`` is their sum."""
+        weights = {name: getattr(self.weights, f"{name}_weight") for name in terms}
+        # What does not count is left out, not multiplied by 0: it would be differentiated all the same.
+        return {name: weight * terms[name] for name, weight in weights.items() if weight}
+
+    def shares(self, network: nn.Module, batch: NoisyBatch, precision: str) -> dict[str, float]:
+        """How much of the loss on a batch, and of its gradient, each term is that counts.
+
+        A gradient is that of the weighted term with respect to all parameters of the network together, before
+        it is clipped, and its size the Euclidean norm. Norms are compared, not directions: terms may pull
+        against each other. It costs a forward pass, and a backward pass for every term; of one term alone the
+        shares are known. The network stays as it is, with the ``grad`` of its parameters.
+
+        Args:
+            network: Of the student's structure; frozen parameters count like others.
+            batch: What it is given.
+            precision: Of the forward pass, as in the section `distill`.
+
+        Returns:
+            0 to 1: ``<term>_loss_share``, the weighted term over the sum of all, and
+            ``<term>_gradient_share``, the norm of its gradient over the sum of the norms. Shares of a sum
+            that is 0, as with a student equal to its teacher, or not finite are left out.
+        """
+        names = [name for name in TERMS if getattr(self.weights, f"{name}_weight")]
+        if len(names) == 1:
+            return {f"{names[0]}_{kind}_share": 1.0 for kind in ("loss", "gradient")}
+        # Other leaves in the same memory: its own may be frozen, or known to a recorded step.
+        leaves = {f"network.{name}": p.detach().requires_grad_() for name, p in network.named_parameters()}
+        with torch.enable_grad(), autocast(batch.latents.device, precision):
+            terms: Losses = functional_call(_WeightedTerms(self, network), leaves, (batch,))
+        values = {name: term.item() for name, term in terms.items()}
+        norms = {name: _gradient_norm(term, list(leaves.values())) for name, term in terms.items()}
+        return _shares("loss", values) | _shares("gradient", norms)
 
     def _terms(self, student: nn.Module, batch: NoisyBatch) -> Losses:
         if self.teacher is None:
@@ -137,3 +175,30 @@ class Objective:
             nothing = torch.zeros((), device=predicted.device)
             terms["feature"] = torch.stack(distances).mean() if distances else nothing
         return terms
+
+
+class _WeightedTerms(nn.Module):
+    """What `functional_call` needs: a module that holds the network whose parameters it is to exchange."""
+
+    def __init__(self, objective: Objective, network: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+        self.network = network
+
+    def forward(self, batch: NoisyBatch) -> Losses:
+        return self.objective.weighted(self.objective._terms(self.network, batch))
+
+
+def _shares(kind: str, parts: Mapping[str, float]) -> dict[str, float]:
+    total = sum(parts.values())
+    return (
+        {f"{name}_{kind}_share": part / total for name, part in parts.items()} if 0 < total < math.inf else {}
+    )
+
+
+def _gradient_norm(term: torch.Tensor, parameters: Sequence[torch.Tensor]) -> float:
+    if not term.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm())

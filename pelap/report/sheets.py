@@ -292,16 +292,25 @@ def changes(run: RunData) -> Sheet:
 
 
 def students(run: RunData) -> Sheet:
-    """How each student was trained: start, weights of the three terms, steps, the step kept and its rule."""
-    rows = []
+    """How each student was trained: start, weights of the three terms, steps, the step kept and its rule.
+
+    Behind a weight stands the term's share of the gradient's norm at the step kept, where that was measured.
+    """
+    rows, measured = [], run.distill_validation.set_index(["student", "step"])
     for row, how in run.students.items():
-        weights = [f"{how[f'{term}_weight']:g}" for term in ("task", "output", "feature")]
+        at_kept = measured.loc[(row, how["kept_step"])] if (row, how["kept_step"]) in measured.index else {}
+        weights = [_weight(how, at_kept, term) for term in ("task", "output", "feature")]
         steps = [number(how[key], 0) for key in ("steps", "kept_step")]
         start, rule = _STARTS.get(how["start"], how["start"]), _RULES.get(how["select"], how["select"])
         rows.append((row, [str(start), *weights, *steps, str(rule)]))
     terms = [Heading(term, "weight") for term in ("task", "output", "features")]
     headings = [Heading("starts from"), *terms, *map(Heading, ("steps", "step kept", "rule"))]
     return Sheet("students", "student", headings, rows)
+
+
+def _weight(how: Mapping[str, Any], measured: Mapping[Any, Any], term: str) -> str:
+    weight, share = f"{how[f'{term}_weight']:g}", _value(measured, f"{term}_gradient_share")
+    return weight if math.isnan(share) else f"{weight} ({number(100 * share, 0)} %)"
 
 
 def _before_after(result: Mapping[Any, Any], key: str, decimals: int, factor: float = 1.0) -> list[str]:

@@ -147,5 +147,6 @@ def test_the_teacher_is_asked_once_for_students_that_need_its_prediction_alone(t
         distill(student, teacher.unet, shared, params, how, CPU, tmp_path / str(index))
         asked.append(len(calls))
         calls.clear()
-    # 6 steps and 1 batch held out; features are not kept: asked 3 times about what is held out.
-    assert asked == [0, 6 + 1, 0, 0, 6 + 3]
+    # 6 steps and 1 batch held out; features are not kept: asked about what is held out at 3 validations, for
+    # the losses and for the shares of their terms.
+    assert asked == [0, 6 + 1, 0, 0, 6 + 3 * 2]

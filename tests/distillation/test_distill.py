@@ -21,6 +21,7 @@ from distillation import (
     weights,
 )
 from interruption import cut_training, record_steps
+from recording import record_on_cpu
 from tiny import set_logits, tiny_model
 from torch import nn
 
@@ -28,7 +29,7 @@ from pelap.config import LossWeights
 from pelap.core.errors import TrainingError
 from pelap.distillation import distill as distillation
 from pelap.distillation.distill import DISTANCE, Distilled, held_out_losses
-from pelap.distillation.objective import Objective
+from pelap.distillation.objective import TERMS, Objective
 
 
 def test_distillation_moves_the_student_alone(tmp_path: Path) -> None:
@@ -50,8 +51,9 @@ def test_the_teacher_is_asked_once_for_each_batch(tmp_path: Path, how: LossWeigh
     teacher = tiny_model()
     calls = count_calls(teacher.unet)
     train(tiny_model(seed=1).unet, teacher, tmp_path, how)
-    # 8 held-out pictures at steps 0, 3 and 6, and 6 steps.
-    assert calls == [8, 16, 16, 16, 8, 16, 16, 16, 8]
+    # 8 held-out pictures at steps 0, 3 and 6, twice where features are one of several terms, and 6 steps.
+    validation = [8, 8] if how is ALL else [8]
+    assert calls == [*validation, 16, 16, 16, *validation, 16, 16, 16, *validation]
 
 
 def test_a_student_that_learns_from_the_data_alone_has_no_teacher(tmp_path: Path) -> None:
@@ -67,7 +69,9 @@ def test_a_student_that_learns_from_the_data_alone_has_no_teacher(tmp_path: Path
     for row in trained.progress.history:
         assert not {"output", "feature"} & set(row)
         assert row["loss"] == pytest.approx(2 * row["task"])
-    assert [set(row) for row in trained.progress.validation] == [{"step", "task"}] * 3
+    for row in trained.progress.validation:
+        assert set(row) == {"step", "task", "task_loss_share", "task_gradient_share"}
+        assert row["task_loss_share"] == row["task_gradient_share"] == 1
 
 
 def test_the_learning_rate_warms_up_and_falls(tmp_path: Path) -> None:
@@ -104,12 +108,67 @@ def test_validation_is_of_the_average_before_between_and_after(tmp_path: Path) -
     assert [row["step"] for row in rows] == [0, 3, 6, 7]
     # A network in training lies in memory channels last: other kernels, which add in another order. PyTorch's
     # own and oneDNN's differ by 5e-8 of a loss here; two hundred times that, for processors not seen.
-    assert rows[0] == pytest.approx({"step": 0, **before}, rel=1e-5)
+    assert losses_in(rows[0]) == pytest.approx({"step": 0, **before}, rel=1e-5)
     after = held_out_losses(trained.network, objective, batches)
-    assert rows[-1] == pytest.approx({"step": 7, **after}, rel=1e-5)
+    assert losses_in(rows[-1]) == pytest.approx({"step": 7, **after}, rel=1e-5)
     raw = held_out_losses(student, objective, batches)  # the weights that are averaged
     assert raw["task"] != pytest.approx(after["task"], rel=1e-4)
     assert all(rows[i]["task"] != rows[i + 1]["task"] for i in range(3))
+
+
+def losses_in(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.endswith("_share")}
+
+
+def test_shares_are_those_of_the_weights_in_training(tmp_path: Path) -> None:
+    teacher, student = tiny_model(), tiny_model(seed=1).unet
+    options = {"num_validation": 11, "batch_size": 4, "ema_decay": 0.9, "lr": 1e-2}
+    trained = train(student, teacher, tmp_path, **options)
+    rows = [
+        {name: value for name, value in row.items() if name.endswith("_share")}
+        for row in trained.progress.validation
+    ]
+    kinds = [f"{term}_{kind}_share" for kind in ("loss", "gradient") for term in TERMS]
+    assert [list(row) for row in rows] == [kinds] * 3
+    objective = Objective(student, teacher.unet, ALL)
+    first = next(iter(batches_for(teacher, distill_params(**options)).held_out()))
+    assert len(first.latents) == 4
+    assert rows[-1] == pytest.approx(objective.shares(student, first, "fp32"), rel=1e-4)
+    averaged = objective.shares(trained.network, first, "fp32")
+    assert rows[-1]["task_gradient_share"] != pytest.approx(averaged["task_gradient_share"], rel=1e-3)
+
+
+@pytest.mark.parametrize("execution", ["eager", "auto"])
+def test_looking_at_shares_moves_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: str
+) -> None:
+    recorder = record_on_cpu(monkeypatch)
+    options = {"ema_decay": 0.0, "validate_every": 1, "log_every": 1, "execution": execution}
+
+    def run(folder: str) -> Distilled:
+        return train(tiny_model(seed=1).unet, tiny_model(), tmp_path / folder, **options)
+
+    looked = run("looked")
+    monkeypatch.setattr(Objective, "shares", lambda *_: {})
+    plain = run("plain")
+    assert recorder.num_recorded == (2 if execution == "auto" else 0)
+    assert same(state_of(looked.network), state_of(plain.network))
+    assert [losses_in(row) for row in looked.progress.validation] == plain.progress.validation
+    losses = [[row["loss"] for row in each.progress.history] for each in (looked, plain)]
+    assert losses[0] == losses[1]
+
+
+def test_shares_of_a_recorded_training_are_those_of_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, rows = record_on_cpu(monkeypatch), {}
+    for execution in ("eager", "auto"):
+        student, folder = tiny_model(seed=1).unet, tmp_path / execution
+        trained = train(student, tiny_model(), folder, validate_every=1, execution=execution)
+        rows[execution] = trained.progress.validation
+    assert recorder.num_recorded == 1
+    for found, expected in zip(rows["auto"], rows["eager"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 @torch.no_grad()
@@ -193,6 +252,7 @@ def test_an_interrupted_student_ends_as_if_it_had_not_been(
         assert other.kept_step == whole.kept_step == 2
         assert same(state_of(other.network), state_of(whole.network))
         assert other.progress.validation == whole.progress.validation
+        assert all("task_gradient_share" in row for row in other.progress.validation)
         losses = [[row["loss"] for row in each.progress.history] for each in (other, whole)]
         assert losses[0] == losses[1]
 

@@ -127,8 +127,21 @@ def test_a_student_that_is_its_teacher_differs_in_nothing(tmp_path: Path, kind: 
     trained = distill(student, denoiser(teacher), batches, params, weights, CPU, tmp_path / "c")
     history = trained.progress.history
     assert [(row["output"], row["feature"]) for row in history] == [(0, 0)] * 3
+    assert not any(name.endswith("_share") for row in trained.progress.validation for name in row)
     assert all(row["task"] > 0 for row in history)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.network.state_dict().items())
+
+
+@each_kind
+def test_every_term_has_its_share_at_every_validation(distilled: Distill, kind: str) -> None:
+    out = distilled(
+        kind, students=student_of(task_weight=1.0, output_weight=2.0, feature_weight=1.0), steps=3
+    )
+    validation = rows_of(out, "validation")
+    for measure in ("loss", "gradient"):
+        shares = validation[[f"{term}_{measure}_share" for term in ("task", "output", "feature")]]
+        assert (shares > 0).all(axis=None)
+        assert shares.sum(axis="columns").tolist() == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize("kind", ["stable_diffusion", "dit"])
@@ -150,6 +163,7 @@ def test_interrupted_distillation_ends_where_uninterrupted_does(
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
     losses = [rows_of(out, "history")["loss"].tolist() for out in (whole, resumed)]
     assert losses[0] == losses[1]
+    pd.testing.assert_frame_equal(*(rows_of(out, "validation") for out in (whole, resumed)), check_exact=True)
     assert not list(tmp_path.glob(".cut.resume-*"))
 
 

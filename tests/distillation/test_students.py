@@ -22,6 +22,7 @@ from pelap.diffusion.sampler import ImageGenerator, sample_from
 from pelap.distillation import model_distillation
 from pelap.distillation.batches import ModelBatches
 from pelap.distillation.distill import DISTANCE, Distilled, distill
+from pelap.distillation.objective import TERMS
 from pelap.models.light_unet import CutLightUNet
 from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
 from pelap.report.figures.training import distillation_curves
@@ -115,7 +116,11 @@ def test_every_student_of_every_plan_is_trained_and_saved(
             assert model_plan(folder) == model_plan(paths.pruned_model(plan))
     history, validation = pd.read_csv(paths.distill_history), pd.read_csv(paths.distill_validation)
     assert list(history) == ["student", "step", "loss", "task", "output", "feature", "lr", "images_per_s"]
-    assert list(validation) == ["student", "step", "task", "output", "feature"]
+    shares = [f"{term}_{kind}_share" for kind in ("loss", "gradient") for term in TERMS]
+    assert list(validation) == ["student", "step", "task", "output", "feature", *shares]
+    for kind in ("loss", "gradient"):
+        sums = validation[[f"{term}_{kind}_share" for term in TERMS]].sum(axis="columns")
+        assert sums.tolist() == pytest.approx([1.0] * len(validation))
     for table, steps in ((history, [1, 2, 3, 4, 5, 6]), (validation, [0, 3, 6])):
         assert list(dict.fromkeys(table["student"])) == ROWS
         for row, lines in table.groupby("student"):

@@ -255,7 +255,8 @@ def _distillation(paths: RunPaths) -> None:
         history.append(_losses(row, np.arange(8, 248, 8), place, weights).assign(lr=5e-4, images_per_s=900.0))
         marks = _losses(row, np.arange(0, 241, 60), place, weights).drop(columns="loss")
         distance = 90 + 4 * place + 60 * np.exp(-marks["step"] / 60)
-        validation.append(marks.assign(fd_effnet_lite0=distance, fd_effnet_lite0_se=1.2))
+        pulls = {f"{term}_gradient_share": _share(marks["step"], term, weights) for term in weights}
+        validation.append(marks.assign(fd_effnet_lite0=distance, fd_effnet_lite0_se=1.2, **pulls))
         how = {
             "student": student,
             "start": start,
@@ -268,6 +269,14 @@ def _distillation(paths: RunPaths) -> None:
     files.write_csv(paths.distill_history, pd.concat(history))
     files.write_csv(paths.distill_validation, pd.concat(validation))
     files.write_json(paths.distill_result, result)
+
+
+def _share(steps: Any, term: str, weights: dict[str, int]) -> Any:
+    """Of the gradient: the first term's share rises, the others have like parts of the rest."""
+    others, task = sum(map(bool, weights.values())) - 1, 0.2 + steps / 600
+    if not weights[term]:
+        return np.nan
+    return (task if others else 1.0) if term == "task" else (1 - task) / others
 
 
 def _losses(row: str, steps: Any, place: int, weights: dict[str, int]) -> pd.DataFrame:

@@ -263,8 +263,11 @@ def test_page_lists_plans_students_and_changes(made: RunPaths) -> None:
         "35": "34 of 122 | 30 | 35.0 % | 35.7 % | 31.40 | → 20.20 | 1,234,567 | → 612,345 | -50.4 %",
     }
     students = page.table("students")
-    assert students["output-only-35"] == ["the pruned weights", "1", "1", "0", "240", "240", "the last"]
-    assert students["dense-finetuned"][0] == "the dense network"
+    weights = ["1 (60 %)", "1 (40 %)", "0"]
+    assert students["output-only-35"] == ["the pruned weights", *weights, "240", "240", "the last"]
+    assert students["distilled-25"][1:4] == ["1 (60 %)", "1 (20 %)", "1 (20 %)"]
+    assert students["dense-finetuned"][:4] == ["the dense network", "1 (100 %)", "0", "0"]
+    assert "share of the gradient's norm" in page.source
     rows = {name: " | ".join(cells) for name, cells in page.table("changes").items()}
     whole, *names = rows
     assert whole == "(whole denoiser)"
@@ -292,6 +295,15 @@ def test_page_lists_times_by_batch_size_and_mode(paths: RunPaths) -> None:
 
 
 # Runs with little in them, and damaged ones
+
+
+@pytest.mark.usefixtures("without_svg")
+def test_page_of_a_distillation_that_measured_no_gradients(paths: RunPaths) -> None:
+    table = files.read_csv(paths.distill_validation)
+    files.write_csv(paths.distill_validation, table[[name for name in table if "gradient" not in name]])
+    page = Page(render(load(paths)))
+    assert page.table("students")["output-only-35"][1:4] == ["1", "1", "0"]
+    assert "share of the gradient's norm" not in page.source
 
 
 def test_page_of_a_run_without_times(paths: RunPaths) -> None:
