@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 
+from pelap.distillation.objective import TERMS
 from pelap.report import verdicts
 from pelap.report.tables import markdown, number
 from workflow.docs.results import (
@@ -92,6 +93,19 @@ def _time(dataset: str, model: str) -> str:
         "mean"
     ]
     return number(100 * (times[model] / times["dense"] - 1), 1, signed=True) if model in times else ""
+
+
+def terms() -> str:
+    """What each term of distillation's loss is of the whole in %: least and largest of the seeds."""
+    table = read("terms/shares")
+    shares = [f"{term}_{kind}_share" for kind in ("loss", "gradient") for term in TERMS]
+    rows = []
+    for (student, step), own in table.groupby(["student", "step"], sort=False):
+        ends = (own[name].agg(["min", "max"]) * 100 for name in shares)
+        shown = (" to ".join(number(end, 1) for end in pair) if pair.notna().all() else "" for pair in ends)
+        rows.append([f"`{student}`", f"{step}", *shown])
+    headings = [f"{term}, {kind}" for kind in ("loss", "gradient") for term in TERMS]
+    return markdown(["student", "step", *headings], rows)
 
 
 def collapse(dataset: str) -> str:
@@ -248,5 +262,5 @@ def _margins() -> Iterator[tuple[str, str, Found]]:
 
 TABLES = (
     *(claims, collapse, collapse_pairs, default_run, distillation, margins),
-    *(open_channels, paper, pruning, tasks, tasks_found),
+    *(open_channels, paper, pruning, tasks, tasks_found, terms),
 )
