@@ -153,6 +153,21 @@ def test_verdicts(done: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_what_choosing_by_debiased_scores_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "debiased-35", (("a", "d"), 0.35, None, 18.0, -0.5))
+    for seed in SEEDS:
+        scores = write_cell(tmp_path, "photos", seed).scores
+        files.write_csv(scores, files.read_csv(scores).assign(score_debiased=[2.0, 1.0, 3.0, 4.0]))
+    summarise(tmp_path)
+    (row,) = files.read_csv(tmp_path / "debiased.csv").to_dict("records")
+    assert (row["method"], row["amount"], row["n"]) == ("ld-pruner", 35, 3)
+    assert row["rho_mean"] == pytest.approx(0.8)
+    assert row["common_mean"] == pytest.approx(2 / 3)  # of a, b and d
+    assert row["difference"] == pytest.approx(-0.5 - 0.5)
+    assert row["verdict"] == NO_VERDICT  # the same in every seed: no spread to judge by
+
+
 def test_methods_are_compared_with_the_curve_at_their_own_time() -> None:
     rows = [
         ("m", 20, 0.2, 10.0),

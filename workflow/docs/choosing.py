@@ -6,7 +6,7 @@ from typing import Any
 
 from pelap.report.tables import SURE, markdown, number
 from pelap.report.verdicts import NO_VERDICT
-from workflow.docs.results import DATASETS, of_method, read, row_of, spread
+from workflow.docs.results import DATASETS, Found, of_method, read, row_of, spread
 from workflow.studies.margins import seeds_needed
 
 METHODS = "choosing/methods"
@@ -157,6 +157,22 @@ def additivity() -> str:
     return markdown(["", "plans", *joint, "Spearman with sum", "with root"], rows)
 
 
+def debiased() -> str:
+    """What choosing by debiased scores changed."""
+    rows = [
+        [
+            f"`{row.method}`, {row.dataset}",
+            f"{row.n}",
+            spread(row.rho_mean, row.rho_std, 3, signed=False),
+            spread(100 * row.common_mean, 100 * row.common_std, 0, signed=False),
+            Found(row.difference, row.low, row.high, row.n, row.verdict).told(),
+        ]
+        for row in read("choosing/debiased").itertuples()
+    ]
+    headings = ("networks", "Spearman, all operators", "operators in both plans (%)", "lost after, more")
+    return markdown(["by debiased scores instead", *headings], rows)
+
+
 def prediction(of: str) -> str:
     """Rank correlations of plans, within a seed."""
     table = read("choosing/prediction")
@@ -193,6 +209,6 @@ def _correlation(rho: float, n: float) -> str:
 
 
 TABLES = (
-    *(additivity, choosing_at, choosing_reach, choosing_seeds, choosing_ways),
+    *(additivity, debiased, choosing_at, choosing_reach, choosing_seeds, choosing_ways),
     *(lead, prediction, prediction_of_operators),
 )

@@ -15,7 +15,7 @@ from pelap.surgery.plan import Plan, load_plan
 from workflow.studies.common import PrunedCell, pruned_cell
 
 CRITERIA = (
-    *("score", "avg_dist", "std_dist"),
+    *("score", "score_debiased", "avg_dist", "std_dist"),
     *("random", "magnitude", "taylor", "output_error", "block_similarity"),
 )
 """Columns of a table of scores that operators can be chosen by; a table has the last five if asked for."""

@@ -11,6 +11,7 @@ from workflow.studies.choosing import FIGURES, NEEDS, TABLES, TARGET, figures
 from workflow.studies.choosing.plans import LOST, plan_table, read_cell
 from workflow.studies.choosing.tables import (
     additivity_table,
+    debiased_table,
     method_table,
     prediction_table,
     rival_table,
@@ -42,7 +43,8 @@ def summarise(root: Path, asked: Sequence[str] | None = None) -> None:
     margins = {dataset: margin for (dataset,), margin in margins_of(costs).items()}
     methods = method_table(plans, margins)
     additivity, prediction = additivity_table(plans), prediction_table(plans)
-    for name, table in zip(TABLES, (plans, methods, additivity, prediction, rivals), strict=True):
+    tables = (plans, methods, additivity, prediction, rivals, debiased_table(cells, plans, margins))
+    for name, table in zip(TABLES, tables, strict=True):
         files.write_csv(root / f"{name}.csv", table)
     drawn = (
         figures.threshold_figure(methods, rivals, cells, metric),

@@ -1,6 +1,6 @@
 """What each way to choose costs over seeds, who knew it before, and what saves time otherwise."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -13,6 +13,7 @@ from pelap.report.tables import CACHED, split_row
 from workflow.studies.choosing.plans import CRITERIA, JUDGED, LOST, Cell
 from workflow.studies.common import wide_over_seeds
 
+DEBIASED = {"ld-pruner": "debiased", "knapsack": "knapsack-debiased"}  # the same by debiased scores
 YARDSTICKS = ("random", "magnitude")  # methods that every other one is compared with, by these names
 _MEANS = ("time_reduction", "params_after", "fd_pruned", "fd_tuned", *LOST)
 """Columns of plans that are averaged over seeds."""
@@ -215,6 +216,44 @@ def _rivals_of(cell: Cell, metric: str) -> pd.DataFrame:
                 "fd_less_full": float(row[metric]) - cell.value(full, metric),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def debiased_table(
+    cells: Iterable[Cell], plans: pd.DataFrame, margins: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """What choosing by debiased scores changes, of the cells that have the same plans by both scores.
+
+    Returns:
+        A row per dataset, method of `DEBIASED` and amount: n cells; mean and std over them of rho, the rank
+        correlation of both scores of all operators, and of common, the operators of both plans over those of
+        either; how much more further trained networks lose by it (difference, low, high, p-values, margin,
+        verdict: see `pelap.report.verdicts`), the rows of a data set being one family.
+    """
+    found = [row for cell in cells for row in _debiased(cell, plans)]
+    columns = ["dataset", "method", "amount", "rho", "common", "difference"]
+    keys, rows = columns[:3], pd.DataFrame(found, columns=columns)
+    tables = []
+    for dataset, own in rows.groupby("dataset", sort=False):
+        margin = (margins or {}).get(str(dataset))
+        grouped = own.groupby(keys, sort=False)
+        table = grouped[["rho", "common"]].agg(["mean", "std"])
+        table.columns = ["_".join(each) for each in table.columns]
+        told = verdicts.over_seeds([part for _, part in grouped["difference"]], margin)
+        tables.append(pd.concat([table.reset_index(), told.assign(margin=margin)], axis=1))
+    return pd.concat(tables, ignore_index=True) if tables else rows
+
+
+def _debiased(cell: Cell, plans: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+    mine = (plans["dataset"] == cell.dataset) & (plans["seed"] == cell.seed)
+    own: dict[str, Any] = plans[mine].set_index("plan").to_dict("index")  # type: ignore[assignment]
+    for (name, row), (method, other) in product(own.items(), DEBIASED.items()):
+        plan = f"{other}{name.removeprefix(method)}"
+        if row["method"] != method or plan not in own:
+            continue
+        rho = spearman(cell.scores["score"], cell.scores["score_debiased"])[0]
+        one, two = ({entry.operator for entry in cell.chosen[each].operators} for each in (name, plan))
+        more = own[plan]["lost_after"] - row["lost_after"]
+        yield cell.dataset, method, row["amount"], rho, len(one & two) / len(one | two), more
 
 
 def shared_amount(methods: pd.DataFrame) -> float:
