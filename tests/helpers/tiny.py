@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from pelap.config import DownloadParams, Params, PhotoCrops, SoundParams, VariantParams
-from pelap.config.load import parse_params, read_yaml
+from pelap.config.load import DEFAULTS, merge, parse_params
 from pelap.config.rules import parts_of
 from pelap.core.errors import DataError
 from pelap.data.dataset import ImageDataset, Split
@@ -41,14 +40,28 @@ UNET: dict[str, Any] = {
 """Prompts, and the UNet that takes them."""
 
 
-@cache
-def _default_run() -> dict[str, Any]:
-    return read_yaml(ROOT / "params.yaml")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"gate": "none", "sparsity_key": "seed"},
+    "pelap": {"sparsity_key": "lambda"},
+    "invariant": {
+        "gate": "hard_concrete",
+        "adaptive": False,
+        "mask_lr": 0.03,
+        "sparsity_key": "lambda",
+        "normalise": "before_mask",
+        "decoder_input": "masked",
+        "encoder_losses": ["reconstruction"],
+        "mask_losses": ["reconstruction", "sparsity"],
+    },
+}
 
 
 def raw_params(**overrides: Any) -> dict[str, Any]:
-    """The default parameters as plain data, with dotted keys (``a__b``) overridden."""
-    raw = deepcopy(_default_run())
+    """The library's defaults with three variants as plain data, dotted keys (``a__b``) overridden.
+
+    Not params.yaml: that is a run's choice, and tests do not depend on it.
+    """
+    raw = deepcopy(dict(merge(DEFAULTS, {"variants": VARIANTS})))
     for key, value in overrides.items():
         *sections, last = key.split("__")
         target = raw
