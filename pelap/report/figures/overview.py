@@ -63,7 +63,7 @@ def overview(run: RunData, strips: Mapping[str, NDArray[np.uint8]]) -> Figure:
     axis = left.subplots()
     quiet(axis)
     axis.tick_params(labelsize=13)
-    _strips(right, strips, looks(run.models))
+    _strips(right, strips, looks(run.models), run.frame.get("image_ms", pd.Series(dtype=float)))
     _quality(left, axis, run, scale=1.4)
     axis.set_title("Quality at equal time" if len(run.points) else "Quality", **_HEADING)
     return figure
@@ -119,8 +119,10 @@ def quality_alone(axis: Axes, frame: pd.DataFrame, models: Sequence[str], scale:
         )  # fmt: skip
 
 
-def _strips(part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[str, Look]) -> None:
-    """One row of pictures per model, the same noise in each column."""
+def _strips(
+    part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[str, Look], times: pd.Series
+) -> None:
+    """One row of pictures per model, the same noise in each column, and what one takes."""
     axes = part.subplots(max(1, len(strips)), 1, squeeze=False)[:, 0]
     axes[0].set_title("Samples from the same noise", **_HEADING)
     for axis in axes:
@@ -132,6 +134,11 @@ def _strips(part: Any, strips: Mapping[str, NDArray[np.uint8]], look: Mapping[st
             color=INK, fontweight="bold",
         )  # fmt: skip
         axis.plot(-0.008, 0.5, transform=axis.transAxes, clip_on=False, **look[model].marked(6))
+        if np.isfinite(took := times.get(model, np.nan)):
+            axis.text(
+                -0.02, 0.14, f"{took:.1f} ms each", transform=axis.transAxes, ha="right", va="center",
+                fontsize=10, color=MUTED,
+            )  # fmt: skip
 
 
 class _Point(NamedTuple):
