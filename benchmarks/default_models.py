@@ -17,11 +17,11 @@ from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import load_plan
 
 RUN = ROOT / "results" / "default"
-PLAN = RUN / "prune" / "plans" / "25.json"
+PLAN = RUN / "prune" / "plans" / "35.json"
 FOLDERS = {
     "dense": RUN / "train" / "invariant" / "model",
-    "pruned": RUN / "prune" / "models" / "25",
-    "distilled": RUN / "distill" / "models" / "distilled-25",
+    "pruned": RUN / "prune" / "models" / "35",
+    "distilled": RUN / "distill" / "models" / "distilled-35",
 }
 IMAGE_SIZE = 32
 

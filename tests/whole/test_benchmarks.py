@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import counting
+import demo
 import harness
 import memory
 import pytest
@@ -24,6 +25,8 @@ from tiny import ROOT, tiny_model, tiny_raw
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pelap.config.load import load_params
+from pelap.core import files
 from pelap.pipelines.pipeline_io import save_model
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan, PlanEntry
@@ -335,3 +338,35 @@ def test_the_committed_rows_are_whole() -> None:
     assert len(set(names)) == len(names)
     assert any(name.startswith("distance of") for name in names)
     assert any(name.endswith("pictures to statistics, torchmetrics") for name in names)
+
+
+def test_the_demo_guesses_by_how_fast_it_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """At half the speed of there it takes twice as long."""
+    there = {
+        "images_per_s": 400.0,
+        "stages": {"download": {"seconds": 10.0}, "train pelap": {"seconds": 80.0}},
+    }
+    files.write_json(tmp_path / "demo.json", there)
+    monkeypatch.setattr(demo, "KEPT", tmp_path / "demo.json")
+    monkeypatch.setattr(demo, "images_per_s", lambda params: 200.0)
+    demo.main([])
+    assert "take about 3 min here" in capsys.readouterr().out
+
+
+def test_the_demo_was_measured_whole() -> None:
+    kept = files.read_json(demo.KEPT)
+    assert list(kept["stages"]) == list(demo.stages(load_params(ROOT / "params.yaml")))
+    assert all(row["seconds"] > 0 for row in kept["stages"].values())
+
+
+@pytest.mark.slow
+def test_stages_of_the_demo_are_timed_and_their_operations_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(ROOT / "params.yaml")
+    monkeypatch.setattr(demo, "stages", lambda params: {"download": ["download"]})
+    monkeypatch.setattr(demo, "images_per_s", lambda params: 100.0)
+    measured = demo.measure(params, ["seed=3"])
+    assert measured["images_per_s"] == 100
+    assert measured["stages"]["download"]["seconds"] > 0
+    assert measured["stages"]["download"]["gflop"] == 0
