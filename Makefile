@@ -11,6 +11,9 @@ CORES ?= 4
 STUDY ?= workflow/paper.yaml
 PAPER ?= results/paper
 MINUTES ?=
+WORKERS ?= 2
+# One thread each: networks as small as those of the tests gain nothing from two.
+PYTEST = $(VENV_PATH) OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS)
 LAMBDAS ?= 0.001 0.005 0.01 0.05 0.1
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -21,6 +24,7 @@ help: ## List the targets
 
 .PHONY: demo
 demo: .venv/.installed ## Install, run all eight stages with params.yaml, show the result
+	"$(BIN)/python" benchmarks/demo.py
 	$(VENV_PATH) dvc repro
 	$(VENV_PATH) pelap show --run results/default
 
@@ -77,8 +81,12 @@ ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as exp
 		--targets "Mask by epoch" "Scale by epoch" "Noise loss by epoch"
 
 .PHONY: test
-test: .venv/.installed-dev ## Run the tests
-	$(VENV_PATH) pytest
+test: .venv/.installed-dev ## Run the quick tests, which touch every module, WORKERS=2 at a time
+	$(PYTEST) -m "not slow"
+
+.PHONY: test-all
+test-all: .venv/.installed-dev ## Run the others: whole runs, studies, pipelines of every kind
+	$(PYTEST) -m slow
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, imports and workflow
