@@ -1,4 +1,4 @@
-"""The sections that the stages read, and the whole file; defaults are those of the default run."""
+"""The sections that the stages read, and the whole file, with the library's defaults."""
 
 from typing import Annotated, Literal
 

@@ -16,7 +16,7 @@ from tiny import ROOT, tiny_raw
 
 from pelap.config.load import read_yaml
 from pelap.core import files
-from pelap.core.paths import RunPaths
+from pelap.core.paths import RunPaths, packed_dataset
 from pelap.masking.collapse import HEALTHY, MASK_COLLAPSE, PARTIAL_MASK, SCALE_COLLAPSE
 from pelap.pipelines.pipeline_io import load_model
 
@@ -151,6 +151,22 @@ def test_show_and_second_repro(project: Path) -> None:
     assert max(len(line) for line in shown.splitlines()) <= 80
 
 
+def test_equal_inputs_give_equal_bytes(project: Path) -> None:
+    """Of every stage whose files hold no times; the report's are given again what they were made of."""
+    run = RunPaths(project / "results" / "default")
+    made = [*run.report.iterdir(), packed_dataset(project / "data", "photos"), *run.collapse.iterdir()]
+    made += [path for path in run.train("pelap").model.rglob("*") if path.is_file()]
+    made += [run.train("pelap").validation, *run.train("pelap").model.parent.glob("*.png")]
+    before = {path: path.read_bytes() for path in made}
+    assert len(before) > 15
+    command(
+        project, "dvc", "repro", "--force", "--single-item", "report", "download", "train@pelap", "collapse"
+    )
+    assert [path for path in made if path.read_bytes() != before[path]] == []
+    command(project, "git", "checkout", "-q", ".")
+    command(project, "dvc", "checkout", "--quiet")
+
+
 def test_ablation_has_a_row_and_a_line_for_every_lambda(project: Path) -> None:
     """Of two values one is the committed run's, so that only the other is trained."""
     output = command(project, "make", "-o", ".venv/.installed", "ablation", "LAMBDAS=0.001 0.05")
@@ -175,7 +191,7 @@ def test_ablation_has_a_row_and_a_line_for_every_lambda(project: Path) -> None:
 
 
 def test_a_cell_of_the_sweep_is_the_canonical_run(project: Path) -> None:
-    command(project, "snakemake", "--cores", "4", "all_seeds", "--config", "seeds=[0]")
+    command(project, "snakemake", "--cores", "4", "all_seeds", "--config", "seeds=[0]", "datasets=[photos]")
     committed = command(project, "git", "show", "HEAD:results/default/evaluate/metrics.json")
     ours = files.read_json(project / "results" / "sweep" / "photos" / "seed0" / "evaluate" / "metrics.json")
     for model, metrics in json.loads(committed).items():
