@@ -50,6 +50,7 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return tensors.keys() == others.keys() and all(torch.equal(tensors[n], others[n]) for n in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_from_scores_to_a_faster_model_in_memory(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -103,6 +104,7 @@ def scores(ddim: DiffusionPipeline) -> Scores:
     return found
 
 
+@pytest.mark.slow
 def test_a_plan_is_edited_saved_and_read(tmp_path: Path, ddim: DiffusionPipeline, scores: Scores) -> None:
     plan = pelap.make_plan(scores, num_operators=3)
     first, *others = plan.operators
@@ -140,6 +142,7 @@ def test_the_time_is_measured_where_the_scores_know_their_model(
     assert "% measured" not in repr(believed)
 
 
+@pytest.mark.slow
 def test_the_knapsack_is_what_chooses(scores: Scores) -> None:
     amount = int(scores.table["params"].max())
     plan, best, greedy = (
@@ -149,6 +152,7 @@ def test_the_knapsack_is_what_chooses(scores: Scores) -> None:
     assert plan == best < greedy * (1 - 1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_given_is_worth_looking_at(scores: Scores, ddim: DiffusionPipeline) -> None:
     plan, data = pelap.make_plan(scores, num_operators=2), tiny_dataset(side=8)
     options = MEASURE | {"latency_repeats": 3, "sampler_repeats": 3, "latency_batch_sizes": [2]}
@@ -189,6 +193,7 @@ def test_pictures_may_be_a_file_or_a_folder_of_classes(tmp_path: Path, ddim: Dif
         pelap.evaluate({"dense": ddim}, tmp_path / "nowhere", **SHORT)
 
 
+@pytest.mark.slow
 def test_models_are_given_by_their_folders_too(
     tmp_path: Path, ddim: DiffusionPipeline, scores: Scores
 ) -> None:
@@ -211,6 +216,7 @@ def test_models_are_given_by_their_folders_too(
         pelap.distill(small, tmp_path / "small", tiny_dataset(side=8), **TRAINING)
 
 
+@pytest.mark.slow
 def test_a_half_precision_pipeline_stays_one() -> None:
     pipe = tiny_ddim()
     pipe.unet.to(torch.bfloat16)
@@ -221,6 +227,7 @@ def test_a_half_precision_pipeline_stays_one() -> None:
     assert not hasattr(pipe, "_progress_bar_config")
 
 
+@pytest.mark.slow
 def test_a_plan_is_not_applied_with_what_was_computed_for_other_weights(scores: Scores) -> None:
     pipe, plan = tiny_ddim(), pelap.make_plan(scores, num_operators=2)
     with torch.no_grad():
@@ -263,6 +270,7 @@ IDLE: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pixels", "ours"])
 @pytest.mark.parametrize("call", IDLE)
 def test_settings_that_a_call_has_no_use_for_are_named_once(call: str, kind: str) -> None:
@@ -286,6 +294,7 @@ def test_settings_that_a_call_has_no_use_for_are_named_once(call: str, kind: str
     assert said.filename == __file__
 
 
+@pytest.mark.slow
 def test_every_saved_model_has_its_size(tmp_path: Path, ddim: DiffusionPipeline) -> None:
     ddim.save_pretrained(tmp_path / "one")
     ddim.save_pretrained(tmp_path / "two")
@@ -298,6 +307,7 @@ def test_every_saved_model_has_its_size(tmp_path: Path, ddim: DiffusionPipeline)
     assert sizes[2] is None
 
 
+@pytest.mark.slow
 def test_progress_and_files_are_had_by_asking(
     tmp_path: Path, ddim: DiffusionPipeline, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -357,6 +367,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_something_is(tmp_path: Path, ddim: DiffusionPipeline) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match="is not empty"):

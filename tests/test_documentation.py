@@ -57,6 +57,7 @@ def tiny_pipeline(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(
@@ -77,6 +78,7 @@ def cells() -> list[dict[str, Any]]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few", "tiny_pipeline")
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -93,6 +95,7 @@ def test_the_notebook_keeps_what_a_run_gave() -> None:
     assert not [output for cell in cells() for output in cell["outputs"] if output["output_type"] == "error"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few", "tiny_pipeline")
 def test_the_script_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -75,6 +75,7 @@ def in_order(num: int, first: int = 0) -> torch.Tensor:
     return torch.cat([images[::2], images[1::2]])
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_reference(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,6 +227,7 @@ def test_a_failure_ends_its_run_alone(
     )
 
 
+@pytest.mark.slow
 def test_time_is_up_in_the_middle_and_the_same_comes_out(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

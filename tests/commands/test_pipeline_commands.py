@@ -221,6 +221,7 @@ def evaluated(tmp_path: Path, folders: list[Path], **overrides: Any) -> dict[str
     return files.read_metrics(out)  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_pipelines_are_evaluated_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = list(save_pair(tmp_path, "ddim"))
     metrics = evaluated(tmp_path, folders)
@@ -342,6 +343,7 @@ def test_pictures_that_are_all_the_same_are_told_of(
     assert "warning" not in capsys.readouterr().out  # one is always the same as itself
 
 
+@pytest.mark.slow
 def test_figures_are_made_at_the_precision_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return scored
 
 
+@pytest.mark.slow
 def test_a_score_can_be_repeated_from_the_saved_latents(case: Case) -> None:
     tensors, about = files.load_tensors(case.latents)
     assert tensors.keys() == {"noise", "original"}
@@ -120,6 +121,7 @@ def test_table_and_protocol_say_what_the_scores_come_from(case: Case) -> None:
     assert not [path for path in case.root.iterdir() if "resume" in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "num_asked"), [("ddim", 0), ("stable_diffusion", 3), ("dit", 1000)])
 def test_prompts_and_classes_that_no_latent_asks_for_are_told(
     kind: str, num_asked: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -179,6 +181,7 @@ def without_times(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_scoring_goes_on_where_it_was(ddim: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     out, denoise, rows = ddim.root / "again.csv", LatentPipeline.denoise, list[int]()
 
@@ -232,6 +235,7 @@ def test_a_loaded_pruned_pipeline_can_be_saved_again(case: Case, tmp_path: Path)
         type(first).from_pretrained(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_an_interrupted_pruning_leaves_nothing(ddim: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -302,6 +306,7 @@ def test_what_is_wrong_is_one_line(ddim: Case, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.slow
 def test_scores_of_another_sampling_or_of_other_weights(
     ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,6 +357,7 @@ def test_a_folder_takes_one_plan(ddim: Case, tmp_path: Path, capsys: pytest.Capt
         assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_plans(ddim: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def prune(plan: Any, out: Path) -> int:
         (tmp_path / "plan.json").write_text(json.dumps(plan))

@@ -155,6 +155,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Path, Params], None], dict[str, bool]]]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_key_that_a_pipeline_has_no_use_for_is_said(
     folder: Path, command: str, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +181,7 @@ NAMES_ALONE = ("collapse", "evaluate", "report")
 """Stages that take from `variants` whom to look at; how each was trained is in its model's folder."""
 
 
+@pytest.mark.slow
 def test_every_key_of_a_run_is_used_by_its_stages_or_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

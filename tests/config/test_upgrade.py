@@ -87,6 +87,7 @@ def test_a_plan_has_the_names_of_today(file: str, steps: set[str]) -> None:
     assert renamed_steps("avg_pool+regroup") == "avg_pool+channel_pool"
 
 
+@pytest.mark.slow
 def test_scores_of_a_run_are_pruned_by_with_and_without_the_plan(here: Path) -> None:
     run = here / "results" / "default"
     asked = ("--set", "prune={num_operators: 9, max_measurements: 0}")

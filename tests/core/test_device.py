@@ -71,6 +71,7 @@ print(kept, faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the switch")
 def test_memory_of_freed_tensors_is_used_again() -> None:
     def run(switch: bool) -> tuple[str, int]:

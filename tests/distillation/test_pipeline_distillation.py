@@ -144,6 +144,7 @@ def test_every_term_has_its_share_at_every_validation(distilled: Distill, kind: 
         assert shares.sum(axis="columns").tolist() == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stable_diffusion", "dit"])
 def test_interrupted_distillation_ends_where_uninterrupted_does(
     tmp_path: Path, distilled: Distill, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -199,6 +199,7 @@ def test_fresh_weights_are_the_same_for_the_same_seed_and_move_no_other_number()
     assert not same(made[0], made[2])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_with_the_student_it_was_at(
     context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:

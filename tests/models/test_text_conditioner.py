@@ -287,6 +287,7 @@ def test_operators_of_cross_attention_are_found_and_seeds_share_prompts() -> Non
     assert loss.isfinite()
 
 
+@pytest.mark.slow
 def test_operators_of_a_guided_model_have_the_same_scores_together_as_alone(tmp_path: Path) -> None:
     model, params = told_model(), told_params().score
     denoiser = model_denoiser(model, DDIM, seed=0)

@@ -177,6 +177,7 @@ TEXT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "working"), TEXT)
 def test_every_scheduler_of_a_text_pipeline_makes_latents_or_is_told_of(
     build: Callable[[], Any], working: set[str]

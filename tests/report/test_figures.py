@@ -148,6 +148,7 @@ def test_labels_cover_neither_each_other_nor_markers() -> None:
     assert all(frame.contains(*corner) for box in boxes for corner in box.corners())
 
 
+@pytest.mark.slow
 def test_overview_is_as_high_as_its_samples_need(made: RunPaths) -> None:
     data = load(made)
     strip = overview.image_strip(data.samples["real"])

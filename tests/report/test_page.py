@@ -111,6 +111,7 @@ def test_protocol_may_hold_anything(paths: RunPaths) -> None:
 # What models make: pictures or sounds
 
 
+@pytest.mark.slow
 def test_sounds_play_beside_their_spectrograms_the_real_ones_first(heard: RunPaths) -> None:
     page, order = page_of(heard), ["real", *(name for name in METRICS if name != "real")]
     sounds = [base64.b64decode(value.removeprefix(WAV)) for value in page.sources("audio")]
@@ -306,6 +307,7 @@ def test_page_of_a_distillation_that_measured_no_gradients(paths: RunPaths) -> N
     assert "share of the gradient's norm" not in page.source
 
 
+@pytest.mark.slow
 def test_page_of_a_run_without_times(paths: RunPaths) -> None:
     """`evaluate.latency_repeats: null` leaves quality alone."""
     kept = ("fd_effnet_lite0", "psnr", "ssim")
@@ -413,6 +415,7 @@ def test_missing_or_damaged_input_is_one_line(
     assert not list(spare.root.glob(".report.partial"))
 
 
+@pytest.mark.slow
 def test_failed_report_keeps_the_last_one(
     made: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +437,7 @@ def test_two_reports_at_once(paths: RunPaths) -> None:
         report.run(context(paths))
 
 
+@pytest.mark.slow
 def test_same_run_same_files(made: RunPaths, paths: RunPaths) -> None:
     report.run(context(paths))
     for name in ("report_page", "report_figure", "report_table"):

@@ -103,6 +103,7 @@ def is_clean(network: nn.Module) -> bool:
 # Batched scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows_per_batch"),
     # Fewer rows than latents, as many, a number that they do not divide, and room for many operators.

@@ -128,6 +128,7 @@ def reference_of(context: Context) -> Reference:
 # --- rows -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_model_has_a_row_with_its_figures(metrics: Mapping[str, Any]) -> None:
     assert tuple(metrics) == ROWS
     assert set(metrics["real"]) == QUALITY
@@ -299,6 +300,7 @@ def test_protocol_says_what_figures_are(context: Context) -> None:
     assert {"seed", "device", "git_revision", "latency_batch_sizes", "dataset"} <= set(protocol)
 
 
+@pytest.mark.slow
 def test_variants_alone_and_the_reference_computed_once(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_every_amount_has_a_plan_a_model_and_its_listing(scored: Path) -> None:
     run = context(scored, num_operators=[2, 5])
     prune.run(run)
@@ -64,6 +65,7 @@ def test_every_amount_has_a_plan_a_model_and_its_listing(scored: Path) -> None:
     assert result["2"]["params_before"] == result["5"]["params_before"]
 
 
+@pytest.mark.slow
 def test_a_file_s_plan_is_called_like_the_file_and_what_cannot_be_done_leaves_the_last_result(
     scored: Path,
 ) -> None:
@@ -108,6 +110,7 @@ def test_scores_have_a_column_for_every_criterion(scored: Path) -> None:
     assert files.read_json(run.paths.score_protocol)["criteria"] == CRITERIA
 
 
+@pytest.mark.slow
 def test_every_way_to_choose_has_plans_of_its_own(scored: Path) -> None:
     ways = {
         "ours": {"criterion": "score", "selection": "lowest_first", "amounts": [2, 4]},
@@ -175,6 +178,7 @@ def test_the_joint_score_is_that_of_the_network_without_the_plans_operators(
     assert pruner.joint_score(pruner.prepare(Plan(()))) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_of_the_rest_are_what_one_more_adds_to_the_joint_score(
     pruner: Pruner, scores: pd.DataFrame
 ) -> None:
@@ -204,6 +208,7 @@ def states(network: nn.Module) -> Iterator[tuple[str, Any]]:
         yield name, tensor.double().sum().item()
 
 
+@pytest.mark.slow
 def test_the_network_is_left_as_it_was(
     pruner: Pruner, scores: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +244,7 @@ def leaning_on_norms() -> LatentDiffusion:
     return model
 
 
+@pytest.mark.slow
 def test_a_plan_that_breaks_the_network_is_refused_and_nothing_written(tmp_path: Path) -> None:
     run = context(tmp_path, num_operators=1)
     save_model(leaning_on_norms(), run.paths.train("invariant").model)

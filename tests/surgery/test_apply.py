@@ -227,6 +227,7 @@ def test_a_size_is_what_a_tracer_says_it_is() -> None:
         assert torch.equal(traced(*given), Repeated()(*given))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_pruned_network_is_exported_as_the_dense_one_is_at_odd_sizes() -> None:
     case = conditional()

@@ -121,6 +121,7 @@ def test_an_interruption_stops_all_and_starts_no_more() -> None:
         next(trainings[0])
 
 
+@pytest.mark.slow
 def test_variants_trained_together_are_those_trained_alone(tmp_path: Path) -> None:
     dataset = tiny_dataset()
     save_dataset(dataset, packed_dataset(tmp_path, "photos"))

@@ -75,7 +75,7 @@ def test_the_autoencoder_alone_has_no_other_loss() -> None:
     assert model.mask is not None
     model.mask.started.fill_(False)  # joint training with an open mask decodes the same latents
     expected = joint_losses(model, images, random, 0.5, 0.0, alphas)
-    losses = autoencoder_losses(model, images, random, 0.5)
+    losses = autoencoder_losses(model, images, random, 0.5, 0.0)
     torch.testing.assert_close(losses["recon"], expected["recon"])
     torch.testing.assert_close(losses["loss"], expected["recon"] + 0.5 * expected["kl"])
     losses["loss"].backward()

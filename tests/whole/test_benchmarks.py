@@ -183,6 +183,7 @@ def test_operators_have_classes(name: str, kind: str) -> None:
     assert counting.kind_of(name) == kind
 
 
+@pytest.mark.slow
 def test_training_runs(params: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "NUM_TEST", 8)
     monkeypatch.setattr(training, "LAMBDAS", (0.001, 0.1))
@@ -243,6 +244,7 @@ def test_frechet_runs(tmp_path: Path) -> None:
     assert results["ours"] > 0
 
 
+@pytest.mark.slow
 def test_memory_of_a_process_is_its_own(params: str, tmp_path: Path) -> None:
     """What this process holds does not count with what the measured one held."""
     held = torch.ones(2**28)  # 1 GiB, touched
@@ -260,6 +262,7 @@ def test_memory_says_which_command_failed(tmp_path: Path) -> None:
         memory.measure(tmp_path, "cpu", ["train", "--params", str(tmp_path / "nowhere.yaml")])
 
 
+@pytest.mark.slow
 def test_roofline_runs(
     params: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def test_a_variants_name_is_no_command(tmp_path: Path) -> None:
     (tmp_path / "bin" / "pelap").write_text("#!/bin/sh\nexit 2\n")
     (tmp_path / "bin" / "pelap").chmod(0o755)
     (tmp_path / "data" / "inputs").mkdir(parents=True)
-    for name in ("photos.safetensors", "inputs/train.json"):
+    for name in ("digits.safetensors", "inputs/train.json"):
         (tmp_path / "data" / name).touch()
     path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     words, environment = ["dvc", "repro", "-s", f"train@{variant}"], os.environ | {"PATH": path}

@@ -216,6 +216,7 @@ def test_lock_pins_every_dependency() -> None:
     assert {*map(named, wanted)} - {"pelap"} <= {*map(named, lines)}
 
 
+@pytest.mark.slow
 def test_the_package_can_be_imported_without_its_extras() -> None:
     """Whoever prunes a pipeline installs no study, no sound and no tests."""
     modules = [path.with_suffix("") for path in (ROOT / "pelap").rglob("*.py") if path.stem != "__main__"]

@@ -202,7 +202,9 @@ def prediction_of_operators() -> str:
 
 
 def _correlation(rho: float, n: float) -> str:
-    """`0.64 [0.04, 0.90], 12 operators`."""
+    """`0.64 [0.04, 0.90], 12 operators`; no interval where there are too few, or the order is the same."""
+    if n <= 3 or abs(rho) == 1:
+        return f"{number(rho, 2)}, {n:.0f} operators"
     half = SURE * math.sqrt((1 + rho**2 / 2) / (n - 3))
     low, high = (number(math.tanh(math.atanh(rho) + side), 2) for side in (-half, half))
     return f"{number(rho, 2)} [{low}, {high}], {n:.0f} operators"

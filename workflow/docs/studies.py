@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 
+from pelap.core import files
 from pelap.distillation.objective import TERMS
 from pelap.report import verdicts
 from pelap.report.tables import markdown, number
@@ -202,6 +203,19 @@ def default_run() -> str:
     return markdown([rows[0][i] for i in places], [[row[i] for i in places] for row in rows[2:]])
 
 
+def demo() -> str:
+    """What each stage of the default run takes and computes."""
+    kept = files.read_json(RESULTS / "bench" / "demo.json")
+    rows = [
+        [stage, number(row["seconds"], 1), f"{row['gflop']:,}", number(row["gflop"] / row["seconds"], 0)]
+        for stage, row in kept["stages"].items()
+    ]
+    total = {key: sum(row[key] for row in kept["stages"].values()) for key in ("seconds", "gflop")}
+    rows.append(["all", number(total["seconds"], 1), f"{total['gflop']:,}", ""])
+    where = f"{kept['device']}, {kept['precision']}"
+    return markdown([where, "seconds", "GFLOP", "GFLOP/s"], rows)
+
+
 def claims() -> str:
     """What README says of seeds, each with its interval, verdict and command."""
     rows = [
@@ -261,6 +275,6 @@ def _margins() -> Iterator[tuple[str, str, Found]]:
 
 
 TABLES = (
-    *(claims, collapse, collapse_pairs, default_run, distillation, margins),
+    *(claims, collapse, collapse_pairs, default_run, demo, distillation, margins),
     *(open_channels, paper, pruning, tasks, tasks_found, terms),
 )
