@@ -1,7 +1,8 @@
 """How long `make demo` takes: a guess from two seconds of its training, or what each stage took and computed.
 
     python benchmarks/demo.py              # the guess
-    python benchmarks/demo.py --measure    # every stage, twice; results/bench/demo.json, which guesses go by
+    python benchmarks/demo.py --measure    # the time of every stage; results/bench/demo.json, which guesses go by
+    python benchmarks/demo.py --count      # the operations of every stage, into the same file
 
 A guess is the time measured there, scaled by how fast the variant `pelap` trains here and did there. It is of
 params.yaml as committed, with nothing done before.
@@ -18,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from harness import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from training import Setting, take
@@ -59,28 +59,35 @@ def stages(params: Params) -> dict[str, list[str]]:
 
 
 def measure(params: Params, overrides: list[str]) -> dict[str, Any]:
-    """Seconds of every stage, start included, and billions of operations of its products and convolutions."""
+    """Seconds of every stage, start included, and what guesses go by."""
     rows: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as timed, tempfile.TemporaryDirectory() as counted:
+    with tempfile.TemporaryDirectory() as folder:
         for name, arguments in stages(params).items():
             started = time.monotonic()
-            command = [sys.executable, "-m", "pelap", *_options(arguments, Path(timed), overrides)]
+            command = [sys.executable, "-m", "pelap", *_options(arguments, Path(folder), overrides)]
             subprocess.run(
                 command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            took = time.monotonic() - started
-            with FlopCounterMode(display=False) as counter, _silence():
-                if pelap(_options(arguments, Path(counted), overrides)):
-                    sys.exit(f"demo: {name} failed while its operations were counted")
-            rows[name] = {"seconds": round(took, 1), "gflop": round(counter.get_total_flops() / 1e9)}
-            print(f"{name:<16} {took:6.1f} s {rows[name]['gflop']:8,} GFLOP", flush=True)
+            rows[name] = {"seconds": round(time.monotonic() - started, 1)}
+            print(f"{name:<16} {rows[name]['seconds']:6.1f} s", flush=True)
     return {
         "device": describe(choose_device("auto")),
-        "threads": torch.get_num_threads(),
         "precision": params.train.precision,
         "images_per_s": round(images_per_s(params), 1),
         "stages": rows,
     }
+
+
+def count(params: Params, overrides: list[str]) -> dict[str, int]:
+    """Billions of operations of every stage's products and convolutions; counting takes three times as long."""
+    counted = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, arguments in stages(params).items():
+            with FlopCounterMode(display=False) as counter, _silence():
+                if pelap(_options(arguments, Path(folder), overrides)):
+                    sys.exit(f"demo: {name} failed while its operations were counted")
+            counted[name] = round(counter.get_total_flops() / 1e9)
+    return counted
 
 
 def _options(arguments: list[str], folder: Path, overrides: list[str]) -> list[str]:
@@ -103,13 +110,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--measure", action="store_true", help="run every stage, twice")
+    parser.add_argument("--measure", action="store_true", help="time every stage")
+    parser.add_argument("--count", action="store_true", help="count the operations of every stage")
     parser.add_argument("--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE")
     args = parser.parse_args(arguments)
     os.chdir(ROOT)
     params = load_params(ROOT / "params.yaml", overrides=parse_overrides(args.overrides))
     if args.measure:
         files.write_json(KEPT, measure(params, args.overrides))
+    if args.count:
+        kept = files.read_json(KEPT)
+        for name, gflop in count(params, args.overrides).items():
+            kept["stages"][name]["gflop"] = gflop
+        files.write_json(KEPT, kept)
+    if args.measure or args.count:
         return
     known = files.read_json(KEPT)
     there = sum(row["seconds"] for row in known["stages"].values())
