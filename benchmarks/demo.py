@@ -1,8 +1,8 @@
 """How long `make demo` takes: a guess from two seconds of its training, or what each stage took and computed.
 
     python benchmarks/demo.py              # the guess
-    python benchmarks/demo.py --measure    # the time of every stage; results/bench/demo.json, which guesses go by
-    python benchmarks/demo.py --count      # the operations of every stage, into the same file
+    python benchmarks/demo.py --measure    # times of every stage: results/bench/demo.json, which it goes by
+    python benchmarks/demo.py --count      # operations of every stage, into the same file
 
 A guess is the time measured there, scaled by how fast the variant `pelap` trains here and did there. It is of
 params.yaml as committed, with nothing done before.
@@ -79,7 +79,7 @@ def measure(params: Params, overrides: list[str]) -> dict[str, Any]:
 
 
 def count(params: Params, overrides: list[str]) -> dict[str, int]:
-    """Billions of operations of every stage's products and convolutions; counting takes three times as long."""
+    """Billions of operations of every stage's products and convolutions; takes three times as long."""
     counted = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in stages(params).items():
