@@ -196,8 +196,10 @@ def prediction_of_operators() -> str:
     table = table[table["of"] == "operators"].set_index(["predictor", "dataset", "target"])
     rows = []
     for predictor in dict.fromkeys(table.index.get_level_values(0)):
-        own = [table.loc[predictor, dataset, "lost_before"] for dataset in DATASETS]
-        rows.append([f"`{predictor}`", *(_correlation(each.rho, each.n) for each in own)])
+        places = [(predictor, dataset, "lost_before") for dataset in DATASETS]
+        own = [table.loc[place] if place in table.index else None for place in places]
+        shown = ("" if each is None else _correlation(each.rho, each.n) for each in own)
+        rows.append([f"`{predictor}`", *shown])
     return markdown(["operators", *(f"{dataset}, before" for dataset in DATASETS)], rows)
 
 
