@@ -85,9 +85,9 @@ def of_method(row: Any) -> Found:
     return Found(row.lost_after_mean, row.lost_after_low, row.lost_after_high, row.n_after, row.verdict)
 
 
-def of_model(dataset: str, model: str) -> Found:
-    """The distance of a model of the pruning study less that of the dense one trained as long."""
-    row = row_of("pruning_study/summary", dataset=dataset, model=model, metric=DISTANCE)
+def of_model(dataset: str, model: str, study: str = "pruning_study") -> Found:
+    """The distance of a model of a study less that of the dense one trained as long."""
+    row = row_of(f"{study}/summary", dataset=dataset, model=model, metric=DISTANCE)
     head = f"diff_to_{CONTROL}"
     mean, low, high, n = row[[head, *(f"{head}_{end}" for end in ("low", "high", "n"))]]
     return Found(mean, low, high, n, row[f"verdict_to_{CONTROL}"])

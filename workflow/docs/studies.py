@@ -228,6 +228,11 @@ def claims() -> str:
 
 def _claims() -> Iterator[tuple[str, Found, int, str]]:
     above = "distance above the dense model trained as long"
+    row = row_of("sweep/summary", dataset="digits", model="invariant", metric=DISTANCE)
+    found = Found(*row[["diff_to_baseline", "diff_low", "diff_high", "diff_n", "verdict"]])
+    yield "default run, invariant, digits: distance above the baseline", found, 1, "all_seeds"
+    for model in ("pruned-35", "distilled-35", "scratch-35"):
+        yield f"default run, {model}, digits: {above}", of_model("digits", model, "sweep"), 1, "all_seeds"
     choices = [*product(DATASETS, ("knapsack", "ld-pruner", "magnitude"), ("35",))]
     choices += [("cifar10-jpeg", method, "60") for method in ("ld-pruner", "greedy-knapsack")]
     for dataset, method, amount in choices:
