@@ -86,7 +86,7 @@ test: .venv/.installed-dev ## Run the quick tests, which touch every module, WOR
 
 .PHONY: test-all
 test-all: .venv/.installed-dev ## Run the others: whole runs, studies, pipelines of every kind
-	$(PYTEST) -m slow
+	$(PYTEST) --dist loadfile -m slow
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, imports and workflow
