@@ -83,6 +83,31 @@ def test_the_autoencoder_alone_has_no_other_loss() -> None:
     assert all(p.grad is not None for p in model.vae.parameters())
 
 
+def test_a_mask_that_is_trained_with_the_autoencoder_is_pulled_down_there() -> None:
+    """Its decoder sees z*m, and the penalty has its weight."""
+    fields = VariantParams(
+        sparsity_key="seed",
+        gate="hard_concrete",
+        adaptive=False,
+        decoder_input="masked",
+        normalise="before_mask",
+        mask_losses=("reconstruction", "sparsity"),
+        vae_training="two_stage",
+    )
+    model = tiny_model(fields=fields)
+    images, random = _pictures(), draw_step_noise(model, 4, 0, "test", 0)
+    assert model.mask is not None
+    losses = autoencoder_losses(model, images, random, 0.5, 0.25)
+    cost = model.mask(torch.zeros(4, *model.latent_shape), random.gates).open_probability.mean()
+    torch.testing.assert_close(losses["loss"], losses["recon"] + 0.5 * losses["kl"] + 0.25 * cost)
+    losses["loss"].backward()
+    assert all(p.grad is not None for part in (model.vae, model.mask) for p in part.parameters())
+    with torch.no_grad():
+        set_logits(model, -9.0)
+        closed = autoencoder_losses(model, images, random, 0.5, 0.25)
+    assert closed["recon"] != losses["recon"]
+
+
 @pytest.mark.parametrize(
     ("coupling", "slope"),
     [
