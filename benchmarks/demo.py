@@ -31,11 +31,10 @@ from pelap.core.device import choose_device, describe, keep_freed_memory
 from pelap.core.terminal import duration, hidden
 
 KEPT = ROOT / "results" / "bench" / "demo.json"
-WITHOUT_DATA = ("score", "prune", "report")
 
 
 def images_per_s(params: Params, seconds: float = 2.0) -> float:
-    """Of joint training, the first step, which warms up, left out."""
+    """Of joint training, the first two steps, which warm up, left out."""
     device = choose_device("auto")
     if device.type == "cpu":
         keep_freed_memory()  # as `pelap train` does
@@ -92,8 +91,7 @@ def count(params: Params, overrides: list[str]) -> dict[str, int]:
 
 def _options(arguments: list[str], folder: Path, overrides: list[str]) -> list[str]:
     run = [] if arguments[0] == "download" else ["--run", str(folder / "run")]
-    data = [] if arguments[0] in WITHOUT_DATA else ["--data", str(folder / "data")]
-    return [*arguments, *run, *data, *(["--set", *overrides] if overrides else [])]
+    return [*arguments, *run, "--data", str(folder / "data"), *(["--set", *overrides] if overrides else [])]
 
 
 @contextlib.contextmanager
