@@ -81,7 +81,7 @@ ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as exp
 		--targets "Mask by epoch" "Scale by epoch" "Noise loss by epoch"
 
 .PHONY: test
-test: .venv/.installed-dev ## Run the quick tests, which touch every module, WORKERS=2 at a time
+test: .venv/.installed-dev ## Run the quick tests, which touch every module of pelap, WORKERS=2 at a time
 	$(PYTEST) -m "not slow"
 
 .PHONY: test-all
