@@ -1,6 +1,8 @@
 """A stage on a run, on a diffusers pipeline or on folders: what is refused and said before work begins.
 
 Imported on use: torch and diffusers take seconds, `pelap --help` must not, nor what is wrong in parameters.
+Without collections: they make half a million objects that stay, and looking through them again and again is
+a quarter of those seconds.
 """
 
 import argparse
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pelap.core.errors import ConfigError
+from pelap.core.garbage import no_garbage_collection
 
 
 def run_stage(args: argparse.Namespace) -> None:
@@ -17,17 +20,19 @@ def run_stage(args: argparse.Namespace) -> None:
     from pelap.config.rules import unused_by_run
 
     params = load_params(args.params, args.command, parse_overrides(args.overrides))
-    from pelap.core.device import choose_device
-    from pelap.core.files import check_writable
-    from pelap.core.paths import RunPaths
-    from pelap.stages.shared import Context
+    with no_garbage_collection():
+        from pelap.core.device import choose_device
+        from pelap.core.files import check_writable
+        from pelap.core.paths import RunPaths
+        from pelap.stages.shared import Context
 
+        stage = importlib.import_module(f"pelap.stages.{args.command}")
     check_writable(args.run)
     context = Context(params, RunPaths(args.run), args.data, choose_device(args.device))
     own = {name: getattr(args, name) for name in ("variant", "save_latents", "plan") if hasattr(args, name)}
     unused = unused_by_run(args.command, params, own.get("plan") is not None, own.get("variant"))
     _say_unused(f"by {args.command}", args, unused, STAGE_KEYS[args.command])
-    importlib.import_module(f"pelap.stages.{args.command}").run(context, *own.values())
+    stage.run(context, *own.values())
 
 
 def run_pipeline(args: argparse.Namespace) -> None:
@@ -39,9 +44,10 @@ def run_pipeline(args: argparse.Namespace) -> None:
     params = load_pipeline_params(file, args.command, parse_overrides(args.overrides))
     if file is None:
         print(f"no {USUAL} here: all has its default, but for --set")
-    from pelap.commands import pipelines
-    from pelap.core.device import choose_device, protocol_beside
-    from pelap.core.files import check_writable
+    with no_garbage_collection():
+        from pelap.commands import pipelines
+        from pelap.core.device import choose_device, protocol_beside
+        from pelap.core.files import check_writable
 
     if getattr(args, "save_latents", None) is not None:
         check_writable(args.save_latents.parent)
@@ -65,8 +71,9 @@ def compare_folders(args: argparse.Namespace) -> None:
     """`pelap evaluate --samples DIR`."""
     check_out(args.out, is_file=True)
     _say_unused("for folders", args)
-    from pelap.commands.evaluate_folders import evaluate_folders
-    from pelap.core.device import choose_device
+    with no_garbage_collection():
+        from pelap.commands.evaluate_folders import evaluate_folders
+        from pelap.core.device import choose_device
 
     device, weights = choose_device(args.device), args.inception_weights
     evaluate_folders(args.samples, args.reference, args.extractor, args.out, device, weights, args.paired)

@@ -1,7 +1,6 @@
 """Which device to compute on, at which precision, and what a protocol says of it."""
 
 import ctypes
-import gc
 import platform
 import subprocess
 import sys
@@ -116,19 +115,6 @@ def _asking_gradients(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tupl
     if not torch.is_grad_enabled():
         return args
     return tuple(each if each.requires_grad else each.detach().requires_grad_() for each in args)
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collect before the block, and not in it."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def synchronise(device: torch.device) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pelap.core.device import no_garbage_collection
+from pelap.core.garbage import no_garbage_collection
 
 Tree = Any  # tensors in tuples, lists and dictionaries
 Result = TypeVar("Result")

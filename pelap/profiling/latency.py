@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pelap.core.device import no_garbage_collection, synchronise
+from pelap.core.device import synchronise
 from pelap.core.errors import ModelError
+from pelap.core.garbage import no_garbage_collection
 from pelap.core.rng import generator
 
 Key = TypeVar("Key", bound=Hashable)
