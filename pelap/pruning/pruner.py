@@ -221,7 +221,7 @@ class Pruner(Scorer):
         replacements = self.fit(operators)
         kept = 1 - self.saved(plan)
         store = LatentStore()
-        store.append(ORIGINAL, self.original)
+        store.put(ORIGINAL, 0, self.original)
         with swapped_modules(self.denoiser.network, prepared.replacements):
             table = self.score_these(operators, replacements, store, f" without {len(gone)}").table
         shares = {name: kept * table[name] for name in ("latency_share", "replacement_share")}

@@ -61,10 +61,10 @@ class LatentStore:
             return self._memory[name]
         return files.load_tensors(self._path(self._folder, name))[0]["latents"]
 
-    def append(self, name: str, latents: torch.Tensor) -> None:
-        """Add latents (n, ...) to a name's."""
+    def put(self, name: str, start: int, latents: torch.Tensor) -> None:
+        """Latents (n, ...) are a name's from item `start` on, which is one of its own or follows its last."""
         latents = latents.detach().cpu()
-        whole = torch.cat([self.get(name), latents]) if self.count(name) else latents.contiguous()
+        whole = torch.cat([self.get(name)[:start], latents]) if start else latents.contiguous()
         if self._folder is None:
             self._memory[name] = whole
         else:
@@ -144,24 +144,24 @@ def score_operators(
     noise = _channels_last(unet, noise[order])
     _check_denoise(denoised, noise)
     for items in _chunks(store.count(ORIGINAL), len(noise), params.batch_size):
-        store.append(ORIGINAL, denoised(noise[items.start : items.stop], items))
+        store.put(ORIGINAL, items.start, denoised(noise[items.start : items.stop], items))
     original = finite(store.get(ORIGINAL), ORIGINALS, MEND)
-    running, num_done = list(operators), sum(store.count(operator.name) for operator in operators)
+    running, begin = list(operators), 0
     num_wanted = math.ceil((params.early_stop or 1.0) * len(operators))
     for end in _rungs(len(noise), params.early_stop):
-        for group, items in _work(running, end, params.batch_size, store):
+        for group, items in _work(running, range(begin, end), params.batch_size, store):
             rows = torch.cat([noise[items.start : items.stop]] * len(group))
             replaced = {operator.name: replacements[operator.name] for operator in group}
             with replaced_on_slices(unet, replaced, len(items)):
                 latents = denoised(rows, [*items] * len(group))
             for name, part in zip(replaced, latents.chunk(len(group)), strict=True):
-                store.append(name, part)
-            num_done += len(group) * len(items)
-            report(num_done)
+                store.put(name, items.start, part)
+            report(_num_done(operators, store))
+        begin = end
         if end < len(noise):
             seen = LatentSet(original[:end])
             running = _still_running(running, num_wanted, seen, params.formula, store)
-    if num_done < len(operators) * len(noise):
+    if _num_done(operators, store) < len(operators) * len(noise):
         report(len(operators) * len(noise))
     return _scores(operators, original, order.argsort(), params, store)
 
@@ -219,15 +219,21 @@ def _chunks(start: int, end: int, size: int) -> Iterator[range]:
 
 
 def _work(
-    operators: Sequence[Operator], end: int, rows: int, store: LatentStore
+    operators: Sequence[Operator], items: range, rows: int, store: LatentStore
 ) -> Iterator[tuple[list[Operator], range]]:
-    """Operators to examine together, and the items to do it on, until each has `end` latents."""
-    starts = sorted({store.count(operator.name) for operator in operators})
-    for start in starts:
-        behind = [operator for operator in operators if store.count(operator.name) == start]
-        for items in _chunks(start, end, rows):
-            for group in in_passes(behind, max(1, rows // len(items))):
-                yield group, items
+    """Operators to examine together, and the items to do it on, until each has them all.
+
+    Who shares a pass is the same whatever is there already: of another pass a row has other last digits, and
+    what was interrupted has to end as if it had not been.
+    """
+    for some in _chunks(items.start, items.stop, rows):
+        for group in in_passes(operators, max(1, rows // len(some))):
+            if any(store.count(operator.name) < some.stop for operator in group):
+                yield group, some
+
+
+def _num_done(operators: Sequence[Operator], store: LatentStore) -> int:
+    return sum(store.count(operator.name) for operator in operators)
 
 
 def _still_running(

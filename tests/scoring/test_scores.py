@@ -203,10 +203,10 @@ def test_latents_that_are_not_finite_score_infinitely_and_come_last(value: float
 def given(sets: Sequence[torch.Tensor], original: torch.Tensor, **options: Any) -> Scores:
     """Scores of operators op0, op1, ... whose latents are these."""
     store = LatentStore()
-    store.append(ORIGINAL, original)
+    store.put(ORIGINAL, 0, original)
     operators = [Operator(f"op{i:02}", "linear", ReplacementSpec(), None) for i in range(len(sets))]
     for operator, latents in zip(operators, sets, strict=True):
-        store.append(operator.name, latents)
+        store.put(operator.name, 0, latents)
 
     def denoise(rows: torch.Tensor, items: Sequence[int]) -> torch.Tensor:
         assert len(rows) <= 2, "only the checks are denoised"
@@ -359,7 +359,7 @@ def test_early_stop_is_not_misled_by_what_chance_adds(num: int) -> None:
     scattered = [original + 0.25 * torch.randn(num, 256) for _ in range(10)]  # 0.5 of many, 4 of 4
     operators = [Operator(f"op{i}", "linear", ReplacementSpec(), None) for i in range(20)]
     for operator, latents in zip(operators, [*shifted, *scattered], strict=True):
-        store.append(operator.name, latents)
+        store.put(operator.name, 0, latents)
     if num == 4:
         plain = [change_of(original, store.get(each.name)).score("avg+std") for each in operators]
         assert min(plain[10:]) > max(plain[:10])
@@ -422,19 +422,20 @@ def test_file_that_is_cut_short_is_made_anew(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-10])
     recorder = Recorder(denoiser)
     resumed = denoiser.score(recorder, store=LatentStore(tmp_path))
-    pd.testing.assert_frame_equal(resumed.table, expected.table, rtol=1e-4)
-    assert recorder.num_rows == 5 + 8 + 8
+    # To the last digit, which another pass would change: it is scored with those that it was scored with.
+    pd.testing.assert_frame_equal(resumed.table, expected.table, check_exact=True)
+    assert 5 + 8 + 8 <= recorder.num_rows < 5 + 8 + expected.num_rows
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_store_keeps_what_is_appended(tmp_path: Path, on_disk: bool) -> None:
+def test_store_keeps_what_is_put_into_it(tmp_path: Path, on_disk: bool) -> None:
     folder = tmp_path / "store" if on_disk else None
     store = LatentStore(folder)
     latents = torch.randn(5, 2, 3)
     assert store.count("a.b") == 0
-    store.append("a.b", latents[:2])
-    store.append("a.b", latents[2:])
-    store.append("a", latents[:1])
+    store.put("a.b", 0, latents[:4])
+    store.put("a.b", 2, latents[2:])
+    store.put("a", 0, latents[:1])
     assert (store.count("a.b"), store.count("a"), store.count("b")) == (5, 1, 0)
     assert torch.equal(store.get("a.b"), latents)
     if folder is not None:
