@@ -14,6 +14,8 @@ MINUTES ?=
 WORKERS ?= 2
 # One thread each: networks as small as those of the tests gain nothing from two.
 PYTEST = $(VENV_PATH) OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS)
+SEED ?= 0
+COUNT ?= 20
 LAMBDAS ?= 0.001 0.005 0.01 0.05 0.1
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -87,6 +89,10 @@ test: .venv/.installed-dev ## Run the quick tests, which touch every module of p
 .PHONY: test-all
 test-all: .venv/.installed-dev ## Run the others: whole runs, studies, pipelines of every kind
 	$(PYTEST) --dist loadfile -m slow
+
+.PHONY: test-faults
+test-faults: .venv/.installed-dev ## Kill, starve and deceive every command COUNT=20 times a kind, by SEED=0 (SECURITY.md)
+	$(VENV_PATH) OMP_NUM_THREADS=1 python tests/faults --seed $(SEED) --count $(COUNT) $(if $(KINDS),--only $(KINDS))
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, imports and workflow
