@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 
 from pelap.commands.studies import load_study
 from pelap.config.load import parse_params, read_yaml, resolved, select_keys
 from pelap.core import files
 from pelap.core.errors import ConfigError
 from pelap.core.keys import key
+from pelap.core.names import NAME
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.datasets.sources import inputs_of, seen_last
 
@@ -26,6 +28,9 @@ SEEDED_DATASETS = ("photos", "sounds")  # data sets that differ from seed to see
 WITHOUT_DATA = ("score", "prune", "report")  # stages that read no packed data set
 PREFIXES = {"sweep": "", "pruning_study": "pruning_", "choosing": "choosing_", "collapse_study": "study_"}
 """How the keys of a grid of a parameter file, data sets and seeds begin in the configuration."""
+
+TEXTS = {"name": NAME, "module": r"[a-z0-9][a-z0-9_]{0,63}", "seed": r"[0-9]{1,18}"}
+"""Formats of the schema; JSON Schema's own patterns would let a line end behind what they match."""
 
 
 class Grid(NamedTuple):
@@ -43,9 +48,12 @@ class Grid(NamedTuple):
 def check(config: Mapping[str, Any]) -> None:
     """Refuse a wrong configuration in one line (`snakemake.utils.validate` takes a page)."""
     schema = read_yaml(ROOT / "workflow" / "schemas" / "config.schema.yaml")
+    formats = FormatChecker(())
+    for name, pattern in TEXTS.items():
+        formats.checks(name)(lambda it, like=pattern: not isinstance(it, str) or re.fullmatch(like, it))
     problems = [
         f"{'.'.join(map(str, error.path)) or 'keys'}: {error.message}"
-        for error in Draft202012Validator(schema).iter_errors(config)
+        for error in Draft202012Validator(schema, format_checker=formats).iter_errors(config)
     ]
     if problems:
         raise ConfigError(f"workflow/config.yaml (or --config): {'; '.join(problems)}")
@@ -137,8 +145,8 @@ class Cell(NamedTuple):
 
     def options(self, stage: str) -> list[str]:
         """What a stage's command is told beside its run and parameters."""
-        variant = [] if self.variant is None else [f"--variant {self.variant}"]
-        return variant + ([] if stage in WITHOUT_DATA else [f"--data {self.data}"])
+        variant = [] if self.variant is None else ["--variant", self.variant]
+        return variant + ([] if stage in WITHOUT_DATA else ["--data", str(self.data)])
 
     def parameters(self, stage: str) -> str:
         """What a stage reads, as its job writes it down: JSON, hence YAML."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, NonNegativeInt, ValidationError
+from pydantic import Field, ValidationError
 
 from pelap.config import Params, Section
 from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, read_yaml, resolved, select_keys
-from pelap.config.model import Name
+from pelap.config.model import Name, Seed
 from pelap.config.rules import STAGES
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ class StudyFile(Section):
     """A whole study file."""
 
     dataset: Name
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
     budget: Annotated[str, Field(min_length=1)]
     parts: Annotated[dict[Name, PartFile], Field(min_length=1)]
 

@@ -9,14 +9,21 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     StringConstraints,
     model_validator,
 )
 
-Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+from pelap.core.names import NAME
+
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+# Upper ends that no run comes near and no machine chokes on: a slip of the hand is said, not tried.
+MOST = 10_000_000
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]  # pictures, steps, repeats, samples
+Natural: TypeAlias = Annotated[int, Field(ge=0, le=MOST)]
+Width: TypeAlias = Annotated[int, Field(ge=1, le=16384)]  # channels, groups, heads, tokens of a network
+Depth: TypeAlias = Annotated[int, Field(ge=1, le=256)]  # its layers
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]  # as torch takes them
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
@@ -50,8 +57,8 @@ class PelapVAEParams(Section):
     """The paper's autoencoder, trained here; the paper has width 64, 4 latent channels, downsampling 4."""
 
     kind: Literal["pelap"] = "pelap"
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
-    latent_channels: PositiveInt = 4
+    width: Annotated[Width, Field(ge=8, multiple_of=8)] = 16
+    latent_channels: Width = 4
     downsampling: Literal[4, 8] = 4
 
 
@@ -69,7 +76,7 @@ class LightUNetParams(Section):
     """The paper's UNet (base width 64); `stem` puts a convolution before its first norm."""
 
     kind: Literal["light"] = "light"
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    width: Annotated[Width, Field(ge=8, multiple_of=8)] = 64
     stem: bool = False
 
 
@@ -77,11 +84,11 @@ class BlockUNetParams(Section):
     """A UNet of diffusers: residual blocks, with attention at some resolutions."""
 
     kind: str
-    channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (32, 64, 64)
-    layers_per_block: PositiveInt = 2
+    channels: Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=16)] = (32, 64, 64)
+    layers_per_block: Depth = 2
     attention: Annotated[tuple[bool, ...], Field(strict=False)] = (False, True, False)
-    attention_head_dim: PositiveInt = 8
-    norm_num_groups: PositiveInt = 8
+    attention_head_dim: Width = 8
+    norm_num_groups: Width = 8
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -128,10 +135,10 @@ class TextConditioning(Section):
         "a small picture of {}",
         "a close view of {}",
     )
-    num_tokens: PositiveInt = 8
-    width: PositiveInt = 64
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
+    num_tokens: Width = 8
+    width: Width = 64
+    layers: Depth = 2
+    heads: Width = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     guidance_scale: PositiveFloat = 2.0
     prompts: str | None = None
@@ -154,7 +161,7 @@ ConditioningParams: TypeAlias = Annotated[NoConditioning | TextConditioning, Fie
 class DiffusionParams(Section):
     """The forward process: linear betas over `num_train_timesteps` steps."""
 
-    num_train_timesteps: PositiveInt = 1000
+    num_train_timesteps: Count = 1000
     beta_start: Share = 0.0001
     beta_end: Share = 0.02
 
@@ -169,7 +176,7 @@ class SamplerParams(Section):
     """How noise becomes latents; `steps` must divide the number of training time steps."""
 
     kind: Literal["ddim", "ddpm"] = "ddim"
-    steps: PositiveInt = 20
+    steps: Count = 20
 
 
 def check_falling(lr: float, lr_min: float) -> None:
@@ -191,13 +198,13 @@ class VariantParams(Section):
 
     gate: Literal["none", "sigmoid", "topk", "hard_concrete"] = "sigmoid"
     adaptive: bool = True
-    k: PositiveInt | None = None
+    k: Width | None = None
     mask_lr: PositiveFloat | None = None
     sparsity_key: Literal["lambda", "seed"]
     sparsity_weight: NonNegativeFloat = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_epochs: NonNegativeInt = 0
-    start_epoch: NonNegativeInt = 0
+    warmup_epochs: Natural = 0
+    start_epoch: Natural = 0
     normalise: Literal["none", "before_mask", "after_mask"] = "none"
     decoder_input: Literal["unmasked", "masked"] = "unmasked"
     encoder_losses: Losses = ALL_LOSSES

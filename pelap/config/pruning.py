@@ -4,17 +4,20 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from pelap.config.model import Decay, Execution, Name, Precision, SamplerParams, Section, Share, check_falling
+from pelap.config.model import (
+    Count,
+    Decay,
+    Execution,
+    Name,
+    Natural,
+    Precision,
+    SamplerParams,
+    Section,
+    Share,
+    check_falling,
+)
 
 Formula: TypeAlias = Literal["avg+std", "avg", "std", "avg*std"]
 # Ways to rank operators that need no denoising run for each of them.
@@ -27,17 +30,17 @@ class ScoreParams(Section):
     """LD-Pruner's score of every operator, and what it is compared with."""
 
     variant: Name = "invariant"
-    num_latents: Annotated[int, Field(ge=2)] = 32
-    num_seeds: PositiveInt = 2
+    num_latents: Annotated[Count, Field(ge=2)] = 32
+    num_seeds: Count = 2
     sampler: SamplerParams = SamplerParams()
     formula: Formula = "avg+std"
     criteria: Annotated[tuple[CheapCriterion, ...], Field(strict=False)] = ()
     norm_replacement: Literal["identity", "affine"] = "identity"
     replacement_init: Literal["least_squares", "random", "parameter_free"] = "least_squares"
     early_stop: Share | None = None
-    batch_size: PositiveInt = 256
-    latency_batch_size: PositiveInt = 64
-    latency_repeats: Annotated[int, Field(ge=3)] = 30
+    batch_size: Count = 256
+    latency_batch_size: Count = 64
+    latency_repeats: Annotated[Count, Field(ge=3)] = 30
 
     @model_validator(mode="after")
     def _sets_of_equal_size(self) -> "ScoreParams":
@@ -75,11 +78,11 @@ class PruneParams(Section):
     """How much to remove: exactly one of the three targets, with one amount or several; and how to choose."""
 
     time_reduction: Amounts[Share] = (0.25,)
-    num_params: Amounts[PositiveInt] = None
-    num_operators: Amounts[PositiveInt] = None
+    num_params: Amounts[Annotated[int, Field(ge=1, le=2**53)]] = None
+    num_operators: Amounts[Count] = None
     methods: Annotated[dict[Name, MethodParams], Field(min_length=1)] = METHODS
-    max_measurements: NonNegativeInt = 5
-    single_operator_plans: NonNegativeInt = 0
+    max_measurements: Natural = 5
+    single_operator_plans: Natural = 0
 
     @model_validator(mode="after")
     def _one_target(self) -> "PruneParams":
@@ -154,8 +157,8 @@ class StudentParams(LossWeights):
 class QualityParams(Section):
     """The Frechet distance on the way: samples made, and train pictures that they are compared with."""
 
-    num_images: Annotated[int, Field(ge=2)] = 500
-    num_reference: Annotated[int, Field(ge=2)] = 4000
+    num_images: Annotated[Count, Field(ge=2)] = 500
+    num_reference: Annotated[Count, Field(ge=2)] = 4000
     sampler: SamplerParams = SamplerParams()
 
 
@@ -170,23 +173,23 @@ STUDENTS = {
 class DistillParams(Section):
     """Fine-tuning of pruned UNets with the dense one as teacher, and of what they are compared with."""
 
-    steps: PositiveInt = 240
-    batch_size: PositiveInt = 64
+    steps: Count = 240
+    batch_size: Count = 64
     lr: PositiveFloat = 0.0005
     lr_min: NonNegativeFloat = 0.00001
     horizontal_flip: bool = True
-    warmup_steps: NonNegativeInt = 20
+    warmup_steps: Natural = 20
     weight_decay: NonNegativeFloat = 0.0001
     grad_clip: PositiveFloat = 1.0
     ema_decay: Decay = 0.99
     precision: Precision = "auto"
     execution: Execution = "auto"
     students: Annotated[dict[Name, StudentParams], Field(min_length=1)] = STUDENTS
-    validate_every: PositiveInt = 80
-    num_validation: PositiveInt = 256
+    validate_every: Count = 80
+    num_validation: Count = 256
     quality: QualityParams | None = None
     select: Literal["last", "loss", "distance"] = "last"
-    log_every: PositiveInt = 10
+    log_every: Count = 10
 
     @model_validator(mode="after")
     def _coherent(self) -> "DistillParams":

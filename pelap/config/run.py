@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from pelap.config.model import (
     ConditioningParams,
+    Count,
     Decay,
     DiffusionParams,
     Execution,
@@ -15,11 +16,13 @@ from pelap.config.model import (
     Precision,
     SamplerParams,
     Section,
+    Seed,
     Share,
     UNet2DParams,
     UNetParams,
     VAEParams,
     VariantParams,
+    Width,
     check_falling,
 )
 from pelap.config.pruning import DistillParams, PruneParams, ScoreParams
@@ -28,10 +31,10 @@ from pelap.config.pruning import DistillParams, PruneParams, ScoreParams
 class PhotoCrops(Section):
     """Crops taken from each of the eight photographs."""
 
-    train_per_photo: PositiveInt = 1024
-    test_per_photo: PositiveInt = 256
-    min_crop: Annotated[int, Field(ge=8)] = 48
-    max_crop: Annotated[int, Field(ge=8)] = 160
+    train_per_photo: Count = 1024
+    test_per_photo: Count = 256
+    min_crop: Annotated[Count, Field(ge=8)] = 48
+    max_crop: Annotated[Count, Field(ge=8)] = 160
 
     @model_validator(mode="after")
     def _ordered(self) -> "PhotoCrops":
@@ -43,12 +46,12 @@ class PhotoCrops(Section):
 class SoundParams(Section):
     """How sounds become pictures: log-mel spectrograms, `image_size` bands of `image_size` frames."""
 
-    sample_rate: Annotated[int, Field(ge=4000)] = 16000
-    num_fft: Annotated[int, Field(ge=64)] = 1024
-    hop_length: Annotated[int, Field(ge=16)] = 256
+    sample_rate: Annotated[Count, Field(ge=4000)] = 16000
+    num_fft: Annotated[int, Field(ge=64, le=65536)] = 1024
+    hop_length: Annotated[Count, Field(ge=16)] = 256
     range_db: Annotated[float, Field(ge=20, le=120)] = 80.0
-    train_per_class: PositiveInt = 512
-    test_per_class: PositiveInt = 64
+    train_per_class: Count = 512
+    test_per_class: Count = 64
 
     @model_validator(mode="after")
     def _overlap(self) -> "SoundParams":
@@ -72,10 +75,10 @@ class DownloadParams(Section):
 class TrainParams(Section):
     """Joint training of VAE, mask and UNet, after `vae_epochs` of the VAE alone where a variant says so."""
 
-    epochs: PositiveInt = 6
-    vae_epochs: PositiveInt = 3
-    steps_per_epoch: PositiveInt | None = None
-    batch_size: PositiveInt = 64
+    epochs: Count = 6
+    vae_epochs: Count = 3
+    steps_per_epoch: Count | None = None
+    batch_size: Count = 64
     lr: PositiveFloat = 0.001
     lr_min: NonNegativeFloat = 0.00001
     lr_update: Literal["step", "epoch"] = "step"
@@ -86,10 +89,10 @@ class TrainParams(Section):
     ema_decay: Decay = 0.995
     precision: Precision = "auto"
     execution: Execution = "auto"
-    parallel_variants: PositiveInt = 1
+    parallel_variants: Count = 1
     select: Literal["last", "best"] = "last"
-    log_every: PositiveInt = 16
-    num_validation: PositiveInt = 512
+    log_every: Count = 16
+    num_validation: Count = 512
     preview: SamplerParams = SamplerParams(steps=50)
 
     @model_validator(mode="after")
@@ -101,8 +104,8 @@ class TrainParams(Section):
 class CollapseParams(Section):
     """What the mask does, over `num_images` test pictures."""
 
-    num_images: Annotated[int, Field(ge=2)] = 1024
-    batch_size: PositiveInt = 256
+    num_images: Annotated[Count, Field(ge=2)] = 1024
+    batch_size: Count = 256
     active_threshold: Share = 0.5
     scale_threshold: Share = 0.5
 
@@ -110,10 +113,10 @@ class CollapseParams(Section):
 class ClassifierParams(Section):
     """A small network that learns to tell the classes of the real train pictures apart."""
 
-    steps: PositiveInt = 500
-    batch_size: PositiveInt = 128
+    steps: Count = 500
+    batch_size: Count = 128
     lr: PositiveFloat = 0.002
-    width: PositiveInt = 32
+    width: Width = 32
     horizontal_flip: bool = True
 
 
@@ -121,23 +124,23 @@ class EvaluateParams(Section):
     """Quality and cost of every model, or of the variants alone."""
 
     models: Literal["all", "variants"] = "all"
-    num_images: Annotated[int, Field(ge=2)] = 1500
-    num_reference: Annotated[int, Field(ge=2)] = 4000
-    num_reconstructions: PositiveInt = 1024
-    batch_size: PositiveInt = 128
+    num_images: Annotated[Count, Field(ge=2)] = 1500
+    num_reference: Annotated[Count, Field(ge=2)] = 4000
+    num_reconstructions: Count = 1024
+    batch_size: Count = 128
     sampler: SamplerParams = SamplerParams()
     precision: Precision = "fp32"
-    step_counts: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = (10,)
-    deepcache_intervals: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = ()
+    step_counts: Annotated[tuple[Count, ...], Field(strict=False)] = (10,)
+    deepcache_intervals: Annotated[tuple[Annotated[Count, Field(ge=2)], ...], Field(strict=False)] = ()
     only_frechet: bool = False
     extractors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = ("effnet-lite0",)
     classifier: ClassifierParams | None = None
     inception_weights: str | None = None
     lpips_weights: str | None = None
-    latency_batch_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)] = (64, 1)
+    latency_batch_sizes: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)] = (64, 1)
     latency_compiled: bool = False
-    latency_repeats: Annotated[int, Field(ge=3)] | None = 30
-    sampler_repeats: Annotated[int, Field(ge=3)] = 5
+    latency_repeats: Annotated[Count, Field(ge=3)] | None = 30
+    sampler_repeats: Annotated[Count, Field(ge=3)] = 5
 
     @model_validator(mode="after")
     def _once(self) -> "EvaluateParams":
@@ -169,7 +172,7 @@ class Params(Section):
     """A whole parameter file; what a stage does not read (see `STAGE_KEYS`) is not set on the object."""
 
     dataset: Name = "photos"
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Seed = 0
     lambda_: Annotated[NonNegativeFloat, Field(alias="lambda")] = 0.001
     download: DownloadParams = DownloadParams()
     vae: VAEParams = PelapVAEParams()

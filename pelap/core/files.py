@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelap.core.errors import BusyError, ConfigError, DataError, PelapError
+from pelap.core.names import demand_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,18 +154,20 @@ def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def read_mappings(path: Path, keys: Iterable[str] = (), again: str = "make it again") -> dict[str, Any]:
-    """Read a JSON object of such objects, as `prune/result.json`; `again` says how to mend it."""
+    """Read a JSON object of such objects by name, as `prune/result.json`; `again` says how to mend it."""
     whole, keys = read_mapping(path), list(keys)
     for name, value in whole.items():
         absent = [key for key in keys if key not in value] if isinstance(value, dict) else ["a mapping"]
         if absent:
             raise DataError(f"{path}: {name}: lacks {', '.join(absent)}; {again}")
+    demand_names(whole, str(path))
     return whole
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
     """Read ``{model: {metric: number}}``; a `DataError` says that it is missing or holds anything else."""
     metrics = read_mapping(path)
+    demand_names(metrics, str(path))
     for model, values in metrics.items():
         kinds = {type(value) for value in values.values()} if isinstance(values, dict) else {dict}
         if not kinds <= {int, float, type(None)}:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
+from pelap.core.names import demand_names
 
 # Row of another draw of real pictures: what no model can be expected to go below, nor take the name of.
 REAL_ROW = "real"
@@ -222,16 +223,23 @@ def run_models(paths: RunPaths, variants: Iterable[str], only_variants: bool = F
     rows = {name: RunModel(paths.train(name).model) for name in variants}
     if only_variants:
         return RunModels(rows)
-    scored = files.read_mapping(paths.score_protocol, ["variant"])["variant"]
+    scored = scored_variant(paths)
     if scored not in rows:
         raise ConfigError(
             f"variants: lacks {scored}, which {paths.score_protocol} says was scored; add it, or score again"
         )
-    for plan in files.read_mapping(paths.prune_result):
+    for plan in files.read_mappings(paths.prune_result):
         rows[f"pruned-{plan}"] = RunModel(paths.pruned_model(plan), "pruned", plan)
     for name, how in read_students(paths).items():
         rows[name] = RunModel(paths.distilled_model(name), how["start"], how.get("plan"), tuned=True)
     return RunModels(rows, scored)
+
+
+def scored_variant(paths: RunPaths) -> str:
+    """The variant whose UNet was scored, as `score` says; a `DataError` where it does not."""
+    name = files.read_mapping(paths.score_protocol, ["variant"])["variant"]
+    demand_names([name], f"{paths.score_protocol}: variant")
+    return str(name)
 
 
 def read_students(paths: RunPaths, keys: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
@@ -241,7 +249,7 @@ def read_students(paths: RunPaths, keys: Iterable[str] = ()) -> dict[str, dict[s
         DataError: That is missing, or a network comes from a plan that `prune` did not leave.
     """
     students = files.read_mappings(paths.distill_result, ("start", *keys), "distill again")
-    plans = files.read_mapping(paths.prune_result)
+    plans = files.read_mappings(paths.prune_result)
     for name, how in students.items():
         if how["start"] != "dense" and how.get("plan") not in plans:
             raise DataError(

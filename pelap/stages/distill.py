@@ -8,7 +8,7 @@ from torch import nn
 from pelap.config import DistillParams, StudentParams
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError
-from pelap.core.paths import reference_cache
+from pelap.core.paths import reference_cache, scored_variant
 from pelap.distillation.model_distillation import ModelDistillation, progress_table, reinitialised
 from pelap.models.model_io import trained_model
 from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
@@ -30,13 +30,12 @@ def run(context: Context) -> None:
     """
     paths, params, seed = context.paths, context.params.distill, context.params.seed
     with files.exclusive(paths.distill):
-        plans = list(files.read_mapping(paths.prune_result))
+        plans = list(files.read_mappings(paths.prune_result))
         if not plans:
             raise DataError(f"{paths.prune_result}: names no plan; run `pelap prune` again")
         rows = params.rows(plans)
         dataset, cache = context.dataset(), reference_cache(context.data)
-        variant = files.read_mapping(paths.score_protocol, ["variant"])["variant"]
-        teacher = trained_model(paths.train(variant).model, dataset, context.device, load_model)
+        teacher = trained_model(paths.train(scored_variant(paths)).model, dataset, context.device, load_model)
         shared = ModelDistillation(teacher, dataset, params, seed, context.device, len(rows), cache)
         trained, states = {}, []
         with files.atomic_dir(paths.distill) as partial:

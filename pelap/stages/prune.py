@@ -1,14 +1,17 @@
 """prune: scores to a plan, the plan to a smaller denoiser, and the time that it really saves."""
 
-import re
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from pelap.config import PruneParams, ScoreParams
+from pelap.config.load import explain
+from pelap.config.model import Seed
 from pelap.config.upgrade import renamed, renamed_scores
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
+from pelap.core.names import is_made_name
 from pelap.core.terminal import listing
 from pelap.diffusion.reverse import model_denoiser
 from pelap.pipelines.pipeline_io import load_model, save_model
@@ -18,7 +21,6 @@ from pelap.stages.shared import Context
 from pelap.surgery.plan import Plan, load_plan
 
 SHORT = 0.05  # share of the time that a plan may fall short by before that is said
-PLAN_NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 
 
 def run(context: Context, plan_file: Path | None = None) -> None:
@@ -56,7 +58,11 @@ def scored_with(protocol_file: Path) -> tuple[ScoreParams, int]:
     absent = [key for key in ScoreParams.model_fields if key not in protocol]
     if absent:
         raise DataError(f"{protocol_file}: lacks the keys {', '.join(absent)}; make it again")
-    return ScoreParams(**{name: protocol[name] for name in ScoreParams.model_fields}), protocol["seed"]
+    try:
+        params = ScoreParams(**{name: protocol[name] for name in ScoreParams.model_fields})
+        return params, TypeAdapter(Seed).validate_python(protocol["seed"])
+    except ValidationError as error:
+        raise DataError(f"{protocol_file}: {explain(error)}; score again") from None
 
 
 def plans(
@@ -65,9 +71,10 @@ def plans(
     """Plans by name: what the parameters ask for, or the file's, which is called like it."""
     if plan_file is None:
         return pruner.plans(scores, params)
-    if not PLAN_NAME.fullmatch(plan_file.stem):
+    if not is_made_name(plan_file.stem):
         raise ConfigError(
-            f"--plan {plan_file}: a plan is called like its file; use letters, digits, dots, - and _"
+            f"--plan {plan_file}: a plan is called like its file; use letters and digits, with dots, - and _ "
+            "between them"
         )
     return {plan_file.stem: plan_of(scores, load_plan(plan_file))}
 

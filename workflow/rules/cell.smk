@@ -113,4 +113,4 @@ for NAME, STAGE in STAGES.items():
             **({"gpu": 1} if STAGE.gpu else {}),
         shell:
             PREPARE
-            + "pelap {params.stage} --run {params.run} --params {output.parameters} {params.options} > {log} 2>&1"
+            + "pelap {params.stage} --run {params.run:q} --params {output.parameters:q} {params.options:q} > {log:q} 2>&1"

@@ -4,12 +4,13 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from pelap.core import files
+from pelap.core import files, names
 from pelap.core.errors import PelapError
 from pelap.core.paths import DOWNLOADS, RunPaths, packed_dataset
 from pelap.datasets.sources import DATA_DIR_VARIABLE
@@ -29,9 +30,9 @@ except PelapError as error:
 
 wildcard_constraints:
     grid="|".join(GRIDS),  # a task's has a slash: results/tasks/<name>, data/tasks/<name>
-    dataset="[a-z0-9][a-z0-9_-]*",
+    dataset=names.NAME,
     seed=r"\d+",
-    variant="[a-z0-9][a-z0-9_-]*",
+    variant=names.NAME,
     place=r"shared|seed\d+",
 
 
@@ -89,11 +90,11 @@ def evaluate_cores(wildcards):
 
 
 # The `pelap` of the environment that Snakemake runs in, unless another is activated (or in the container).
-shell.prefix(f'set -euo pipefail; PATH="$PATH:{Path(sys.executable).parent}"; ')
+shell.prefix(f'set -euo pipefail; PATH="$PATH":{quote(str(Path(sys.executable).parent))}; ')
 
 # Snakemake sets MKL_NUM_THREADS to a rule's threads, and torch takes the larger of the two.
 PREPARE = (
-    "echo {params.parameters:q} > {output.parameters}; "
+    "echo {params.parameters:q} > {output.parameters:q}; "
     f'export {DATA_DIR_VARIABLE}="${{{{{DATA_DIR_VARIABLE}:-{grid.DATA / DOWNLOADS}}}}}"; '
     "export OMP_NUM_THREADS={resources.torch_threads} MKL_NUM_THREADS={resources.torch_threads}; "
 )

@@ -1,16 +1,16 @@
 """What the cells of a study say together: a rule each, made by one loop."""
 
 SUMMARIES = {
-    "compare": ("{grid}", seeds, "pelap compare --sweep"),
-    "study": ("collapse_study", collapse, "pelap study --root"),
-    "choosing": ("choosing", choosing, "pelap choosing --root"),
-    "tasks": ("tasks", tasks, "pelap tasks --root"),
-    "paper": ("paper", paper, f"pelap paper --study {config['paper']} --minutes 0 --root"),
+    "compare": ("{grid}", seeds, ["pelap", "compare", "--sweep"]),
+    "study": ("collapse_study", collapse, ["pelap", "study", "--root"]),
+    "choosing": ("choosing", choosing, ["pelap", "choosing", "--root"]),
+    "tasks": ("tasks", tasks, ["pelap", "tasks", "--root"]),
+    "paper": ("paper", paper, ["pelap", "paper", "--study", config["paper"], "--minutes", "0", "--root"]),
 }
 """The folder of the cells, the study, and the command, which takes the root."""
 for NAME in config.get("studies", {}):  # of the user's own, by the names of their folders
     STUDY = import_module(f"workflow.studies.{NAME}")
-    SUMMARIES[NAME] = (NAME, STUDY, f"python -m {STUDY.__name__} --root")
+    SUMMARIES[NAME] = (NAME, STUDY, ["python", "-m", STUDY.__name__, "--root"])
 
 
 def folder_of(name, wildcards):
@@ -78,4 +78,4 @@ for NAME, (FOLDER, STUDY, COMMAND) in SUMMARIES.items():
             mem_mb=2000,
             runtime=15,
         shell:
-            "{params.command} {params.root} {params.cells} > {log} 2>&1"
+            "{params.command:q} {params.root:q} {params.cells:q} > {log:q} 2>&1"

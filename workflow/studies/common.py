@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from pelap.config.load import read_yaml
 from pelap.core import files
 from pelap.core.errors import DataError, PelapError
+from pelap.core.names import is_made_name
 from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report.figures.style import MUTED, legend, literal, panels, to_png
 from pelap.report.tables import MINUS, PRUNED, is_distance
@@ -98,7 +99,8 @@ def finished_cells(
 
 
 def _is_cell(path: Path, where: str) -> bool:
-    return len(path.parts) == where.count("/") + 1 and SEED.fullmatch(path.name) is not None
+    as_deep = len(path.parts) == where.count("/") + 1 and all(map(is_made_name, path.parts))
+    return as_deep and SEED.fullmatch(path.name) is not None
 
 
 def _differences(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pelap.commands.studies import Cell, Study, finished_stages, load_study, read_record
 from pelap.core import files
 from pelap.core.errors import ConfigError
-from pelap.core.paths import RunPaths
+from pelap.core.paths import RunPaths, scored_variant
 from pelap.report.figures.style import to_png
 from pelap.report.figures.training import epoch_curves
 from workflow.studies.collapse.figures import DISTANCE, study_figure
@@ -81,8 +81,8 @@ def _values(run: Run, root: Path) -> Iterator[tuple[str, str, Any]]:
             for variant, row in table.to_dict("index").items():
                 yield from ((str(variant), str(k), v) for k, v in row.items() if not isinstance(v, str))
         elif stage == "score":
-            protocol = files.read_mapping(run.paths.score_protocol, ["variant"])
-            yield protocol["variant"], "rank_correlation", protocol.get("rank_correlation")
+            protocol = files.read_mapping(run.paths.score_protocol)
+            yield scored_variant(run.paths), "rank_correlation", protocol.get("rank_correlation")
         elif stage == "evaluate":
             for name, metrics in files.read_metrics(run.paths.metrics).items():
                 yield from ((name, metric, value) for metric, value in metrics.items())
