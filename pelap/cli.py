@@ -11,23 +11,25 @@ from typing import Any, NoReturn
 
 from pelap import __version__
 from pelap.commands.modes import compare_folders, run_pipeline, run_stage
-from pelap.core.errors import ConfigError, PelapError, is_out_of_memory
+from pelap.core.errors import ConfigError, PelapError, brief, limit_of_machine
 
 EXIT_ERROR = 2
 EXIT_UNFINISHED = 3  # of `paper`, which ended by the clock: the same command goes on
 EXIT_INTERRUPTED = 130
+INF = float("inf")
 RESUMING = ("train", "score", "distill", "paper")
 
 
-def _number(least: float, kind: Callable[[str], float], what: str) -> Callable[[str], float]:
+def _number(
+    least: float, kind: Callable[[str], float], what: str, most: float = 1e7
+) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
-            whole = "whole " if kind is int else ""
-            raise argparse.ArgumentTypeError(f"{text!r} is no {whole}number") from None
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{value} is {what}")
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is {'too large' if most < value < INF else what}")
         return value
 
     return parse
@@ -38,7 +40,7 @@ def _path(metavar: str, help_text: str, default: str | None = None) -> dict[str,
     return {"type": Path, "metavar": metavar, "help": shown, "default": Path(default) if default else None}
 
 
-POSITIVE, NATURAL = _number(1, int, "not positive"), _number(0, int, "negative")
+POSITIVE, SEED = _number(1, int, "not positive"), _number(0, int, "negative", 2**63 - 1)
 # Every option by its name; what stands behind a colon tells those of the same flag apart.
 OPTIONS: dict[str, dict[str, Any]] = {
     "run": _path("DIR", "run folder", "results/default"),
@@ -79,7 +81,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paired": {"action": "store_true", "help": "PSNR and SSIM of equally named pictures too"},
     "model": _path("DIR", "its folder"),
     "num": {"type": POSITIVE, "default": 64, "metavar": "N", "help": "pictures [%(default)s]"},
-    "seed": {"type": NATURAL, "default": 0, "metavar": "S", "help": "[%(default)s]"},
+    "seed": {"type": SEED, "default": 0, "metavar": "S", "help": "[%(default)s]"},
     "steps": {"type": POSITIVE, "default": 50, "metavar": "N", "help": "steps [%(default)s]"},
     "sweep": _path("DIR", "its results", "results/sweep") | {"dest": "root"},
     "root:collapse": _path("DIR", "its results", "results/collapse_study"),
@@ -327,13 +329,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = "goes on from the last checkpoint" if resumes else "starts again"
         print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if (said := limit_of_machine(error)) is None:
             raise
-        return _fail(
-            "out of memory; lower batch_size (and parallel_variants, latency_batch_sizes) of this stage's "
-            "parameters"
-        )
+        return _fail(said)
     except BrokenPipeError:
         # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -346,5 +345,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"pelap: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"pelap: error: {brief(message)}", file=sys.stderr)
     return EXIT_ERROR

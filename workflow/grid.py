@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 
 from pelap.commands.studies import load_study
-from pelap.config.load import parse_params, read_yaml, resolved, select_keys
+from pelap.config.load import parse_params, resolved, select_keys
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.errors import ConfigError
 from pelap.core.keys import key

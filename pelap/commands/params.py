@@ -9,8 +9,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pelap.commands.modes import check_out
-from pelap.config.load import parse_overrides, parse_params, read_yaml, resolved
+from pelap.config.load import parse_overrides, parse_params, resolved
 from pelap.config.upgrade import rename
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.errors import ConfigError
 

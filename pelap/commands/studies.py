@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from pelap.config import Params, Section
-from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, read_yaml, resolved, select_keys
+from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, resolved, select_keys
 from pelap.config.model import Name, Seed
 from pelap.config.rules import STAGES
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.keys import working_folder_on_path

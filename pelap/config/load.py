@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pelap.config import (
 from pelap.config.pruning import TARGETS
 from pelap.config.rules import disagreements
 from pelap.config.upgrade import Outdated, outdated
+from pelap.config.yaml import WITH_PARAMS, parse_yaml, read_yaml
 from pelap.core.errors import ConfigError
 
 # The keys of `params.yaml` that each stage reads; `dvc.yaml` and the sweeps list the same ones.
@@ -45,7 +45,7 @@ PIPELINE_KEYS: dict[str, tuple[str, ...]] = {
 }
 # Where keys are names that a user gives: a file that has such a table has all of it.
 TABLES = ("variants", "prune.methods", "distill.students", "download.folders")
-WITH_PARAMS = "give a parameter file with --params"  # where most commands take it
+LONGEST_SHOWN = 100  # characters of a wrong value that an error repeats
 USUAL = Path("params.yaml")  # in the working folder, where no other file is given
 EXTENDS = "extends"  # key of a parameter file that says the differences from another one, by its path from it
 
@@ -114,38 +114,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"--set {word}: expected KEY=VALUE, as in --set train.epochs=3")
-        overrides[key] = _parsed(text, f"--set {key}")
+        overrides[key] = parse_yaml(text, f"--set {key}")
     return overrides
-
-
-def read_yaml(path: Path, remedy: str = WITH_PARAMS) -> Any:
-    """Parse YAML 1.2 (``1e-3`` is a number, a key given twice is refused).
-
-    Args:
-        path: The file.
-        remedy: What to do where there is none.
-
-    Raises:
-        ConfigError: It is missing, a folder, or no YAML.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; {remedy}")
-    try:
-        return _parsed(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; {remedy}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
-
-
-def _parsed(text: str, source: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).load(StringIO(text))
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def read_params(
@@ -323,4 +293,12 @@ def _fault(problems: Sequence[Mapping[str, Any]]) -> str:
     if len(problems) > 1 and all(each["type"] == "literal_error" for each in problems):
         words = [each["ctx"]["expected"].replace(" or ", ", ") for each in problems]
         message = f"input should be one of {', '.join(words)}"
-    return message if isinstance(first["input"], Mapping) else f"{message} (it is {first['input']!r})"
+    return message if isinstance(first["input"], Mapping) else f"{message} (it is {_shown(first['input'])})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no number of thousands of digits
+        return "a huge number"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -19,10 +19,10 @@ from pelap.core.names import NAME
 Name: TypeAlias = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 # Upper ends that no run comes near and no machine chokes on: a slip of the hand is said, not tried.
 MOST = 10_000_000
-Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]  # pictures, steps, repeats, samples
+Count: TypeAlias = Annotated[int, Field(gt=0, le=MOST)]  # pictures, steps, repeats, samples
 Natural: TypeAlias = Annotated[int, Field(ge=0, le=MOST)]
-Width: TypeAlias = Annotated[int, Field(ge=1, le=16384)]  # channels, groups, heads, tokens of a network
-Depth: TypeAlias = Annotated[int, Field(ge=1, le=256)]  # its layers
+Width: TypeAlias = Annotated[int, Field(gt=0, le=16384)]  # channels, groups, heads, tokens of a network
+Depth: TypeAlias = Annotated[int, Field(gt=0, le=256)]  # its layers
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]  # as torch takes them
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 Decay: TypeAlias = Annotated[float, Field(ge=0, lt=1)]

@@ -78,7 +78,7 @@ class PruneParams(Section):
     """How much to remove: exactly one of the three targets, with one amount or several; and how to choose."""
 
     time_reduction: Amounts[Share] = (0.25,)
-    num_params: Amounts[Annotated[int, Field(ge=1, le=2**53)]] = None
+    num_params: Amounts[Annotated[int, Field(gt=0, le=2**53)]] = None
     num_operators: Amounts[Count] = None
     methods: Annotated[dict[Name, MethodParams], Field(min_length=1)] = METHODS
     max_measurements: Natural = 5

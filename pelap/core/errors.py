@@ -15,9 +15,38 @@ class PelapError(Exception):
     """Base of every error that a user can mend; the message is one line."""
 
 
+LONGEST = 500  # characters of a message
+
+
+def brief(message: str) -> str:
+    """A message on one line, without what moves a terminal's cursor.
+
+    Of a longer one than `LONGEST` the middle is left out: where it is stands in front, how to mend it behind.
+    """
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST * 3 // 5]} ... {message[-LONGEST * 2 // 5 + 5 :]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of PyTorch's, on whatever device, is that there is no memory left."""
-    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    """Whether there is no memory left, for Python or for PyTorch on whatever device."""
+    words = ("out of memory", "can't allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+
+
+def limit_of_machine(error: BaseException) -> str | None:
+    """What to say where something was too much for Python or PyTorch; None for any other error."""
+    if is_out_of_memory(error):
+        return (
+            "out of memory; lower batch_size (and parallel_variants, latency_batch_sizes) of this stage's "
+            "parameters, or give smaller files"
+        )
+    if isinstance(error, RecursionError):
+        return "something that was read is nested too deeply; make the file again, or lay it out flat"
+    if isinstance(error, OverflowError) or "verflow" in str(error):
+        reason = str(error).partition("\n")[0]
+        return f"a number is too large ({reason}); use smaller ones in parameters and on the command line"
+    return None
 
 
 class ConfigError(PelapError):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+LARGEST = 64 * 2**20  # bytes of a text that is read, a table say; the largest of ours has 0.2 MB
 # Columns of our tables that hold names, whatever the names look like.
 TEXT_COLUMNS = (
     *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
@@ -134,14 +135,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def demand_file(path: Path, largest: int = LARGEST) -> None:
+    """Refuse, with a `DataError`, a pipe or a device, which may have no end, and a file of more bytes."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no file (a folder, a pipe or a device); give a file")
+    if path.exists() and path.stat().st_size > largest:
+        raise DataError(f"{path}: has more than {largest:,} bytes, which nothing that is read here has")
+
+
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """UTF-8 text, with or without a mark in front, as a Windows editor writes it.
+
+    Raises:
+        DataError: See `demand_file`.
+        FileNotFoundError, UnicodeDecodeError: For the caller to say what was to be there.
+    """
+    demand_file(path, largest)
+    return path.read_text(encoding="utf-8-sig")
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; a `DataError` says that the file is missing or something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # a plan may come from a Windows editor
+        return json.loads(read_text(path))
     except FileNotFoundError:
         raise missing(path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); make it again") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no text, a number without end, too deep
+        raise DataError(f"{path}: not valid JSON ({one_line(error)}); make it again") from None
 
 
 def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
@@ -188,6 +208,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    demand_file(path)
     try:
         text = dict.fromkeys(TEXT_COLUMNS, str)
         table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=text)

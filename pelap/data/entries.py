@@ -3,6 +3,7 @@
 import lzma
 import os
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pelap.core.errors import DataError
-from pelap.core.files import one_line
+from pelap.core.files import one_line, read_text
 from pelap.core.paths import GRID
 
 Remark = Callable[[str], None]
@@ -50,9 +52,22 @@ def unsaid(what: str) -> None:
 
 # What a file holds, by the end of its name in small letters.
 KINDS = {".png": "pictures", ".jpg": "pictures", ".jpeg": "pictures", ".wav": "sounds"}
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python reads others without a limit of memory
+ZIP_STEP = 2**20  # bytes read at once: all at once would be decompressed whatever the size that was claimed
 UTF8_NAME = 0x800  # of a zip's entry; without it old tools mean code page 437, newer ones anything
 LINKED = "links in the archive not followed (pack it with `tar --dereference`, or with `zip` without -y)"
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+# What reading an archive raises that is damaged, or made to harm: its headers lie about sizes and offsets.
+UNREADABLE = (
+    *(OSError, EOFError, lzma.LZMAError, zlib.error, struct.error, tarfile.TarError, zipfile.BadZipFile),
+    *(RecursionError, OverflowError, MemoryError, ValueError, LookupError, NotImplementedError),
+)
+# Bytes of a picture or sound: the largest picture that `pelap.data.pictures` reads has 270 MB without any
+# compression; of sound it is 50 minutes in stereo at 44.1 kHz.
+LARGEST = 512 * 2**20
+# Members of a tar that are notes on the next one, a long name say, and their bytes.
+NOTES = (*(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK), *(tarfile.XHDTYPE, tarfile.XGLTYPE, b"X"))
+LARGEST_NOTES = 2**20
+MOST_ENTRIES = 1_500_000  # files and folders of a source; ImageNet has 1.3 million pictures
 
 
 @dataclass(frozen=True)
@@ -70,13 +85,15 @@ def entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
 
     Raises:
         OSError: Something may not be read, or, as others of `UNREADABLE`, an archive is damaged.
-        DataError: What should be a file is none, once it is read.
+        DataError: There are too many; or, once it is read, what should be a file is none, or is too large.
     """
-    if source.is_dir():
-        return _folder_entries(source, remarks)
-    if source.suffix.lower() == ".zip":
-        return _zip_entries(source, remarks)
-    return _tar_entries(source, remarks)
+    if not source.is_dir() and not source.is_file():
+        raise DataError(f"{source}: is no folder and no file, but a pipe or a device; give one of them")
+    kinds = {True: _folder_entries, False: _zip_entries if source.suffix.lower() == ".zip" else _tar_entries}
+    for number, entry in enumerate(kinds[source.is_dir()](source, remarks), start=1):
+        if number > MOST_ENTRIES:
+            raise DataError(f"{source}: holds more than {MOST_ENTRIES:,} files and folders; make it smaller")
+        yield entry
 
 
 def _folder_entries(
@@ -103,7 +120,16 @@ def _folder_entries(
 def _file_bytes(source: Path, path: str) -> bytes:
     if not (source / path).is_file():
         raise DataError(f"{source}: {path} is no file: a link that leads nowhere, or a pipe; remove it")
+    _demand_size((source / path).stat().st_size, source, path)
     return (source / path).read_bytes()
+
+
+def _demand_size(size: int, source: Path, path: str, largest: int = LARGEST) -> None:
+    if size > largest:
+        raise DataError(
+            f"{source}: {path} has, or claims, {size:,} bytes, more than the {largest:,} of the largest file "
+            "that is read; take it out, or make it smaller"
+        )
 
 
 def _zip_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
@@ -137,16 +163,35 @@ def _zip_path(info: zipfile.ZipInfo, remarks: Remarks) -> str:
 def _zip_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     if _is_link(info):
         raise DataError(f"{archive.filename}: {info.filename} is a link; pack it with `zip` without -y")
+    if info.compress_type not in ZIP_METHODS:
+        raise DataError(f"{archive.filename}: {info.filename} is not compressed as `zip` does it; pack it so")
+    _demand_size(info.file_size, Path(str(archive.filename)), info.filename)
     try:
-        return archive.read(info)
+        with archive.open(info) as file:
+            return b"".join(iter(partial(file.read, ZIP_STEP), b""))
     except RuntimeError as error:  # encrypted, or a compression that Python lacks
         raise zipfile.BadZipFile(str(error)) from None
 
 
 def _tar_entries(source: Path, remarks: Remarks) -> Iterator[Entry]:
-    """Members in the order of the archive: reading on and on decompresses it once."""
-    with tarfile.open(source) as archive:
+    """Members in the order of the archive: reading on and on decompresses it once.
+
+    One that is too large is refused even where it would be passed over: that would decompress it.
+    """
+
+    class Member(tarfile.TarInfo):
+        """Its header; those of types of their own are notes on the next one, read at once and whole."""
+
+        @classmethod
+        def frombuf(cls, *args: Any) -> "Member":
+            found = super().frombuf(*args)
+            largest = LARGEST_NOTES if found.type in NOTES else LARGEST
+            _demand_size(found.size, source, found.name, largest)
+            return found
+
+    with tarfile.open(source, tarinfo=Member) as archive:
         for member in archive:
+            _demand_size(member.size, source, member.name)  # a sparse one has more than it takes
             if member.issym() and kind_of(member.name) is None:
                 remarks.add(LINKED, member.name)
             else:
@@ -213,7 +258,7 @@ def read_prompts(path: Path) -> list[str]:
         DataError: It is missing, unreadable, no text, or holds no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of prompts; correct the path") from None
     except UnicodeDecodeError as error:

@@ -1,5 +1,6 @@
 """One picture: decoding, squaring, resizing. Pillow's integer arithmetic gives the same on every machine."""
 
+import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from pelap.core import files
 from pelap.data.entries import Remark, unsaid
 
 ORIENTATION, TURNED = 0x0112, range(2, 9)  # the entry of EXIF, and its values for what is not upright
+TOO_LARGE = (Image.DecompressionBombWarning, Image.DecompressionBombError, OverflowError, MemoryError)
 PNG_BIT_DEPTH = 24  # where a PNG has its bits a colour: the header is the first chunk, always
 
 
@@ -37,14 +39,17 @@ def read_picture(data: bytes, remark: Remark = unsaid) -> Image.Image:
         ValueError: The bytes are not a complete picture, or its transparency cannot be told.
     """
     try:
-        with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as image:
+        # Of more than 89 million pixels, as many as a camera has, Pillow warns: 300 kB may hold them all.
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(BytesIO(data), formats=("PNG", "JPEG"))
+        with image:
             bits = data[PNG_BIT_DEPTH] if image.format == "PNG" else 8
             for what in _changes(image, bits):
                 remark(what)
             return _on_white(ImageOps.exif_transpose(image), bits, remark)
     except UnidentifiedImageError:
         raise ValueError("its content is of another kind") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, *TOO_LARGE) as error:
         raise ValueError(str(error)) from None
 
 

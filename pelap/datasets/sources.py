@@ -197,6 +197,6 @@ def _pictures(location: str, data: Path) -> Any:
         read = [source / entry.path for entry in inside if passed_over(entry.path) is None]
         found = sorted(filter(Path.is_file, read if source.is_dir() else [source]))
         stats = [(str(file), file.stat()) for file in found]
-    except OSError:
+    except (OSError, DataError):
         return None
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]

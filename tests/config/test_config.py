@@ -7,8 +7,9 @@ import pytest
 from tiny import ROOT, raw_params, tiny_raw
 
 from pelap.config import DiffusionParams, LightUNetParams, PelapVAEParams, VariantParams
-from pelap.config.load import STAGE_KEYS, load_params, parse_params, read_yaml, select_keys
+from pelap.config.load import STAGE_KEYS, load_params, parse_params, select_keys
 from pelap.config.rules import NUM_DIGITS, NUM_PHOTOGRAPHS, NUM_RECIPES, STAGES, latent_problem
+from pelap.config.yaml import read_yaml
 from pelap.core.errors import ConfigError
 from pelap.datasets import digits
 from pelap.datasets.photos import PHOTOGRAPHS

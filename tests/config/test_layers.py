@@ -10,7 +10,8 @@ from tiny import ROOT
 
 from pelap.cli import main
 from pelap.config import SamplerParams, TextConditioning, UNet2DConditionParams
-from pelap.config.load import DEFAULTS, load_params, merge, parse_overrides, parse_params, read_yaml, resolved
+from pelap.config.load import DEFAULTS, load_params, merge, parse_overrides, parse_params, resolved
+from pelap.config.yaml import read_yaml
 from pelap.core.errors import ConfigError
 
 KEPT = Path(__file__).with_name("presets.json")

@@ -590,4 +590,4 @@ def test_prompts_that_cannot_be_read_are_refused(content: bytes | None, words: s
     if content is not None:
         file.write_bytes(content)
     expect_error(lambda: read_prompts(file), f"{file}: {words}")
-    expect_error(lambda: read_prompts(tmp_path), "cannot be read")
+    expect_error(lambda: read_prompts(tmp_path), "is no file")

@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from tiny import ROOT
 
 from pelap.cli import main
-from pelap.config.load import read_yaml, resolved
+from pelap.config.load import resolved
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.paths import input_file
 from pelap.datasets.sources import READING, inputs_of

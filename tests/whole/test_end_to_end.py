@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 from ruamel.yaml import YAML
 from tiny import ROOT, tiny_raw
 
-from pelap.config.load import read_yaml
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.paths import RunPaths, packed_dataset
 from pelap.masking.collapse import HEALTHY, MASK_COLLAPSE, PARTIAL_MASK, SCALE_COLLAPSE

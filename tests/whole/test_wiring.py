@@ -21,8 +21,9 @@ from ruamel.yaml import YAML
 
 import pelap
 from pelap.commands.studies import load_study
-from pelap.config.load import STAGE_KEYS, load_params, read_yaml, resolved
+from pelap.config.load import STAGE_KEYS, load_params, resolved
 from pelap.config.rules import STAGES
+from pelap.config.yaml import read_yaml
 from pelap.core.paths import RunPaths, input_file, packed_dataset
 from pelap.datasets.sources import READING
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny import ROOT
 
-from pelap.config.load import read_yaml
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.errors import ConfigError
 from workflow import grid
@@ -28,8 +28,11 @@ def in_the_projects_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"study_datasets": ["nope"]}, "presets/collapse_study.yaml: dataset: 'nope' is unknown"),
         ({"study_params": "nope.yaml"}, "nope.yaml: no such file"),
         ({"tasks": {"own": {"params": "params.yaml"}}}, "tasks.own: 'dataset' is a required property"),
-        ({"tasks": {"A/b": {"params": "params.yaml", "dataset": "photos"}}}, "'A/b' does not match"),
+        ({"tasks": {"A/b": {"params": "params.yaml", "dataset": "photos"}}}, "'A/b' is not a 'name'"),
         ({"tasks": {"own": {"params": "nope.yaml", "dataset": "photos"}}}, "nope.yaml: no such file"),
+        ({"datasets": ["photos\n"]}, "datasets.0: 'photos\\n' is not a 'name'"),
+        ({"seeds": ["1\n"]}, "seeds.0: '1\\n' is not a 'seed'"),
+        ({"studies": {"a.b": {"params": "params.yaml", "datasets": ["photos"], "seeds": [0]}}}, "a 'module'"),
         ({"paper": "nope.yaml"}, "nope.yaml: no such file"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from refusals import refusal
 from tiny import ROOT
 
-from pelap.config.load import read_yaml
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import RunPaths

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from pelap.config.load import read_yaml
+from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.errors import DataError, PelapError
 from pelap.core.names import is_made_name
