@@ -189,7 +189,7 @@ def written(file: Path, parts: Mapping[str, Any]) -> str:
     It is written when it differs from what it was, and only then, so that its time says when something
     changed last. Snakemake's own memory of parameters and code is in .snakemake, and may be lost.
     """
-    before = files.read_mapping(file) if file.is_file() else {}
+    before = files.read_noted(file)
     now = seen_last(parts, before)
     if now != before:
         files.write_json(file, now)

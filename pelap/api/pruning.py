@@ -22,7 +22,8 @@ from pelap.api.models import (
 )
 from pelap.api.results import PruningPlan, Scores, read_plan
 from pelap.config import PruneParams, ScoreParams
-from pelap.core import files
+from pelap.core.device import protocol_beside
+from pelap.core.tables import read_table
 from pelap.pruning.pruner import Pruner
 from pelap.pruning.selection import make_plan as choose_operators
 from pelap.pruning.selection import plan_of
@@ -104,7 +105,9 @@ def make_plan(
         PlanError: The target is out of reach.
     """
     if not isinstance(scores, Scores):
-        scores = Scores(scores if isinstance(scores, pd.DataFrame) else files.read_csv(Path(scores)), {})
+        if not isinstance(scores, pd.DataFrame):
+            scores = read_table(Path(scores), protocol_beside(Path(scores)))
+        scores = Scores(scores, {})
     amounts = {"time_reduction": time_reduction, "num_params": num_params, "num_operators": num_operators}
     given: dict[str, Any] = {name: [value] for name, value in amounts.items() if value is not None}
     if given:

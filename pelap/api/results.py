@@ -16,6 +16,7 @@ from pelap.config import ScoreParams
 from pelap.core import files
 from pelap.core.device import protocol_beside
 from pelap.core.errors import PlanError
+from pelap.core.tables import write_table
 from pelap.pruning.pruner import Pruner
 from pelap.pruning.selection import plan_of
 from pelap.surgery.plan import Plan, load_plan, plan_from_json
@@ -54,8 +55,7 @@ class Scores(_Shown):
 
     def save(self, path: str | Path) -> None:
         """Write the table as CSV, and the protocol beside it; `pelap pipeline prune --scores` reads them."""
-        files.write_csv(Path(path), self.table)
-        files.write_json(protocol_beside(Path(path)), self.protocol)
+        write_table(Path(path), self.table, protocol_beside(Path(path)), self.protocol)
 
     def plot(self) -> "Figure":
         """Every operator's score, least first, with its 95 % interval."""

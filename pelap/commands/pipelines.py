@@ -16,6 +16,7 @@ from pelap.core.device import protocol_beside
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.keys import ResumeState, code_of, key
 from pelap.core.paths import REAL_ROW, packed_dataset, reference_cache
+from pelap.core.tables import read_table, write_table
 from pelap.data.dataset import load_dataset
 from pelap.data.entries import read_prompts
 from pelap.distillation import pipeline_distillation as distillation
@@ -61,8 +62,7 @@ def score_pipeline(
         made_of = key(**scorer.state_parts, code=code_of(__name__))
         state = ResumeState(out.parent, f".{out.name}.resume", made_of)
         scores = score.score(scorer, state, save_latents)
-        files.write_csv(out, scores.table)
-        files.write_json(protocol_beside(out), scores.protocol)
+        write_table(out, scores.table, protocol_beside(out), scores.protocol)
         state.drop()
     score.show(scores)
     print(f"scores in {out}")
@@ -106,7 +106,8 @@ def prune_pipeline(
             f"{params.prune.single_operator_plans}); ask for one for each --out folder"
         )
     with files.exclusive(out):
-        scores, protocol = renamed_scores(files.read_csv(scores_file)), protocol_beside(scores_file)
+        protocol = protocol_beside(scores_file)
+        scores = renamed_scores(read_table(scores_file, protocol))
         known = protocol.exists()
         scored, seed = prune.scored_with(protocol) if known else (params.score, params.seed)
         pipeline = open_pipeline(folder, scored.sampler.steps, device, prompts)

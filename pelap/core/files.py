@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelap.core.errors import BusyError, ConfigError, DataError, PelapError
+from pelap.core.leftovers import partial_of, sweep, sweep_once
 from pelap.core.names import demand_names
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ TEXT_COLUMNS = (
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a hidden path beside `final`; it takes the final name when the block succeeds."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    partial = partial_of(final)
+    sweep_once(final.parent)
     try:
         with _writing(final):
             yield partial
@@ -53,7 +56,8 @@ def atomic_dir(final: Path) -> Iterator[Path]:
     if final.is_file():
         raise PelapError(f"{final}: is a file where a folder is to be; give another place")
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.partial")
+    partial = partial_of(final)
+    sweep_once(final.parent)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -104,6 +108,7 @@ def exclusive(target: Path, wait: bool = False) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=-1 if wait else 0)
     try:
         lock.acquire()
@@ -265,6 +270,15 @@ def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
         ) from None
 
 
+def read_noted(path: Path) -> dict[str, Any]:
+    """A mapping that an earlier run noted for itself; empty where it is missing; damage is said."""
+    try:
+        return read_mapping(path) if path.exists() else {}
+    except (DataError, OSError) as error:
+        print(f"warning: {one_line(error)}; going on without it", file=sys.stderr)
+        return {}
+
+
 def missing(path: Path) -> DataError:
     """The error for a file that an earlier stage should have made."""
     return DataError(f"{path}: no such file; correct the path, or make it first (the stages: pelap --help)")
@@ -310,7 +324,8 @@ def check_writable(folder: Path) -> None:
     """Fail before the work rather than after it, with a `PelapError`, if `folder` cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
+        sweep(folder)
+        probe = partial_of(folder / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:

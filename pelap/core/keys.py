@@ -27,6 +27,7 @@ from typing import Any
 
 from pelap.core import files
 from pelap.core.errors import DataError
+from pelap.core.leftovers import sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,8 @@ class ResumeState:
         self._label = label
         self._note = parent / f"{label}.made-of.json"
         self.folder = parent / f"{label}-{made_of.name}"
+        for place in (parent, self.folder):
+            sweep(place)
         if not self.folder.is_dir() and self._folders():
             differing = ", ".join(made_of.differences(self._noted())) or "nothing that was noted"
             print(f"{label.strip('.')}: starts anew; the run that was interrupted has another {differing}")

@@ -125,7 +125,7 @@ def inputs(params: Path, data: Path, overrides: Sequence[str] = ()) -> None:
     parse_params(raw, str(params))
     for stage in READING:
         file = input_file(data, stage)
-        before = files.read_mapping(file) if file.is_file() else {}
+        before = files.read_noted(file)
         now = inputs_of(stage, raw, data)
         say_unseen(now, before)
         files.write_json(file, seen_last(now, before))

@@ -13,6 +13,7 @@ import numpy as np
 from pelap.config import DownloadParams
 from pelap.core.errors import DataError
 from pelap.core.files import one_line
+from pelap.core.leftovers import scratch_dir
 from pelap.core.paths import DOWNLOADS
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split
@@ -34,7 +35,7 @@ def _cifar(name: str, image_size: int, data_dir: Path) -> ImageDataset:
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     archive = fetch(kind.url, kind.filename, kind.tgz_md5, data_dir)
-    with tempfile.TemporaryDirectory(prefix="pelap-") as folder:
+    with scratch_dir(Path(tempfile.gettempdir())) as folder:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         stored = [kind(folder, train=train) for train in (True, False)]
@@ -90,7 +91,7 @@ def _download(url: str, filename: str, md5: str, data_dir: Path) -> Path:
 
     folder = data_dir / DOWNLOADS
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as partial:
+    with scratch_dir(folder) as partial:
         try:
             utils.download_url(url, partial, filename, md5)
         except (OSError, RuntimeError, HTTPException) as error:  # OSError: URLError, timeouts, full disk

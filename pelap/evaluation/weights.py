@@ -2,14 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pelap.core.errors import ConfigError, DataError, ModelError
+from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
 from pelap.core.files import exclusive, load_tensors, one_line, save_tensors, sha256, tensors_digest
 from pelap.core.keys import Key, key
 
@@ -79,6 +79,7 @@ def kept(
     """What `make` gives, on the CPU, or what an earlier call kept of the same.
 
     Processes that want the same wait for the first. What is damaged, or made of anything else, is made again.
+    Where nothing can be kept that is said, and nothing else.
 
     Args:
         cache: Folder of what is kept; None keeps nothing.
@@ -93,18 +94,33 @@ def kept(
     made_of = key(**parts)
     path = cache / f"{stem}-{made_of.name}.safetensors"
     tensors = _load_kept(path, made_of)
-    if tensors is None:
-        with exclusive(path, wait=True):
-            tensors = _load_kept(path, made_of)
-            if tensors is None:
-                _say_anew(cache, stem, made_of, subject)
-                tensors = make()
-                save_tensors(path, tensors, _said(tensors, made_of))
+    if tensors is not None:
+        return tensors
+    with ExitStack() as held:
+        usable = False
+        with _cache_may_fail(cache):
+            held.enter_context(exclusive(path, wait=True))
+            tensors, usable = _load_kept(path, made_of), True
+        if tensors is None:
+            _say_anew(cache, stem, made_of, subject)
+            tensors = make()
+            with _cache_may_fail(cache):
+                if usable:
+                    save_tensors(path, tensors, _said(tensors, made_of))
     return tensors
 
 
+@contextmanager
+def _cache_may_fail(cache: Path) -> Iterator[None]:
+    """What is kept saves time: where it cannot be kept or found, work goes on without, and says so."""
+    try:
+        yield
+    except (OSError, PelapError, NotImplementedError) as error:  # the last from a disk that knows no locks
+        print(f"warning: {cache}: nothing is kept there ({one_line(error)})", file=sys.stderr)
+
+
 def _load_kept(path: Path, made_of: Key) -> dict[str, torch.Tensor] | None:
-    with suppress(DataError):
+    with suppress(DataError, OSError):
         tensors, said = load_tensors(path)
         if said == _said(tensors, made_of):
             return tensors
@@ -113,7 +129,7 @@ def _load_kept(path: Path, made_of: Key) -> dict[str, torch.Tensor] | None:
 
 def _say_anew(cache: Path, stem: str, made_of: Key, subject: Collection[str]) -> None:
     for path in sorted(cache.glob(f"{stem}-*.safetensors")):
-        with suppress(DataError):
+        with suppress(DataError, OSError):
             said = load_tensors(path)[1]
             said.pop("sha256", None)
             differing = made_of.differences(said)

@@ -13,12 +13,17 @@ import pandas as pd
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import REAL_ROW, RunPaths, cached_name, read_students
+from pelap.core.tables import read_table
 from pelap.core.terminal import QUANTITIES, changed
 from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
 from pelap.report.tables import PRUNED, SURE, metrics_frame, quality_column
 from pelap.report.verdicts import judged
 
 _LOSSES = ("step", "noise", "recon", "mean_mask")
+_SCORES = (
+    *("operator", "kind", "parent", "score", "score_low", "score_high"),
+    *("num_latents", "stopped_early", "latency_share"),
+)
 _CHANGES = [f"{name}_{side}" for name in QUANTITIES for side in ("before", "after")]
 
 
@@ -173,10 +178,7 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
             paths.collapse_timesteps, "variant first_step last_step diffusion_loss gaussian_floor"
         ),
         masks=_table(paths.masks_per_class, "variant class_name channel mean_mask"),
-        scores=_table(
-            paths.scores,
-            "operator kind parent score score_low score_high num_latents stopped_early latency_share",
-        ),
+        scores=read_table(paths.scores, paths.score_protocol, _SCORES),
         score_protocol=files.read_mapping(
             paths.score_protocol,
             ["num_latents", "num_seeds", "formula", "early_stop", "rank_correlation", "latency_batch_size"],

@@ -34,7 +34,7 @@ def is_packed(params: Params, data: Path) -> bool:
     file = packed_key(data, params.dataset)
     if not packed_dataset(data, params.dataset).is_file() or not file.is_file():
         return packed_dataset(data, params.dataset).is_file()
-    before, now = files.read_mapping(file), made_of(params, data)
+    before, now = files.read_noted(file), made_of(params, data)
     say_unseen(now, before)
     names = [name for name, part in seen_last(now, before).items() if part != before.get(name)]
     if names:

@@ -12,6 +12,7 @@ from pelap.config.upgrade import renamed, renamed_scores
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.names import is_made_name
+from pelap.core.tables import read_table
 from pelap.core.terminal import listing
 from pelap.diffusion.reverse import model_denoiser
 from pelap.pipelines.pipeline_io import load_model, save_model
@@ -35,7 +36,7 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         params, seed = scored_with(paths.score_protocol)
         dense = load_model(paths.train(params.variant).model, context.device)
         pruner = Pruner(model_denoiser(dense, params.sampler, seed, params.num_seeds), params, seed)
-        scores = renamed_scores(files.read_csv(paths.scores))
+        scores = renamed_scores(read_table(paths.scores, paths.score_protocol))
         pruner.demand_own(scores, files.read_mapping(paths.score_protocol), str(paths.score_protocol))
         pruned = pruner.apply_all(plans(pruner, scores, context.params.prune, plan_file), scores)
         with files.atomic_dir(paths.prune) as partial:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from pelap.core import files
 from pelap.core.keys import ResumeState, code_of, key
+from pelap.core.tables import write_table
 from pelap.core.terminal import named
 from pelap.diffusion.denoiser import said_if_some_are_left
 from pelap.diffusion.reverse import model_denoiser
@@ -33,8 +34,8 @@ def run(context: Context, save_latents: Path | None = None) -> None:
         state = ResumeState(paths.resume, "score", made_of)
         scores = score(scorer, state, save_latents)
         with files.atomic_dir(paths.score) as partial:
-            files.write_csv(partial / paths.scores.name, scores.table)
-            files.write_json(partial / paths.score_protocol.name, scores.protocol)
+            table, protocol = partial / paths.scores.name, partial / paths.score_protocol.name
+            write_table(table, scores.table, protocol, scores.protocol)
         state.drop()
     show(scores)
 

@@ -1,5 +1,6 @@
 """What is kept of earlier runs: made once, and again where it is damaged or made of anything else."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pelap.core.errors import DataError
 from pelap.core.files import load_tensors, save_tensors
 from pelap.evaluation.weights import kept
 
@@ -67,3 +69,38 @@ def test_a_damaged_or_foreign_file_is_made_again(tmp_path: Path) -> None:
     for name, content in contents.items():
         file.write_bytes(content)
         assert [made(tmp_path), made(tmp_path)] == [1, 0], name
+
+
+@pytest.mark.parametrize("how", ["a file in its place", "no lock", "no space", "a folder in its place"])
+def test_a_cache_that_fails_is_a_warning(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if how == "a file in its place":
+        cache.touch()
+    elif how == "a folder in its place":
+        made(cache)
+        (file,) = cache.glob("*.safetensors")
+        file.unlink()
+        (file / "inside").mkdir(parents=True)
+    else:
+        name = "filelock.FileLock.acquire" if how == "no lock" else "safetensors.torch.save_file"
+        monkeypatch.setattr(name, fails)
+    for _ in range(2):
+        assert made(cache) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"warning: {cache}: nothing is kept there (")
+        assert said.count("\n") == 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_the_making_of_it_raises_is_no_matter_of_the_cache(tmp_path: Path) -> None:
+    def fails() -> dict[str, Tensor]:
+        raise DataError("no pictures")
+
+    with pytest.raises(DataError, match="no pictures"):
+        kept(tmp_path, "it", fails, ["of"], of=1)

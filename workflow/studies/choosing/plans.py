@@ -10,6 +10,7 @@ import pandas as pd
 
 from pelap.core import files
 from pelap.core.paths import RunPaths, read_students
+from pelap.core.tables import read_table
 from pelap.report.tables import PRUNED
 from pelap.surgery.plan import Plan, load_plan
 from workflow.studies.common import PrunedCell, pruned_cell
@@ -53,7 +54,7 @@ def read_cell(run: RunPaths) -> Cell:
     budget = files.read_csv(run.budget, ("model", "steps", own["metric"]))
     if "image_ms" not in budget:  # where no times were measured
         budget = budget.assign(image_ms=float("nan"))
-    scores = files.read_csv(run.scores, ("operator", "score"))
+    scores = read_table(run.scores, run.score_protocol, ("operator", "score"))
     chosen = {name: load_plan(run.plan(name)) for name in own["plans"]}
     return Cell(**own, scores=scores, chosen=chosen, control=control, tuned=tuned, budget=budget)
 
