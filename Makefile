@@ -5,6 +5,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 BIN := $(CURDIR)/.venv/bin
+# What is given on the command line stays one word, and is none of the shell's.
+quoted = '$(subst ','\'',$(1))'
 VENV_PATH := PATH="$(BIN):$$PATH"
 PIP := "$(BIN)/python" -m pip --disable-pip-version-check install --quiet -c requirements.lock
 CORES ?= 4
@@ -13,7 +15,7 @@ PAPER ?= results/paper
 MINUTES ?=
 WORKERS ?= 2
 # One thread each: networks as small as those of the tests gain nothing from two.
-PYTEST = $(VENV_PATH) OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS)
+PYTEST = $(VENV_PATH) OMP_NUM_THREADS=1 pytest --numprocesses $(call quoted,$(WORKERS))
 SEED ?= 0
 COUNT ?= 20
 LAMBDAS ?= 0.001 0.005 0.01 0.05 0.1
@@ -41,45 +43,45 @@ report: .venv/.installed ## Bring results/default/report up to date and say wher
 
 .PHONY: sweep
 sweep: .venv/.installed ## Run data sets x seeds of workflow/config.yaml on CORES=4 (results/sweep)
-	$(VENV_PATH) snakemake --cores $(CORES) all_seeds
+	$(VENV_PATH) snakemake --cores $(call quoted,$(CORES)) all_seeds
 
 .PHONY: study
 study: .venv/.installed ## Run the controls of the collapse study on CORES=4 (results/collapse_study)
-	$(VENV_PATH) snakemake --cores $(CORES) collapse_study
+	$(VENV_PATH) snakemake --cores $(call quoted,$(CORES)) collapse_study
 
 .PHONY: pruning-study
 pruning-study: .venv/.installed ## Prune, distil and measure three seeds on CORES=4 (results/pruning_study)
-	$(VENV_PATH) snakemake --cores $(CORES) pruning_study
+	$(VENV_PATH) snakemake --cores $(call quoted,$(CORES)) pruning_study
 
 .PHONY: choosing
 choosing: .venv/.installed ## Compare ways to choose operators on CORES=4 (results/choosing)
-	$(VENV_PATH) snakemake --cores $(CORES) choosing
+	$(VENV_PATH) snakemake --cores $(call quoted,$(CORES)) choosing
 
 .PHONY: tasks
 tasks: .venv/.installed ## Run the tasks of workflow/config.yaml, three seeds each, on CORES=4 (results/tasks)
-	$(VENV_PATH) snakemake --cores $(CORES) all_tasks
+	$(VENV_PATH) snakemake --cores $(call quoted,$(CORES)) all_tasks
 
 .PHONY: paper
 paper: .venv/.installed ## Run STUDY=workflow/paper.yaml in pieces of MINUTES (docs/paper.md, results/paper)
-	"$(BIN)/python" -m pelap paper --study "$(STUDY)" --root "$(PAPER)" \
-		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(DATASET),--dataset $(DATASET))
+	"$(BIN)/python" -m pelap paper --study $(call quoted,$(STUDY)) --root $(call quoted,$(PAPER)) \
+		$(if $(MINUTES),--minutes $(call quoted,$(MINUTES))) $(if $(DATASET),--dataset $(call quoted,$(DATASET)))
 
 .PHONY: bench
 bench: .venv/.installed ## Run every benchmark, side by side with its reference (results/bench)
-	"$(BIN)/python" benchmarks $(if $(DEVICE),--device $(DEVICE))
+	"$(BIN)/python" benchmarks $(if $(DEVICE),--device $(call quoted,$(DEVICE)))
 
 .PHONY: ablation
 ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)
-	@for value in $(LAMBDAS); do \
-		$(VENV_PATH) dvc exp remove --quiet lambda-$$value 2>/dev/null || true; \
-		$(VENV_PATH) dvc exp run --queue --name lambda-$$value --set-param lambda=$$value collapse; \
+	@for value in $(foreach value,$(LAMBDAS),$(call quoted,$(value))); do \
+		$(VENV_PATH) dvc exp remove --quiet "lambda-$$value" 2>/dev/null || true; \
+		$(VENV_PATH) dvc exp run --queue --name "lambda-$$value" --set-param "lambda=$$value" collapse; \
 	done
 	$(VENV_PATH) dvc exp run --run-all
 	@for variant in pelap invariant; do \
 		$(VENV_PATH) dvc exp show --md --sort-by lambda --hide-workspace --drop '.*' --keep \
 			"^(Experiment|$$variant[.](mean_mask|active_channels|unet_input_std|diffusion_loss|floor_ratio))$$"; \
 	done
-	$(VENV_PATH) dvc plots diff $(addprefix lambda-,$(LAMBDAS)) --out dvc_plots \
+	$(VENV_PATH) dvc plots diff $(foreach value,$(LAMBDAS),$(call quoted,lambda-$(value))) --out dvc_plots \
 		--targets "Mask by epoch" "Scale by epoch" "Noise loss by epoch"
 
 .PHONY: test

@@ -55,6 +55,7 @@ def _whole(file: Path, overrides: Sequence[str]) -> Any:
     parse_params(whole, str(file))
     if not EXPLAINED.is_file():
         return whole
+    read_yaml(EXPLAINED, REMEDY)  # says what is wrong
     explained = _yaml().load(EXPLAINED)
     return _fill(explained, whole) if isinstance(explained, Mapping) else whole
 

@@ -21,7 +21,7 @@ Name: TypeAlias = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 MOST = 10_000_000
 Count: TypeAlias = Annotated[int, Field(gt=0, le=MOST)]  # pictures, steps, repeats, samples
 Natural: TypeAlias = Annotated[int, Field(ge=0, le=MOST)]
-Width: TypeAlias = Annotated[int, Field(gt=0, le=16384)]  # channels, groups, heads, tokens of a network
+Width: TypeAlias = Annotated[int, Field(gt=0, le=4096)]  # channels, groups, heads, tokens of a network
 Depth: TypeAlias = Annotated[int, Field(gt=0, le=256)]  # its layers
 Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]  # as torch takes them
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
@@ -57,7 +57,7 @@ class PelapVAEParams(Section):
     """The paper's autoencoder, trained here; the paper has width 64, 4 latent channels, downsampling 4."""
 
     kind: Literal["pelap"] = "pelap"
-    width: Annotated[Width, Field(ge=8, multiple_of=8)] = 16
+    width: Annotated[Width, Field(ge=8, le=1024, multiple_of=8)] = 16
     latent_channels: Width = 4
     downsampling: Literal[4, 8] = 4
 
@@ -76,7 +76,7 @@ class LightUNetParams(Section):
     """The paper's UNet (base width 64); `stem` puts a convolution before its first norm."""
 
     kind: Literal["light"] = "light"
-    width: Annotated[Width, Field(ge=8, multiple_of=8)] = 64
+    width: Annotated[Width, Field(ge=8, le=1024, multiple_of=8)] = 64
     stem: bool = False
 
 

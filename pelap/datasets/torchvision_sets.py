@@ -69,7 +69,7 @@ def fetch(url: str, filename: str, md5: str, data_dir: Path) -> Path:
     path = find_file(filename, data_dir)
     if path is None:
         return _download(url, filename, md5, data_dir)
-    if not check_integrity(path, md5):
+    if not path.is_file() or not check_integrity(path, md5):
         raise DataError(
             f"{path}: damaged or incomplete (its md5 is not {md5}); delete it and run `pelap download` again"
         )

@@ -212,7 +212,7 @@ def read_png(path: Path) -> bytes:
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
             image.load()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = files.one_line(error)
         raise DataError(f"{path}: not a readable PNG picture ({reason}); make it again") from None
     return content
@@ -235,4 +235,5 @@ def read_wav(path: Path) -> bytes:
 def _content(path: Path) -> bytes:
     if not path.is_file():
         raise files.missing(path)
+    files.demand_file(path)
     return path.read_bytes()

@@ -9,6 +9,7 @@ import torch
 from pelap.core import files
 from pelap.core.device import keep_freed_memory
 from pelap.core.errors import ConfigError, finite
+from pelap.core.keys import ResumeState
 from pelap.core.paths import TrainPaths
 from pelap.data.dataset import ImageDataset, to_float, to_uint8
 from pelap.data.modality import modality_of
@@ -25,6 +26,8 @@ NUM_PREVIEW = 32
 
 def run(context: Context, variant: str | None = None) -> None:
     """Train one variant, or all of the parameters' in turn.
+
+    Interrupted, it goes on where it was: variants that were done come back from their resume state.
 
     Raises:
         ConfigError: There is no such variant.
@@ -44,18 +47,19 @@ def run(context: Context, variant: str | None = None) -> None:
         # Its train pictures are on the device once for all variants.
         shared = replace(dataset, train=replace(dataset.train, images=dataset.train.images.to(device)))
         trainings = [_training(context, shared, name) for name in chosen]
-        train_parallel(trainings, device, params.train.parallel_variants)
+        for state in train_parallel(trainings, device, params.train.parallel_variants):
+            state.drop()
 
 
-def _training(context: Context, dataset: ImageDataset, name: str) -> Training[None]:
-    """Train a variant step by step and save it."""
+def _training(context: Context, dataset: ImageDataset, name: str) -> Training[ResumeState]:
+    """Train a variant step by step and save it; the state is to be dropped when all are saved."""
     paths = context.paths
     model, progress, state = yield from train_variant(
         context.params, name, dataset, context.device, paths.resume
     )
     with files.atomic_dir(paths.train(name).root) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
-    state.drop()
+    return state
 
 
 def _save(

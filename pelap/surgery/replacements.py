@@ -67,6 +67,9 @@ class ReplacementSpec:
         return {"replacement": values.pop("name")} | values
 
 
+MOST_CHANNELS = 65536  # of a replacement, or places that it joins to one
+
+
 def replacement_from_json(value: Mapping[str, Any], where: str) -> ReplacementSpec:
     """Read what `ReplacementSpec.to_json` wrote; without a name it is ``identity``.
 
@@ -74,8 +77,9 @@ def replacement_from_json(value: Mapping[str, Any], where: str) -> ReplacementSp
         PlanError: A name is unknown, or a value is of another type.
     """
     known = {field.name: field for field in fields(ReplacementSpec) if field.name != "name"}
-    given = {name: value[name] for name in known if name in value}
+    given: dict[str, Any] = {name: value[name] for name in known if name in value}
     wrong = [name for name, number in given.items() if type(number) is not type(known[name].default)]
+    wrong = wrong or [name for name, number in given.items() if not 0 <= number <= MOST_CHANNELS]
     if wrong:
         raise PlanError(f"{where}: {wrong[0]} is {given[wrong[0]]!r}; give a number as `pelap prune` does")
     replacement = ReplacementSpec(renamed_steps(str(value.get("replacement", "identity"))), **given)

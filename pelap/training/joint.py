@@ -62,7 +62,8 @@ def joint_training(
         dataset: Its train split is trained on, its test split validated on.
         params: The section `train`.
         device: Where to compute.
-        checkpoint: Folder of the resume state, read and written; None: nothing is kept.
+        checkpoint: Folder of the resume state, read and written; of a training that is done it holds the end.
+            None: nothing is kept.
 
     Returns:
         The model to keep (the moving average where there is one), and what was logged.
@@ -80,6 +81,7 @@ def joint_training(
 
     inputs = prefetch(run.inputs(run.trainer.progress.step), device)
     yield from run.trainer.steps(inputs, run.losses_at, after_step)
+    run.trainer.save()
     run.validation = None  # with the memory of what was recorded
     kept = cast(LatentDiffusion, run.trainer.kept)
     calibrate(kept, run.images, params.batch_size)

@@ -189,6 +189,8 @@ class Trainer:
         yield
         logged_at = saved_at = time.monotonic()
         state, totals = self.progress, _Totals()
+        if state.step >= self.how.num_steps:
+            print(f"{self.label}: was finished before the interruption, and is kept")
         with progress(self.label, self.how.num_steps, state.step) as report:
             while state.step < self.how.num_steps:
                 totals.add(self._step(losses_at(state.step), next(inputs)))

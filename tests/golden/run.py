@@ -53,7 +53,7 @@ ABOUT = (
     "python",
     "platform",
     "num_threads",
-    "sha256",
+    "table.sha256",
 )
 """Of the machine and the code."""
 CHANCE = ("_se", "_std", "recall", "precision", "density", "coverage", "kid")
