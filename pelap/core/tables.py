@@ -54,9 +54,9 @@ def read_table(path: Path, protocol: Path, columns: Iterable[str] = ()) -> "pd.D
     said = files.read_mapping(protocol).get(TABLE) if protocol.exists() else None
     if said is not None and said != (now := describe_table(path)):
         rows = said.get("rows") if isinstance(said, dict) else said
-        differs = f"{now['rows']} rows, not {rows}" if rows != now["rows"] else "other values"
+        differs = f"{now['rows']} rows, not {rows}," if rows != now["rows"] else "other values,"
         raise DataError(
-            f"{path}: has {differs}, than when {protocol} was written; score again, or, if you changed it on "
-            f'purpose, take "{TABLE}" out of that file'
+            f"{path}: has {differs} as {protocol} says; score again, or, if you changed it on purpose, "
+            f'take "{TABLE}" out of that file'
         )
     return table
