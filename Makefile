@@ -94,7 +94,8 @@ test-all: .venv/.installed-dev ## Run the others: whole runs, studies, pipelines
 
 .PHONY: test-faults
 test-faults: .venv/.installed-dev ## Kill, starve and deceive every command COUNT=20 times a kind, by SEED=0 (SECURITY.md)
-	$(VENV_PATH) OMP_NUM_THREADS=1 python tests/faults --seed $(SEED) --count $(COUNT) $(if $(KINDS),--only $(KINDS))
+	$(VENV_PATH) OMP_NUM_THREADS=1 python tests/faults --seed $(call quoted,$(SEED)) --count $(call quoted,$(COUNT)) \
+		$(if $(KINDS),--only $(foreach kind,$(KINDS),$(call quoted,$(kind))))
 
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, imports and workflow

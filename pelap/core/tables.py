@@ -19,7 +19,7 @@ TIMES = ("latency", "_ms", "replacement_share")  # parts of names of columns tha
 def describe_table(path: Path) -> dict[str, Any]:
     """The number of rows of a CSV file, and hexadecimal SHA-256: of columns of times, and of all others.
 
-    So two runs of the same say the same but for `latency_sha256`. Ends of lines do not count.
+    So two runs of the same say the same but for `latency_ms_sha256`. Ends of lines do not count.
     """
     files.demand_file(path)
     try:
@@ -33,7 +33,7 @@ def describe_table(path: Path) -> dict[str, Any]:
     for row in (heads, *rows):
         lasting.update(repr([cell for place, cell in enumerate(row) if place not in times]).encode())
         timed.update(repr([cell for place, cell in enumerate(row) if place in times]).encode())
-    return {"rows": len(rows), "sha256": lasting.hexdigest(), "latency_sha256": timed.hexdigest()}
+    return {"rows": len(rows), "sha256": lasting.hexdigest(), "latency_ms_sha256": timed.hexdigest()}
 
 
 def write_table(path: Path, table: "pd.DataFrame", protocol: Path, about: Mapping[str, Any]) -> None:
@@ -54,9 +54,9 @@ def read_table(path: Path, protocol: Path, columns: Iterable[str] = ()) -> "pd.D
     said = files.read_mapping(protocol).get(TABLE) if protocol.exists() else None
     if said is not None and said != (now := describe_table(path)):
         rows = said.get("rows") if isinstance(said, dict) else said
-        differs = f"{now['rows']} rows, not {rows}," if rows != now["rows"] else "other values,"
+        more = f": {now['rows']} rows, not {rows}" if rows != now["rows"] else ", some values are others"
         raise DataError(
-            f"{path}: has {differs} as {protocol} says; score again, or, if you changed it on purpose, "
-            f'take "{TABLE}" out of that file'
+            f"{path}: is not the table that {protocol} was written for{more}; score again, or, if you changed "
+            f'it on purpose, take "{TABLE}" out of that file'
         )
     return table
