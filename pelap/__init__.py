@@ -12,17 +12,19 @@ The stages of a run and their command line are in `pelap.stages` and `pelap.cli`
 before it is used, so that ``pelap --help`` answers at once.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # `typing` itself would be most of the time until `pelap.__main__` is there
 if TYPE_CHECKING:
+    from typing import Any
+
     from pelap.api import distill, evaluate, load_pipeline, make_plan, prune, sample, score
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "distill", "evaluate", "load_pipeline", "make_plan", "prune", "sample", "score"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module
+
     if name in __all__:
         return getattr(import_module("pelap.api"), name)
     raise AttributeError(f"module 'pelap' has no attribute {name!r}")

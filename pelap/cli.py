@@ -1,7 +1,6 @@
 """The command line: paths here, numbers in params.yaml. What is refused and said before work begins."""
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pelap import __version__
+from pelap.commands.ending import end_of
 from pelap.commands.modes import compare_folders, run_pipeline, run_stage
-from pelap.core.errors import ConfigError, PelapError, brief, limit_of_machine
+from pelap.core.errors import ConfigError
 
-EXIT_ERROR = 2
 EXIT_UNFINISHED = 3  # of `paper`, which ended by the clock: the same command goes on
-EXIT_INTERRUPTED = 130
 INF = float("inf")
 RESUMING = ("train", "score", "distill", "paper")
 
@@ -209,6 +207,10 @@ NOTES = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # the help; to a full disk it fails here rather than when Python ends
+        super().exit(status, message)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
 
@@ -309,41 +311,15 @@ def _about_stray(args: argparse.Namespace, word: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 2 for an error the user can mend, 130 when interrupted.
-
-    `paper` has 3 too, when there is more to do.
-    """
-    started = time.monotonic()
+    """Run a command; the exit status is as `end_of` says, and 3 of a `paper` that has more to do."""
     words = sys.argv[1:] if argv is None else argv
-    try:
-        _demand_command(words)
-        begun = argparse.Namespace(started=started)
-        args, stray = build_parser().parse_known_args(_respelled(words), begun)
-        if stray:
-            raise ConfigError(_about_stray(args, stray[0]))
-        return args.call(args) or 0
-    except PelapError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        resumes = any(word in RESUMING for word in words[:2])
-        where = "goes on from the last checkpoint" if resumes else "starts again"
-        print(f"pelap: interrupted; the same command {where}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        if (said := limit_of_machine(error)) is None:
-            raise
-        return _fail(said)
-    except BrokenPipeError:
-        # Whoever read the output has enough of it (`pelap prune ... | head`); nothing is left to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror}; check the path and the space left, then run again")
-    return 0
+    return end_of(lambda: _run(words), any(word in RESUMING for word in words[:2]))
 
 
-def _fail(message: str) -> int:
-    print(f"pelap: error: {brief(message)}", file=sys.stderr)
-    return EXIT_ERROR
+def _run(words: Sequence[str]) -> int:
+    started = time.monotonic()
+    _demand_command(words)
+    args, stray = build_parser().parse_known_args(_respelled(words), argparse.Namespace(started=started))
+    if stray:
+        raise ConfigError(_about_stray(args, stray[0]))
+    return args.call(args) or 0

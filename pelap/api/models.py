@@ -56,7 +56,7 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
         PlanError: Its plan is damaged or does not fit.
     """
     folder = Path(folder)
-    if (folder / CONFIG).is_file() and (folder / "vae").is_dir() and not pipeline_io.is_pipeline(folder):
+    if not pipeline_io.is_pipeline(folder) and (folder / CONFIG).is_file() and (folder / "vae").is_dir():
         return pipeline_io.load_model(folder, torch.device(device or "cpu"))
     return pipeline_io.load_pipeline(folder, device)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from pelap.core import files
 from pelap.core.device import environment
 from pelap.core.errors import DataError
+from pelap.core.terminal import visible
 from pelap.data.dataset import all_equal
 from pelap.data.entries import Remarks, entries, kind_of, passed_over, reading
 from pelap.data.pictures import read_picture
@@ -127,7 +128,7 @@ def evaluate_folders(
 
 def _read(folder: Path) -> Pictures:
     """All pictures below a folder that training would read, too."""
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         raise DataError(f"{folder}: no such folder; correct the path")
     remarks = Remarks()
     found = {}
@@ -196,4 +197,4 @@ def _show(metrics: Mapping[str, float], counts: Mapping[str, int], notes: Sequen
     console.print(table)
     console.print("{num_images} pictures, {num_reference} in the reference".format(**counts))
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(visible(f"note: {note}"), markup=False, highlight=False)

@@ -22,6 +22,7 @@ from pelap.core.device import choose_device, environment, uses_bf16
 from pelap.core.errors import ConfigError, PelapError
 from pelap.core.keys import code_of
 from pelap.core.paths import packed_dataset
+from pelap.core.terminal import let_through
 from pelap.stages import download
 from pelap.stages.shared import Context
 
@@ -79,6 +80,7 @@ def paper(
     files.check_writable(root)
     _demand_packages(study)
     failures, in_time = list[str](), True
+    let_through()  # a stage that fails is said at once, and is not the end
     with files.exclusive(root / "table.csv"):
         try:
             with time_limit(minutes, started):

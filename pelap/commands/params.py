@@ -1,6 +1,5 @@
 """params: a parameter file with everything that it leaves out, or one of version 0.1 under today's names."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -44,7 +43,7 @@ def params(file: Path, overrides: Sequence[str] = (), upgrade: bool = False, out
     text = StringIO()
     yaml.dump(_upgraded(file) if upgrade else _whole(file, overrides), text)
     if out is None:
-        sys.stdout.write(text.getvalue())
+        print(text.getvalue(), end="")
     else:
         with files.atomic_path(out) as partial:
             partial.write_text(text.getvalue(), encoding="utf-8")

@@ -11,13 +11,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelap.core.errors import BusyError, ConfigError, DataError, PelapError
 from pelap.core.leftovers import partial_of, sweep, sweep_once
 from pelap.core.names import demand_names
+from pelap.core.swap import swap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,25 +57,57 @@ def atomic_dir(final: Path) -> Iterator[Path]:
     if final.is_file():
         raise PelapError(f"{final}: is a file where a folder is to be; give another place")
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(final)
+    heal(final)
     sweep_once(final.parent)
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_of(final)
+    for left in (partial, _aside(final)):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     try:
         with _writing(final):
             yield partial
         for file in partial.rglob("*.safetensors"):
             _give_usual_mode(file)
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(partial, final)
-        shutil.rmtree(old, ignore_errors=True)
+        _replace(partial, final)
     finally:
-        if old.exists() and not final.exists():  # interrupted between the two
-            os.replace(old, final)
+        heal(final)  # where it was interrupted between two renames
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Give a folder its final name; one that has it now has the hidden name then, and is deleted with it."""
+    if not final.exists():
+        os.replace(partial, final)
+    elif not swap(partial, final):  # on a system that cannot, there is neither for a moment: see `heal`
+        os.replace(final, _aside(final))
+        try:
+            os.replace(partial, final)
+        except OSError:
+            if _aside(final).exists():
+                raise
+            return _replace(partial, final)  # a reader took this for the end of a killed command
+        os.replace(_aside(final), partial)
+    return None
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is between two renames."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def heal(path: Path) -> None:
+    """Put back a folder, at `path` or above, that a killed command had moved aside to replace it."""
+    for folder in filter(lambda each: each.name, (path, *path.parents)):
+        folder = folder.resolve() if folder.is_symlink() else folder
+        if _aside(folder).is_dir() and not folder.exists():
+            with suppress(OSError):  # of those who may not, or come second
+                os.replace(_aside(folder), folder)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, after `heal`."""
+    heal(path)
+    return path.is_dir()
 
 
 @contextmanager
@@ -161,6 +194,7 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
 
 def read_json(path: Path) -> Any:
     """Read JSON; a `DataError` says that the file is missing or something else."""
+    heal(path)
     try:
         return json.loads(read_text(path))
     except FileNotFoundError:
@@ -213,6 +247,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    heal(path)
     demand_file(path)
     try:
         text = dict.fromkeys(TEXT_COLUMNS, str)
@@ -259,6 +294,7 @@ def load_tensors(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, str]]
     """Tensors (on the CPU) and metadata of a safetensors file; a `DataError` says that it is not complete."""
     from safetensors import SafetensorError, safe_open
 
+    heal(path)
     if not path.is_file():
         raise missing(path)
     try:

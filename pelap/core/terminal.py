@@ -1,5 +1,11 @@
-"""What the terminal shows: progress, which reads well in a log file too, and the listing of a pruning."""
+"""What the terminal shows: progress, which reads well in a log file too, and the listing of a pruning.
 
+And what it does not: lines in which libraries warn of the very thing that is refused, and characters that
+would steer it, in names and prompts that came from others.
+"""
+
+import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -7,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,9 +22,98 @@ if TYPE_CHECKING:
 SECONDS_TO_FIRST_LINE, SECONDS_BETWEEN_LINES = 1.0, 15.0
 _SHOWN = ContextVar("shown", default=True)
 _LOCK = Lock()
+# Control characters but tab and newline, halves of characters, and what turns the direction of what follows.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Heading in the terminal, and factor, of what is listed before and after.
 QUANTITIES = {"params": ("params (K)", 1e-3), "macs": ("MACs (M)", 1e-6), "latency_ms": ("ms", 1.0)}
 _NAME, _ACTION = 29, 19  # widths that leave room for the numbers in a terminal of 80 columns
+
+
+class _Waiting:
+    """Standard error, on which everything waits until it is let through or forgotten."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.text: list[str] | None = []
+
+    def write(self, text: str) -> int:
+        if self.text is None:
+            return self.stream.write(text)
+        self.text.append(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class _Visible:
+    """Standard output, on which characters that a terminal would obey are spelled out."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        if stream.isatty():
+            self.rich_proxied_file = stream  # rich writes there: its colours are to be obeyed
+
+    def write(self, text: str) -> int:
+        self.stream.write(visible(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def visible(text: str) -> str:
+    """The text with escape codes, other control characters and what turns its direction spelled out."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+@contextmanager
+def output_is_visible() -> Iterator[None]:
+    """What is printed in the block goes through `visible`."""
+    stream = sys.stdout
+    if stream is not None:  # else closed by the caller
+        sys.stdout = _Visible(stream)
+    try:
+        yield
+    finally:
+        sys.stdout = stream
+
+
+@contextmanager
+def libraries_wait() -> Iterator[None]:
+    """What is written to standard error in the block waits until work begins, or the block ends.
+
+    An error is one line: whoever says one calls `let_through` with ``forget`` first.
+    """
+    stream = sys.stderr
+    if stream is None:
+        yield
+        return
+    sys.stderr = waiting = _Waiting(stream)
+    _hand_over(stream, waiting)
+    try:
+        yield
+    finally:
+        let_through()
+        _hand_over(waiting, stream)
+        sys.stderr = stream
+
+
+def _hand_over(one: Any, other: Any) -> None:
+    """Handlers of libraries that were imported before, which hold a stream, are given another."""
+    for logger in [*logging.root.manager.loggerDict.values()]:
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is one:
+                handler.setStream(other)
+
+
+def let_through(forget: bool = False) -> None:
+    """What has waited is written, or forgotten, and what follows waits no more."""
+    waiting = sys.stderr
+    if isinstance(waiting, _Waiting) and waiting.text is not None:
+        text, waiting.text = waiting.text, None
+        if not forget:
+            waiting.write("".join(text))
 
 
 class Report(Protocol):
@@ -56,21 +151,22 @@ def _display() -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
     )
 
 
 @contextmanager
 def _bar(label: str, total: int, done: int) -> Iterator[Report]:
+    let_through()
     bars = _display()
     with _LOCK:
         bars.start()  # a display that is there goes on
-        task = bars.add_task(label, total=total, completed=done, note="")
+        task = bars.add_task(visible(label), total=total, completed=done, note="")
 
     def report(done: int, note: str = "") -> None:
         bars.update(task, completed=done, note=note)
@@ -90,12 +186,13 @@ def _lines(label: str, total: int, before: int) -> Report:
 
     def report(done: int, note: str = "") -> None:
         nonlocal next_at
+        let_through()
         now = time.monotonic()
         if done < total and now < next_at:
             return
         next_at = now + SECONDS_BETWEEN_LINES
         left = (total - done) * (now - started) / max(done - before, 1)
-        parts = [f"{label}: {done}/{total}", f"{duration(left)} left" * (left > 0), note]
+        parts = [f"{visible(label)}: {done}/{total}", f"{duration(left)} left" * (left > 0), note]
         print(*filter(None, parts), sep=", ", file=sys.stderr, flush=True)
 
     return report

@@ -78,7 +78,7 @@ def load_model(
     Raises:
         ModelError: Not a model folder, or a file is missing or of another shape.
     """
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         raise ModelError(f"{folder}: no such model folder; train one first, or correct the path")
     config = read_config(folder)
     if (folder / INDEX).is_file():

@@ -87,7 +87,7 @@ def model_plan(folder: Path) -> Plan:
 
 def is_pipeline(folder: Path) -> bool:
     """Whether a folder is one of a diffusers pipeline, pruned or not."""
-    return (folder / INDEX).is_file()
+    return files.is_folder(folder) and (folder / INDEX).is_file()
 
 
 def pipeline_plan(folder: Path) -> Plan | None:
@@ -204,7 +204,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _read_index(folder: Path) -> Parts:
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         raise ModelError(
             f"{folder}: no such folder of a model or pipeline; correct the path, or download it first"
         )

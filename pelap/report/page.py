@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pelap.core.paths import REAL_ROW
+from pelap.core.terminal import visible
 from pelap.report import protocol, sheets
 from pelap.report.data import RunData
 from pelap.report.figures import operators, overview, training
@@ -154,7 +155,7 @@ def render(run: RunData) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["say"] = say
-    return environment.from_string(say(source)).render(  # its prose is about pictures
+    page = environment.from_string(say(source)).render(  # its prose is about pictures
         run=run,
         look=looks(run.models),
         headline=sheets.headline(run),
@@ -171,6 +172,7 @@ def render(run: RunData) -> str:
             for key, value in protocol.flat(run.protocol)
         },
     )
+    return visible(page)
 
 
 def _text(value: Any) -> str:

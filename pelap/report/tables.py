@@ -11,6 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pelap.core.terminal import visible
+
 DASH, MINUS, PLUS_MINUS = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 SURE = 1.96  # standard errors to either side of a 95 % interval
 PRUNED = "pruned"  # family of the rows ``pruned-PLAN``: networks before they are trained further
@@ -277,7 +279,7 @@ def rich_table(frame: pd.DataFrame, network: str = "UNet", item: str = "image") 
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for place, model in enumerate(frame.index):
-        table.add_row(Text(str(model)), *(cells[place] for cells in shown.values()))
+        table.add_row(Text(visible(str(model))), *(cells[place] for cells in shown.values()))
     return table
 
 

@@ -65,7 +65,7 @@ def _student(
     if plan_name is None:
         return copy.deepcopy(dense), None
     folder = context.paths.pruned_model(plan_name)
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         raise ModelError(f"{folder}: no such model folder; run `pelap prune` again, it makes one a plan")
     plan = model_plan(folder)
     demand_network(plan, dense)

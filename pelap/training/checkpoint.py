@@ -30,7 +30,7 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
 
     From a checkpoint that is damaged or does not fit nothing is gone on either, which is said.
     """
-    if not folder.is_dir():
+    if not files.is_folder(folder):
         return False
     try:
         tensors, _ = files.load_tensors(folder / TENSORS)

@@ -1,6 +1,7 @@
 """What appears under its final name is complete, and nothing is lost."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from pelap.core import files
 from pelap.core.errors import BusyError, DataError, PelapError
+from pelap.core.swap import swap
 
 
 def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -134,3 +136,80 @@ def test_a_folder_behind_a_link_is_replaced_and_a_file_is_not(tmp_path: Path) ->
         pass
     assert (tmp_path / "file").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "model", "file"}
+
+
+REPLACE = """
+import os, signal, sys
+from pathlib import Path
+from pelap.core import files
+can_swap, kill_at, final = sys.argv[1] == "True", int(sys.argv[2]), Path(sys.argv[3])
+steps = 0
+def step(do):
+    def counted(*args, **options):
+        global steps
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+        return do(*args, **options)
+    return counted
+os.replace = step(os.replace)
+files.swap = step(files.swap) if can_swap else lambda *args: False
+files.shutil.rmtree = step(files.shutil.rmtree)
+with files.atomic_dir(final) as partial:
+    for name in ("a.json", "b.json"):
+        (partial / name).write_text('{"is": "new"}')
+"""
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_killed_between_any_two_steps_a_folder_is_there_and_whole(tmp_path: Path, can_swap: bool) -> None:
+    """With two renames for want of one that exchanges, the next reader puts it back."""
+    if can_swap and not swappable(tmp_path):
+        pytest.skip("this file system cannot exchange names")
+    final, seen = tmp_path / "run" / "out", []
+    for kill_at in range(9):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        final.mkdir(parents=True)
+        for name in ("a.json", "b.json"):
+            (final / name).write_text('{"is": "old"}')
+        words = [sys.executable, "-c", REPLACE, str(can_swap), str(kill_at), str(final)]
+        ended = subprocess.run(words, check=False).returncode
+        missing = not final.exists()
+        assert not (missing and can_swap)
+        found = [files.read_json(final / name)["is"] for name in ("a.json", "b.json")]
+        assert len({*found}) == 1
+        seen.append((found[0], missing))
+        with files.atomic_dir(final) as partial:
+            (partial / "c").touch()
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == ["out", "c"]
+        if ended == 0:
+            break
+    assert ended == 0
+    assert seen[0] == ("old", False)
+    assert seen[-1] == ("new", False)
+    assert can_swap or ("old", True) in seen
+
+
+def swappable(folder: Path) -> bool:
+    for name in ("one", "other"):
+        (folder / name).mkdir()
+    return swap(folder / "one", folder / "other")
+
+
+def test_names_are_exchanged(tmp_path: Path) -> None:
+    if not swappable(tmp_path):
+        pytest.skip("this file system cannot exchange names")
+    (tmp_path / "one" / "in").touch()
+    assert swap(tmp_path / "one", tmp_path / "other")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("in")] == ["other/in"]
+    assert not swap(tmp_path / "one", tmp_path / "nowhere")
+
+
+def test_whoever_looks_for_a_folder_finds_what_a_killed_command_moved_aside(tmp_path: Path) -> None:
+    for look in (files.is_folder, lambda path: files.read_json(path / "in" / "a.json")):
+        (tmp_path / ".out.old" / "in").mkdir(parents=True)
+        files.write_json(tmp_path / ".out.old" / "in" / "a.json", 1)
+        assert look(tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        shutil.rmtree(tmp_path / "out")
+    assert not files.is_folder(tmp_path / "out")

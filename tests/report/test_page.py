@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from report_page import Page, context, load, page_of, without_report
 from synthetic_run import METRICS, PROMPTS, PROTOCOL, SOUNDS, VARIANTS, build_run
+from tiny import ROOT
 
+from pelap.cli import main
 from pelap.core import files
 from pelap.core.errors import BusyError, DataError
 from pelap.core.paths import RunPaths
@@ -357,6 +359,29 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         assert raw not in page.source
     assert "&lt;b&gt;bold" in page.source
     assert name in page.texts
+
+
+@pytest.mark.slow
+def test_prompts_and_classes_of_strangers_steer_neither_page_nor_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tags, quotes, template marks, escape codes, NUL, new lines and what turns the direction of a text."""
+    paths = build_run(tmp_path / "run")
+    signs = ("<img src=x onerror=alert(1)>", "\x1b[31m", "\x00", "\u202e", "\x9b2J")
+    hostile = f"a{''.join(signs)}&\"' {{{{7*7}}}} [/red] \u05d0\u05d1\nline"
+    files.write_csv(paths.masks_per_class, files.read_csv(paths.masks_per_class).replace("cat", hostile))
+    notes, prompts = [*PROTOCOL["notes"], hostile], {"number": 1, "guidance_scale": 3.0, "first": [hostile]}
+    files.write_json(paths.evaluate_protocol, PROTOCOL | {"notes": notes, "prompts": prompts})
+    arguments = ["report", "--run", paths.root, "--params", ROOT / "params.yaml", "--device", "cpu"]
+    assert main([str(word) for word in arguments]) == 0
+    page, printed = page_of(paths), capsys.readouterr()
+    assert "&lt;img src=x" in page.source
+    assert r"\x1b[31m\x00\u202e" in page.source
+    assert "\u05d0\u05d1" in page.source
+    assert "{{7*7}}" in page.source
+    assert r"\x1b[31m\x00\u202e" in printed.out
+    for text in (page.source, printed.out, printed.err):
+        assert not [sign for sign in signs if sign in text and not (sign == signs[0] and text is printed.out)]
 
 
 REQUIRED = (
