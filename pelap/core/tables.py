@@ -56,7 +56,7 @@ def read_table(path: Path, protocol: Path, columns: Iterable[str] = ()) -> "pd.D
         rows = said.get("rows") if isinstance(said, dict) else said
         more = f": {now['rows']} rows, not {rows}" if rows != now["rows"] else ", some values are others"
         raise DataError(
-            f"{path}: is not the table that {protocol} was written for{more}; score again, or, if you changed "
-            f'it on purpose, take "{TABLE}" out of that file'
+            f"{path}: is not the table that {protocol} was written for{more}; score again, or, if you "
+            f'changed it on purpose, take "{TABLE}" out of that file'
         )
     return table
