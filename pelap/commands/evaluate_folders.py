@@ -15,6 +15,7 @@ from rich.table import Table
 from pelap.core import files
 from pelap.core.device import environment
 from pelap.core.errors import DataError
+from pelap.core.replacing import is_folder
 from pelap.core.terminal import visible
 from pelap.data.dataset import all_equal
 from pelap.data.entries import Remarks, entries, kind_of, passed_over, reading
@@ -128,7 +129,7 @@ def evaluate_folders(
 
 def _read(folder: Path) -> Pictures:
     """All pictures below a folder that training would read, too."""
-    if not files.is_folder(folder):
+    if not is_folder(folder):
         raise DataError(f"{folder}: no such folder; correct the path")
     remarks = Remarks()
     found = {}

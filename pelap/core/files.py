@@ -11,14 +11,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelap.core.errors import BusyError, ConfigError, DataError, PelapError
 from pelap.core.leftovers import partial_of, sweep, sweep_once
 from pelap.core.names import demand_names
-from pelap.core.swap import swap
+from pelap.core.replacing import aside, heal, replace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,9 +58,9 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         raise PelapError(f"{final}: is a file where a folder is to be; give another place")
     final.parent.mkdir(parents=True, exist_ok=True)
     heal(final)
-    sweep_once(final.parent)
+    sweep(final.parent)
     partial = partial_of(final)
-    for left in (partial, _aside(final)):
+    for left in (partial, aside(final)):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     try:
@@ -68,46 +68,10 @@ def atomic_dir(final: Path) -> Iterator[Path]:
             yield partial
         for file in partial.rglob("*.safetensors"):
             _give_usual_mode(file)
-        _replace(partial, final)
+        replace(partial, final)
     finally:
         heal(final)  # where it was interrupted between two renames
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(partial: Path, final: Path) -> None:
-    """Give a folder its final name; one that has it now has the hidden name then, and is deleted with it."""
-    if not final.exists():
-        os.replace(partial, final)
-    elif not swap(partial, final):  # on a system that cannot, there is neither for a moment: see `heal`
-        os.replace(final, _aside(final))
-        try:
-            os.replace(partial, final)
-        except OSError:
-            if _aside(final).exists():
-                raise
-            return _replace(partial, final)  # a reader took this for the end of a killed command
-        os.replace(_aside(final), partial)
-    return None
-
-
-def _aside(folder: Path) -> Path:
-    """Where a folder is between two renames."""
-    return folder.with_name(f".{folder.name}.old")
-
-
-def heal(path: Path) -> None:
-    """Put back a folder, at `path` or above, that a killed command had moved aside to replace it."""
-    for folder in filter(lambda each: each.name, (path, *path.parents)):
-        folder = folder.resolve() if folder.is_symlink() else folder
-        if _aside(folder).is_dir() and not folder.exists():
-            with suppress(OSError):  # of those who may not, or come second
-                os.replace(_aside(folder), folder)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a folder is there, after `heal`."""
-    heal(path)
-    return path.is_dir()
 
 
 @contextmanager

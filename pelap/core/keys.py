@@ -28,6 +28,7 @@ from typing import Any
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.leftovers import sweep
+from pelap.core.replacing import is_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class ResumeState:
         self.folder = parent / f"{label}-{made_of.name}"
         for place in (parent, self.folder):
             sweep(place)
-        if not files.is_folder(self.folder) and self._folders():
+        if not is_folder(self.folder) and self._folders():
             differing = ", ".join(made_of.differences(self._noted())) or "nothing that was noted"
             print(f"{label.strip('.')}: starts anew; the run that was interrupted has another {differing}")
         files.write_json(self._note, dict(made_of.parts))

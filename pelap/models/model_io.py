@@ -36,6 +36,7 @@ from pelap.core.part_io import (
     read_config,
     save_part,
 )
+from pelap.core.replacing import is_folder
 from pelap.data.dataset import ImageDataset
 from pelap.models.latent_diffusion import LatentDiffusion, ModelInfo, make_scheduler
 from pelap.models.light_unet import CutLightUNet, LightUNet
@@ -78,7 +79,7 @@ def load_model(
     Raises:
         ModelError: Not a model folder, or a file is missing or of another shape.
     """
-    if not files.is_folder(folder):
+    if not is_folder(folder):
         raise ModelError(f"{folder}: no such model folder; train one first, or correct the path")
     config = read_config(folder)
     if (folder / INDEX).is_file():

@@ -39,6 +39,7 @@ from pelap.core.part_io import (
     read_config,
     variant_of,
 )
+from pelap.core.replacing import is_folder
 from pelap.data.entries import read_prompts
 from pelap.models import model_io
 from pelap.models.latent_diffusion import LatentDiffusion
@@ -87,7 +88,7 @@ def model_plan(folder: Path) -> Plan:
 
 def is_pipeline(folder: Path) -> bool:
     """Whether a folder is one of a diffusers pipeline, pruned or not."""
-    return files.is_folder(folder) and (folder / INDEX).is_file()
+    return is_folder(folder) and (folder / INDEX).is_file()
 
 
 def pipeline_plan(folder: Path) -> Plan | None:
@@ -204,7 +205,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _read_index(folder: Path) -> Parts:
-    if not files.is_folder(folder):
+    if not is_folder(folder):
         raise ModelError(
             f"{folder}: no such folder of a model or pipeline; correct the path, or download it first"
         )

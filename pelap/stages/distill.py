@@ -9,6 +9,7 @@ from pelap.config import DistillParams, StudentParams
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError
 from pelap.core.paths import reference_cache, scored_variant
+from pelap.core.replacing import is_folder
 from pelap.distillation.model_distillation import ModelDistillation, progress_table, reinitialised
 from pelap.models.model_io import trained_model
 from pelap.pipelines.pipeline_io import load_model, model_plan, save_model
@@ -65,7 +66,7 @@ def _student(
     if plan_name is None:
         return copy.deepcopy(dense), None
     folder = context.paths.pruned_model(plan_name)
-    if not files.is_folder(folder):
+    if not is_folder(folder):
         raise ModelError(f"{folder}: no such model folder; run `pelap prune` again, it makes one a plan")
     plan = model_plan(folder)
     demand_network(plan, dense)

@@ -12,6 +12,7 @@ from torch import nn
 
 from pelap.core import files
 from pelap.core.errors import DataError
+from pelap.core.replacing import is_folder
 
 TENSORS = "state.safetensors"
 PROGRESS = "progress.json"
@@ -30,7 +31,7 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
 
     From a checkpoint that is damaged or does not fit nothing is gone on either, which is said.
     """
-    if not files.is_folder(folder):
+    if not is_folder(folder):
         return False
     try:
         tensors, _ = files.load_tensors(folder / TENSORS)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from pelap.core import files
 from pelap.core.errors import BusyError, DataError, PelapError
-from pelap.core.swap import swap
+from pelap.core.replacing import is_folder, swap
 
 
 def test_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_folder_behind_a_link_is_replaced_and_a_file_is_not(tmp_path: Path) ->
 REPLACE = """
 import os, signal, sys
 from pathlib import Path
-from pelap.core import files
+from pelap.core import files, replacing
 can_swap, kill_at, final = sys.argv[1] == "True", int(sys.argv[2]), Path(sys.argv[3])
 steps = 0
 def step(do):
@@ -153,7 +153,7 @@ def step(do):
         return do(*args, **options)
     return counted
 os.replace = step(os.replace)
-files.swap = step(files.swap) if can_swap else lambda *args: False
+replacing.swap = step(replacing.swap) if can_swap else lambda *args: False
 files.shutil.rmtree = step(files.shutil.rmtree)
 with files.atomic_dir(final) as partial:
     for name in ("a.json", "b.json"):
@@ -206,10 +206,10 @@ def test_names_are_exchanged(tmp_path: Path) -> None:
 
 
 def test_whoever_looks_for_a_folder_finds_what_a_killed_command_moved_aside(tmp_path: Path) -> None:
-    for look in (files.is_folder, lambda path: files.read_json(path / "in" / "a.json")):
+    for look in (is_folder, lambda path: files.read_json(path / "in" / "a.json")):
         (tmp_path / ".out.old" / "in").mkdir(parents=True)
         files.write_json(tmp_path / ".out.old" / "in" / "a.json", 1)
         assert look(tmp_path / "out")
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         shutil.rmtree(tmp_path / "out")
-    assert not files.is_folder(tmp_path / "out")
+    assert not is_folder(tmp_path / "out")
