@@ -5,9 +5,13 @@ exits with status 2. An `assert` or any other exception is a defect of PeLAP its
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -94,3 +98,23 @@ def finite(values: Values, what: str, remedy: str, error: type[PelapError] = Mod
         broken = int((~items.isfinite()).any(dim=1).sum())
         raise error(f"{what}: NaN or infinite values in {broken} of {len(items)}; {remedy}")
     return values
+
+
+@contextmanager
+def blamed_on(what: "str | Path", remedy: str, error: type[PelapError] = ModelError) -> Iterator[None]:
+    """Say in one line what a stranger's file makes code raise, whatever that is.
+
+    Errors of ours go through as they are, among them what ends a run on purpose; so does a lack of memory.
+
+    Args:
+        what: The file, or what came from it, and what cannot be done.
+        remedy: How to mend it.
+        error: What to raise instead, from the other.
+    """
+    try:
+        yield
+    except Exception as found:
+        if type(found).__module__.startswith("pelap.") or is_out_of_memory(found):
+            raise
+        reason = " ".join(str(found).split("\n\n")[0].split())
+        raise error(f"{what} ({type(found).__name__}: {reason}); {remedy}") from found

@@ -156,20 +156,27 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a `DataError` says that the file is missing or something else."""
+def read_json(path: Path, infinite: bool = False) -> Any:
+    """Read JSON; a `DataError` says that the file is missing or something else.
+
+    NaN and infinities are something else: JSON has none. Schedulers of diffusers write some (`infinite`).
+    """
     heal(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), parse_constant=None if infinite else _refuse_constant)
     except FileNotFoundError:
         raise missing(path) from None
     except (ValueError, RecursionError) as error:  # no JSON, no text, a number without end, too deep
         raise DataError(f"{path}: not valid JSON ({one_line(error)}); make it again") from None
 
 
-def read_mapping(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_mapping(path: Path, keys: Iterable[str] = (), infinite: bool = False) -> dict[str, Any]:
     """Read a JSON object that has at least these keys, or a `DataError` says what is wrong with it."""
-    value = read_json(path)
+    value = read_json(path, infinite)
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON mapping; make it again")
     _demand(path, "keys", keys, value)

@@ -7,7 +7,7 @@ then is a matter of names, not of what was saved last. Here that is seen, and re
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pelap.core import files
-from pelap.core.errors import DataError, ModelError, finite
+from pelap.core.errors import DataError, ModelError, blamed_on
+from pelap.core.part_checks import demand_kind, demand_numbers, demand_settings, kind_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -39,6 +40,10 @@ STEMS = {  # how the names of weights begin, by diffusers, transformers and us
 # Networks that are not as their configuration says, and the file that says what they are.
 OURS = {"pruned": "plan.json", "cut": "kept_channels.json"}
 PRECISION = re.compile(r"b?(fp?|float)\d+")  # names of variants that are a network's own weights, rounded
+LARGER, SPARE = (
+    64,
+    2**28,
+)  # times the bytes of its weights, and bytes, that a network may have before it is cut
 UNREADABLE = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
 
 Part = TypeVar("Part", bound=ModelMixin)
@@ -210,19 +215,36 @@ def demand_replaceable(folder: Path, *says: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a part, or a `ModelError` says that it is missing or unreadable."""
+    """The configuration of a part, or of a whole model.
+
+    Raises:
+        ModelError: It is missing or unreadable, or a part's has a number that no network was made with.
+    """
     try:
-        return files.read_mapping(folder / CONFIG)
+        config = files.read_mapping(folder / CONFIG)
     except DataError as error:
         raise ModelError(str(error)) from None
+    if "pelap_format" not in config:
+        demand_settings(config, folder / CONFIG)
+    return config
 
 
 def build_part(kind: type[Part], folder: Path) -> Part:
-    """A part with fresh weights from the configuration in `folder`, or a `ModelError` says what is wrong."""
-    try:
-        part: Part = kind.from_config(read_config(folder))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder / CONFIG}: {files.one_line(error)}; make the model again") from None
+    """A part with fresh weights from the configuration in `folder`, or a `ModelError` says what is wrong.
+
+    It is described first, without memory for its weights: one that is far larger than those that lie beside
+    the configuration gets none.
+    """
+    config = read_config(folder)
+    with blamed_on(f"{folder / CONFIG}: makes no network", "make the model again"):
+        with torch.device("meta"):
+            described = sum(tensor.nbytes for tensor in kind.from_config(config).state_dict().values())
+        if described > SPARE + LARGER * weights_bytes(folder):
+            raise ModelError(
+                f"{folder / CONFIG}: describes a network of {described / 2**30:.3g} GiB, far more than the "
+                "weights beside it; give the file that belongs to them"
+            )
+        part: Part = kind.from_config(config)
     return part
 
 
@@ -263,37 +285,9 @@ def load_weights(part: nn.Module, path: Path) -> None:
                 f"{path}: tensor {name} has shape {tuple(found.shape)}, the configuration wants "
                 f"{tuple(tensor.shape)}; make the model again"
             )
-        _demand_kind(path, name, tensor, found.is_floating_point())
+        demand_kind(path, name, tensor.dtype, kind_of(found.dtype))
     part.load_state_dict(tensors)
     demand_numbers(part, path)
-
-
-def demand_numbers(part: nn.Module, path: Path) -> None:
-    """Raise a `ModelError` where weights from `path` are not finite: all that comes of them would be NaN."""
-    for name, weight in part.named_parameters():
-        finite(weight.detach(), f"{path}: tensor {name}", "make the model again")
-
-
-def demand_kinds(part: nn.Module, folder: Path) -> None:
-    """Refuse files whose tensors are of another kind than the network's: booleans or whole numbers.
-
-    Libraries that load them turn them into floats. A file that cannot be read is none that was loaded.
-
-    Raises:
-        ModelError: Names the tensor.
-    """
-    wanted = part.state_dict()
-    for path in sorted(folder.glob("*.safetensors")):
-        with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
-            for name in wanted.keys() & file.keys():
-                _demand_kind(path, name, wanted[name], "F" in file.get_slice(name).get_dtype())
-
-
-def _demand_kind(path: Path, name: str, wanted: torch.Tensor, is_float: bool) -> None:
-    if wanted.is_floating_point() != is_float:
-        raise ModelError(
-            f"{path}: tensor {name} holds numbers of another kind than {wanted.dtype}; make the model again"
-        )
 
 
 def labels_of_classes(pipe: "DiffusionPipeline") -> dict[int, str]:

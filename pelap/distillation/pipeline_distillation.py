@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from pelap.config import DistillParams, LossWeights
 from pelap.core.calls import capture_calls
-from pelap.core.errors import ModelError, finite
+from pelap.core.errors import ModelError, blamed_on, finite
 from pelap.core.graphs import to_device
 from pelap.core.keys import ResumeState, code_of
 from pelap.core.rng import generator
@@ -215,7 +215,8 @@ class PipelineBatches:
         without = (torch.rand(shape[:1], generator=stream) < UNCONDITIONAL_SHARE).to(self.device)
         if self._none is not None:
             labels = torch.where(without, self._none, labels)
-        clean = encode(self.pipeline.pipe, pictures, posterior)
+        with blamed_on(f"{self.pipeline.name}: its encoder fails", "mend the folder"):
+            clean = encode(self.pipeline.pipe, pictures, posterior)
         return NoisyBatch(
             latents=add_noise(clean, noise, timesteps, self._alphas),
             timesteps=timesteps,

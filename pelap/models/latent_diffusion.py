@@ -6,11 +6,11 @@ Shapes: B batch, C latent channels, h and w sides of a latent, L tokens of a pro
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import nn
 
 from pelap.config import (
@@ -34,6 +34,7 @@ CLIP_RANGE = 4.0
 unit-variance latents (samples of standard deviation 0.60); without clipping they run off to 1.3..2.0."""
 SPACING = "trailing"
 """Starts at t = T-1, pure noise; diffusers' default ``leading`` starts 20 steps of 1000 at t = 950."""
+MOST_PIXELS = 4096
 SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 
@@ -46,7 +47,7 @@ class ModelInfo:
     name: str  # of the variant, or ``pruned``, ``distilled``
     variant: VariantParams
     diffusion: DiffusionParams
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=MOST_PIXELS)]  # of a side
     dataset: str
     seed: int
     sparsity_weight: float  # of the penalty it was trained with, after any warm-up

@@ -11,7 +11,9 @@ These have their weights under another file name: plain diffusers then refuses t
 loading it with fresh random weights where something is gone.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +26,7 @@ from pelap.config import DiffusionParams, SoundParams
 from pelap.config.load import explain
 from pelap.config.upgrade import renamed
 from pelap.core import files
-from pelap.core.errors import DataError, ModelError
+from pelap.core.errors import DataError, ModelError, blamed_on
 from pelap.core.part_io import (
     CONFIG,
     INDEX,
@@ -93,7 +95,42 @@ def load_model(
         for name, kind in OPTIONAL_PARTS.items()
     }
     vae, unet = _load_vae(folder / "vae"), folder / "unet"
-    return LatentDiffusion(info, vae, load_unet(_unet_class(unet), unet), **optional).to(device).eval()
+    model = LatentDiffusion(info, vae, load_unet(_unet_class(unet), unet), **optional).to(device).eval()
+    _try_out(model, folder)
+    return model
+
+
+@torch.no_grad()
+def _try_out(model: LatentDiffusion, folder: Path) -> None:
+    """Send one picture through every part: weights may fit a configuration that is of another network."""
+    place, side = next(model.unet.parameters()).device, model.info.image_size
+    with _blamed_on(folder / "vae"):
+        shape = (1, model.vae.image_channels, side, side)
+        picture = torch.linspace(-1, 1, math.prod(shape), device=place).view(shape)
+        latents = _of_shape((1, *model.latent_shape), model.posterior(picture).mean)
+        _of_shape(shape, model.vae.decode(latents))
+    with _blamed_on(folder / "mask"):
+        _of_shape(latents.shape[:2], model.gates(latents).values)
+    if model.normaliser is not None:
+        with _blamed_on(folder / "normaliser"):
+            _of_shape(latents.shape, model.normaliser.restore(model.normaliser(latents)))
+    with _blamed_on(folder / "conditioner"):
+        told = {} if model.conditioner is None else model.conditions(model.tokens_of([0]).to(place))
+    with _blamed_on(folder / "unet"):
+        _of_shape(latents.shape, model.unet(latents, torch.ones((), device=place), **told).sample)
+
+
+def _blamed_on(part: Path) -> AbstractContextManager[None]:
+    remedy = "give the file that the model was saved with, or make the model again"
+    return blamed_on(f"{part / CONFIG}: fails on a picture", remedy)
+
+
+def _of_shape(wanted: Sequence[int], made: torch.Tensor) -> torch.Tensor:
+    if tuple(made.shape) != tuple(wanted):
+        raise ValueError(f"its part makes {tuple(made.shape)} where {tuple(wanted)} is needed")
+    if not made.isfinite().all():
+        raise ValueError("what its part makes of a picture is not finite")
+    return made
 
 
 def trained_model(
@@ -191,17 +228,16 @@ def _unet_class(folder: Path) -> type[ModelMixin]:
 def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
     if config.get("pelap_format") not in READABLE:
         raise ModelError(f"{path}: not a PeLAP model of format {FORMAT}; give a folder that `pelap` wrote")
-    try:
+    with blamed_on(f"{path}: describes no model", "make the model again"):
         info = renamed("info", config["info"])
         info["variant"] = renamed("variants.*", info["variant"])
         info["diffusion"] = DiffusionParams.written(info["diffusion"])
         info["sound"] = info.get("sound") and SoundParams.written(info["sound"])
         list(config["parts"])
-        return INFO.validate_python(info)
-    except ValidationError as error:
-        raise ModelError(f"{path}: {explain(error)}; make the model again") from None
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path}: {files.one_line(error)}; make the model again") from None
+        try:
+            return INFO.validate_python(info)
+        except ValidationError as error:
+            raise ModelError(f"{path}: {explain(error)}; make the model again") from None
 
 
 def _analysis(sound: SoundParams | None) -> dict[str, float] | None:

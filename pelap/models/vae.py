@@ -16,16 +16,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from pelap.core import files
-from pelap.core.errors import ModelError
-from pelap.core.part_io import (
-    CONFIG,
-    demand_kinds,
-    demand_numbers,
-    demand_one_network,
-    read_config,
-    variant_of,
-)
+from pelap.core.errors import ModelError, blamed_on
+from pelap.core.part_checks import demand_kinds, demand_numbers, demand_settings
+from pelap.core.part_io import CONFIG, demand_one_network, read_config, variant_of
 from pelap.models.light_unet import ConvWithOnes, fold_inputs
 
 GROUPS = 8
@@ -207,15 +200,12 @@ def load_pretrained_vae(source: str) -> PretrainedVAE:
     else:
         where, subfolder = "/".join(source.split("/")[:2]), "/".join(source.split("/")[2:])
         options = {"subfolder": subfolder} if subfolder else {}
-    try:
+    remedy = "give a diffusers folder, or a hub name with the network at hand"
+    with blamed_on(f"{name}: cannot be loaded as AutoencoderKL", remedy):
         vae, found = AutoencoderKL.from_pretrained(
             where, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"{name}: cannot be loaded as AutoencoderKL ({files.one_line(error)}); give a "
-            "diffusers folder, or a hub name with the network at hand"
-        ) from None
+    demand_settings(vae.config, name)
     # diffusers fills what is missing with fresh random weights as well.
     if found["missing_keys"]:
         raise ModelError(f"{name}: lacks tensor {min(found['missing_keys'])}; give a whole AutoencoderKL")

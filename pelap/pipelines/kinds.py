@@ -138,7 +138,11 @@ def latent_shape_of(pipe: "DiffusionPipeline", denoiser: nn.Module) -> tuple[int
     if (config.get("out_channels") or channels) not in (channels, 2 * channels):
         problem = f"its {name} takes {channels} channels and gives {config.out_channels}, as for inpainting"
         refuse(pipe, f"{problem}: its input is not noise alone", f"supported are {SUPPORTED}")
-    return (channels, size, size) if isinstance(size, int) else (channels, *size)
+    shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
+    if not (len(shape) == 3 and all(type(number) is int and number > 0 for number in shape)):
+        remedy = "set them in its config.json, whole numbers above 0"
+        refuse(pipe, f"its {name} has the in_channels and sample_size {shape}", remedy)
+    return shape
 
 
 def check_scheduler(pipe: "DiffusionPipeline", kind: Kind, num_steps: int) -> None:

@@ -12,7 +12,7 @@ does neither; schedulers that scale (`EulerDiscreteScheduler`) need both.
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ from torch import nn
 
 from pelap.core.calls import capture_calls, in_place
 from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
-from pelap.core.errors import ConfigError, ModelError, finite, is_out_of_memory
-from pelap.core.files import digest, one_line
+from pelap.core.errors import ConfigError, ModelError, blamed_on, finite
+from pelap.core.files import digest
 from pelap.core.keys import key
 from pelap.core.rng import generator
 from pelap.data.dataset import to_uint8
@@ -70,14 +70,15 @@ class LatentPipeline:
         self.prompts = tuple(prompts or ())
         self._encodings: dict[tuple[str, str], Any] = {}
         self.part = kinds.denoiser_of(pipe)
-        self.latent_shape = kinds.latent_shape_of(pipe, self.denoiser)
-        self._kind = kinds.kind_of(pipe, self.denoiser)
-        self.classes: Sequence[int] = range(self._kind.num_classes(self.denoiser))
+        with blamed_on(f"{kinds.named(pipe)}: its settings cannot be used", "mend the folder"):
+            self.latent_shape = kinds.latent_shape_of(pipe, self.denoiser)
+            self._kind = kinds.kind_of(pipe, self.denoiser)
+            self.classes: Sequence[int] = range(self._kind.num_classes(self.denoiser))
+            kinds.check_scheduler(pipe, self._kind, num_steps)
         if self._kind.takes_text and not self.prompts:
             raise ConfigError(f"prompts: {type(pipe).__name__} takes text; give a list, or --prompts FILE")
         if self.prompts and not self._kind.takes_text:
             raise ConfigError(f"prompts: {type(pipe).__name__} takes no text; leave them out")
-        kinds.check_scheduler(pipe, self._kind, num_steps)
         pipe.set_progress_bar_config(disable=True)
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
@@ -167,17 +168,10 @@ class LatentPipeline:
     def _way(self) -> str:
         return f"{kinds.options_of(self.pipe.scheduler)} at {self.num_steps} steps"
 
-    @contextmanager
-    def _said_of(self, what: str) -> Iterator[None]:
+    def _said_of(self, what: str) -> AbstractContextManager[None]:
         """Say in one line what a stranger's code raises, which may be anything."""
-        try:
-            yield
-        except Exception as error:
-            ours = type(error).__module__.startswith("pelap.")  # among them what ends a run on purpose
-            if ours or is_out_of_memory(error):
-                raise
-            problem = f"{what} ({type(error).__name__}: {one_line(error)}) with {self._way}"
-            refuse(self.pipe, problem, "mend the folder, or use another scheduler or number of steps", error)
+        remedy = "mend the folder, or use another scheduler or number of steps"
+        return blamed_on(f"{self.name}: {what}", remedy)
 
     def describe(self) -> dict[str, Any]:
         """How latents are made, as a JSON object."""
@@ -208,10 +202,12 @@ class LatentPipeline:
         }
 
     def _try_out(self) -> int:
-        """Run the pipeline to the first call of its denoiser; give the rows of that for one latent."""
+        """Run the pipeline through the first call of its denoiser; give the rows of that for one latent."""
         start = torch.zeros(1, *self.latent_shape)
         for args, kwargs in capture_calls(self.denoiser, lambda: self.denoise(start, [0], seed=0), True):
-            return len(args[0] if args else next(iter(kwargs.values())))
+            with torch.no_grad(), self._said_of(f"its {self.part} fails"):
+                self.denoiser(*args, **kwargs)
+                return len(args[0] if args else next(iter(kwargs.values())))
         return refuse(self.pipe, f"its call does not use its {self.part}", f"supported are {kinds.SUPPORTED}")
 
     def _loop(self, noise: torch.Tensor, predict: Predict, generators: list[torch.Generator]) -> torch.Tensor:

@@ -13,23 +13,22 @@ one. A model's folder is described in `pelap.models.model_io`.
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import ModelMixin
 from torch import nn
 
 from pelap.core import files
-from pelap.core.errors import DataError, ModelError
+from pelap.core.errors import ModelError, blamed_on
+from pelap.core.part_checks import demand_kinds, demand_numbers
 from pelap.core.part_io import (
     CONFIG,
     DENOISERS,
     INDEX,
-    demand_kinds,
-    demand_numbers,
     demand_one_kind,
     demand_one_network,
     demand_replaceable,
@@ -44,18 +43,12 @@ from pelap.data.entries import read_prompts
 from pelap.models import model_io
 from pelap.models.latent_diffusion import LatentDiffusion
 from pelap.pipelines.latent import LatentPipeline
+from pelap.pipelines.pipeline_index import LIBRARIES, SCHEDULER, Parts, read_index
 from pelap.surgery.apply import PLAN, PRUNED_WEIGHTS, demand_plan, digest, load_pruned
 from pelap.surgery.plan import Plan, load_plan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-LIBRARIES = ("diffusers", "transformers")  # their networks are loaded here, to see that no tensor is missing
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
-"""What the libraries raise over a folder."""
-
-Parts: TypeAlias = dict[str, tuple[str | None, str | None]]
-"""Library and class of every part of a pipeline; None for one that it does without."""
 
 
 def save_model(model: LatentDiffusion, folder: Path, plan: Plan | None = None) -> None:
@@ -98,7 +91,7 @@ def pipeline_plan(folder: Path) -> Plan | None:
         ModelError: Not a pipeline folder, or it holds two networks, or plans, or weights without their plan.
         PlanError: The plan is damaged.
     """
-    return _plan_of(folder, _denoiser(folder, _read_index(folder)))
+    return _plan_of(folder, _denoiser(folder, read_index(folder)))
 
 
 def save_pipeline(
@@ -143,19 +136,14 @@ def load_pipeline(folder: str | Path, device: torch.device | str | None = None) 
     from diffusers import DiffusionPipeline
 
     folder = Path(folder)
-    parts = _read_index(folder)
-    try:
-        with _no_bars():
-            networks = _load_networks(folder, parts)
+    kinds = read_index(folder)
+    with _no_bars():
+        # All of them: nothing is left for diffusers to look up in the folder.
+        parts = _load_parts(folder, kinds)
+        with _blamed_on(folder / INDEX):
             pipe = DiffusionPipeline.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                variant=_variant_of_others(folder, parts, networks),
-                **networks,
+                str(folder), local_files_only=True, use_safetensors=True, **parts
             )
-    except UNREADABLE as error:
-        raise _unreadable(folder, error) from error
     for network in pipe.components.values():
         if isinstance(network, nn.Module):
             network.float().eval()
@@ -181,8 +169,8 @@ def open_pipeline(
 
 def _say_other_scheduler(folder: Path, pipe: "DiffusionPipeline") -> None:
     """Diffusers makes the class that the index names, or the pipeline's own, of another one's settings."""
-    file, scheduler = folder / "scheduler/scheduler_config.json", getattr(pipe, "scheduler", None)
-    saved = files.read_json(file).get("_class_name") if file.is_file() else None
+    file, scheduler = folder / "scheduler" / SCHEDULER, getattr(pipe, "scheduler", None)
+    saved = files.read_mapping(file, infinite=True).get("_class_name") if file.is_file() else None
     if scheduler is not None and saved not in (None, type(scheduler).__name__):
         print(
             f"warning: {file}: is of {saved}, but {type(pipe).__name__} makes a {type(scheduler).__name__} "
@@ -202,33 +190,6 @@ def _no_bars() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.enable_progress_bar()
-
-
-def _read_index(folder: Path) -> Parts:
-    if not is_folder(folder):
-        raise ModelError(
-            f"{folder}: no such folder of a model or pipeline; correct the path, or download it first"
-        )
-    try:
-        index = files.read_mapping(folder / INDEX, ["_class_name"])
-    except DataError:
-        raise ModelError(
-            f"{folder / INDEX}: missing or damaged; give a folder that a diffusers pipeline was saved to"
-        ) from None
-    if not isinstance(index["_class_name"], str):
-        raise ModelError(f"{folder / INDEX}: is of a class of its own; give one of diffusers' pipelines")
-    parts = {
-        name: (value[0], value[1])
-        for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and not name.startswith("_")
-    }
-    for name, (library, kind) in parts.items():
-        if library == "transformers" and importlib.util.find_spec("transformers") is None:
-            raise ModelError(
-                f"{folder}: its {name} is a {kind} of the package transformers, which is not "
-                "installed; run `pip install '.[text]'` in PeLAP's folder"
-            )
-    return parts
 
 
 def _denoiser(folder: Path, parts: Parts) -> str:
@@ -265,52 +226,57 @@ def _plan_of(folder: Path, denoiser: str) -> Plan | None:
     return next(iter(plans.values()), None)
 
 
-def _load_networks(folder: Path, parts: Parts) -> dict[str, nn.Module | None]:
-    """The networks among the parts, with nothing filled in where a tensor is missing.
+def _load_parts(folder: Path, kinds: Parts) -> dict[str, Any]:
+    """The parts, with nothing filled in where a tensor is missing.
 
     A part that the pipeline does without is there as None: diffusers demands some to be named.
     """
-    denoiser = _denoiser(folder, parts)
+    denoiser = _denoiser(folder, kinds)
     plan = _plan_of(folder, denoiser)
-    pruned_class = _class_of(folder / denoiser, parts[denoiser][1], plan is not None)
-    networks: dict[str, nn.Module | None] = {}
-    for name, (library, class_name) in parts.items():
+    pruned_class = _class_of(folder / denoiser, kinds[denoiser], plan is not None)
+    parts: dict[str, Any] = {}
+    for name, kind in kinds.items():
         if plan is not None and name == denoiser:
             assert pruned_class is not None
-            networks[name] = load_pruned(pruned_class, folder / name, plan)
-        elif library is None or class_name is None:
-            networks[name] = None
-        elif library in LIBRARIES:
-            kind = getattr(importlib.import_module(library), class_name, None)
-            if isinstance(kind, type) and issubclass(kind, nn.Module):
-                networks[name] = _load_whole(kind, folder / name)
-    return networks
+            parts[name] = load_pruned(pruned_class, folder / name, plan)
+        elif kind is not None and issubclass(kind, nn.Module):
+            parts[name] = _load_whole(kind, folder / name)
+        elif kind is not None:
+            with _blamed_on(_settings_of(folder / name)):
+                parts[name] = kind.from_pretrained(str(folder / name), local_files_only=True)
+        else:
+            parts[name] = None
+    return parts
 
 
-def _class_of(folder: Path, indexed: str | None, is_pruned: bool) -> type[ModelMixin] | None:
+def _settings_of(part: Path) -> Path:
+    """The file that most likely is to blame where a part without weights cannot be made."""
+    return next(iter(sorted(part.glob("*config.json"))), part)
+
+
+def _class_of(folder: Path, indexed: Any, is_pruned: bool) -> type[ModelMixin] | None:
     """A denoiser's class; refuses one that was put in the place of one of another class."""
     found = read_config(folder).get("_class_name")
-    kind = _model_of_diffusers(found)
+    kind = getattr(importlib.import_module("diffusers"), str(found), None)
+    kind = kind if isinstance(kind, type) and issubclass(kind, ModelMixin) else None
     # What several classes were once, and diffusers reads as the one that it is now.
-    same = found == indexed or "Transformer2DModel" in (found, indexed)
-    if kind and _model_of_diffusers(indexed) and not same:
+    same = kind is indexed or "Transformer2DModel" in (found, indexed and indexed.__name__)
+    if kind and indexed and not same:
         raise ModelError(
-            f"{folder / CONFIG}: is a {found}, and {INDEX} has {indexed} here; save the whole pipeline again"
+            f"{folder / CONFIG}: is a {found}, and {INDEX} has {indexed.__name__} here; save the whole "
+            "pipeline again"
         )
     if kind is None and is_pruned:
-        raise ModelError(f"{folder / CONFIG}: {found!r} is no model of diffusers; make the pipeline again")
+        raise ModelError(
+            f"{folder / CONFIG}: {str(found)[:40]} is no model of diffusers; make the pipeline again"
+        )
     return kind
-
-
-def _model_of_diffusers(name: Any) -> type[ModelMixin] | None:
-    kind = getattr(importlib.import_module("diffusers"), str(name), None)
-    return kind if isinstance(kind, type) and issubclass(kind, ModelMixin) else None
 
 
 def _load_whole(kind: Any, folder: Path) -> nn.Module:
     """A network whose files hold all its tensors; the libraries themselves fill gaps with random numbers."""
     demand_one_network(folder)
-    try:
+    with _blamed_on(folder / CONFIG):
         network, found = kind.from_pretrained(
             str(folder),
             local_files_only=True,
@@ -318,13 +284,11 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
             output_loading_info=True,
             variant=variant_of(folder),
         )
-    except UNREADABLE as error:
-        raise _unreadable(folder, error) from error
     if found["missing_keys"]:
         raise ModelError(
             f"{folder}: lacks tensor {min(found['missing_keys'])} of its {kind.__name__}; give a whole one"
         )
-    if folder.name in DENOISERS and found["unexpected_keys"]:
+    if isinstance(network, ModelMixin) and found["unexpected_keys"]:
         raise ModelError(
             f"{folder}: has the tensor {min(found['unexpected_keys'])}, which its configuration does not; "
             "give the config.json that belongs to it"
@@ -334,16 +298,5 @@ def _load_whole(kind: Any, folder: Path) -> nn.Module:
     return network  # type: ignore[no-any-return]
 
 
-def _variant_of_others(folder: Path, parts: Parts, networks: Mapping[str, nn.Module | None]) -> str | None:
-    """Of the parts that are left to diffusers; it takes plain weights where there is no such variant."""
-    left = [name for name in parts if name not in networks]
-    for name in left:
-        demand_one_network(folder / name)
-    variants = {name: variant for name in left if (variant := variant_of(folder / name))}
-    if len(set(variants.values())) > 1:
-        raise ModelError(f"{folder}: variants differ, {variants}; fetch one variant of all parts")
-    return next(iter(variants.values()), None)
-
-
-def _unreadable(folder: Path, error: Exception) -> ModelError:
-    return ModelError(f"{folder}: cannot be loaded ({files.one_line(error)}); save it again, as safetensors")
+def _blamed_on(file: Path) -> AbstractContextManager[None]:
+    return blamed_on(f"{file}: cannot be loaded", "save the whole pipeline again, as safetensors")

@@ -131,25 +131,6 @@ def test_a_pickle_is_not_read(
         load_pipeline(tmp_path / "pipe")
 
 
-def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
-    save_pipeline(tiny_ddim(), tmp_path / "pipe")
-    ran = tmp_path / "ran"
-    for folder in (tmp_path / "pipe", tmp_path / "pipe" / "unet"):
-        (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: pass\n")
-    changes = {
-        "is of a class of its own": {"_class_name": ["mine", "Mine"]},
-        "cannot be loaded": {"unet": ["mine", "Mine"]},
-    }
-    for message, change in changes.items():
-        index = files.read_json(tmp_path / "pipe" / "model_index.json")
-        files.write_json(tmp_path / "pipe" / "model_index.json", index | change)
-        with pytest.raises(ModelError, match=message) as caught:
-            load_pipeline(tmp_path / "pipe")
-        assert "\n" not in str(caught.value)
-        assert not ran.exists()
-        files.write_json(tmp_path / "pipe" / "model_index.json", index)
-
-
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -611,12 +592,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no_index": (lambda f: (f / "model_index.json").unlink(), "index.json: missing or damaged"),
     "bad_index": (lambda f: overwrite(f / "model_index.json", "{"), "missing or damaged"),
     "no_class": (lambda f: overwrite(f / "model_index.json", {}), "missing or damaged"),
-    "odd_class": (lambda f: edit_json(f / "model_index.json", _class_name="No"), "cannot be loaded .*No"),
+    "odd_class": (lambda f: edit_json(f / "model_index.json", _class_name="No"), "a class of its own, No"),
     "no_scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "cannot be loaded"),
     "no_unet": (lambda f: shutil.rmtree(f / "unet"), "lacks its folder unet"),
     "no_config": (lambda f: (f / "unet/config.json").unlink(), r"config\.json: no such file"),
-    "no_model": (of_class("DDIMScheduler"), "'DDIMScheduler' is no model of diffusers"),
-    "unknown_model": (of_class("system"), "'system' is no model of diffusers"),
+    "no_model": (of_class("DDIMScheduler"), "DDIMScheduler is no model of diffusers"),
+    "unknown_model": (of_class("system"), "system is no model of diffusers"),
     "nameless_model": (of_class(None), "None is no model of diffusers"),
     "other_size": (
         lambda f: edit_json(f / "unet/config.json", block_out_channels=[8, 24]),
