@@ -18,6 +18,7 @@ WORKERS ?= 2
 PYTEST = $(VENV_PATH) OMP_NUM_THREADS=1 pytest --numprocesses $(call quoted,$(WORKERS))
 SEED ?= 0
 COUNT ?= 20
+LOWEST ?= tests/config tests/core tests/data tests/models tests/pipelines tests/surgery tests/commands tests/test_api.py
 LAMBDAS ?= 0.001 0.005 0.01 0.05 0.1
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -97,6 +98,10 @@ test-faults: .venv/.installed-dev ## Kill, starve and deceive every command COUN
 	$(VENV_PATH) OMP_NUM_THREADS=1 python tests/faults --seed $(call quoted,$(SEED)) --count $(call quoted,$(COUNT)) \
 		$(if $(KINDS),--only $(foreach kind,$(KINDS),$(call quoted,$(kind))))
 
+.PHONY: test-lowest
+test-lowest: .venv-lowest/.installed ## Try the lowest versions that pyproject.toml allows, in .venv-lowest
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) -W default -m "not slow" $(LOWEST)
+
 .PHONY: lint
 lint: .venv/.installed-dev ## Check style, imports and workflow
 	$(VENV_PATH) ruff check
@@ -123,6 +128,13 @@ clean: ## Remove caches and build products; results, data and .venv stay
 		|| { echo "PeLAP needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	test -x "$(BIN)/python" || "$(PYTHON)" -m venv .venv
 	$(PIP) --editable '.[study,audio]'
+	@touch $@
+
+# Warnings of versions that do not know each other are no failures there; what they come with is newer.
+.venv-lowest/.installed: pyproject.toml requirements.lowest
+	test -x .venv-lowest/bin/python || "$(PYTHON)" -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet -c requirements.lowest \
+		--editable '.[study,audio,text]' pytest pytest-xdist
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

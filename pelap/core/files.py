@@ -28,7 +28,7 @@ LARGEST = 64 * 2**20  # bytes of a text that is read, a table say; the largest o
 # Columns of our tables that hold names, whatever the names look like.
 TEXT_COLUMNS = (
     *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
-    *("plan", "student", "model", "against", "mode", "metric"),
+    *("plan", "student", "model", "against", "mode", "metric", "verdict", "reason"),
 )
 
 
@@ -174,16 +174,24 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def read_mapping(path: Path, keys: Iterable[str] = (), infinite: bool = False) -> dict[str, Any]:
-    """Read a JSON object that has at least these keys, or a `DataError` says what is wrong with it."""
+def read_mapping(
+    path: Path, keys: Iterable[str] = (), kind: Any = None, infinite: bool = False
+) -> dict[str, Any]:
+    """Read a JSON object that has at least these keys, or a `DataError` says what is wrong with it.
+
+    `kind` is what pydantic checks it by, such as an entry of `pelap.core.records`.
+    """
     value = read_json(path, infinite)
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON mapping; make it again")
     _demand(path, "keys", keys, value)
+    _demand_kind(path, value, kind)
     return value
 
 
-def read_mappings(path: Path, keys: Iterable[str] = (), again: str = "make it again") -> dict[str, Any]:
+def read_mappings(
+    path: Path, keys: Iterable[str] = (), again: str = "make it again", kind: Any = None
+) -> dict[str, Any]:
     """Read a JSON object of such objects by name, as `prune/result.json`; `again` says how to mend it."""
     whole, keys = read_mapping(path), list(keys)
     for name, value in whole.items():
@@ -191,7 +199,19 @@ def read_mappings(path: Path, keys: Iterable[str] = (), again: str = "make it ag
         if absent:
             raise DataError(f"{path}: {name}: lacks {', '.join(absent)}; {again}")
     demand_names(whole, str(path))
+    _demand_kind(path, whole, kind and dict[str, kind], again)
     return whole
+
+
+def _demand_kind(path: Path, value: Any, kind: Any, again: str = "make it again") -> None:
+    from pydantic import TypeAdapter, ValidationError  # for which what reads nothing else need not wait
+
+    try:
+        TypeAdapter(kind or Any).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place, said, found = ".".join(map(str, first["loc"])), first["msg"], str(first["input"])[:40]
+        raise DataError(f"{path}: {place}: {said} (it is {found!r}); {again}") from None
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
@@ -214,12 +234,14 @@ def write_csv(path: Path, table: "pd.DataFrame") -> None:
 def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
     """Read a table that has at least these columns, or a `DataError` says what is wrong with it.
 
-    Names stay text, even ``NA`` and ``001``.
+    Names stay text, even ``NA`` and ``001``. All else is numbers, or true and false, where it is asked for or
+    where most of a column is.
     """
     import pandas as pd
 
     heal(path)
     demand_file(path)
+    columns = tuple(columns)
     try:
         text = dict.fromkeys(TEXT_COLUMNS, str)
         table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"], dtype=text)
@@ -228,7 +250,25 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable CSV table ({one_line(error)})") from None
     _demand(path, "columns", columns, table)
+    for name in table.columns:
+        if name not in TEXT_COLUMNS and table[name].dtype.kind not in "biuf":
+            _demand_numbers(path, table[name], demanded=name in columns)
     return table
+
+
+def _demand_numbers(path: Path, column: "pd.Series[Any]", demanded: bool) -> None:
+    """Refuse a word among numbers; a column of words alone is none of ours, unless it is demanded."""
+    import pandas as pd
+
+    cells = column.dropna().astype(str)
+    flags = cells.isin(["True", "False"])
+    what = "true or false" if flags.mean() > 0.5 else "a number"
+    words = cells[~flags if flags.mean() > 0.5 else pd.to_numeric(cells, errors="coerce").isna()]
+    if len(words) and (demanded or len(words) < len(cells)):
+        raise DataError(
+            f"{path}: row {int(words.index[0]) + 1}, column {column.name}: {words.iloc[0][:40]!r} is not "
+            f"{what}; mend that cell, or make the table again"
+        )
 
 
 def _demand(path: Path, what: str, names: Iterable[str], there: Any) -> None:

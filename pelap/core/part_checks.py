@@ -4,6 +4,7 @@ Libraries take any: whole numbers become weights, and settings that no network w
 that look like those of a bad network.
 """
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,7 +25,8 @@ RANGES = (
     (re.compile(r"scal(e|ing)_factor$|latents_std"), 1e-4, 1e4),
     (re.compile(r"shift_factor$|latents_mean"), -1e4, 1e4),
     (re.compile(r"beta_(start|end)$|trained_betas"), 0.0, 1.0),
-    (re.compile(r"layers|halvings|downsampling"), -1024, 1024),
+    (re.compile(r"^num_(hidden_)?layers$|^layers_per_block$|^downsampling$"), 1, 1024),
+    (re.compile(r"layers"), -1024, 1024),
     (re.compile(r"(sample|image|embed_max)_size"), 1, 4096),
     (re.compile(r"timesteps$"), 0, 1e6),
     (re.compile(r"^lambda_min_clipped$"), float("-inf"), MOST),  # the one that is infinite by default
@@ -41,6 +43,20 @@ def demand_settings(config: Mapping[str, Any], path: Path | str) -> None:
                 f"{path}: {name}: {str(value)[:SHOWN]} is not in {least:g}..{most:g}; give the file that the "
                 "network was saved with"
             )
+
+
+def demand_flags(config: Mapping[str, Any], kind: type[Any], path: Path) -> None:
+    """Raise a `ModelError` where a switch of a class is neither true nor false, or a number is one of these.
+
+    Any word would switch it on.
+    """
+    for name, parameter in inspect.signature(kind).parameters.items():
+        value, usual = config.get(name), parameter.default
+        if isinstance(usual, bool | int | float) and value is not None:
+            if isinstance(usual, bool) and not isinstance(value, bool):
+                raise ModelError(f"{path}: {name}: {str(value)[:SHOWN]} is not true or false; set it to one")
+            if isinstance(value, bool) and not isinstance(usual, bool):
+                raise ModelError(f"{path}: {name}: {value} is no number; set it to one, usual is {usual}")
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:

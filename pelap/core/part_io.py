@@ -18,7 +18,7 @@ from torch import nn
 
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError, blamed_on
-from pelap.core.part_checks import demand_kind, demand_numbers, demand_settings, kind_of
+from pelap.core.part_checks import demand_flags, demand_kind, demand_numbers, demand_settings, kind_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -236,6 +236,7 @@ def build_part(kind: type[Part], folder: Path) -> Part:
     the configuration gets none.
     """
     config = read_config(folder)
+    demand_flags(config, kind, folder / CONFIG)
     with blamed_on(f"{folder / CONFIG}: makes no network", "make the model again"):
         with torch.device("meta"):
             described = sum(tensor.nbytes for tensor in kind.from_config(config).state_dict().values())

@@ -109,6 +109,8 @@ def _try_out(model: LatentDiffusion, folder: Path) -> None:
         picture = torch.linspace(-1, 1, math.prod(shape), device=place).view(shape)
         latents = _of_shape((1, *model.latent_shape), model.posterior(picture).mean)
         _of_shape(shape, model.vae.decode(latents))
+        if (shape[1] == 1) != (model.info.sound is not None):
+            raise ValueError(f"sounds have 1 channel and pictures 3, it makes {shape[1]}")
     with _blamed_on(folder / "mask"):
         _of_shape(latents.shape[:2], model.gates(latents).values)
     if model.normaliser is not None:
@@ -220,7 +222,7 @@ def _kept_channels(path: Path, channels: int) -> list[int]:
 
 def _unet_class(folder: Path) -> type[ModelMixin]:
     name = read_config(folder).get("_class_name")
-    if name not in UNETS:
+    if not isinstance(name, str) or name not in UNETS:
         raise ModelError(f"{folder / CONFIG}: unknown UNet {name!r}; use one of {', '.join(UNETS)}")
     return UNETS[name]
 
@@ -232,7 +234,8 @@ def _info_from_json(config: dict[str, Any], path: Path) -> ModelInfo:
         info = renamed("info", config["info"])
         info["variant"] = renamed("variants.*", info["variant"])
         info["diffusion"] = DiffusionParams.written(info["diffusion"])
-        info["sound"] = info.get("sound") and SoundParams.written(info["sound"])
+        sound = info.get("sound")
+        info["sound"] = None if sound is None else SoundParams.written(sound)
         list(config["parts"])
         try:
             return INFO.validate_python(info)

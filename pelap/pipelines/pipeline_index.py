@@ -14,7 +14,7 @@ from diffusers import ModelMixin, SchedulerMixin
 
 from pelap.core import files
 from pelap.core.errors import DataError, ModelError
-from pelap.core.part_checks import demand_settings
+from pelap.core.part_checks import demand_flags, demand_settings
 from pelap.core.part_io import CONFIG, INDEX
 from pelap.core.replacing import is_folder
 
@@ -51,7 +51,12 @@ def read_index(folder: Path) -> Parts:
         _demand_no_code(folder / name)
     _demand_pipeline(folder, index["_class_name"])
     _demand_labels(folder, index.get("id2label"))
-    return {name: kind and _class_of(folder, name, *kind) for name, kind in named.items()}
+    parts = {name: kind and _class_of(folder, name, *kind) for name, kind in named.items()}
+    for name, found in parts.items():
+        file = folder / name / (SCHEDULER if found and issubclass(found, SchedulerMixin) else CONFIG)
+        if found and issubclass(found, ModelMixin | SchedulerMixin) and file.is_file():
+            demand_flags(_settings(file), found, file)
+    return parts
 
 
 def _library_and_class(folder: Path, name: str, value: list[Any]) -> tuple[str, str] | None:

@@ -1,7 +1,8 @@
 """What the report is made from: a run's tables, dictionaries and pictures."""
 
+import math
 import wave
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -13,6 +14,7 @@ import pandas as pd
 from pelap.core import files
 from pelap.core.errors import DataError
 from pelap.core.paths import REAL_ROW, RunPaths, cached_name, read_students
+from pelap.core.records import EvaluateProtocol, PlanResult, ScoreProtocol
 from pelap.core.tables import read_table
 from pelap.core.terminal import QUANTITIES, changed
 from pelap.report.protocol import SOUNDS, ModalityNames, modality_names
@@ -163,8 +165,13 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
     Raises:
         DataError: A file of an earlier stage is missing or not what it should be.
     """
-    metrics, protocol = files.read_metrics(paths.metrics), files.read_mapping(paths.evaluate_protocol)
+    metrics = files.read_metrics(paths.metrics)
+    protocol = files.read_mapping(paths.evaluate_protocol, kind=EvaluateProtocol)
     variants, heard = tuple(variants), modality_names(protocol).many == SOUNDS
+    plans = files.read_mappings(paths.prune_result, kind=PlanResult)
+    students = read_students(
+        paths, ["plan", "steps", "kept_step", "select", "task_weight", "output_weight", "feature_weight"]
+    )
     return RunData(
         dataset=dataset,
         seed=seed,
@@ -172,24 +179,25 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
         protocol=protocol,
         history={name: files.read_csv(paths.train(name).history, _LOSSES) for name in variants},
         validation={name: files.read_csv(paths.train(name).validation, _LOSSES) for name in variants},
-        collapse=_table(paths.collapse_table, "variant verdict reason unet_input_std"),
-        epochs=_table(paths.collapse_epochs, "variant epoch"),
+        collapse=_table(paths.collapse_table, "variant verdict reason unet_input_std", variants),
+        epochs=_table(paths.collapse_epochs, "variant epoch", variants),
         timesteps=_table(
-            paths.collapse_timesteps, "variant first_step last_step diffusion_loss gaussian_floor"
+            paths.collapse_timesteps, "variant first_step last_step diffusion_loss gaussian_floor", variants
         ),
-        masks=_table(paths.masks_per_class, "variant class_name channel mean_mask"),
-        scores=read_table(paths.scores, paths.score_protocol, _SCORES),
+        masks=_table(paths.masks_per_class, "variant class_name channel mean_mask", variants),
+        scores=read_table(
+            paths.scores, paths.score_protocol, _SCORES
+        ),  # an operator may be infinitely important
         score_protocol=files.read_mapping(
             paths.score_protocol,
             ["num_latents", "num_seeds", "formula", "early_stop", "rank_correlation", "latency_batch_size"],
+            ScoreProtocol,
         ),
         changes=files.read_csv(paths.changes, ["plan", "operator", "action", *_CHANGES]),
-        prune_result=files.read_mappings(paths.prune_result),
-        distill=_table(paths.distill_history, "student step loss"),
-        distill_validation=_table(paths.distill_validation, "student step task"),
-        students=read_students(
-            paths, ["plan", "steps", "kept_step", "select", "task_weight", "output_weight", "feature_weight"]
-        ),
+        prune_result=plans,
+        distill=_table(paths.distill_history, "student step loss", students),
+        distill_validation=_table(paths.distill_validation, "student step task", students),
+        students=students,
         latencies=_table(paths.latencies, "model batch_size mode median_ms iqr_ms"),
         budget=_table(paths.budget, "model steps image_ms image_iqr_ms"),
         differences=_table(paths.differences, "model against metric difference se"),
@@ -200,8 +208,19 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
     )
 
 
-def _table(path: Path, columns: str) -> pd.DataFrame:
-    return files.read_csv(path, columns.split())
+def _table(path: Path, columns: str, known: Collection[str] | None = None) -> pd.DataFrame:
+    """A table of finite numbers and empty cells; what its first column names has to be `known`."""
+    names = columns.split()
+    table = files.read_csv(path, names)
+    strange = ~table[names[0]].isin(known) if known is not None else pd.Series(False, index=table.index)
+    if strange.any():
+        row, name = int(strange.argmax()) + 1, str(table.loc[strange, names[0]].iloc[0])
+        raise DataError(f"{path}: row {row}: the {names[0]} {name[:40]} is none of the run's; make it again")
+    for column in table.select_dtypes("number"):
+        if (infinite := table[column].isin([math.inf, -math.inf])).any():
+            row = int(infinite.argmax()) + 1
+            raise DataError(f"{path}: row {row}, column {column}: is not finite; make the table again")
+    return table
 
 
 def read_png(path: Path) -> bytes:

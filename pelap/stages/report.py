@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from pelap.core import files
 from pelap.core.paths import RunPaths
+from pelap.core.records import EvaluateProtocol
 from pelap.report import protocol, tables
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def show(paths: RunPaths) -> None:
     """Print the table of models, what it was measured with, and the page's path as the last line."""
     from rich.console import Console
 
-    metrics, measured_with = files.read_metrics(paths.metrics), files.read_mapping(paths.evaluate_protocol)
+    metrics = files.read_metrics(paths.metrics)
+    measured_with = files.read_mapping(paths.evaluate_protocol, kind=EvaluateProtocol)
     frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
     sounds = protocol.modality_names(measured_with).many == protocol.SOUNDS
     Console().print(tables.rich_table(frame, item="sound" if sounds else "image"))

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DModel
-from tiny import LIGHT, set_logits, tiny_model
+from tiny import LIGHT, TEXT, UNET, set_logits, tiny_model
 from tiny_pipelines import tiny_ddim
 
-from pelap.config import VariantParams
+from pelap.config import TextConditioning, UNet2DConditionParams, VariantParams
 from pelap.core import files
 from pelap.core.errors import ModelError, PlanError
 from pelap.core.part_io import save_part
-from pelap.models.latent_diffusion import LatentDiffusion
+from pelap.models.latent_diffusion import LatentDiffusion, build_unet
+from pelap.models.text_conditioner import build_conditioner
 from pelap.pipelines.pipeline_io import is_pipeline, load_model, load_pipeline, save_model, save_pipeline
 from pelap.surgery.apply import apply_plan
 from pelap.surgery.plan import Plan, load_plan, plan_from_json
@@ -130,14 +132,90 @@ def test_wrong_shaped_lacking_surplus_and_truncated_tensors(tmp_path: Path) -> N
         "lacks tensor": {key: value for key, value in tensors.items() if key != name},
         "unknown tensor extra": tensors | {"extra": torch.zeros(1)},
         r"mean_head\.weight: NaN or infinite": tensors | {name: tensors[name].clone().fill_(math.inf)},
-        r"mean_head\.weight holds numbers of another kind": tensors | {name: tensors[name].long()},
+        r"mean_head\.weight holds numbers of another kind .* \(whole\)": {name: tensors[name].long()},
+        r"mean_head\.weight holds numbers of another kind .* \(bool\)": {name: tensors[name] > 0},
+        r"mean_head\.weight holds numbers of another kind .* \(complex\)": {name: tensors[name] * 1j},
     }
     for message, broken in cases.items():
-        files.save_tensors(path, broken)
+        files.save_tensors(path, tensors | broken if len(broken) == 1 else broken)
         with pytest.raises(ModelError, match=message):
             load_model(tmp_path / "model")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ModelError, match="not a complete safetensors file"):
+        load_model(tmp_path / "model")
+
+
+WRONG_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("vae", {"downsampling": [None]}),
+    ("vae", {"downsampling": "x"}),
+    ("vae", {"width": 10**9}),
+    ("vae", {"width": 10**5}),
+    ("unet", {"time_embedding_type": {}}),
+    ("unet", {"act_fn": [None]}),
+    ("unet", {"freq_shift": "["}),
+    ("unet", {"mid_block_scale_factor": [None]}),
+    ("unet", {"mid_block_scale_factor": 1e12}),
+    ("unet", {"norm_eps": -1}),
+    ("unet", {"layers_per_block": 10**5}),
+    ("unet", {"center_input_sample": "x"}),
+    ("unet", {"norm_eps": True}),
+    ("unet", {"_class_name": [1, 2]}),
+    ("mask", {"gate": 3, "adaptive": []}),
+    ("mask", {"gate": "topk", "num_active": 10**6}),
+    ("normaliser", {"latent_channels": {}}),
+    ("conditioner", {"heads": 0}),
+    ("conditioner", {"templates": [None]}),
+    ("conditioner", {"class_names": {}}),
+]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with every part."""
+    fields = {"gate": "hard_concrete", "sparsity_key": "lambda", "normalise": "before_mask"}
+    model = tiny_model("invariant", fields=fields)
+    unet = build_unet(UNet2DConditionParams(**UNET), *model.latent_shape[:2], TEXT["width"])
+    conditioner = build_conditioner(TextConditioning(**TEXT), ["cat", "dog"], None)
+    whole = LatentDiffusion(model.info, model.vae, unet, model.mask, model.normaliser, conditioner)
+    save_model(whole.eval(), tmp_path_factory.mktemp("told") / "model")
+    return tmp_path_factory.getbasetemp() / "told0/model"
+
+
+@pytest.mark.parametrize(("part", "change"), WRONG_SETTINGS, ids=str)
+def test_settings_that_no_network_was_made_with_are_one_line(
+    told: Path, tmp_path: Path, part: str, change: dict[str, Any]
+) -> None:
+    """Whatever a constructor or a first call makes of them, and however large a network they describe."""
+    shutil.copytree(told, tmp_path / "model")
+    config = tmp_path / "model" / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ModelError) as caught:
+        load_model(tmp_path / "model")
+    assert str(config.parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("image_size", 10**9), ("image_size", 0), ("sound", {}), ("variant", "["), ("seed", "x")],
+)
+def test_a_description_that_is_none_is_one_line(told: Path, tmp_path: Path, key: str, value: Any) -> None:
+    shutil.copytree(told, tmp_path / "model")
+    config = files.read_json(tmp_path / "model/config.json")
+    files.write_json(tmp_path / "model/config.json", config | {"info": config["info"] | {key: value}})
+    with pytest.raises(ModelError, match=r"model/config\.json: ") as caught:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_statistic_that_is_not_finite_is_refused(told: Path, tmp_path: Path) -> None:
+    """No parameter, but latents go through it."""
+    shutil.copytree(told, tmp_path / "model")
+    path = tmp_path / "model/normaliser/diffusion_pytorch_model.safetensors"
+    tensors, _ = files.load_tensors(path)
+    tensors["statistics.running_var"][0] = math.nan
+    files.save_tensors(path, tensors)
+    with pytest.raises(ModelError, match=r"running_var: NaN"):
         load_model(tmp_path / "model")
 
 
