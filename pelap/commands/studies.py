@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pelap.config import Params, Section
 from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, resolved, select_keys
@@ -242,8 +242,8 @@ def read_record(cell: Cell, root: Path, stage: str) -> Record:
     """The record of a stage with the parameters of this cell; a fresh one if there is none, or another's."""
     run, digest = cell.paths(root), cell.digest(stage)
     try:
-        record = Record(**files.read_mapping(run.record(stage)))
-    except (DataError, TypeError):
+        record = TypeAdapter(Record).validate_python(files.read_mapping(run.record(stage)))
+    except (DataError, ValidationError):
         return _snakemakes(cell, root, stage) or Record(digest)
     return record if record.digest == digest else Record(digest)
 

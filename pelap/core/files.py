@@ -30,6 +30,7 @@ TEXT_COLUMNS = (
     *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
     *("plan", "student", "model", "against", "mode", "metric", "verdict", "reason"),
 )
+MIXED_COLUMNS = ("paper",)  # figures as the paper gives them, some in words
 
 
 @contextmanager
@@ -251,7 +252,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> "pd.DataFrame":
         raise DataError(f"{path}: not a readable CSV table ({one_line(error)})") from None
     _demand(path, "columns", columns, table)
     for name in table.columns:
-        if name not in TEXT_COLUMNS and table[name].dtype.kind not in "biuf":
+        if name not in (*TEXT_COLUMNS, *MIXED_COLUMNS) and table[name].dtype.kind not in "biuf":
             _demand_numbers(path, table[name], demanded=name in columns)
     return table
 

@@ -154,7 +154,9 @@ def load_dataset(path: Path) -> ImageDataset:
 
 def _problem(dataset: ImageDataset) -> str | None:
     """What keeps a data set from being used, in words."""
-    side, num_classes = dataset.train.images.shape[-1], len(dataset.class_names)
+    side, num_classes = (dataset.train.images.shape or [0])[-1], len(dataset.class_names)
+    if not all(isinstance(name, str) for name in dataset.class_names):
+        return "names of classes are texts"
     shape = (3 if dataset.sound is None else 1, side, side)  # sounds have no colours
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         images, labels = split.images, split.labels

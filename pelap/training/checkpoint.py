@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from pelap.core import files
-from pelap.core.errors import DataError
+from pelap.core.errors import DataError, blamed_on
 from pelap.core.replacing import is_folder
 
 TENSORS = "state.safetensors"
@@ -33,18 +34,20 @@ def load_checkpoint(folder: Path, parts: dict[str, Any], progress: Any) -> bool:
     """
     if not is_folder(folder):
         return False
+    owned: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parts}
     try:
         tensors, _ = files.load_tensors(folder / TENSORS)
         fields = files.read_mapping(folder / PROGRESS, vars(progress))
+        for key, tensor in tensors.items():
+            name, _, below = key.partition("/")
+            owned.setdefault(name, {})[below] = tensor
+        with blamed_on(f"{folder}: is no checkpoint", "it is made anew", DataError):
+            TypeAdapter(type(progress)).validate_python(fields)
+            # All or nothing: a part that does not fit must not leave the others filled.
+            misfits = [name for name, part in parts.items() if not _fits(part, owned[name])]
     except DataError as error:
         print(f"starts anew: {error}")
         return False
-    owned: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parts}
-    for key, tensor in tensors.items():
-        name, _, below = key.partition("/")
-        owned.setdefault(name, {})[below] = tensor
-    # All or nothing: a part that does not fit must not leave the others filled.
-    misfits = [name for name, part in parts.items() if not _fits(part, owned[name])]
     if misfits:
         print(f"starts anew: {folder} holds another {', '.join(misfits)}")
         return False

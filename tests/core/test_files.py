@@ -99,6 +99,31 @@ def test_missing_and_broken_files_are_named_in_one_line(tmp_path: Path, read: ob
     assert "\n" not in str(caught.value)
 
 
+def test_a_word_among_numbers_is_named_with_its_place(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    for content, said in {
+        "a,b\n1,2\n3,word\n": "row 2, column b: 'word' is not a number",
+        "a,b\n1,2\n3,True\n": "row 2, column b: 'True' is not a number",
+        "a,b\n1,True\n2,2\n3,False\n": "row 2, column b: '2' is not true or false",
+        "a,demanded\n1,x\n2,y\n": "row 1, column demanded: 'x' is not a number",
+    }.items():
+        table.write_text(content)
+        with pytest.raises(DataError, match=said):
+            files.read_csv(table, ["demanded"] if "demanded" in content else [])
+    table.write_text("operator,note,paper,b\nNA,x,near 0,\n001,y,1,2\n")
+    assert files.read_csv(table)["b"].sum() == 2
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, '{"a": %s}' % ("9" * 5000)]
+)
+def test_json_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "file.json").write_text(content)
+    with pytest.raises(DataError, match=r"file\.json: not valid JSON") as caught:
+        files.read_json(tmp_path / "file.json")
+    assert "\n" not in str(caught.value)
+
+
 def test_unwritable_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PelapError, match="cannot write here"):
