@@ -23,6 +23,11 @@ MINE = ["mine", "DDIMScheduler"]
 FOREIGN: dict[str, tuple[dict[str, Any], str, str]] = {
     # what the index says, the file with code, and why it is refused
     "class": ({"_class_name": MINE}, "mine.py", "is of a class of its own"),
+    "class that loads other folders": (
+        {"_class_name": "KandinskyCombinedPipeline"},
+        "mine.py",
+        "class of its own",
+    ),
     "class of Python": ({"_class_name": "system"}, "mine.py", "is of a class of its own"),
     "part": ({"scheduler": MINE}, "scheduler/mine.py", "is of mine, and code that comes with a"),
     "part beside the index": ({"scheduler": MINE}, "mine.py", "is of mine, and code"),
