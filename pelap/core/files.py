@@ -28,7 +28,7 @@ LARGEST = 64 * 2**20  # bytes of a text that is read, a table say; the largest o
 # Columns of our tables that hold names, whatever the names look like.
 TEXT_COLUMNS = (
     *("operator", "kind", "replacement", "parent", "action", "variant", "class_name"),
-    *("plan", "student", "model", "against", "mode", "metric", "verdict", "reason"),
+    *("plan", "student", "model", "against", "mode", "metric", "verdict", "reason", "task", "dataset"),
 )
 MIXED_COLUMNS = ("paper",)  # figures as the paper gives them, some in words
 

@@ -203,9 +203,10 @@ def test_a_variant_called_picture_keeps_its_name(heard: RunPaths, tmp_path: Path
     for file in (run.metrics, run.budget, run.differences, *run.collapse_tables.values()):
         if file.is_file():
             file.write_text(file.read_text().replace("invariant", "picture"))
-    for file in [*run.samples("invariant").parent.glob("invariant.*")]:
+    for file in [*run.evaluate.rglob("invariant.*")]:
         file.rename(file.with_stem("picture"))
-    page = Page(render(load(run, ("baseline", "pelap"))))
+    run.train("invariant").root.rename(run.train("picture").root)
+    page = Page(render(load(run, ("baseline", "pelap", "picture"))))
     assert "picture" in page.table("findings")
     assert {"against picture", "picture, as fast"} <= set(page.texts)
 

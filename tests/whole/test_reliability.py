@@ -1,7 +1,4 @@
-"""Damaged and hostile inputs that other suites do not have: one line, exit status 2, nothing executed.
-
-A strict expected failure is a fault that is known and still there; its issue takes the mark away.
-"""
+"""Damaged and hostile inputs that other suites do not have: one line, exit status 2, nothing executed."""
 
 import io
 import json
@@ -25,8 +22,6 @@ from tiny_pipelines import tiny_ddim
 from pelap.commands.paper import time_limit
 from pelap.data.dataset import save_dataset
 from pelap.pipelines.pipeline_io import save_model
-
-later = pytest.mark.xfail(strict=True, raises=BaseException, reason="mended by the issue about hardening")
 
 
 def params_file(folder: Path, **overrides: Any) -> Path:
@@ -57,7 +52,6 @@ DAMAGED = [
 ]
 
 
-@later
 @pytest.mark.parametrize(("part", "name", "value"), DAMAGED)
 def test_a_damaged_configuration_of_a_part(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, name: str, value: Any

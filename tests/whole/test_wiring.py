@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import packages_distributions
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -518,15 +518,16 @@ TOOLS = ("python", "dvc", "pelap", "snakemake", "pytest", "ruff", "lint-imports"
 def test_targets_work_in_a_folder_with_a_space(target: str, tmp_path: Path) -> None:
     """Stand-ins for the tools note that they were called; nothing is installed."""
     clone = tmp_path / "my projects" / "pelap"
-    (clone / ".venv" / "bin").mkdir(parents=True)
-    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements.lowest"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone)
-    for name in TOOLS:
-        tool(clone / ".venv" / "bin" / name, f'echo "{name} $*" >> "{tmp_path}/calls"')
+    for name, environment in product(TOOLS, (".venv", ".venv-lowest")):
+        (clone / environment / "bin").mkdir(parents=True, exist_ok=True)
+        tool(clone / environment / "bin" / name, f'echo "{name} $*" >> "{tmp_path}/calls"')
     result = run(tmp_path, "make", "-C", str(clone), target, f"PYTHON={sys.executable}")
     assert result.returncode == 0, result.stdout + result.stderr
     if target not in ("help", "clean"):
         noted = (tmp_path / "calls").read_text()
         assert "python -m pip" in noted
         assert noted.count("\n") > 1
-        assert (clone / ".venv" / ".installed").is_file()
+        assert [*clone.glob(".venv*/.installed")]

@@ -106,7 +106,7 @@ def test_fewer_than_three_seeds_are_left_out_and_named(
     [
         ("collapse/collapse.csv", "", "not a readable CSV table"),
         ("collapse/collapse.csv", "variant,verdict\na,b\n", "lacks the columns reason, mean_mask"),
-        ("collapse/collapse.csv", {"mean_mask": "much"}, "no numbers in the columns mean_mask"),
+        ("collapse/collapse.csv", {"mean_mask": "much"}, "column mean_mask: 'much' is not a number"),
         ("collapse/collapse.csv", {"variant": "baseline"}, "a variant has no name or two rows"),
         ("evaluate/metrics.json", "{", "not valid JSON"),
         ("evaluate/metrics.json", "{}", "lacks baseline, pelap-1e-2"),
