@@ -286,6 +286,10 @@ def test_what_was_saved_last_is_loaded_or_the_folder_is_refused(
             load_model(tmp_path / "model")
         assert "\n" not in str(caught.value)
         return
+    if writer != "save_model":  # on purpose
+        with pytest.raises(ModelError, match="is not the file that the model was saved with"):
+            load_model(tmp_path / "model")
+        (tmp_path / "model" / "digests.json").unlink()
     loaded = load_model(tmp_path / "model").unet
     assert loaded.state_dict().keys() == model.unet.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], t) for name, t in model.unet.state_dict().items())
