@@ -118,7 +118,13 @@ def save_dataset(dataset: ImageDataset, path: Path) -> None:
         metadata["made_by"] = json.dumps(dict(dataset.made_by))
     if dataset.sound is not None:
         metadata["sound"] = dataset.sound.model_dump_json()
-    files.save_tensors(path, tensors, metadata)
+    files.save_tensors(path, tensors, metadata | {"digest": _digest(tensors, metadata)})
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Of all that the file says: a picture that was changed by chance looks like any other."""
+    said = {name: text for name, text in metadata.items() if name != "digest"}
+    return files.digest([files.tensors_digest(dict(sorted(tensors.items()))), said])
 
 
 def load_dataset(path: Path) -> ImageDataset:
@@ -130,6 +136,8 @@ def load_dataset(path: Path) -> ImageDataset:
     if not path.is_file():
         raise DataError(f"{path}: no such file; run `pelap download` with the same --params and --data")
     tensors, metadata = files.load_tensors(path)
+    if metadata.get("digest", now := _digest(tensors, metadata)) != now:  # version 0.1 wrote none
+        raise DataError(f"{path}: is not as it was packed; delete it and run `pelap download` again")
     try:
         class_names, sound = json.loads(metadata["class_names"]), json.loads(metadata.get("sound", "null"))
         dataset = ImageDataset(

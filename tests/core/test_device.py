@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pelap.core.device import ask_gradients_of_norms, autocast, normalise_in_fp32
+from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,7 @@ def test_norms_of_other_precisions_stay_what_they_are(kind: torch.dtype) -> None
     assert torch.equal(model(inputs), before)
 
 
+@pytest.mark.skipif(NORMS_CRASH, reason="this version of PyTorch crashes where they are not asked")
 def test_norms_asked_for_gradients_give_the_same_ones() -> None:
     plain, asked = network(), network()
     ask_gradients_of_norms(asked)

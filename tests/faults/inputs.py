@@ -65,6 +65,8 @@ def parameters(world: World, rng: random.Random, place: Path) -> list[str]:
 
 # --- what jobs read
 
+ANYBODYS = ("dense", "pruned", "study")  # what works is what somebody wants: another model, other parameters
+
 
 def artefacts(world: World, rng: random.Random, place: Path) -> list[str]:
     """A job, one of whose input files is other than it was left."""
@@ -86,6 +88,8 @@ def artefacts(world: World, rng: random.Random, place: Path) -> list[str]:
         return []
     if outcome.status:
         return [f"{told}: ends with {outcome.status}: {outcome.said[:300]}"]
+    if path.relative_to(place).parts[0] in ANYBODYS:
+        return []
     found = contents(place / job.leaves)
     other = [name for name in job.result | found if job.result.get(name) != found.get(name)]
     return [f"{told}: silent, {', '.join(other[:4])}"] if other else []

@@ -61,7 +61,7 @@ class Job:
 STAGES = ("train", "collapse", "score", "prune", "distill", "evaluate")
 _RUN = "--params {params} --run {place}/run --data {place}/data --device cpu"
 _USER = "--params {params} --device cpu"
-_SAMPLE = "sample --num 3 --steps 4 --out {place}/out --model"
+_SAMPLE = "sample --num 3 --steps 4 --model"
 _PAPER_IN = "--study {place}/study/study.yaml --root {place}/root --data {place}/papers"
 
 
@@ -72,8 +72,10 @@ def _jobs() -> Iterator[Job]:
     for number, stage in enumerate(STAGES):
         yield Job(stage, f"{stage} {_RUN}", ["data", *runs[:number]], f"run/{stage}")
     yield Job("report", f"report {_RUN}", ["data", *runs], "run/report")
-    yield Job("sample", f"{_SAMPLE} {{place}}/run/train/invariant/model", ["run/train"], "out")
-    yield Job("sample-pipeline", f"{_SAMPLE} {{place}}/dense", ["dense"], "out")
+    yield Job(
+        "sample", f"{_SAMPLE} {{place}}/run/train/invariant/model --out {{place}}/out", ["run/train"], "out"
+    )
+    yield Job("sample-pipeline", f"{_SAMPLE} {{place}}/dense --out {{place}}/made", ["dense"], "made")
     yield Job(
         "pipeline-score",
         f"pipeline score {{place}}/dense --out {{place}}/table/scores.csv {_USER}",
@@ -123,8 +125,6 @@ class World:
             outcome = run_command(world.words(job, root), seconds=600)
             _expect_success(outcome)
             job.seconds, job.result = outcome.seconds, contents(root / job.leaves)
-            if job.leaves == "out":  # of several jobs, and each wants a new folder
-                shutil.rmtree(root / "out")
         return world
 
     def words(self, job: Job, place: Path) -> list[str]:

@@ -9,6 +9,7 @@ from diffusers.models.downsampling import Downsample2D
 from tiny_networks import CASES, Case, InPlace, awake, dit, light, plain
 from torch import nn
 
+from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms
 from pelap.core.errors import ModelError
 from pelap.profiling.cost import count_params
 from pelap.surgery.fit import fit_replacements
@@ -77,6 +78,8 @@ def test_every_operator_offered_can_be_put_in(searched: Searched) -> None:
     """However it starts and however a norm is replaced: shapes as before, finite, and trainable."""
     case = searched.case
     expected = case.forward(2)()
+    if NORMS_CRASH:
+        ask_gradients_of_norms(case.network)
     seen = set()
     for (_, init), operators in searched.found.items():
         for weights in {init, "random"} - ({"random"} if init == "parameter_free" else set()):
