@@ -8,7 +8,6 @@ from typing import Any
 from pelap.core import files
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.names import demand_names
-from pelap.core.records import ScoreProtocol, Student
 
 # Row of another draw of real pictures: what no model can be expected to go below, nor take the name of.
 REAL_ROW = "real"
@@ -238,6 +237,8 @@ def run_models(paths: RunPaths, variants: Iterable[str], only_variants: bool = F
 
 def scored_variant(paths: RunPaths) -> str:
     """The variant whose UNet was scored, as `score` says; a `DataError` where it does not."""
+    from pelap.core.records import ScoreProtocol  # what only names files needs no other package
+
     name = files.read_mapping(paths.score_protocol, ["variant"], ScoreProtocol)["variant"]
     demand_names([name], f"{paths.score_protocol}: variant")
     return str(name)
@@ -249,6 +250,8 @@ def read_students(paths: RunPaths, keys: Iterable[str] = ()) -> dict[str, dict[s
     Raises:
         DataError: That is missing, or a network comes from a plan that `prune` did not leave.
     """
+    from pelap.core.records import Student
+
     students = files.read_mappings(paths.distill_result, ("start", *keys), "distill again", Student)
     plans = files.read_mappings(paths.prune_result)
     for name, how in students.items():

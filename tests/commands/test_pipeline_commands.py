@@ -362,6 +362,7 @@ def test_figures_are_made_at_the_precision_that_is_asked_for(
     for precision, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         passes.clear()
         evaluated(tmp_path, [dense], evaluate__precision=precision)
-        # MACs and memory are counted in the same passes, so that all of them are meant.
-        assert set(passes) == {kind}
+        # MACs and memory are counted in the same passes, so that all of them are meant, but for the one that
+        # asks whether the denoiser works at all.
+        assert set(passes[1:]) == {kind}
         assert files.read_json(tmp_path / "figures.protocol.json")["precision"] == precision

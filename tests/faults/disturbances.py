@@ -92,7 +92,10 @@ def _fresh(words: Iterable[str], kill: Kill) -> Outcome:
         time.sleep(kill.after)
         process.send_signal(kill.signal)
         _, said = process.communicate(timeout=300)
-    return Outcome(process.returncode, said, time.monotonic() - begun)
+    ours = "/pelap/" in said or "pelap: " in said
+    return Outcome(
+        process.returncode, said if ours else "", time.monotonic() - begun
+    )  # else Python's own start
 
 
 def _problems(outcome: Outcome, job: Job, place: Path) -> list[str]:
@@ -101,10 +104,10 @@ def _problems(outcome: Outcome, job: Job, place: Path) -> list[str]:
 
 def _finish(world: World, job: Job, place: Path) -> list[str]:
     """The same command once more: it ends, what it leaves is what it would have left, and nothing beside."""
-    if _difference(job, place):  # else it was done before the signal came
-        outcome = run_command(world.words(job, place))
-        if outcome.status:
-            return [f"does not go on: {outcome.status} {outcome.said[:400]}"]
+    done = not _difference(job, place)  # before the signal came; some jobs want a new folder then
+    outcome = run_command(world.words(job, place))
+    if outcome.status and not (done and outcome.refused):
+        return [f"does not go on: {outcome.status} {outcome.said[:400]}"]
     return _difference(job, place) + [f"left behind: {name}" for name in hidden(place)]
 
 

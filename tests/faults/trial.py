@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -15,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PROGRESS = re.compile(r"\S[\S ]*: \d+/\d+(,|$)")
+PROGRESS = re.compile(r"\S[\S ]*: \d+/\d+(,|$)|failed: ")  # `paper` goes on with the next cell
+HELD = (signal.SIGINT, signal.SIGTERM)
 HANGING = 90.0  # seconds after which a command of a tiny run will not end any more
 
 
@@ -61,12 +63,13 @@ def run_command(
 
 
 def command(words: Sequence[object], memory: int | None = None) -> int:
-    """The same in this process."""
-    from pelap.cli import main
+    """The same in this process, which is for nothing else."""
+    from pelap.__main__ import main
 
     if memory is not None:
         _limit_memory(memory)
-    return main([str(word) for word in words])
+    sys.argv = ["pelap", *map(str, words)]
+    return main()
 
 
 def run_call(call: Callable[[], int], kill: Kill | None = None, seconds: float = HANGING) -> Outcome:
@@ -80,9 +83,12 @@ class Child:
     def __init__(self, call: Callable[[], int]) -> None:
         self._begun = time.monotonic()
         self._said = tempfile.TemporaryFile("w+b")  # noqa: SIM115 (closed at the end of `wait`)
+        # No signal before the command is there to take it: what Python does in a fork is not our matter.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         self._process = os.fork()
         if self._process == 0:
             _become(call, self._said.fileno())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
     def wait(self, kill: Kill | None = None, seconds: float = HANGING) -> Outcome:
         """Its end; after `seconds` it is ended."""
@@ -116,6 +122,7 @@ def _become(call: Callable[[], int], stderr: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(stderr, 2)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         status = call()
     except KeyboardInterrupt:  # before the command was there to take it
         status = 130

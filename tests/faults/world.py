@@ -171,8 +171,8 @@ def _make_pipeline(folder: Path) -> int:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """A digest for every file below `root`, times aside; what shows such numbers is left out."""
-    return {name: _digest(root / name) for name in visible(root) if not name.endswith(DRAWN)}
+    """A digest for every file below `root`, times aside; what shows such numbers has to be there."""
+    return {name: "" if name.endswith(DRAWN) else _digest(root / name) for name in visible(root)}
 
 
 def visible(root: Path) -> Iterator[str]:
