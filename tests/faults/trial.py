@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
             return "hangs"
         if self.status == 2 and not self.refused:
             return f"more than one line: {self.said[:400]!r}"
-        if len(self.said) > 1500 and self.status == 2:
-            return f"{len(self.said)} characters"
+        if max(map(len, self.said.splitlines()), default=0) > 700:
+            return f"a line of {max(map(len, self.said.splitlines()))} characters"
         return None
 
 
