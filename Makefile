@@ -134,7 +134,7 @@ clean: ## Remove caches and build products; results, data and .venv stay
 .venv-lowest/.installed: pyproject.toml requirements.lowest
 	test -x .venv-lowest/bin/python || "$(PYTHON)" -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet -c requirements.lowest \
-		--editable '.[study,audio,text]' pytest pytest-xdist
+		--editable '.[study,audio,text]' pytest pytest-timeout pytest-xdist
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed

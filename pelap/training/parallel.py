@@ -3,7 +3,7 @@
 import gc
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from threading import Event, Lock
 from traceback import format_tb
@@ -16,6 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PREFETCHED = 8  # items that are made ahead
+AWAKE = 0.5  # seconds after which a waiting thread looks for signals
 
 Training: TypeAlias = Generator[None, None, Result]
 """A training that yields before its first step and after every one, and returns its result.
@@ -122,8 +123,11 @@ def _in_threads(works: Sequence[Work[Result]], num_parallel: int) -> None:
     try:
         with ThreadPoolExecutor(num_parallel, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             try:
-                for future in [pool.submit(run, *work) for work in works]:
-                    future.result()
+                waiting = {pool.submit(run, *work) for work in works}
+                while waiting:  # a signal that comes while a wait begins is seen when it ends
+                    done, waiting = wait(waiting, timeout=AWAKE)
+                    for future in done:
+                        future.result()
             finally:  # where this thread is interrupted; otherwise all is done
                 stop.set()
     finally:
