@@ -25,7 +25,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.utils import get_featuresdict_from_dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pelap.core.files import sha256
+from pelap.core.digests import sha256
 from pelap.evaluation import weights as weights_module
 from pelap.evaluation.features import Inception2015
 from pelap.evaluation.frechet import FeatureStatistics, frechet_distance

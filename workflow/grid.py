@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[impor
 from pelap.commands.studies import load_study
 from pelap.config.load import parse_params, resolved, select_keys
 from pelap.config.yaml import read_yaml
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import ConfigError
 from pelap.core.keys import key
 from pelap.core.names import NAME
@@ -203,7 +203,7 @@ def code(*paths: str) -> str:
     for path in (ROOT / path for path in paths):
         inside = path.rglob("*") if path.is_dir() else [path]
         found += [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
-    return files.digest({str(file.relative_to(ROOT)): files.sha256(file) for file in sorted(found)})
+    return digests.digest({str(file.relative_to(ROOT)): digests.sha256(file) for file in sorted(found)})
 
 
 @cache

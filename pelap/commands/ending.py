@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from pelap.core.errors import PelapError, brief, limit_of_machine
-from pelap.core.terminal import let_through, libraries_wait, output_is_visible
+from pelap.core.terminal import let_through, libraries_wait, output_is_visible, visible
 
 EXIT_ERROR = 2
 EXIT_SIGNAL = 128  # and the signal's number, 2 for Ctrl-C, as shells have it
@@ -48,7 +48,7 @@ def end_of(run: Callable[[], int], resumes: bool) -> int:
 
 
 def _fail(message: str) -> int:
-    _say(f"error: {brief(message)}")
+    _say(f"error: {visible(brief(message))}")
     return EXIT_ERROR
 
 

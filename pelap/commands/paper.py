@@ -17,7 +17,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pelap.commands.studies import Cell, Study, finished_stages, load_study, read_record, study_module
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.device import choose_device, environment, uses_bf16
 from pelap.core.errors import ConfigError, PelapError
 from pelap.core.keys import code_of
@@ -165,9 +165,9 @@ def _pack(study: Study, root: Path, data: Path, device: torch.device) -> None:
     first, packed = study.cells[0], packed_dataset(data, study.dataset)
     if download.is_packed(first.params, data):
         return
-    before = files.sha256(packed) if packed.is_file() else None
+    before = digests.sha256(packed) if packed.is_file() else None
     download.run(Context(first.params, first.paths(root), data, device))
-    if before is not None and before != files.sha256(packed):
+    if before is not None and before != digests.sha256(packed):
         files.drop(cell.paths(root).record(stage) for cell in study.cells for stage in cell.stages)
 
 

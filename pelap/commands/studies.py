@@ -21,7 +21,7 @@ from pelap.config.load import STAGE_KEYS, explain, load_params, parse_params, re
 from pelap.config.model import Name, Seed
 from pelap.config.rules import STAGES
 from pelap.config.yaml import read_yaml
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.keys import working_folder_on_path
 from pelap.core.paths import RunPaths
@@ -117,7 +117,7 @@ class Cell:
         }
         pictures = pictures_of(self.params) if stage == "train" else ()
         before = [self.digest(needed) for needed in self.needs(stage)]
-        return files.digest([stage, chosen, before, *map(str, pictures)])
+        return digests.digest([stage, chosen, before, *map(str, pictures)])
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _snakemakes(cell: Cell, root: Path, stage: str) -> Record | None:
         job = f"{stage}-{variant}" if variant else stage
         noted, timed = run.stage_params / f"{job}.yaml", run.root / "benchmarks" / f"{job}.tsv"
         wanted = select_keys(cell.raw, stage, variant)
-        if not noted.is_file() or files.digest(files.read_json(noted)) != files.digest(wanted):
+        if not noted.is_file() or digests.digest(files.read_json(noted)) != digests.digest(wanted):
             return None
         if timed.is_file():
             seconds += float(timed.read_text().splitlines()[1].split()[0])

@@ -23,13 +23,13 @@ LONGEST = 500  # characters of a message
 
 
 def brief(message: str) -> str:
-    """A message on one line, without what moves a terminal's cursor.
+    """A message on one line.
 
     Of a longer one than `LONGEST` the middle is left out: where it is stands in front, how to mend it behind.
     """
     if len(message) > LONGEST:
         message = f"{message[: LONGEST * 3 // 5]} ... {message[-LONGEST * 2 // 5 + 5 :]}"
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
+    return " ".join(message.split())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,11 +1,10 @@
-"""Files: atomic writes, checksums, locks, and one-line errors for what cannot be read.
+"""Files: atomic writes, locks, and one-line errors for what cannot be read.
 
 Whatever appears under its final name is complete: content goes to a hidden neighbour first and is
 renamed into place.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -330,29 +329,6 @@ def read_noted(path: Path) -> dict[str, Any]:
 def missing(path: Path) -> DataError:
     """The error for a file that an earlier stage should have made."""
     return DataError(f"{path}: no such file; correct the path, or make it first (the stages: pelap --help)")
-
-
-def tensors_digest(tensors: Mapping[str, "torch.Tensor"]) -> str:
-    """Hexadecimal SHA-256 of tensors with their names, types and shapes, in their order."""
-    import torch
-
-    sha = hashlib.sha256()
-    for name, tensor in tensors.items():
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(value: Any) -> str:
-    """Short name for a JSON-like value: equal values have equal digests."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def one_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import DataError
 from pelap.core.leftovers import sweep
 from pelap.core.replacing import is_folder
@@ -40,7 +40,7 @@ class Key:
     @property
     def name(self) -> str:
         """Twelve hexadecimal digits, for file names: equal keys have equal names."""
-        return files.digest(dict(self.parts))
+        return digests.digest(dict(self.parts))
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Names of the parts that another key's `parts` have otherwise, or not at all."""
@@ -60,7 +60,7 @@ def key(**parts: Any) -> Key:
     Raises:
         TypeError: A part is of a type whose value is not known here.
     """
-    return Key({name: files.digest(_plain(value)) for name, value in parts.items()})
+    return Key({name: digests.digest(_plain(value)) for name, value in parts.items()})
 
 
 def code_of(module: str) -> str:
@@ -74,7 +74,7 @@ def code_of(module: str) -> str:
         module: Dotted name, found as Python finds it, or in the working folder.
     """
     with working_folder_on_path():
-        return files.digest(_sources(module))
+        return digests.digest(_sources(module))
 
 
 @contextmanager
@@ -163,10 +163,10 @@ def _of_torch(value: Any) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return files.tensors_digest({"": value})
+        return digests.tensors_digest({"": value})
     settings = _settings(getattr(value, "config", {}))
     if isinstance(value, torch.nn.Module):
-        return [type(value).__qualname__, settings, files.tensors_digest(value.state_dict())]
+        return [type(value).__qualname__, settings, digests.tensors_digest(value.state_dict())]
     if hasattr(value, "set_timesteps"):  # a scheduler, whose noise levels may have been set by hand
         levels = getattr(value, "alphas_cumprod", None)
         return [type(value).__qualname__, settings, None if levels is None else _plain(levels)]
@@ -184,8 +184,8 @@ def _settings(config: Any) -> dict[str, str]:
 
 def _content(path: Path) -> Any:
     if path.is_dir():
-        return {file.relative_to(path).as_posix(): files.sha256(file) for file in _files_below(path)}
-    return files.sha256(path) if path.is_file() else None
+        return {file.relative_to(path).as_posix(): digests.sha256(file) for file in _files_below(path)}
+    return digests.sha256(path) if path.is_file() else None
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

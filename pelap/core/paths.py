@@ -11,6 +11,7 @@ from pelap.core.names import demand_names
 
 # Row of another draw of real pictures: what no model can be expected to go below, nor take the name of.
 REAL_ROW = "real"
+DIGESTS = "digests.json"  # SHA-256 of the files of a folder, by their paths below it
 GRID = "grid.png"  # overview of the others in a folder of pictures that `pelap sample` writes
 DOWNLOADS = "downloads"  # folder below the data folder where archives are looked for and put
 

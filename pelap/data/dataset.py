@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from pelap.config import DownloadParams, Section, SoundParams
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import DataError
 from pelap.core.keys import Key, key
 
@@ -124,7 +124,7 @@ def save_dataset(dataset: ImageDataset, path: Path) -> None:
 def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     """Of all that the file says: a picture that was changed by chance looks like any other."""
     said = {name: text for name, text in metadata.items() if name != "digest"}
-    return files.digest([files.tensors_digest(dict(sorted(tensors.items()))), said])
+    return digests.digest([digests.tensors_digest(dict(sorted(tensors.items()))), said])
 
 
 def load_dataset(path: Path) -> ImageDataset:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from pelap.config import DownloadParams, SoundParams
+from pelap.core.digests import sha256
 from pelap.core.errors import DataError
-from pelap.core.files import one_line, sha256
+from pelap.core.files import one_line
 from pelap.core.rng import generator
 from pelap.data.dataset import ImageDataset, Split, make_split, pixel_checksum
 from pelap.data.entries import (

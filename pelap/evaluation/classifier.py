@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from pelap.config import ClassifierParams
 from pelap.core.device import autocast
+from pelap.core.digests import tensors_digest
 from pelap.core.errors import ConfigError, DataError, TrainingError, finite
-from pelap.core.files import tensors_digest
 from pelap.core.keys import code_of
 from pelap.core.rng import generator
 from pelap.core.terminal import progress

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from pelap.core.digests import sha256, tensors_digest
 from pelap.core.errors import ConfigError, DataError, ModelError, PelapError
-from pelap.core.files import exclusive, load_tensors, one_line, save_tensors, sha256, tensors_digest
+from pelap.core.files import exclusive, load_tensors, one_line, save_tensors
 from pelap.core.keys import Key, key
 
 # Of the published port of the 2015 weights, the same file in torch-fidelity and pytorch-fid.

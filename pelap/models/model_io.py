@@ -27,6 +27,7 @@ from pelap.config import DiffusionParams, SoundParams
 from pelap.config.load import explain
 from pelap.config.upgrade import renamed
 from pelap.core import files
+from pelap.core.digests import demand_unchanged, write_digests
 from pelap.core.errors import DataError, ModelError, blamed_on
 from pelap.core.part_io import (
     CONFIG,
@@ -50,7 +51,6 @@ from pelap.models.vae import VAE, Autoencoder, PretrainedVAE
 FORMAT = 3
 READABLE = (2, FORMAT)  # 2 is that of version 0.1, with other names inside
 INFO = TypeAdapter(ModelInfo)
-DIGESTS = "digests.json"
 KEPT_CHANNELS = "kept_channels.json"
 CUT_WEIGHTS = "cut.safetensors"
 UNETS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, LightUNet, CutLightUNet)}
@@ -73,7 +73,7 @@ def save_model(model: LatentDiffusion, folder: Path) -> None:
         make_scheduler(model.info.diffusion).save_pretrained(partial / "scheduler")
         parts, info = ["vae", "unet", "scheduler", *optional], INFO.dump_python(model.info, mode="json")
         files.write_json(partial / CONFIG, {"pelap_format": FORMAT, "parts": parts, "info": info})
-        files.write_json(partial / DIGESTS, _digests(partial))
+        write_digests(partial)
 
 
 def load_model(
@@ -100,25 +100,8 @@ def load_model(
     vae, unet = _load_vae(folder / "vae"), folder / "unet"
     model = LatentDiffusion(info, vae, load_unet(_unet_class(unet), unet), **optional).to(device).eval()
     _try_out(model, folder)
-    _demand_unchanged(folder)
+    demand_unchanged(folder, ModelError)
     return model
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """By file, as a path below the folder."""
-    every = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS)
-    return {path.relative_to(folder).as_posix(): files.sha256(path) for path in every}
-
-
-def _demand_unchanged(folder: Path) -> None:
-    """Refuse a model with a file that is not the one it was saved with; version 0.1 left no digests."""
-    if (folder / DIGESTS).is_file():
-        saved, found = files.read_mapping(folder / DIGESTS), _digests(folder)
-        if changed := [name for name in saved if found.get(name) != saved[name]]:
-            raise ModelError(
-                f"{folder / changed[0]}: is not the file that the model was saved with; make the model "
-                f"again, or, if you changed it on purpose, delete {folder / DIGESTS}"
-            )
 
 
 @torch.no_grad()

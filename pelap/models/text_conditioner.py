@@ -13,8 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from pelap.config import TextConditioning
+from pelap.core.digests import digest
 from pelap.core.errors import DataError
-from pelap.core.files import digest
 
 PADDING = 0  # token of the places behind a prompt's last word; a prompt of nothing else is no prompt
 UNKNOWN = -1  # in place of the class that a prompt asks for, where it names none, or several

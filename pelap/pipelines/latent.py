@@ -21,8 +21,8 @@ from torch import nn
 
 from pelap.core.calls import capture_calls, in_place
 from pelap.core.device import autocast, normalise_in_fp32, uses_bf16
+from pelap.core.digests import digest
 from pelap.core.errors import ConfigError, ModelError, blamed_on, finite
-from pelap.core.files import digest
 from pelap.core.keys import key
 from pelap.core.rng import generator
 from pelap.data.dataset import to_uint8

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pelap.core import files
+from pelap.core.digests import demand_unchanged
 from pelap.core.errors import DataError
 from pelap.core.paths import REAL_ROW, RunPaths, cached_name, read_students
 from pelap.core.records import EvaluateProtocol, PlanResult, ScoreProtocol
@@ -172,7 +173,7 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
     students = read_students(
         paths, ["plan", "steps", "kept_step", "select", "task_weight", "output_weight", "feature_weight"]
     )
-    return RunData(
+    run = RunData(
         dataset=dataset,
         seed=seed,
         metrics=metrics,
@@ -206,6 +207,10 @@ def read_run(dataset: str, seed: int, variants: Iterable[str], paths: RunPaths) 
         reconstructions={name: read_png(paths.reconstructions(name)) for name in (REAL_ROW, *variants)},
         sounds={name: read_wav(paths.samples_sound(name)) for name in metrics} if heard else {},
     )
+    trained = [paths.train(name).root for name in variants]
+    for made in (*trained, paths.collapse, paths.score, paths.prune, paths.distill, paths.evaluate):
+        demand_unchanged(made)
+    return run
 
 
 def _table(path: Path, columns: str, known: Collection[str] | None = None) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from pelap.core import files
+from pelap.core.digests import demand_unchanged, result_dir
 from pelap.data.dataset import Split
 from pelap.masking.collapse import channel_table, collapse_row, masks_per_class, timestep_table
 from pelap.masking.observation import Observer, Thresholds
@@ -35,12 +36,13 @@ def run(context: Context) -> None:
                 "epochs": files.read_csv(paths.train(name).validation),
                 "masks_per_class": per_class if model.mask is not None else per_class[:0],
             }
+            demand_unchanged(paths.train(name).root)
             for table, frame in found.items():
                 frame.insert(0, "variant", name)
                 tables.setdefault(table, []).append(frame)
         whole = {table: pd.concat(frames, ignore_index=True) for table, frames in tables.items()}
         rows = whole["collapse"]
-        with files.atomic_dir(paths.collapse) as partial:
+        with result_dir(paths.collapse) as partial:
             for table, frame in whole.items():
                 files.write_csv(partial / paths.collapse_tables[table].name, frame)
             files.write_json(partial / paths.collapse_metrics.name, _metrics(rows))

@@ -7,6 +7,7 @@ from torch import nn
 
 from pelap.config import DistillParams, StudentParams
 from pelap.core import files
+from pelap.core.digests import demand_unchanged, result_dir
 from pelap.core.errors import DataError, ModelError
 from pelap.core.paths import reference_cache, scored_variant
 from pelap.core.replacing import is_folder
@@ -34,12 +35,14 @@ def run(context: Context) -> None:
         plans = list(files.read_mappings(paths.prune_result))
         if not plans:
             raise DataError(f"{paths.prune_result}: names no plan; run `pelap prune` again")
+        for made in (paths.score, paths.prune):
+            demand_unchanged(made)
         rows = params.rows(plans)
         dataset, cache = context.dataset(), reference_cache(context.data)
         teacher = trained_model(paths.train(scored_variant(paths)).model, dataset, context.device, load_model)
         shared = ModelDistillation(teacher, dataset, params, seed, context.device, len(rows), cache)
         trained, states = {}, []
-        with files.atomic_dir(paths.distill) as partial:
+        with result_dir(paths.distill) as partial:
             for row, (how, plan_name) in rows.items():
                 student, plan = _student(context, shared, how, plan_name)
                 trained[row], state = shared.train(row, student, how, plan, paths.resume)

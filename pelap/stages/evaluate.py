@@ -2,6 +2,7 @@
 
 from pelap.config import SamplerParams
 from pelap.core import files
+from pelap.core.digests import demand_unchanged, result_dir
 from pelap.core.paths import reference_cache, run_models
 from pelap.diffusion.reverse import model_denoiser
 from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_models
@@ -19,13 +20,15 @@ ANY_SAMPLER = SamplerParams(kind="ddim", steps=1)  # the first call of the netwo
 def run(context: Context) -> None:
     """Write one object a model into `metrics.json`, tables, and what they were measured with beside it."""
     params, paths, seed = context.params.evaluate, context.paths, context.params.seed
-    with files.exclusive(paths.evaluate), files.atomic_dir(paths.evaluate) as partial:
+    with files.exclusive(paths.evaluate), result_dir(paths.evaluate) as partial:
         dataset, steps = context.dataset(), params.sampler.steps
         known = run_models(paths, context.params.variants, params.models == "variants")
         models = {
             name: trained_model(row.folder, dataset, context.device, load_model)
             for name, row in known.rows.items()
         }
+        for made in (paths.score, paths.prune, paths.distill) if known.scored else ():
+            demand_unchanged(made)
         dense = models[known.scored] if known.scored else None
         rivals = models | cached_models(dense, params.deepcache_intervals, models)
         budget = known.budget(steps, params.step_counts, params.deepcache_intervals)

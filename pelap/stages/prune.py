@@ -10,6 +10,7 @@ from pelap.config.load import explain
 from pelap.config.model import Seed
 from pelap.config.upgrade import renamed, renamed_scores
 from pelap.core import files
+from pelap.core.digests import demand_unchanged, result_dir
 from pelap.core.errors import ConfigError, DataError
 from pelap.core.names import is_made_name
 from pelap.core.tables import read_table
@@ -38,8 +39,9 @@ def run(context: Context, plan_file: Path | None = None) -> None:
         pruner = Pruner(model_denoiser(dense, params.sampler, seed, params.num_seeds), params, seed)
         scores = renamed_scores(read_table(paths.scores, paths.score_protocol))
         pruner.demand_own(scores, files.read_mapping(paths.score_protocol), str(paths.score_protocol))
+        demand_unchanged(paths.score)
         pruned = pruner.apply_all(plans(pruner, scores, context.params.prune, plan_file), scores)
-        with files.atomic_dir(paths.prune) as partial:
+        with result_dir(paths.prune) as partial:
             for name, each in pruned.items():
                 files.write_json(partial / paths.plans.name / f"{name}.json", each.plan.to_json())
                 model = dense.with_unet(each.network, f"pruned-{name}", dense.info.ema_decay)

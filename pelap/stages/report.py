@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pelap.core import files
+from pelap.core.digests import demand_unchanged
 from pelap.core.paths import RunPaths
 from pelap.core.records import EvaluateProtocol
 from pelap.report import protocol, tables
@@ -37,6 +38,7 @@ def show(paths: RunPaths) -> None:
 
     metrics = files.read_metrics(paths.metrics)
     measured_with = files.read_mapping(paths.evaluate_protocol, kind=EvaluateProtocol)
+    demand_unchanged(paths.evaluate)
     frame = tables.metrics_frame(metrics, measured_with.get("scored_variant"))
     sounds = protocol.modality_names(measured_with).many == protocol.SOUNDS
     Console().print(tables.rich_table(frame, item="sound" if sounds else "image"))

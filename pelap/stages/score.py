@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from pelap.core import files
+from pelap.core.digests import result_dir
 from pelap.core.keys import ResumeState, code_of, key
 from pelap.core.tables import write_table
 from pelap.core.terminal import named
@@ -33,7 +34,7 @@ def run(context: Context, save_latents: Path | None = None) -> None:
         made_of = key(**scorer.state_parts, code=code_of(__name__))
         state = ResumeState(paths.resume, "score", made_of)
         scores = score(scorer, state, save_latents)
-        with files.atomic_dir(paths.score) as partial:
+        with result_dir(paths.score) as partial:
             table, protocol = partial / paths.scores.name, partial / paths.score_protocol.name
             write_table(table, scores.table, protocol, scores.protocol)
         state.drop()

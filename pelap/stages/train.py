@@ -8,6 +8,7 @@ import torch
 
 from pelap.core import files
 from pelap.core.device import keep_freed_memory
+from pelap.core.digests import result_dir
 from pelap.core.errors import ConfigError, finite
 from pelap.core.keys import ResumeState
 from pelap.core.paths import TrainPaths
@@ -57,7 +58,7 @@ def _training(context: Context, dataset: ImageDataset, name: str) -> Training[Re
     model, progress, state = yield from train_variant(
         context.params, name, dataset, context.device, paths.resume
     )
-    with files.atomic_dir(paths.train(name).root) as partial:
+    with result_dir(paths.train(name).root) as partial:
         _save(model, progress, dataset, context, TrainPaths(partial))
     return state
 

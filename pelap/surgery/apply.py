@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pelap.config.upgrade import OLD_STEPS, renamed_steps
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import PlanError
 from pelap.core.part_io import build_part, demand_one_network, load_weights, network_files
 from pelap.surgery.operators import disable_inplace, is_inside, put
@@ -181,7 +181,7 @@ def digest(plan: Plan, names: Mapping[str, str] | None = None) -> str:
     for each in plan.operators:
         given = each.replacement and each.replacement.given()
         replaced[each.operator] = given and given | {"name": renamed_steps(given["name"], names or {})}
-    return files.digest(replaced)
+    return digests.digest(replaced)
 
 
 def plain(network: nn.Module) -> nn.Module:

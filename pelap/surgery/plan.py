@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import DataError, PlanError
 from pelap.surgery.operators import Operator, is_inside
 from pelap.surgery.replacements import ReplacementSpec, affine, replacement_from_json
@@ -56,7 +56,7 @@ class Plan:
 def fingerprint(unet: nn.Module) -> str:
     """Class of a network and a digest of the names and shapes of its parameters, not of their values."""
     shapes = {name: list(parameter.shape) for name, parameter in unet.named_parameters()}
-    return f"{type(unet).__name__}-{files.digest(shapes)}"
+    return f"{type(unet).__name__}-{digests.digest(shapes)}"
 
 
 def demand_network(plan: Plan, unet: nn.Module) -> None:

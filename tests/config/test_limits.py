@@ -11,6 +11,7 @@ from refusals import refusal
 from pelap.config.load import DEFAULTS, parse_overrides, parse_params
 from pelap.config.yaml import parse_yaml, read_yaml
 from pelap.core.errors import LONGEST, ConfigError, DataError, brief
+from pelap.core.terminal import visible
 
 LEVELS = [(f"k{i}", ", ".join([f"*k{i - 1}" if i else "*a"] * 9)) for i in range(9)]  # 9 ** 9 values
 BOMBS = {
@@ -74,4 +75,4 @@ def test_a_message_is_a_line_that_can_be_read(tmp_path: Path, capsys: pytest.Cap
     assert max(len(said), len(long)) <= LONGEST + 1
     assert long.startswith("where: ")
     assert long.endswith("; mend it so")
-    assert brief("red \x1b[31m\nblue") == r"red \x1b[31m blue"
+    assert visible(brief("red \x1b[31m\nblue")) == r"red \x1b[31m blue"

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageCms
 from tiny import expect_error, tiny_download
 
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.data.dataset import ImageDataset, pixel_checksum
 from pelap.data.entries import read_prompts
 from pelap.data.pictures import decode
@@ -206,7 +206,7 @@ def test_folder_and_archives_hold_the_same(name: str, tmp_path: Path) -> None:
     assert (striped[2] == 0).all()  # nothing of the blue sides
     assert cats[:, 1, 4, 4].max() > 250
     archive = tmp_path / name
-    expected = files.sha256(archive) if archive.is_file() else pixel_checksum(dataset.train, dataset.test)
+    expected = digests.sha256(archive) if archive.is_file() else pixel_checksum(dataset.train, dataset.test)
     assert dataset.checksum == expected
 
 

@@ -14,8 +14,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from pelap.core.digests import sha256
 from pelap.core.errors import ConfigError, DataError, ModelError
-from pelap.core.files import sha256
 from pelap.evaluation import features as features_module
 from pelap.evaluation import weights as weights_module
 from pelap.evaluation.features import EffNetLite0, Inception2015, make_extractor, metric_name

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pelap.core.digests import sha256
 from pelap.core.errors import DataError, ModelError
-from pelap.core.files import sha256
 from pelap.evaluation import image_quality as quality_module
 from pelap.evaluation.image_quality import load_lpips, lpips, psnr, ssim
 

@@ -20,7 +20,14 @@ CLOCK = re.compile(
     r"(^|_)(ms|seconds|share|peak_memory_mib|revision)(_|$)|time_(saved|reduction)|images_per|_or_path$"
 )
 """Names of what a clock or the place decides: columns and rows of tables, keys of JSON files."""
-DRAWN = (".html", "overview.png", "overview.md", "table.md", ".tar.xz")  # hold such numbers among others
+DRAWN = (
+    ".html",
+    "overview.png",
+    "overview.md",
+    "table.md",
+    ".tar.xz",
+    "digests.json",
+)  # hold such numbers among others
 
 _QUICK: dict[str, Any] = {
     "dataset": "photos",

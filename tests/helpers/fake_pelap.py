@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from pelap.core.paths import RunPaths, input_file, packed_dataset
+from pelap.core.paths import DIGESTS, RunPaths, input_file, packed_dataset
 from workflow.studies import choosing, collapse, paper, seeds, tasks
 
 SUMMARIES = {"compare": seeds, "study": collapse, "choosing": choosing, "tasks": tasks, "paper": paper}
@@ -21,16 +21,20 @@ def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -
         return [packed_dataset(data, dataset)]
     if stage == "train":
         files = run.train(variant)
-        csvs = [files.history, files.validation]
+        csvs = [files.history, files.validation, files.root / DIGESTS]
         return [files.model / "config.json", *csvs, files.reconstructions, files.samples]
     return {
-        "collapse": [*run.collapse_tables.values(), run.collapse_metrics],
-        "score": [run.scores, run.score_protocol],
-        "prune": [run.prune_result, run.changes, run.plan("1"), run.pruned_model("1") / "config.json"],
+        "collapse": [*run.collapse_tables.values(), run.collapse_metrics, run.collapse / DIGESTS],
+        "score": [run.scores, run.score_protocol, run.score / DIGESTS],
+        "prune": [
+            *(run.prune_result, run.changes, run.prune / DIGESTS),
+            *(run.plan("1"), run.pruned_model("1") / "config.json"),
+        ],
         "distill": [
             run.distill_history,
             run.distill_validation,
             run.distill_result,
+            run.distill / DIGESTS,
             run.distilled_model("distilled-1") / "config.json",
         ],
         "evaluate": [
@@ -39,6 +43,7 @@ def outputs(stage: str, run: RunPaths, data: Path, variant: str, dataset: str) -
             run.differences,
             run.latencies,
             run.evaluate_protocol,
+            run.evaluate / DIGESTS,
             run.samples("pelap"),
             run.reconstructions("pelap"),
         ],

@@ -42,7 +42,7 @@ from tiny_pipelines import (
 )
 from torch import nn
 
-from pelap.core import files
+from pelap.core import digests, files
 from pelap.core.errors import ConfigError, ModelError
 from pelap.core.rng import generator
 from pelap.diffusion.sampler import sample_from
@@ -290,7 +290,7 @@ def test_a_settings_description_can_be_written_as_json(tmp_path: Path) -> None:
         "last_timestep": 199.0,
         "guidance_scale": 7.5,
         "num_prompts": 3,
-        "prompts_digest": files.digest(PROMPTS),
+        "prompts_digest": digests.digest(PROMPTS),
         "classes_digest": None,
     }
 

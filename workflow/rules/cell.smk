@@ -13,6 +13,8 @@ TABLES = {
     "distill": [CELL.distill_history, CELL.distill_validation, CELL.distill_result],
     "evaluate": [CELL.metrics, CELL.budget, CELL.differences, CELL.latencies, CELL.evaluate_protocol],
 }
+for STAGE, LEFT in TABLES.items():
+    LEFT.append(CELL.stage(STAGE) / DIGESTS)
 
 
 PACKED, MODELS, SCORED = of_cell("packed"), of_cell("trained", "model"), of_cell("scored_model")
@@ -39,7 +41,7 @@ STAGES = {
     ),
     "train": Stage(
         {"data": PACKED},
-        [MODEL.history, MODEL.validation, MODEL.reconstructions, MODEL.samples],
+        [MODEL.history, MODEL.validation, MODEL.root / DIGESTS, MODEL.reconstructions, MODEL.samples],
         folders=[MODEL.model],
         runtime=720,
         job="train-{variant}",

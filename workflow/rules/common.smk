@@ -10,9 +10,9 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from pelap.core import files, names
+from pelap.core import digests, files, names
 from pelap.core.errors import PelapError
-from pelap.core.paths import DOWNLOADS, RunPaths, packed_dataset
+from pelap.core.paths import DIGESTS, DOWNLOADS, RunPaths, packed_dataset
 from pelap.datasets.sources import DATA_DIR_VARIABLE
 from workflow import grid
 from workflow.studies import choosing, collapse, paper, seeds, tasks
@@ -62,7 +62,7 @@ def noted(parameters):
     The file's time says nothing where the key changed while a job ran: what the job made is newer, and old.
     Of wildcards alone: parameters that come from the input are not remembered.
     """
-    return lambda wildcards: files.digest(files.read_mapping(key_file(parameters, wildcards)))
+    return lambda wildcards: digests.digest(files.read_mapping(key_file(parameters, wildcards)))
 
 
 def cell_folders(folder):

@@ -22,6 +22,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from pelap.config.yaml import read_yaml
 from pelap.core import files
+from pelap.core.digests import demand_unchanged
 from pelap.core.errors import DataError, PelapError
 from pelap.core.names import is_made_name
 from pelap.core.paths import REAL_ROW, RunPaths
@@ -86,6 +87,8 @@ def finished_cells(
         print(f"not finished: {unfinished}")
     if not done:
         raise DataError(f"{root}: no finished {where} here; run `snakemake --cores 4 {target}` first")
+    for made in {getattr(run, name).parent for run in done for name in needs}:
+        demand_unchanged(made)
     others = _differences(root, done, _parameters)
     if others:
         raise DataError(
