@@ -71,6 +71,10 @@ paper: .venv/.installed ## Run STUDY=workflow/paper.yaml in pieces of MINUTES (d
 bench: .venv/.installed ## Run every benchmark, side by side with its reference (results/bench)
 	"$(BIN)/python" benchmarks $(if $(DEVICE),--device $(call quoted,$(DEVICE)))
 
+.PHONY: gpu-check
+gpu-check: ## Show in eight minutes what a GPU does, with the Python that is there (results/gpu-check)
+	"$(PYTHON)" benchmarks --gpu-check
+
 .PHONY: ablation
 ablation: .venv/.installed ## Compare LAMBDAS="0.001 0.005 0.01 0.05 0.1" as experiments (docs/ablation.md)
 	@for value in $(foreach value,$(LAMBDAS),$(call quoted,$(value))); do \

@@ -168,7 +168,7 @@ def _odd_name(spot: Path, rng: random.Random) -> None:
         )
     )
     folder = spot.parent / name
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "z.png").write_bytes(_picture(rng))
 
 

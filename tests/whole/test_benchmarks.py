@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -331,6 +334,47 @@ def test_one_benchmark_that_fails_costs_no_other_its_rows(tmp_path: Path, fails:
     assert "scoring: done" in done.stderr
     assert [row["name"] for row in json.loads((tmp_path / "out" / "bench.json").read_text())] == ["good"]
     assert "| good |" in done.stdout
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_check_of_a_gpu_keeps_what_was_done(tmp_path: Path, fails: bool) -> None:
+    """`python benchmarks --gpu-check` with other scripts in the place of the benchmarks."""
+    here = tmp_path / "benchmarks"
+    here.mkdir()
+    for name in ("__main__", "harness", "table"):
+        shutil.copy(ROOT / "benchmarks" / f"{name}.py", here)
+    (here / "scoring.py").write_text(WORKS)
+    (here / "memory.py").write_text("raise ValueError('no luck')")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text(
+        "import pytest\n@pytest.mark.gpu\ndef test_a(): pass\ndef test_b(): pass\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    out = tmp_path / "out"
+    command = [sys.executable, str(here), "--gpu-check", "--out", str(out), "--only", "tests", "scoring"]
+    done = subprocess.run(
+        [*command, *["memory"] * fails],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == int(fails), done.stderr
+    told = (out / "check.md").read_text()
+    assert "1 passed, 1 deselected" in told
+    assert ("no luck" in told) == fails
+    assert "| good |" in told
+    assert told in done.stdout
+    with tarfile.open(tmp_path / "out.tar.xz") as archive:
+        assert {"out/check.md", "out/bench.json", "out/parts/tests.log"} <= set(archive.getnames())
+
+
+def test_a_part_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    runner = runpy.run_path(str(ROOT / "benchmarks" / "__main__.py"))
+    starts = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    end = runner["run"](runner["Part"](["-c", starts], 1), tmp_path / "log")
+    assert end.problem == "took more than 1 s"
+    assert end.seconds < 20
+    assert runner["SECONDS_FOR_CHECK"] <= 8 * 60
 
 
 def test_the_committed_rows_are_whole() -> None:
