@@ -1,6 +1,7 @@
 """Which device to compute on, at which precision, and what a protocol says of it."""
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -17,21 +18,35 @@ from pelap import __version__
 from pelap.core.errors import ConfigError
 
 NORMS_CRASH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)  # see `ask_gradients_of_norms`
+DETERMINISTIC_VARIABLE = "PELAP_DETERMINISTIC"
 PACKAGES = ("torch", "torchvision", "diffusers", "torchmetrics", "torch-fidelity")
 
 
 def choose_device(name: str) -> torch.device:
     """The device called `name`; ``auto`` prefers CUDA, then Apple's MPS, then the CPU.
 
+    With ``PELAP_DETERMINISTIC=1`` in the environment the process computes with algorithms alone that give
+    the same bits at every run on the same device, where PyTorch has them; an operator that has none fails.
+
     Raises:
-        ConfigError: It is not there.
+        ConfigError: It is not there, or that variable is neither 0 nor 1.
     """
+    _be_deterministic(os.environ.get(DETERMINISTIC_VARIABLE, "0"))
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available.get(name, False):
         raise ConfigError(f"--device {name}: not available here; use --device auto or cpu")
     return torch.device(name)
+
+
+def _be_deterministic(asked: str) -> None:
+    if asked not in ("0", "1", ""):
+        raise ConfigError(f"{DETERMINISTIC_VARIABLE}={asked}: set it to 1, or to 0")
+    if asked == "1":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS wants for that
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
 
 
 def has_fast_bf16(device: torch.device) -> bool:

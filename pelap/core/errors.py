@@ -5,6 +5,7 @@ exits with status 2. An `assert` or any other exception is a defect of PeLAP its
 """
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +21,8 @@ class PelapError(Exception):
 
 
 LONGEST = 500  # characters of a message
+# What PyTorch says of a CUDA device that is full.
+_FIGURES = (re.compile(r"Tried to allocate ([\d.]+ \w+)"), re.compile(r"of which ([\d.]+ \w+) is free"))
 
 
 def brief(message: str) -> str:
@@ -41,9 +44,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def limit_of_machine(error: BaseException) -> str | None:
     """What to say where something was too much for Python or PyTorch; None for any other error."""
     if is_out_of_memory(error):
+        figures = [found[1] for words in _FIGURES if (found := words.search(str(error)))]
+        wanted = f" ({figures[0]} wanted, {figures[1]} free)" if len(figures) == len(_FIGURES) else ""
         return (
-            "out of memory; lower batch_size (and parallel_variants, latency_batch_sizes) of this stage's "
-            "parameters, or give smaller files"
+            f"out of memory{wanted}; lower batch_size (and parallel_variants, latency_batch_sizes) of this "
+            "stage's parameters, or give smaller files"
         )
     if isinstance(error, RecursionError):
         return "something that was read is nested too deeply; make the file again, or lay it out flat"

@@ -16,6 +16,7 @@ from torch import nn
 from pelap.config import DistillParams, TrainParams
 from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
 from pelap.core.errors import TrainingError, finite
+from pelap.core.files import one_line
 from pelap.core.graphs import Graphed, Tree
 from pelap.core.rng import generator
 from pelap.core.terminal import progress
@@ -136,6 +137,7 @@ class Trainer:
         self.ema_weight = torch.zeros((), device=device)
         self.best = copy.deepcopy(model) if how.keep is not None else None
         self._recorded: tuple[LossFunction, Graphed[Losses]] | None = None
+        self._compiles = how.params.execution == "compiled"
         if checkpoint is not None:
             load_checkpoint(checkpoint, self.state(), self.progress)
 
@@ -229,15 +231,28 @@ class Trainer:
             group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], torch.Tensor) else lr
         # Rises from 0.1, so that a short run does not average its random start in.
         self.ema_weight.fill_(1 - min(self.how.params.ema_decay, (1 + step) / (10 + step)) if step else 1.0)
-        if self._recorded is None or self._recorded[0] != losses:
-            self._recorded = (losses, self._graphed(losses))
-        values = self._recorded[1](inputs)
+        values = self._values(losses, inputs)
         self.progress.step += 1
         return values
 
+    def _values(self, losses: LossFunction, inputs: Tree) -> Losses:
+        """Of a step; where it cannot be compiled, nothing of it has been done, and it is taken as it is."""
+        if self._recorded is None or self._recorded[0] != losses:
+            self._recorded = (losses, self._graphed(losses))
+        try:
+            return self._recorded[1](inputs)
+        except Exception as error:
+            if not self._compiles or not _is_of_a_compiler(error):
+                raise
+            reason = one_line(error)[:100]
+            print(f"{self.label}: steps run as they are: torch.compile fails here ({reason})")
+            self._compiles = False
+            self._recorded = (losses, self._graphed(losses))
+            return self._recorded[1](inputs)
+
     def _graphed(self, losses: LossFunction) -> Graphed[Losses]:
         """A whole step on these losses, from its inputs to the moving average, without Python if possible."""
-        if self.how.params.execution == "compiled":
+        if self._compiles:
             losses = torch.compile(losses, dynamic=False)
         record = self.how.params.execution != "eager"
         return Graphed(partial(self._advance, losses), self.device, record)
@@ -269,6 +284,10 @@ class Trainer:
     def _number(self, value: float) -> Any:
         """A number that changes from step to step, as a recorded step can read it."""
         return torch.tensor(value, device=self.device) if self.device.type == "cuda" else value
+
+
+def _is_of_a_compiler(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
 class _Totals:

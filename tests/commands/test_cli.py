@@ -192,6 +192,15 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "there")
 ENDS: list[tuple[str, BaseException, int, str]] = [
     ("download", FULL, 2, "there: No space left on device; check the path and the space left"),
     ("train", RuntimeError("CUDA out of memory."), 2, "out of memory; lower batch_size"),
+    (
+        "train",
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of "
+            "which 811.19 MiB is free. Process 7 has 78.31 GiB memory in use."
+        ),
+        2,
+        "out of memory (2.50 GiB wanted, 811.19 MiB free); lower batch_size",
+    ),
     ("download", KeyboardInterrupt(), 130, "starts again"),
     ("train", KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
 ]

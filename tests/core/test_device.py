@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from pelap.core.device import NORMS_CRASH, ask_gradients_of_norms, autocast, normalise_in_fp32
+from pelap.core.device import (
+    DETERMINISTIC_VARIABLE,
+    NORMS_CRASH,
+    ask_gradients_of_norms,
+    autocast,
+    choose_device,
+    normalise_in_fp32,
+)
+from pelap.core.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -84,3 +92,17 @@ def test_memory_of_freed_tensors_is_used_again() -> None:
     if kept == "False":
         pytest.skip("no mallopt here")
     assert 10 * faults < run(False)[1]
+
+
+def test_the_environment_asks_for_the_same_bits_at_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    for asked, given in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv(DETERMINISTIC_VARIABLE, asked)
+        try:
+            choose_device("cpu")
+            assert torch.are_deterministic_algorithms_enabled() == given
+        finally:
+            torch.use_deterministic_algorithms(False)
+    monkeypatch.setenv(DETERMINISTIC_VARIABLE, "yes")
+    with pytest.raises(ConfigError, match="PELAP_DETERMINISTIC=yes: set it to 1"):
+        choose_device("cpu")

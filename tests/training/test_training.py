@@ -8,6 +8,7 @@ import pytest
 import torch
 from interruption import cut_training, record_steps
 from tiny import set_logits, tiny_dataset, tiny_model, tiny_params
+from torch._inductor.exc import InvalidCxxCompiler
 from training_cases import train_jointly
 
 from pelap.config import VariantParams
@@ -326,4 +327,22 @@ def test_compiled_training_translates_the_losses_of_each_phase_once(monkeypatch:
     assert len(translated) == 2  # the autoencoder alone, and what follows
     _, expected = _train(fields=FIRST, train__execution="eager", train__batch_size=16)
     assert len(translated) == 2
+    assert [row["loss"] for row in history] == [row["loss"] for row in expected]
+
+
+def test_where_nothing_can_be_compiled_steps_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(losses: Any, dynamic: bool) -> Any:
+        def translated(inputs: Any) -> Any:
+            losses(inputs)
+            raise InvalidCxxCompiler
+
+        return translated
+
+    monkeypatch.setattr(torch, "compile", fails)
+    _, history = _train(fields=FIRST, train__execution="compiled", train__batch_size=16)
+    said = capsys.readouterr().out
+    assert said.count("steps run as they are: torch.compile fails here (No working C++ compiler found") == 1
+    _, expected = _train(fields=FIRST, train__execution="eager", train__batch_size=16)
     assert [row["loss"] for row in history] == [row["loss"] for row in expected]
