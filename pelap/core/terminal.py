@@ -15,6 +15,8 @@ from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from pelap.core.errors import LONGEST, brief
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.progress import Progress
@@ -30,7 +32,7 @@ _NAME, _ACTION = 29, 19  # widths that leave room for the numbers in a terminal 
 
 
 class _Waiting:
-    """Standard error, on which everything waits until it is let through or forgotten."""
+    """Standard error, on which everything waits until it is let through or forgotten; no line is too long."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -38,8 +40,9 @@ class _Waiting:
 
     def write(self, text: str) -> int:
         if self.text is None:
-            return self.stream.write(text)
-        self.text.append(text)
+            self.stream.write(_brief_lines(text))
+        else:
+            self.text.append(text)
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -65,6 +68,16 @@ class _Visible:
 def visible(text: str) -> str:
     """The text with escape codes, other control characters and what turns its direction spelled out."""
     return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _brief_lines(text: str) -> str:
+    """With the middle of long lines left out: a library quotes what it was given. Bars are as they are."""
+    if len(text) <= LONGEST or "\x1b" in text:
+        return text
+    lines = text.splitlines(keepends=True)
+    return "".join(
+        line if len(line) <= LONGEST else brief(line) + "\n" * line.endswith("\n") for line in lines
+    )
 
 
 @contextmanager
@@ -113,7 +126,7 @@ def let_through(forget: bool = False) -> None:
     if isinstance(waiting, _Waiting) and waiting.text is not None:
         text, waiting.text = waiting.text, None
         if not forget:
-            waiting.write("".join(text))
+            waiting.write(visible("".join(text).replace("\r", "\n")))
 
 
 class Report(Protocol):

@@ -15,7 +15,7 @@ from tiny_pipelines import tiny_ddim
 
 from pelap.commands.ending import end_of
 from pelap.core import terminal
-from pelap.core.errors import DataError
+from pelap.core.errors import LONGEST, DataError
 
 AGAIN = "pelap: interrupted; run the same command again\n"
 ONE_LINE = {AGAIN, "pelap: interrupted; the same command starts again\n"}
@@ -166,6 +166,25 @@ def test_lines_of_libraries_wait_until_work_begins(
     end_of(warned(then), resumes=False)
     assert capsys.readouterr().err == said
     assert sys.stderr is stream
+
+
+@pytest.mark.parametrize("working", [False, True])
+def test_what_a_library_quotes_at_length_is_shortened(
+    working: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> int:
+        if working:
+            work()
+        sys.stderr.write(f"a library's line {'x' * 5000} its end\n")
+        sys.stderr.write(f"a bar \x1b[2K{'-' * 600}\n")
+        return 0
+
+    end_of(run, resumes=False)
+    line, bar = capsys.readouterr().err.splitlines()[-2:]
+    assert line.startswith("a library's line xxx")
+    assert line.endswith("xxx its end")
+    assert len(line) <= LONGEST
+    assert ("\x1b" in bar) == working  # a bar is of work; before it, nothing moves the cursor
 
 
 def test_a_defect_shows_what_libraries_said(capsys: pytest.CaptureFixture[str]) -> None:
