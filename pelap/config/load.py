@@ -147,7 +147,7 @@ def _layers(path: Path, above: tuple[Path, ...], remedy: str, keys: Collection[s
     base = {key: DEFAULTS[key] for key in DEFAULTS.keys() & {key.partition(".")[0] for key in dotted}}
     other = raw.pop(EXTENDS, None)
     if other is not None:
-        if not isinstance(other, str):
+        if not isinstance(other, str) or "\0" in other:
             raise ConfigError(f"{path}: {EXTENDS}: expected the path of a parameter file (it is {other!r})")
         below, correct = path.parent / other, f"correct {EXTENDS} of {path}"
         if below.resolve() in (path.resolve(), *above):

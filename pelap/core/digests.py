@@ -1,5 +1,6 @@
 """SHA-256 of values and files, and what a folder says of its own, so that no other is taken for them."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -51,26 +52,6 @@ def result_dir(final: Path) -> Iterator[Path]:
 
 def write_digests(folder: Path, suffixes: Collection[str] | None = None) -> None:
     """Note what the files of a folder are, of these suffixes; folders below that note theirs are left out."""
-    files.write_json(folder / DIGESTS, _digests(folder, suffixes))
-
-
-def demand_unchanged(folder: Path, error: type[PelapError] = DataError) -> None:
-    """Refuse, with an `error`, a folder with a file that is not the one it was left with, or without it.
-
-    One that says nothing of its files, as those of version 0.1, may have any.
-    """
-    if not (folder / DIGESTS).is_file():
-        return
-    saved, found = files.read_mapping(folder / DIGESTS), _digests(folder)
-    for name in saved:
-        if found.get(name) != saved[name]:
-            raise error(
-                f"{folder / name}: is not the file that was left here; make it again, or, if you changed it "
-                f"on purpose, delete {folder / DIGESTS}"
-            )
-
-
-def _digests(folder: Path, suffixes: Collection[str] | None = None) -> dict[str, str]:
     found: dict[str, str] = {}
     for place, below, names in os.walk(folder):
         if DIGESTS in names and Path(place) != folder:
@@ -79,11 +60,30 @@ def _digests(folder: Path, suffixes: Collection[str] | None = None) -> dict[str,
         every = (Path(place, name) for name in names if name != DIGESTS)
         kept = (path for path in every if suffixes is None or path.suffix in suffixes)
         found |= {path.relative_to(folder).as_posix(): _of_file(path) for path in kept}
-    return dict(sorted(found.items()))
+    files.write_json(folder / DIGESTS, dict(sorted(found.items())))
+
+
+def demand_unchanged(folder: Path, error: type[PelapError] = DataError) -> None:
+    """Refuse, with an `error`, a folder with a file that is not the one it was left with, or without it.
+
+    One that says nothing of its files, as those of version 0.1, may have any; what else lies there is not
+    looked at.
+    """
+    said = folder / DIGESTS
+    for name, digest_then in files.read_mapping(said, kind=dict[str, str]).items() if said.is_file() else ():
+        path = folder / name
+        if "\0" in name or ".." in path.parts or Path(name).is_absolute():
+            raise error(f"{said}: names {name[:40]!r}, which is no file below; delete {said}")
+        mended = f"make it again, or, if that was on purpose, delete {said}"
+        if not path.is_file():
+            raise error(f"{path}: is missing; {mended}")
+        if _of_file(path) != digest_then:
+            raise error(f"{path}: is not the file that was left here; {mended}")
 
 
 def _of_file(path: Path) -> str:
-    """That of a text is of its lines: Git gives them other ends on some machines."""
+    """That of a text is of its lines: Git gives them other ends on some machines, spreadsheets a mark."""
     if path.suffix not in RESULTS or path.stat().st_size > files.LARGEST:
         return sha256(path)
-    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()

@@ -86,7 +86,7 @@ def demand_kinds(part: nn.Module, folder: Path) -> None:
         ModelError: Names the tensor.
     """
     wanted = part.state_dict()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in filter(Path.is_file, sorted(folder.glob("*.safetensors"))):
         with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:
             for name in wanted.keys() & file.keys():
                 found = file.get_slice(name).get_dtype()

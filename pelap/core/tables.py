@@ -23,7 +23,7 @@ def describe_table(path: Path) -> dict[str, Any]:
     """
     files.demand_file(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             heads, *rows = csv.reader(file)
     except (ValueError, csv.Error) as error:
         reason = files.one_line(error)

@@ -155,6 +155,12 @@ def trained_model(
     return model
 
 
+def said_if_another(model: LatentDiffusion, folder: Path, name: str) -> None:
+    """Warn where a model's folder is called after another one: it may have been exchanged or copied."""
+    if model.info.name != name:
+        print(f"warning: {folder} holds the model {model.info.name}, and is taken for {name}")
+
+
 def demand_trained_on(model: LatentDiffusion, folder: Path, dataset: ImageDataset) -> None:
     """Refuse a model, from `folder`, that was trained on other pictures.
 

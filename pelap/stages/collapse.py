@@ -7,7 +7,7 @@ from pelap.core.digests import demand_unchanged, result_dir
 from pelap.data.dataset import Split
 from pelap.masking.collapse import channel_table, collapse_row, masks_per_class, timestep_table
 from pelap.masking.observation import Observer, Thresholds
-from pelap.models.model_io import trained_model
+from pelap.models.model_io import said_if_another, trained_model
 from pelap.stages.shared import Context
 
 SHOWN = (
@@ -26,6 +26,7 @@ def run(context: Context) -> None:
     with files.exclusive(paths.collapse):
         for name in context.params.variants:
             model = trained_model(paths.train(name).model, dataset, context.device)
+            said_if_another(model, paths.train(name).model, name)
             observer = Observer(model, test.images, seed, params.batch_size, thresholds, labels=test.labels)
             seen = observer()
             per_class = masks_per_class(seen.masks, test.labels, dataset.class_names)

@@ -9,7 +9,7 @@ from pelap.diffusion.sampler import ModelGenerator, cached_models, describe_mode
 from pelap.evaluation.evaluation_reference import EvaluationReference
 from pelap.evaluation.evaluator import Evaluator
 from pelap.evaluation.reference import differences, shares_recovered, with_metrics
-from pelap.models.model_io import trained_model
+from pelap.models.model_io import said_if_another, trained_model
 from pelap.pipelines.pipeline_io import load_model
 from pelap.stages.shared import Context
 
@@ -27,6 +27,8 @@ def run(context: Context) -> None:
             name: trained_model(row.folder, dataset, context.device, load_model)
             for name, row in known.rows.items()
         }
+        for name, model in models.items():
+            said_if_another(model, known.rows[name].folder, name)
         for made in (paths.score, paths.prune, paths.distill) if known.scored else ():
             demand_unchanged(made)
         dense = models[known.scored] if known.scored else None

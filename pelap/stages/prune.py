@@ -93,7 +93,7 @@ def show(pruned: Pruned) -> None:
         f"at batch {result['latency_batch_size']}"
     )
     asked = pruned.plan.target.get("time_reduction", 0.0)
-    if result["measured_time_reduction"] < asked - SHORT:
+    if asked and result["measured_time_reduction"] < asked - SHORT:
         print(
             f"warning: asked for {asked:.1%}; another selection, or more prune.max_measurements, may "
             "come nearer"

@@ -157,6 +157,7 @@ def test_the_command_line_is_checked_like_the_file(word: str, message: str) -> N
         ),
         ({"a": {"extends": "a.yaml"}}, "a.yaml: extends: a.yaml extends this file"),
         ({"a": {"extends": "b.yaml"}, "b": {"extends": "a.yaml"}}, "extends this file"),
+        ({"a": {"extends": "a\0b"}}, "a.yaml: extends: expected the path of a parameter file"),
         ({"a": {"extends": ["b.yaml"]}}, "a.yaml: extends: expected the path of a parameter file"),
         ({"b": {"lr": 3}, "a": {"extends": "b.yaml"}}, "a.yaml: lr: unknown key"),
         ({"b": [], "a": {"extends": "b.yaml"}}, "b.yaml: expected a mapping"),

@@ -1,5 +1,8 @@
 """A folder of results knows its files: a table that is another, shorter or absent is refused."""
 
+import codecs
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +44,12 @@ def folder(tmp_path: Path) -> Path:
 def test_another_file_is_refused(name: str, file: str, folder: Path) -> None:
     demand_unchanged(folder)
     OTHERS[name](folder / file)
-    expect_error(lambda: demand_unchanged(folder), str(folder / file), "left here", str(folder / DIGESTS))
+    expect_error(
+        lambda: demand_unchanged(folder),
+        str(folder / file),
+        "missing" if name == "absent" else "left here",
+        str(folder / DIGESTS),
+    )
     with pytest.raises(ModelError):
         demand_unchanged(folder, ModelError)
     (folder / DIGESTS).unlink()  # as version 0.1 left it, or who changed the table deleted it
@@ -57,6 +65,22 @@ def test_pictures_models_and_ends_of_lines_are_left_alone(folder: Path) -> None:
         (folder / file).write_bytes((folder / file).read_bytes().replace(b"\n", b"\r\n"))
     demand_unchanged(folder)
     expect_error(lambda: demand_unchanged(folder / "model"), "config.json")
+
+
+def test_what_else_lies_there_is_not_looked_at_and_links_are_followed(folder: Path) -> None:
+    os.mkfifo(folder / "notes.csv")  # to read it would never end
+    (folder / ".#metrics.json").symlink_to("user@host.1:2")  # as an editor leaves it
+    (folder / "zero.json").symlink_to("/dev/zero")
+    (folder / "plans").rename(folder.parent / "elsewhere")
+    (folder / "plans").symlink_to(folder.parent / "elsewhere")
+    (folder / "history.csv").write_bytes(codecs.BOM_UTF8 + (folder / "history.csv").read_bytes())
+    demand_unchanged(folder)
+
+
+@pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/../../x", "a\0b"])
+def test_digests_name_files_below(name: str, folder: Path) -> None:
+    files.write_json(folder / DIGESTS, {name: "0" * 64})
+    expect_error(lambda: demand_unchanged(folder), str(folder / DIGESTS), "no file below")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +105,11 @@ def test_the_report_refuses_it(file: str, tmp_path: Path) -> None:
 
 def test_summaries_refuse_it(tmp_path: Path) -> None:
     run = build_run(tmp_path / "photos" / "seed0")
+    shutil.copytree(run.root, tmp_path / "photos" / "seed1")
+    expect_error(
+        lambda: finished_cells(tmp_path, ["metrics"], "all_seeds", None), "seed1", "is of seed 0", "seed0"
+    )
+    shutil.rmtree(tmp_path / "photos" / "seed1")
     write_digests(run.evaluate, (".json",))
     assert finished_cells(tmp_path, ["metrics"], "all_seeds", None) == [run]
     files.write_json(run.metrics, {"pelap": {"number": 1}})

@@ -113,7 +113,8 @@ def build_run(root: Path, variants: tuple[str, ...] = VARIANTS) -> RunPaths:
         _training(paths, variant, draw)
     metrics = {name: METRICS.get(name, METRICS["baseline"]) for name in (*variants, *list(METRICS)[3:])}
     files.write_json(paths.metrics, metrics)
-    files.write_json(paths.evaluate_protocol, PROTOCOL)
+    seed = int(root.name.removeprefix("seed")) if root.name.startswith("seed") else 0
+    files.write_json(paths.evaluate_protocol, PROTOCOL | {"seed": seed})
     _collapse(paths, variants, draw)
     _pruning(paths, draw)
     _distillation(paths)

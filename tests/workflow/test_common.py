@@ -140,7 +140,7 @@ def test_a_study_is_a_command_of_its_own(
             runpy.run_module("workflow.studies.seeds", run_name="__main__")
     out, err = capsys.readouterr()
     assert out == f"1 cells summarised in {tmp_path / 'summary.csv'}\n"
-    assert err.startswith("error: --cells: not finished in ")
+    assert err.startswith("pelap: error: --cells: not finished in ")
 
 
 def test_what_some_seeds_lack_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from pelap.commands.ending import end_of
 from pelap.config.yaml import read_yaml
 from pelap.core import files
 from pelap.core.digests import demand_unchanged
-from pelap.core.errors import DataError, PelapError
+from pelap.core.errors import DataError
 from pelap.core.names import is_made_name
 from pelap.core.paths import REAL_ROW, RunPaths
 from pelap.report.figures.style import MUTED, legend, literal, panels, to_png
@@ -42,10 +43,12 @@ def command_line(package: str) -> None:
     parser.add_argument("--root", type=Path, default=Path(study.ROOT), metavar="DIR", help="[%(default)s]")
     parser.add_argument("--cells", nargs="+", metavar="CELL", help="these alone [all finished ones]")
     args = parser.parse_args()
-    try:
+
+    def run() -> int:
         importlib.import_module(f"{package}.summarise").summarise(args.root, args.cells)
-    except PelapError as error:
-        parser.exit(2, f"error: {error}\n")
+        return 0
+
+    parser.exit(end_of(run, resumes=False))
 
 
 def place_of(run: RunPaths) -> tuple[str, int]:
@@ -87,8 +90,10 @@ def finished_cells(
         print(f"not finished: {unfinished}")
     if not done:
         raise DataError(f"{root}: no finished {where} here; run `snakemake --cores 4 {target}` first")
-    for made in {getattr(run, name).parent for run in done for name in needs}:
-        demand_unchanged(made)
+    for run in done:
+        for stage in ("collapse", "score", "prune", "distill", "evaluate"):
+            demand_unchanged(run.stage(stage))
+        _demand_own_seed(run)
     others = _differences(root, done, _parameters)
     if others:
         raise DataError(
@@ -99,6 +104,14 @@ def finished_cells(
     if others:
         print(f"made of other code or files, and taken together: {others}")
     return done
+
+
+def _demand_own_seed(run: RunPaths) -> None:
+    """Refuse a cell whose folder is named after another seed than it was measured with: a copy, say."""
+    protocol = run.evaluate_protocol
+    seed = files.read_mapping(protocol).get("seed") if protocol.is_file() else None
+    if seed not in (None, place_of(run)[1]):
+        raise DataError(f"{protocol}: is of seed {seed}; make this cell again, or call its folder seed{seed}")
 
 
 def _is_cell(path: Path, where: str) -> bool:
