@@ -287,7 +287,7 @@ def test_what_was_saved_last_is_loaded_or_the_folder_is_refused(
         assert "\n" not in str(caught.value)
         return
     if writer != "save_model":  # on purpose
-        with pytest.raises(ModelError, match="is missing; make it again|is not the file that was left here"):
+        with pytest.raises(ModelError, match=r"is missing; make it again|is not the file that was left here"):
             load_model(tmp_path / "model")
         (tmp_path / "model" / "digests.json").unlink()
     loaded = load_model(tmp_path / "model").unet
