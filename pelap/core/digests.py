@@ -71,8 +71,8 @@ def demand_unchanged(folder: Path, error: type[PelapError] = DataError) -> None:
     """
     said = folder / DIGESTS
     for name, digest_then in files.read_mapping(said, kind=dict[str, str]).items() if said.is_file() else ():
-        path = folder / name
-        if "\0" in name or ".." in path.parts or Path(name).is_absolute():
+        path, below = folder / name, Path(name)
+        if "\0" in name or ".." in below.parts or below.is_absolute():
             raise error(f"{said}: names {name[:40]!r}, which is no file below; delete {said}")
         mended = f"make it again, or, if that was on purpose, delete {said}"
         if not path.is_file():

@@ -77,6 +77,14 @@ def test_what_else_lies_there_is_not_looked_at_and_links_are_followed(folder: Pa
     demand_unchanged(folder)
 
 
+def test_the_folder_may_be_named_by_any_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "here").mkdir()
+    monkeypatch.chdir(folder.parent / "here")
+    demand_unchanged(Path("..") / folder.name)
+    (folder / "metrics.json").unlink()
+    expect_error(lambda: demand_unchanged(Path("..") / folder.name), "metrics.json: is missing")
+
+
 @pytest.mark.parametrize("name", ["../x.csv", "/etc/passwd", "a/../../x", "a\0b"])
 def test_digests_name_files_below(name: str, folder: Path) -> None:
     files.write_json(folder / DIGESTS, {name: "0" * 64})
